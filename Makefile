@@ -1,0 +1,71 @@
+# Everything a newcomer types. `make` alone lists the commands.
+#
+# Set-up happens by itself: the stamp file below is written only when the installation has
+# succeeded, so an interrupted set-up starts again and a finished one is not repeated.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+# Present while pip works. Found at the start, it says that an earlier run was cut short.
+UNFINISHED := $(VENV)/.unfinished
+
+TEXT ?= The patient was admitted on Monday with chest pain.
+# The sentence travels through the environment, as typed: neither make nor the shell
+# expands quotes, dollar signs or parentheses in it.
+override TEXT := $(value TEXT)
+export TEXT
+
+RECENT := import sys; sys.exit(sys.version_info < (3, 11))
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test lint format bench clean
+
+help: ## list these commands
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@echo
+	@echo "  make demo TEXT='your own sentence'"
+
+install: $(STAMP) ## create .venv with everything in it (the commands below do this by themselves)
+
+demo: $(STAMP) ## embed a sentence, then recover it from the vector alone
+	@$(BIN)/unembed invert --text "$$TEXT"
+
+test: $(STAMP) ## run the tests
+	@$(BIN)/pytest
+
+lint: $(STAMP) ## check style, format and types
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+format: $(STAMP) ## rewrite the code in the house format
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+bench: $(STAMP) ## run every benchmarks/bench_*.py and print its table
+	@set -e; for file in benchmarks/bench_*.py; do \
+		if [ ! -e "$$file" ]; then echo "there are no benchmarks yet"; break; fi; \
+		echo "== $$file"; \
+		$(BIN)/python -m "benchmarks.$$(basename "$$file" .py)"; \
+	done
+
+clean: ## remove .venv, build results and caches (data/ and runs/ stay)
+	rm -rf $(VENV) build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find benchmarks src tests -type d -name __pycache__ -prune -exec rm -rf {} +
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c '$(RECENT)' 2>/dev/null || { \
+		echo "error: unembed needs Python 3.11 or newer, '$(PYTHON)' is $$($(PYTHON) --version 2>/dev/null || echo missing); name another one: make PYTHON=python3.11" >&2; \
+		exit 1; }
+	@if [ -e $(UNFINISHED) ] || ! $(BIN)/python -c '$(RECENT)' 2>/dev/null || ! $(BIN)/python -m pip --version >/dev/null 2>&1; then \
+		echo "creating $(VENV)"; \
+		$(PYTHON) -m venv --clear $(VENV) || { \
+			echo "error: '$(PYTHON) -m venv' failed (Debian and Ubuntu: apt install python3-venv)" >&2; \
+			exit 1; }; \
+	fi
+	@touch $(UNFINISHED)
+	@echo "installing (the first time takes a few minutes)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[embedded,dev]'
+	@rm -f $(UNFINISHED)
+	@touch $@

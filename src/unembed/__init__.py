@@ -1,0 +1,40 @@
+"""unembed: how much text does an embedding give away?
+
+The front door. Names are loaded when first used, so that importing the package costs nothing.
+
+    >>> import unembed
+    >>> sorted(unembed.__all__)
+    ['Inverter', 'UnembedError', 'evaluate', 'load_encoder']
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from unembed.encoders.sentence import load_encoder
+    from unembed.errors import UnembedError
+    from unembed.evaluation.evaluate import evaluate
+    from unembed.inverter import Inverter
+
+__version__ = "0.1.0"
+
+_WHERE = {
+    "Inverter": "unembed.inverter",
+    "UnembedError": "unembed.errors",
+    "evaluate": "unembed.evaluation.evaluate",
+    "load_encoder": "unembed.encoders.sentence",
+}
+
+__all__ = ["Inverter", "UnembedError", "evaluate", "load_encoder"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _WHERE:
+        return getattr(importlib.import_module(_WHERE[name]), name)
+    raise AttributeError(f"module 'unembed' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

@@ -1,0 +1,265 @@
+"""The commands: parse, call the front door, print.
+
+Nothing heavy is imported before a command runs, so that ``unembed --help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+import unembed
+from unembed.errors import UnembedError
+
+app = typer.Typer(
+    name="unembed",
+    help="How much text does an embedding give away? Turn vectors back into text, and measure it.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+
+ConfigOption = Annotated[
+    str, typer.Option("--config", "-c", help="Shipped name or path of a YAML file.")
+]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", help="Override: section.key=value. Repeatable.")
+]
+DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, mps.")]
+TrustOption = Annotated[
+    bool,
+    typer.Option("--trust-remote-code", help="Run Python code that comes with an encoder."),
+]
+StrategyOption = Annotated[str, typer.Option("--strategy", help="Decoding strategy.")]
+StepsOption = Annotated[
+    int | None, typer.Option("--steps", min=1, help="Denoiser passes; one per position if not set.")
+]
+CheckpointOption = Annotated[
+    str | None,
+    typer.Option("--checkpoint", help="Shipped name, folder or Hub repository of an inverter."),
+]
+SeedOption = Annotated[int, typer.Option("--seed", min=0, help="Seed of everything drawn.")]
+
+
+def _version(value: bool) -> None:
+    if value:
+        typer.echo(f"unembed {unembed.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """How much text does an embedding give away?"""
+
+
+@app.command()
+def prepare(
+    source: Annotated[Path, typer.Option("--source", help="Parquet, JSONL or plain text.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder for the prepared pairs.")],
+    config: ConfigOption = "minilm",
+    column: Annotated[str, typer.Option("--column", help="Column that holds the text.")] = "text",
+    limit: Annotated[
+        int | None, typer.Option("--limit", min=1, help="Stop at about this many pairs.")
+    ] = None,
+    settings: SetOption = None,
+    device: DeviceOption = "auto",
+    trust_remote_code: TrustOption = False,
+) -> None:
+    """Cut text into pieces, embed them, write (tokens, embedding) pairs. Killed, it resumes."""
+    from unembed.config import load_config
+    from unembed.data.encode import prepare_pairs
+    from unembed.data.sources import count_texts, read_texts
+    from unembed.terminal import PrepareDisplay
+
+    chosen = load_config(config, settings or [])
+    next(read_texts(source, column), None)  # a wrong file fails before the encoder is loaded
+    encoder = _encoder(chosen.encoder.model_dump(), device, trust_remote_code)
+    with PrepareDisplay(count_texts(source), limit) as display:
+        manifest = prepare_pairs(
+            source, out, chosen, encoder, column=column, limit=limit, progress=display.update
+        )
+    pairs = sum(shard["pairs"] for shard in manifest["shards"])
+    typer.echo(f"{pairs} pairs in {len(manifest['shards'])} shards in {out}")
+
+
+@app.command()
+def train(
+    data: Annotated[Path, typer.Option("--data", help="Folder of prepared pairs.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder of the run.")],
+    config: ConfigOption = "minilm",
+    settings: SetOption = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
+    device: DeviceOption = "auto",
+    trust_remote_code: TrustOption = False,
+) -> None:
+    """Train a denoiser on prepared pairs. Ctrl-C or SIGTERM saves first; --resume goes on."""
+    from unembed.config import load_config
+    from unembed.data.pairs import Pairs
+    from unembed.device import choose_compute
+    from unembed.terminal import StopSignal, TrainingDisplay
+    from unembed.training.loop import train as run_training
+
+    chosen = load_config(config, settings or [])
+    pairs = Pairs.open(data)
+    words = None
+    if chosen.denoiser.token_table == "encoder" and not (resume and out.exists()):
+        encoder = _encoder(chosen.encoder.model_dump(), "cpu", trust_remote_code)
+        pairs.encoder.require_same(encoder.identity, "pairs")
+        words = encoder.word_embeddings()
+    with TrainingDisplay(chosen.training.steps) as display, StopSignal() as stop:
+        progress = run_training(
+            chosen,
+            data,
+            out,
+            choose_compute(device),
+            words=words,
+            resume=resume,
+            on_log=display.log,
+            should_stop=stop.requested,
+        )
+    typer.echo(f"step {progress.step}, best validation loss {progress.best_loss:.4f}, in {out}")
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="Folder of a training run.")],
+    out: Annotated[Path, typer.Argument(help="Folder for the inverter.")],
+    which: Annotated[str, typer.Option("--which", help="best or latest.")] = "best",
+    card: Annotated[Path | None, typer.Option("--card", help="Model card (Markdown).")] = None,
+) -> None:
+    """Turn a training run into the folder that `invert` loads (averaged weights, float16)."""
+    from unembed.training.export import inverter_from_run
+
+    text = card.read_text(encoding="utf-8") if card is not None else None
+    inverter_from_run(run, which, text).save_pretrained(out)
+    typer.echo(f"inverter in {out}")
+
+
+@app.command()
+def invert(
+    text: Annotated[
+        str | None, typer.Option("--text", help="Embed this, invert it, compare.")
+    ] = None,
+    embedding: Annotated[
+        Path | None, typer.Option("--embedding", help=".npy with one vector [D] or many [N, D].")
+    ] = None,
+    config: Annotated[
+        str | None, typer.Option("--config", "-c", help="Use the weights shipped for this config.")
+    ] = None,
+    checkpoint: CheckpointOption = None,
+    strategy: StrategyOption = "greedy",
+    steps: StepsOption = None,
+    seed: SeedOption = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Show the tokens appearing.")] = False,
+    device: DeviceOption = "auto",
+    trust_remote_code: TrustOption = False,
+) -> None:
+    """Recover the text behind an embedding, from the vector alone."""
+    from unembed.errors import EmbeddingError
+
+    if (text is None) == (embedding is None):
+        found = "neither" if text is None else "both"
+        raise EmbeddingError("either --text or --embedding", found, "Pass one of them")
+    from unembed.inversion import invert_file, invert_text
+    from unembed.terminal import show_inversions, show_round_trip, watcher
+
+    inverter = _inverter(checkpoint, config, device)
+    options: dict[str, Any] = {"strategy": strategy, "steps": steps, "seed": seed}
+    on_step = watcher(inverter.tokenizer) if watch and not as_json else None
+    if embedding is not None:
+        show_inversions(invert_file(inverter, embedding, on_step=on_step, **options), as_json)
+        return
+    assert text is not None
+    encoder = _encoder(_encoder_settings(inverter), device, trust_remote_code)
+    show_round_trip(invert_text(inverter, encoder, text, on_step=on_step, **options), as_json)
+
+
+@app.command()
+def evaluate(
+    texts: Annotated[Path, typer.Option("--texts", help="Held-out texts: Parquet, JSONL, txt.")],
+    checkpoint: CheckpointOption = None,
+    train_pairs: Annotated[
+        Path | None,
+        typer.Option(
+            "--train-pairs", help="Prepared training pairs, for the nearest-text control."
+        ),
+    ] = None,
+    limit: Annotated[int, typer.Option("--limit", min=2, help="Pieces to evaluate.")] = 1000,
+    column: Annotated[str, typer.Option("--column", help="Column that holds the text.")] = "text",
+    strategy: StrategyOption = "greedy",
+    steps: StepsOption = None,
+    seed: SeedOption = 0,
+    out: Annotated[Path | None, typer.Option("--out", help="Write the figures as JSON.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    device: DeviceOption = "auto",
+    trust_remote_code: TrustOption = False,
+) -> None:
+    """Measure what held-out texts' embeddings give away, beside controls."""
+    from unembed.data.encode import write_json
+    from unembed.data.pairs import Pairs
+    from unembed.data.sources import read_texts
+    from unembed.terminal import StageDisplay, show_evaluation
+
+    passages = list(read_texts(texts, column))
+    pairs = Pairs.open(train_pairs) if train_pairs is not None else None
+    inverter = _inverter(checkpoint, None, device)
+    encoder = _encoder(_encoder_settings(inverter), device, trust_remote_code)
+    with StageDisplay() as display:
+        report = unembed.evaluate(
+            inverter,
+            encoder,
+            passages,
+            train_pairs=pairs,
+            limit=limit,
+            strategy=strategy,
+            steps=steps,
+            seed=seed,
+            progress=display.update,
+        )
+    if out is not None:
+        write_json(out, report.to_dict())
+    show_evaluation(report, as_json)
+
+
+def _encoder(settings: dict[str, Any], device: str, trust_remote_code: bool) -> Any:
+    from unembed.device import choose_compute
+
+    return unembed.load_encoder(
+        settings.pop("name"),
+        **settings,
+        trust_remote_code=trust_remote_code,
+        compute=choose_compute(device),
+    )
+
+
+def _encoder_settings(inverter: unembed.Inverter) -> dict[str, Any]:
+    identity = inverter.encoder
+    return {"name": identity.name, "revision": identity.revision, "prompt": identity.prompt}
+
+
+def _inverter(checkpoint: str | None, config: str | None, device: str) -> unembed.Inverter:
+    from unembed.config import load_config
+    from unembed.device import choose_compute
+
+    if config is not None:
+        load_config(config)
+    name = checkpoint or (Path(config).stem if config is not None else "minilm")
+    return unembed.Inverter.from_pretrained(name).to(choose_compute(device))
+
+
+def main() -> None:
+    """Run the command line; an error the user can act on is one line and exit code 2."""
+    try:
+        app()
+    except UnembedError as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(2)

@@ -1,0 +1,245 @@
+"""A run's settings: YAML read into frozen pydantic models, where an unknown key is an error."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from unembed.errors import ConfigError
+
+Positive = Annotated[int, Field(ge=1)]
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class Section(BaseModel):
+    """What every section shares: no unknown keys, no changes after loading, no guessed types."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class EncoderSection(Section):
+    """The embedding model under attack.
+
+    Attributes:
+        name: A name of the catalogue, a local folder or a Hub repository.
+        revision: The Hub revision (a branch, tag or commit).
+        prompt: Text put before each document; null takes what the model's own files or the
+            catalogue say.
+    """
+
+    name: str = "all-MiniLM-L6-v2"
+    revision: str | None = None
+    prompt: str | None = None
+
+
+class DataSection(Section):
+    """How raw text becomes pieces.
+
+    Attributes:
+        length: Positions L of the denoiser: content, end token and padding.
+        min_tokens: Shortest piece kept, in content tokens.
+        pack: Share of passages whose neighbouring sentences are packed into pieces of up to L-1
+            tokens; in the rest each sentence is a piece of its own.
+        seed: Draws which passages are packed.
+        passages_per_shard: Passages of source text in a shard, the unit of resuming.
+    """
+
+    length: Annotated[int, Field(ge=4, le=2048)] = 32
+    min_tokens: Positive = 5
+    pack: Fraction = 0.5
+    seed: int = 0
+    passages_per_shard: Positive = 8192
+
+    @model_validator(mode="after")
+    def _a_piece_fits(self) -> DataSection:
+        if self.min_tokens >= self.length:
+            raise ValueError(
+                f"min_tokens ({self.min_tokens}) must be at most length - 1 ({self.length - 1})"
+            )
+        return self
+
+
+class DenoiserSection(Section):
+    """Sizes of the network and how it starts.
+
+    Attributes:
+        hidden: Hidden size H.
+        layers: Transformer blocks.
+        heads: Attention heads; must divide ``hidden``.
+        feed_forward: Width of each block's feed-forward layer.
+        token_table: Start the token table from the encoder's word embeddings, or at random.
+    """
+
+    hidden: Positive = 768
+    layers: Positive = 8
+    heads: Positive = 12
+    feed_forward: Positive = 3072
+    token_table: Literal["encoder", "random"] = "encoder"
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> DenoiserSection:
+        if self.hidden % self.heads:
+            raise ValueError(f"heads ({self.heads}) must divide hidden ({self.hidden})")
+        return self
+
+
+class DiffusionSection(Section):
+    """The forward process and the weight of its loss.
+
+    Attributes:
+        schedule: ``log-linear`` (alpha = exp(-rate * t)) or ``linear`` (alpha = 1 - t).
+        rate: lambda of the log-linear schedule; the linear one ignores it.
+        weight: ``reciprocal-t`` (1/t, the method's report), ``elbo`` (exact for the schedule) or
+            ``uniform`` (every masked token counts the same).
+    """
+
+    schedule: Literal["log-linear", "linear"] = "log-linear"
+    rate: Annotated[float, Field(gt=0.0, le=50.0)] = 5.0
+    weight: Literal["reciprocal-t", "elbo", "uniform"] = "reciprocal-t"
+
+
+class TrainingSection(Section):
+    """The optimiser, its schedule, and how often things are saved and measured.
+
+    Attributes:
+        steps: Optimiser steps of the whole run.
+        batch_size: Pairs in one forward pass.
+        accumulate: Forward passes per optimiser step.
+        lr: Peak learning rate, reached after ``warmup_steps``, then a cosine down to
+            ``final_lr`` times the peak.
+        weight_decay: AdamW's, on matrices only (not norms, biases or embeddings).
+        clip_norm: Largest gradient norm.
+        ema_decay: Decay of the averaged weights; the early average is shorter.
+        seed: Of the weights, the order of the data, the timesteps and the masks.
+        eval_every: Steps between validations.
+        save_every: Steps between saves of the latest state.
+        log_every: Steps between lines of the log.
+        validation_pairs: Pairs held out from the prepared data, never trained on.
+    """
+
+    steps: Positive = 200_000
+    batch_size: Positive = 512
+    accumulate: Positive = 1
+    lr: Annotated[float, Field(gt=0.0, le=1.0)] = 3e-4
+    final_lr: Fraction = 0.05
+    warmup_steps: Annotated[int, Field(ge=0)] = 1000
+    weight_decay: Annotated[float, Field(ge=0.0, le=1.0)] = 0.01
+    beta2: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.98
+    clip_norm: Annotated[float, Field(gt=0.0)] = 1.0
+    ema_decay: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.999
+    seed: int = 0
+    eval_every: Positive = 1000
+    save_every: Positive = 500
+    log_every: Positive = 50
+    validation_pairs: Positive = 2048
+
+    @model_validator(mode="after")
+    def _warmup_ends(self) -> TrainingSection:
+        if self.warmup_steps >= self.steps:
+            raise ValueError(
+                f"warmup_steps ({self.warmup_steps}) must be below steps ({self.steps})"
+            )
+        return self
+
+
+class Config(Section):
+    """Everything a run is made from; each section has the defaults of the reference size."""
+
+    encoder: EncoderSection = EncoderSection()
+    data: DataSection = DataSection()
+    denoiser: DenoiserSection = DenoiserSection()
+    diffusion: DiffusionSection = DiffusionSection()
+    training: TrainingSection = TrainingSection()
+
+
+def shipped_configs() -> dict[str, Path]:
+    """The configurations that come with the package, name → file."""
+    folder = Path(str(resources.files("unembed") / "configs"))
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def load_config(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Read a configuration.
+
+    Args:
+        name_or_path: A shipped name (``minilm``) or the path of a YAML file.
+        overrides: ``section.key=value`` strings, applied in order over the file.
+
+    Raises:
+        ConfigError: No such file, not YAML, an unknown key, a wrong type or a value out of range.
+    """
+    shipped = shipped_configs()
+    path = shipped.get(str(name_or_path), Path(name_or_path))
+    if not path.is_file():
+        raise ConfigError(
+            f"a configuration file or one of {', '.join(shipped)}",
+            f"{str(name_or_path)!r}",
+            "Pass --config with a shipped name or the path of a YAML file",
+        )
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"YAML in {path}", reason, "Correct the file") from error
+    if not isinstance(data, dict):
+        raise ConfigError(f"a mapping in {path}", type(data).__name__, "Correct the file")
+    for override in overrides:
+        _apply(data, override)
+    return validate_config(data, where=str(path))
+
+
+def validate_config(data: dict[str, Any], where: str) -> Config:
+    """Check plain data (from YAML or JSON) against the models.
+
+    Raises:
+        ConfigError: Names the first offending key, its value and what is allowed.
+    """
+    try:
+        return Config.model_validate(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"]) or "the file"
+        if first["type"] == "extra_forbidden":
+            known = ", ".join(_known_keys(first["loc"][:-1]))
+            raise ConfigError(
+                f"one of the keys {known}", f"unknown key {key!r} in {where}", "Correct the key"
+            ) from error
+        raise ConfigError(
+            f"{key}: {first['msg'][0].lower()}{first['msg'][1:]}",
+            f"{first['input']!r} in {where}",
+            f"Correct {key}",
+        ) from error
+
+
+def _known_keys(location: Sequence[int | str]) -> list[str]:
+    model: type[BaseModel] = Config
+    for part in location:
+        annotation = model.model_fields[str(part)].annotation
+        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+            break
+        model = annotation
+    return list(model.model_fields)
+
+
+def _apply(data: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    parts = key.split(".")
+    if not separator or len(parts) != 2 or not all(parts):  # noqa: PLR2004 - section.key
+        raise ConfigError(
+            "an override of the form section.key=value", repr(override), "Correct --set"
+        )
+    section = data.setdefault(parts[0], {})
+    if not isinstance(section, dict):
+        raise ConfigError(f"a section {parts[0]!r}", repr(section), "Correct the file or --set")
+    value = yaml.safe_load(text)
+    if isinstance(value, str):
+        # YAML 1.1 reads 3e-4 as a string, which no user means.
+        with suppress(ValueError):
+            value = float(value)
+    section[parts[1]] = value

@@ -1,0 +1,1 @@
+"""Text → pieces → (token ids, embedding) pairs on disk."""

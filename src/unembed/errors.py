@@ -1,0 +1,40 @@
+"""Errors a user can act on.
+
+Every message says what was expected, what was found and what to do. The command line prints the
+message as one line and exits with code 2; the Python API raises the exception.
+"""
+
+from __future__ import annotations
+
+
+class UnembedError(Exception):
+    """Base of every error that is the input's fault rather than the program's."""
+
+    def __init__(self, expected: str, found: str, fix: str) -> None:
+        """Build the message from its three parts, each a phrase without a final full stop."""
+        self.expected, self.found, self.fix = expected, found, fix
+        super().__init__(f"expected {expected}; found {found}. {fix}.")
+
+
+class ConfigError(UnembedError):
+    """A configuration has an unknown key, a wrong type or a value out of range."""
+
+
+class DataError(UnembedError):
+    """A text file or a folder of prepared pairs cannot be used."""
+
+
+class EncoderError(UnembedError):
+    """An encoder cannot be loaded, or is not the one it claims to be."""
+
+
+class EmbeddingError(UnembedError):
+    """A vector or text handed in cannot be inverted or encoded."""
+
+
+class CheckpointError(UnembedError):
+    """Saved weights or a training state cannot be read, or belong to something else."""
+
+
+class TrainingError(UnembedError):
+    """Training cannot start or must not go on."""

@@ -1,0 +1,243 @@
+"""What the commands print: progress, tables, tokens appearing."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from dataclasses import asdict
+from types import FrameType, TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+from rich.text import Text
+
+from unembed.data.encode import PrepareProgress
+from unembed.decoding.base import DecodingStep, OnStep
+from unembed.encoders.tokenizer import TextTokenizer
+from unembed.evaluation.evaluate import METRICS, Evaluation
+from unembed.evaluation.metrics import Figure
+from unembed.inversion import RoundTrip
+from unembed.inverter import Inversion
+
+_SURE, _UNSURE = 0.7, 0.3
+
+
+def _bar(*columns: str) -> Progress:
+    """A progress bar on standard error, so that standard output stays clean for pipes."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        *(TextColumn(column) for column in columns),
+        TaskProgressColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+    )
+
+
+class _Display:
+    """A progress bar as a context manager."""
+
+    def __init__(self, *columns: str) -> None:
+        self.bar = _bar(*columns)
+
+    def __enter__(self) -> Any:
+        self.bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.bar.stop()
+
+
+class PrepareDisplay(_Display):
+    """Passages or pairs done, pairs a second, time left."""
+
+    def __init__(self, passages: int | None, limit: int | None) -> None:
+        super().__init__("{task.fields[pairs]} pairs, {task.fields[rate]:.0f}/s")
+        self.limit = limit
+        self.first: PrepareProgress | None = None
+        total = limit if limit is not None else passages
+        self.task = self.bar.add_task("preparing", total=total, pairs=0, rate=0.0)
+
+    def update(self, progress: PrepareProgress) -> None:
+        """Show how far the preparation is."""
+        if self.first is None:
+            self.first = progress
+        elapsed = self.bar.tasks[0].elapsed or 1.0
+        self.bar.update(
+            self.task,
+            completed=progress.pairs if self.limit is not None else progress.passages,
+            pairs=progress.pairs,
+            rate=(progress.pairs - self.first.pairs) / elapsed,
+        )
+
+
+class StageDisplay(_Display):
+    """One bar per stage of an evaluation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tasks: dict[str, Any] = {}
+
+    def update(self, stage: str, done: int, total: int) -> None:
+        """Show how far a stage is."""
+        if stage not in self.tasks:
+            self.tasks[stage] = self.bar.add_task(stage, total=total)
+        self.bar.update(self.tasks[stage], completed=done)
+
+
+class TrainingDisplay(_Display):
+    """The last logged figures beside a bar of steps; validations stay on the screen."""
+
+    def __init__(self, steps: int) -> None:
+        super().__init__("{task.fields[figures]}")
+        self.task = self.bar.add_task("training", total=steps, figures="")
+
+    def log(self, record: dict[str, float]) -> None:
+        """Show a record of ``metrics.jsonl``."""
+        step = int(record["step"])
+        if "validation_loss" in record:
+            figures = ", ".join(f"{k} {v:.4f}" for k, v in record.items() if k != "step")
+            self.bar.console.print(f"step {step}: {figures}")
+            return
+        figures = f"loss {record['loss']:.3f}  {record['samples_per_second']:.0f} samples/s"
+        self.bar.update(self.task, completed=step, figures=figures)
+
+
+class StopSignal:
+    """Turns SIGINT and SIGTERM into a request to save and stop; a second one stops at once."""
+
+    def __init__(self) -> None:
+        self._asked = False
+        self._before: dict[signal.Signals, Any] = {}
+
+    def requested(self) -> bool:
+        """Whether a signal has come."""
+        return self._asked
+
+    def __enter__(self) -> StopSignal:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._before[number] = signal.signal(number, self._ask)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._restore()
+
+    def _restore(self) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        self._asked = True
+        self._restore()
+
+
+def watcher(tokenizer: TextTokenizer) -> OnStep:
+    """A callback that shows the first sequence of a batch filling up, step by step."""
+    live = Live(console=Console(), auto_refresh=False, transient=True)
+
+    def show(step: DecodingStep) -> None:
+        if step.index == 1:
+            live.start()
+        ids, sure = step.tokens[0].tolist(), step.confidences[0].tolist()
+        line = Text(f"{step.index:3d}/{step.total}  ")
+        for name, token, confidence in zip(tokenizer.token_strings(ids), ids, sure, strict=True):
+            if token == tokenizer.mask_id:
+                line.append("░░ ", style="dim")
+            elif token not in tokenizer.special_ids:
+                line.append(f"{name} ", style=_style(confidence))
+        live.update(line, refresh=True)
+        if step.index == step.total:
+            live.stop()
+
+    return show
+
+
+def _style(confidence: float) -> str:
+    if confidence >= _SURE:
+        return "green"
+    return "yellow" if confidence >= _UNSURE else "red"
+
+
+def show_round_trip(trip: RoundTrip, as_json: bool) -> None:
+    """Original, recovered text, cosine and time."""
+    if as_json:
+        _print_json(asdict(trip))
+        return
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    table.add_column(style="bold")
+    table.add_column()
+    inversion = trip.inversion
+    cosine = "not measured: no text was recovered" if trip.cosine is None else f"{trip.cosine:.3f}"
+    table.add_row("original", Text(trip.original))
+    table.add_row("recovered", Text(inversion.text, style="green"))
+    table.add_row("cosine", cosine)
+    table.add_row("tokens leaked", f"{trip.word_recall:.0%} of the distinct tokens")
+    table.add_row(
+        "time",
+        f"{trip.seconds:.2f} s, {inversion.passes} denoiser passes, "
+        f"{inversion.encoder_calls} encoder calls",
+    )
+    Console().print(table)
+
+
+def show_inversions(inversions: list[Inversion], as_json: bool) -> None:
+    """One recovered text a line."""
+    if as_json:
+        _print_json([asdict(item) for item in inversions])
+        return
+    for item in inversions:
+        sys.stdout.write(item.text + "\n")
+
+
+def show_evaluation(report: Evaluation, as_json: bool) -> None:
+    """Rows times metrics, each with its interval and sample size."""
+    if as_json:
+        _print_json(report.to_dict())
+        return
+    settings = report.settings
+    table = Table(
+        title=f"{settings['texts']} texts, {settings['strategy']}, {settings['steps']} passes, "
+        f"{settings['threat_model']}, decoded from fully masked",
+        caption="mean [95% bootstrap interval] (n)",
+    )
+    table.add_column("")
+    for name in METRICS:
+        table.add_column(name)
+    for row, figures in report.rows.items():
+        table.add_row(row, *(_figure(figures[name]) for name in METRICS))
+    console = Console()
+    console.print(table)
+    for note in report.notes:
+        console.print(f"note: {note}")
+
+
+def _figure(figure: Figure | None) -> str:
+    if figure is None:
+        return "missing"
+    return f"{figure.mean:.3f} [{figure.low:.3f}, {figure.high:.3f}] ({figure.n})"
+
+
+def _print_json(data: Any) -> None:
+    sys.stdout.write(json.dumps(data, ensure_ascii=False, indent=2) + "\n")

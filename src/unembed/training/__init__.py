@@ -1,0 +1,1 @@
+"""Training a denoiser: the loop, its state on disk, the averaged weights."""

@@ -1,0 +1,134 @@
+"""The training state on disk: one safetensors file, replaced in one step.
+
+Tensors are named ``model.*``, ``ema.*`` and ``optimizer.exp_avg.*``; what is not a tensor (step,
+best loss, configuration, data fingerprint) is JSON in the file's own metadata. Randomness needs no
+state: every step draws from a generator seeded by (seed, step).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from unembed.denoiser import Denoiser
+from unembed.errors import CheckpointError, TrainingError
+from unembed.training.ema import EMA
+
+LATEST = "latest.safetensors"
+BEST = "best.safetensors"
+_MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run stands.
+
+    Attributes:
+        step: Optimiser steps done.
+        best_loss: Lowest validation loss so far.
+        pairs: Pairs the data order was drawn over.
+        seconds: Time spent training, over all starts.
+    """
+
+    step: int = 0
+    best_loss: float = float("inf")
+    pairs: int = 0
+    seconds: float = 0.0
+
+
+def save_state(
+    path: Path,
+    denoiser: Denoiser,
+    ema: EMA,
+    optimizer: torch.optim.Optimizer | None,
+    progress: Progress,
+    facts: Mapping[str, Any],
+) -> None:
+    """Write a state under a temporary name and rename it over the old one.
+
+    Args:
+        path: ``latest.safetensors`` or ``best.safetensors`` of a run.
+        denoiser: The live weights.
+        ema: The averaged weights.
+        optimizer: Its moments are saved when given; ``best`` goes without.
+        progress: Step, best loss and times.
+        facts: What must match when loading: configuration, sizes, encoder, tokenizer.
+
+    Raises:
+        TrainingError: The disk refused; the old state is still there.
+    """
+    tensors = {f"ema.{n}": a for n, a in zip(ema.names, ema.averages, strict=True)}
+    if optimizer is not None:
+        for name, parameter in denoiser.named_parameters():
+            tensors[f"model.{name}"] = parameter.detach()
+            for moment in _MOMENTS:
+                tensors[f"optimizer.{moment}.{name}"] = optimizer.state[parameter][moment]
+    tensors = {name: tensor.contiguous().cpu() for name, tensor in tensors.items()}
+    metadata = {"progress": json.dumps(asdict(progress)), "facts": json.dumps(dict(facts))}
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        save_file(tensors, temporary, metadata)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except (OSError, SafetensorError) as error:
+        temporary.unlink(missing_ok=True)
+        raise TrainingError(
+            f"room to save {path}", str(error), "Free some space and start again with --resume"
+        ) from error
+
+
+def read_state(path: Path) -> tuple[dict[str, Tensor], Progress, dict[str, Any]]:
+    """Tensors, progress and facts of a saved state.
+
+    Raises:
+        CheckpointError: There is none, or it is damaged.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"a training state at {path}", "nothing", "Start without --resume")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        return tensors, Progress(**json.loads(metadata["progress"])), json.loads(metadata["facts"])
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"a whole training state at {path}", str(error), f"Use {BEST} or an older copy"
+        ) from error
+
+
+def restore(
+    tensors: Mapping[str, Tensor],
+    denoiser: Denoiser,
+    ema: EMA,
+    optimizer: torch.optim.Optimizer,
+    step: int,
+) -> None:
+    """Put saved tensors back into a freshly built run.
+
+    Raises:
+        CheckpointError: A tensor is missing or has another shape.
+    """
+    try:
+        with torch.no_grad():
+            for name, average in zip(ema.names, ema.averages, strict=True):
+                average.copy_(tensors[f"ema.{name}"])
+            for name, parameter in denoiser.named_parameters():
+                parameter.copy_(tensors[f"model.{name}"])
+                optimizer.state[parameter] = {
+                    "step": torch.tensor(float(step)),
+                    **{m: tensors[f"optimizer.{m}.{name}"].to(parameter.device) for m in _MOMENTS},
+                }
+    except (KeyError, RuntimeError) as error:
+        raise CheckpointError(
+            "a state of this configuration", str(error), "Use the configuration of the run"
+        ) from error

@@ -1,0 +1,35 @@
+"""AdamW and its learning-rate schedule."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+
+from unembed.config import TrainingSection
+
+_TABLES = ("token_table.weight", "positions")
+
+
+def make_optimizer(denoiser: nn.Module, settings: TrainingSection) -> torch.optim.AdamW:
+    """Fused AdamW; weight decay on matrices only, not on norms, biases or embedding tables."""
+    decayed: list[nn.Parameter] = []
+    plain: list[nn.Parameter] = []
+    for name, parameter in denoiser.named_parameters():
+        matrix = parameter.ndim > 1 and name not in _TABLES
+        (decayed if matrix else plain).append(parameter)
+    groups = [
+        {"params": decayed, "weight_decay": settings.weight_decay},
+        {"params": plain, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=settings.lr, betas=(0.9, settings.beta2), fused=True)
+
+
+def learning_rate(step: int, settings: TrainingSection) -> float:
+    """Linear warm-up to ``lr``, then a cosine down to ``final_lr * lr``; step counts from 0."""
+    if step < settings.warmup_steps:
+        return settings.lr * (step + 1) / settings.warmup_steps
+    done = (step - settings.warmup_steps) / (settings.steps - settings.warmup_steps)
+    cosine = 0.5 * (1.0 + math.cos(math.pi * done))
+    return settings.lr * (settings.final_lr + (1.0 - settings.final_lr) * cosine)
