@@ -151,4 +151,4 @@ _FAKE_WORDS = (
     "password user email phone number name address red blue green small large old new good bad "
     "runs walks eats sleeps reads writes opens closes sends finds leaks hides costs pays asks "
     "answers one two three four five six seven eight nine ten . , ? !"
-).split()  # noqa: SIM905 - a list of ninety quoted words would be harder to read
+).split()
