@@ -237,9 +237,14 @@ def _apply(data: dict[str, Any], override: str) -> None:
     section = data.setdefault(parts[0], {})
     if not isinstance(section, dict):
         raise ConfigError(f"a section {parts[0]!r}", repr(section), "Correct the file or --set")
-    value = yaml.safe_load(text)
-    if isinstance(value, str):
-        # YAML 1.1 reads 3e-4 as a string, which no user means.
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(
+            "a YAML value after the equals sign", repr(override), "Correct --set"
+        ) from error
+    if isinstance(value, str) and value == text:
+        # YAML 1.1 reads 3e-4 as a string, which no user means unless it is quoted.
         with suppress(ValueError):
             value = float(value)
     section[parts[1]] = value

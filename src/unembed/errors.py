@@ -13,7 +13,13 @@ class UnembedError(Exception):
     def __init__(self, expected: str, found: str, fix: str) -> None:
         """Build the message from its three parts, each a phrase without a final full stop."""
         self.expected, self.found, self.fix = expected, found, fix
-        super().__init__(f"expected {expected}; found {found}. {fix}.")
+        parts = [_phrase(part) for part in (expected, found, fix)]
+        super().__init__("expected {}; found {}. {}.".format(*parts))
+
+
+def _phrase(text: str) -> str:
+    """A reason that a library gives may have several lines and a full stop."""
+    return " ".join(line.strip() for line in text.splitlines()).strip().removesuffix(".")
 
 
 class ConfigError(UnembedError):

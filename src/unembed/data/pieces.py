@@ -71,6 +71,8 @@ def _spans(passage: str, encoding: Encoding, most: int, packed: bool) -> Iterato
             stop = end_tokens[position]
         else:
             stop = _word_start(words, token, token + most)
+            while stop > token + 1 and starts[stop] == starts[stop - 1]:
+                stop -= 1  # a byte-level token inside a character
         stop_char = starts[stop] if stop < total else len(passage)
         span = passage[start:stop_char].strip()
         if span:

@@ -54,7 +54,11 @@ def greedy(
 
 
 def most_probable(logits: Tensor, mask_id: int) -> tuple[Tensor, Tensor]:
-    """Probability and id of the likeliest token, the mask token excluded: [M, V] → [M], [M]."""
+    """Probability and id of the likeliest token, the mask token excluded: [M, V] → [M], [M].
+
+    The logits are the caller's to spend: their column of the mask token is overwritten, which
+    saves a copy of the largest tensor of decoding.
+    """
     logits = logits.float()
     logits[:, mask_id] = -torch.inf
     best, guesses = logits.max(dim=-1)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
-from collections.abc import Sequence
+import importlib.util
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from unembed.device import Compute, choose_compute
@@ -21,8 +23,9 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
 _DOCUMENT_PROMPTS = ("document", "passage", "corpus")
-_WINDOW = 8192  # texts sorted by length together
-_BATCH = 64
+_WINDOW = 16_384  # texts sorted by length together
+_TOKENS_PER_BATCH = 16_384
+_TOKENS_PER_BATCH_CPU = 1024  # activations stay in the cache
 
 
 class SentenceEncoder:
@@ -48,30 +51,31 @@ class SentenceEncoder:
         """
         check_texts(texts)
         vectors = np.empty((len(texts), self.identity.dimension), dtype=np.float32)
+
+        def encode_batch(batch: list[int]) -> None:
+            vectors[batch] = self._model.encode(
+                [texts[index] for index in batch],
+                prompt=self.identity.prompt or None,
+                batch_size=len(batch),
+                normalize_embeddings=True,
+                show_progress_bar=False,
+            )
+
+        on_cpu = self._model.device.type == "cpu"
+        budget = _TOKENS_PER_BATCH_CPU if on_cpu else _TOKENS_PER_BATCH
         for start in range(0, len(texts), _WINDOW):
-            window = range(start, min(start + _WINDOW, len(texts)))
-            order = sorted(window, key=lambda index: len(texts[index]))
-            for first in range(0, len(order), _BATCH):
-                batch = order[first : first + _BATCH]
-                vectors[batch] = self._encode_batch([texts[index] for index in batch])
+            window = texts[start : start + _WINDOW]
+            lengths = [len(ids) for ids in self.tokenizer.encode(window)]
+            batches = [[start + row for row in rows] for rows in plan_batches(lengths, budget)]
+            threads = torch.get_num_threads() if on_cpu else 1
+            for count in run_batches(encode_batch, batches, threads):
                 if progress is not None:
-                    progress(len(batch))
+                    progress(count)
         if not np.isfinite(vectors).all():
             raise EncoderError(
                 "finite embeddings", f"NaN or infinity from {self.identity.name}", "Use float32"
             )
         return vectors
-
-    def _encode_batch(self, texts: list[str]) -> NDArray[np.float32]:
-        vectors = self._model.encode(
-            texts,
-            prompt=self.identity.prompt or None,
-            batch_size=len(texts),
-            normalize_embeddings=True,
-            convert_to_numpy=True,
-            show_progress_bar=False,
-        )
-        return np.asarray(vectors, dtype=np.float32)
 
     def word_embeddings(self) -> NDArray[np.float32] | None:
         """The model's token table [V, H'], if it has one."""
@@ -80,6 +84,48 @@ class SentenceEncoder:
         if weight is None:
             return None
         return np.asarray(weight.detach().float().cpu().numpy())
+
+
+def plan_batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
+    """Group texts of like length, longest first, so that hardly any padding is computed.
+
+    Args:
+        lengths: Tokens of each text.
+        budget: Most tokens in a batch, padding included; a longer text is a batch by itself.
+
+    Returns:
+        Indices of the texts of each batch.
+    """
+    order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
+    batches: list[list[int]] = []
+    start = 0
+    while start < len(order):
+        count = max(1, budget // max(1, lengths[order[start]]))
+        batches.append(order[start : start + count])
+        start += count
+    return batches
+
+
+def run_batches(
+    work: Callable[[list[int]], None], batches: Sequence[list[int]], threads: int
+) -> Iterator[int]:
+    """Run every batch and yield its size when it is done; on a CPU, one batch per core at a time.
+
+    Cores that work on batches of their own need not wait for each other inside every product.
+    """
+    if threads == 1:
+        for batch in batches:
+            work(batch)
+            yield len(batch)
+        return
+    try:
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            running = [pool.submit(work, batch) for batch in batches]
+            for batch, done in zip(batches, running, strict=True):
+                done.result()
+                yield len(batch)
+    finally:
+        torch.set_num_threads(threads)
 
 
 def load_encoder(

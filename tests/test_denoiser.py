@@ -1,0 +1,145 @@
+import pytest
+import torch
+import torch.nn.functional as F
+
+from unembed import denoiser as module
+from unembed.denoiser import (
+    PRESETS,
+    Block,
+    Denoiser,
+    DenoiserSizes,
+    attention,
+    parameter_counts,
+    preset,
+)
+from unembed.errors import CheckpointError
+
+TINY = preset("tiny", vocab_size=50, embedding_dim=16, length=8)
+
+
+@pytest.fixture
+def trained() -> Denoiser:
+    """A denoiser none of whose weights is at its special starting value."""
+    torch.manual_seed(0)
+    network = Denoiser(TINY)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.normal_(std=0.2)
+    return network
+
+
+def inputs(batch: int = 3) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    tokens = torch.randint(0, 50, (batch, 8), generator=generator)
+    embedding = F.normalize(torch.randn(batch, 16, generator=generator), dim=-1)
+    return tokens, embedding, torch.rand(batch, generator=generator)
+
+
+def test_reference_size_counts():
+    """78 M is the report's count without gates; the gates of AdaLN-Zero are 2 H^2 a block more."""
+    with torch.device("meta"):
+        network = Denoiser(PRESETS["reference"])
+    beside, vocabulary = parameter_counts(network)
+    gates = 8 * (2 * 768**2 + 2 * 768)
+    assert round((beside - gates) / 1e6) == 78
+    assert vocabulary == 30_522 * 769
+
+
+def test_a_block_starts_as_the_identity():
+    torch.manual_seed(0)
+    block = Denoiser(TINY).blocks[0]
+    assert isinstance(block, Block)
+    x, condition = torch.randn(2, 8, 64), torch.randn(2, 64)
+    torch.testing.assert_close(block(x, condition), x, rtol=0, atol=0)
+
+
+def test_at_the_start_the_embedding_changes_nothing(trained):
+    torch.manual_seed(0)
+    fresh = Denoiser(TINY)
+    tokens, embedding, t = inputs()
+    torch.testing.assert_close(fresh(tokens, embedding, t), fresh(tokens, -embedding, t))
+    assert not torch.allclose(trained(tokens, embedding, t), trained(tokens, -embedding, t))
+
+
+def test_timestep_and_position_matter(trained):
+    tokens, embedding, t = inputs()
+    first = trained(tokens, embedding, t)
+    assert not torch.allclose(first, trained(tokens, embedding, 1.0 - t))
+    same = torch.full_like(tokens, 7)
+    logits = trained(same, embedding, t)
+    assert not torch.allclose(logits[:, 0], logits[:, 1])
+
+
+def test_every_position_sees_every_other(trained):
+    tokens, embedding, t = inputs()
+    before = trained(tokens, embedding, t)
+    changed = tokens.clone()
+    changed[:, 7] = (changed[:, 7] + 1) % 50
+    after = trained(changed, embedding, t)
+    assert (before - after).abs().amax(dim=(0, 2)).min() > 1e-6
+
+
+def test_where_selects_rows_of_the_full_logits(trained):
+    tokens, embedding, t = inputs()
+    where = torch.rand(tokens.shape, generator=torch.Generator().manual_seed(2)) < 0.5
+    expected = trained(tokens, embedding, t)[where]
+    torch.testing.assert_close(trained(tokens, embedding, t, where), expected)
+
+
+def test_a_row_does_not_depend_on_its_batch(trained):
+    tokens, embedding, t = inputs(batch=5)
+    together = trained(tokens, embedding, t)
+    for row in range(5):
+        alone = trained(tokens[row : row + 1], embedding[row : row + 1], t[row : row + 1])
+        torch.testing.assert_close(alone[0], together[row], rtol=1e-4, atol=1e-4)
+
+
+def test_shorter_sequences_are_accepted(trained):
+    tokens, embedding, t = inputs()
+    assert trained(tokens[:, :5], embedding, t).shape == (3, 5, 50)
+
+
+@pytest.mark.parametrize("length", [4, 32, 160])
+def test_attention_paths_agree_forward_and_backward(length, monkeypatch):
+    def run() -> list[torch.Tensor]:
+        generator = torch.Generator().manual_seed(3)
+        q, k, v = (
+            torch.randn(2, 3, length, 16, generator=generator).requires_grad_() for _ in range(3)
+        )
+        out = attention(q, k, v)
+        out.square().sum().backward()
+        return [out, q.grad, k.grad, v.grad]
+
+    monkeypatch.setattr(module, "_ATTENTION_PRODUCTS_BELOW", 10_000)
+    plain = run()
+    monkeypatch.setattr(module, "_ATTENTION_PRODUCTS_BELOW", 0)
+    for fast, slow in zip(run(), plain, strict=True):
+        torch.testing.assert_close(fast, slow, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("width", [64, 40, 90])
+def test_the_token_table_starts_from_word_embeddings(width):
+    torch.manual_seed(0)
+    network = Denoiser(TINY)
+    untouched = network.token_table.weight[45:].clone()
+    words = torch.randn(45, width) * 0.05
+    network.start_from_words(words)
+    table = network.token_table.weight[:45]
+    torch.testing.assert_close(table.std(), words.std(), rtol=1e-3, atol=0)
+    torch.testing.assert_close(network.token_table.weight[45:], untouched)
+    if width == 64:
+        torch.testing.assert_close(table, words)
+    # words that are close stay close: the cosines agree
+    before = F.cosine_similarity(words[:10, None], words[None, :10], dim=-1)
+    after = F.cosine_similarity(table[:10, None], table[None, :10], dim=-1)
+    assert torch.corrcoef(torch.stack([before.flatten(), after.flatten()]))[0, 1] > 0.8
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"hidden": 0}, {"hidden": 65}, {"layers": "2"}, {"colour": 3}, {"length": 1.5}],
+)
+def test_bad_sizes_are_refused(change):
+    with pytest.raises(CheckpointError):
+        DenoiserSizes.from_dict({**TINY.to_dict(), **change})
+    assert DenoiserSizes.from_dict(TINY.to_dict()) == TINY

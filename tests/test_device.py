@@ -1,0 +1,57 @@
+import pytest
+import torch
+
+from unembed import device
+from unembed.device import Compute, choose_compute
+from unembed.errors import ConfigError
+
+
+def test_the_cpu_always_works():
+    compute = choose_compute("cpu", "float32")
+    assert compute == Compute(torch.device("cpu"), torch.float32)
+
+
+def test_auto_gives_a_usable_device_and_a_known_format():
+    compute = choose_compute()
+    assert torch.ones(2, device=compute.device).sum().item() == 2.0
+    assert compute.dtype in (torch.float32, torch.bfloat16)
+
+
+@pytest.mark.parametrize(
+    ("cuda", "mps", "best"),
+    [(True, True, "cuda"), (False, True, "mps"), (False, False, "cpu")],
+)
+def test_cuda_comes_before_mps_and_mps_before_the_cpu(monkeypatch, cuda, mps, best):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
+    assert device._best_device() == best
+
+
+@pytest.mark.parametrize("units", [True, False])
+def test_auto_uses_bfloat16_only_where_the_processor_multiplies_it(monkeypatch, units):
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: units)
+    expected = torch.bfloat16 if units else torch.float32
+    assert choose_compute("cpu").dtype is expected
+
+
+@pytest.mark.parametrize("name", ["toaster", "", "cuda:99", "meta:x"])
+def test_a_device_that_is_not_there_is_refused(name):
+    with pytest.raises(ConfigError, match="--device auto") as caught:
+        choose_compute(name)
+    assert repr(name) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unknown_format_is_refused():
+    with pytest.raises(ConfigError, match=r"auto, float32 or bfloat16; found 'float16'"):
+        choose_compute("cpu", "float16")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_autocast_runs_products_in_the_chosen_format(dtype):
+    compute = choose_compute("cpu", dtype)
+    square = torch.eye(4)
+    with compute.autocast():
+        product = square @ square
+    assert product.dtype is compute.dtype
+    assert (square @ square).dtype is torch.float32

@@ -1,0 +1,218 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from unembed.denoiser import Denoiser, preset
+from unembed.encoders.base import FakeEncoder
+from unembed.errors import CheckpointError, ConfigError, EmbeddingError
+from unembed.inverter import Inverter, as_unit_vectors, shipped_inverters
+
+
+@pytest.fixture(scope="module")
+def inverter() -> Inverter:
+    encoder = FakeEncoder()
+    torch.manual_seed(0)
+    network = Denoiser(
+        preset("tiny", vocab_size=encoder.tokenizer.size, embedding_dim=32, length=12)
+    )
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.normal_(std=0.2)
+    process = {"schedule": "log-linear", "rate": 5.0}
+    return Inverter(network, encoder.tokenizer, encoder.identity, process)
+
+
+@pytest.fixture(scope="module")
+def vectors() -> np.ndarray:
+    return FakeEncoder().encode(["the cat runs", "a dog sleeps by the river", "rain", "bank law"])
+
+
+def test_it_accepts_every_kind_of_vector(inverter, vectors):
+    def tokens(given) -> list[list[int]]:
+        return [item.token_ids for item in inverter.invert(given)]
+
+    expected = tokens(vectors)
+    assert len(expected) == 4
+    assert tokens(vectors.tolist()) == expected
+    assert tokens(torch.from_numpy(vectors)) == expected
+    assert tokens(vectors[1]) == [expected[1]]
+    assert tokens(vectors * 7.5) == expected, "the norm does not matter"
+    assert tokens(torch.from_numpy(vectors).double()) == expected
+
+
+def test_half_precision_vectors_decode(inverter, vectors):
+    half = inverter.invert(vectors.astype(np.float16))
+    assert len(half) == 4 and all(item.passes == 12 for item in half)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 64])
+def test_batch_size_changes_nothing(inverter, vectors, batch_size):
+    found = inverter.invert(vectors, batch_size=batch_size)
+    for one, other in zip(found, inverter.invert(vectors), strict=True):
+        assert one.token_ids == other.token_ids
+        assert one.confidences == pytest.approx(other.confidences, rel=1e-4)
+
+
+def test_the_same_call_gives_the_same_result(inverter, vectors):
+    assert inverter.invert(vectors, seed=3) == inverter.invert(vectors, seed=3)
+
+
+def test_results_are_consistent(inverter, vectors):
+    for item in inverter.invert(vectors, steps=4):
+        assert item.text == inverter.tokenizer.decode([item.token_ids])[0]
+        assert len(item.token_ids) == len(item.confidences)
+        assert all(0 < c <= 1 for c in item.confidences)
+        assert item.passes == 4 and item.encoder_calls == 0
+
+
+def test_saved_and_loaded_it_is_the_same(inverter, vectors, tmp_path):
+    inverter.save_pretrained(tmp_path / "saved")
+    names = {path.name for path in (tmp_path / "saved").iterdir()}
+    assert names == {"config.json", "model.safetensors", "tokenizer.json", "README.md"}
+    loaded = Inverter.from_pretrained(tmp_path / "saved")
+    assert loaded.encoder == inverter.encoder
+    assert loaded.tokenizer.digest == inverter.tokenizer.digest
+    for (name, a), b in zip(
+        inverter.denoiser.named_parameters(), loaded.denoiser.parameters(), strict=True
+    ):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-6, msg=name)
+    # float16 once is float16 for ever
+    loaded.save_pretrained(tmp_path / "again")
+    again = Inverter.from_pretrained(str(tmp_path / "again"))
+    assert again.invert(vectors) == loaded.invert(vectors)
+
+
+def test_training_facts_and_card_survive(inverter, tmp_path):
+    inverter.card = "---\nlicense: apache-2.0\n---\n# Mine\n"
+    inverter.trained = {"config": {"data": {"length": 12}}}
+    try:
+        inverter.save_pretrained(tmp_path)
+    finally:
+        card, inverter.card, inverter.trained = inverter.card, None, {}
+    loaded = Inverter.from_pretrained(tmp_path)
+    assert loaded.card == card
+    assert loaded.trained == {"config": {"data": {"length": 12}}}
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        (np.ones(31), "32 dimensions"),
+        (np.ones((2, 2, 32)), "shape"),
+        (np.full(32, np.nan), "NaN or infinity in vector 0"),
+        (np.r_[np.inf, np.ones(31)], "NaN or infinity"),
+        (np.stack([np.ones(32), np.zeros(32)]), "only zeros in vector 1"),
+        ([["a"] * 32], "numbers"),
+        ([[1.0, 2.0], [1.0]], "numbers"),
+        (None, "32 dimensions"),
+    ],
+)
+def test_vectors_that_cannot_be_inverted_are_refused(inverter, bad, message):
+    with pytest.raises(EmbeddingError, match=message):
+        inverter.invert(bad)
+
+
+def test_no_vectors_give_no_texts(inverter):
+    assert inverter.invert(np.empty((0, 32))) == []
+
+
+def test_huge_and_tiny_vectors_are_normalised():
+    for scale in (1e30, 1e-30):
+        unit = as_unit_vectors(np.full(4, scale), 4)
+        np.testing.assert_allclose(unit, 0.5, rtol=1e-6)
+
+
+@pytest.mark.parametrize("options", [{"steps": 0}, {"batch_size": 0}, {"strategy": "psychic"}])
+def test_bad_options_are_refused(inverter, vectors, options):
+    with pytest.raises(ConfigError):
+        inverter.invert(vectors, **options)
+
+
+def damage_truncate(folder):
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+
+
+def damage_missing_weights(folder):
+    (folder / "model.safetensors").unlink()
+
+
+def damage_config(folder):
+    (folder / "config.json").write_text("{")
+
+
+def damage_config_key(folder):
+    config = json.loads((folder / "config.json").read_text())
+    del config["denoiser_sizes"]
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def damage_format(folder):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "format": 99}))
+
+
+def damage_sizes(folder):
+    config = json.loads((folder / "config.json").read_text())
+    config["denoiser_sizes"]["hidden"] = 128
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def damage_tokenizer(folder):
+    (folder / "tokenizer.json").write_text("{}")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        damage_truncate,
+        damage_missing_weights,
+        damage_config,
+        damage_config_key,
+        damage_format,
+        damage_sizes,
+        damage_tokenizer,
+    ],
+)
+def test_damaged_folders_are_refused(inverter, tmp_path, damage):
+    inverter.save_pretrained(tmp_path)
+    damage(tmp_path)
+    with pytest.raises(CheckpointError):
+        Inverter.from_pretrained(tmp_path)
+
+
+def test_an_empty_folder_and_an_unknown_name_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    for where in (tmp_path, "no-such-inverter", "nobody/no-such-inverter", "a/b/c"):
+        with pytest.raises(CheckpointError, match=r"inverter"):
+            Inverter.from_pretrained(where)
+
+
+def test_it_pushes_to_the_hub_through_the_mixin(inverter, monkeypatch):
+    """What would be uploaded, with the network calls replaced."""
+    sent = {}
+
+    class Api:
+        def __init__(self, **kwargs):
+            pass
+
+        def create_repo(self, repo_id, **kwargs):
+            return type("Url", (), {"repo_id": repo_id})()
+
+        def upload_folder(self, folder_path, **kwargs):
+            sent["files"] = sorted(path.name for path in folder_path.iterdir())
+            return "commit"
+
+    monkeypatch.setattr("huggingface_hub.hub_mixin.HfApi", Api)
+    assert inverter.push_to_hub("somebody/inverter") == "commit"
+    assert sent["files"] == ["README.md", "config.json", "model.safetensors", "tokenizer.json"]
+
+
+def test_the_shipped_inverter_loads():
+    assert "minilm" in shipped_inverters()
+    inverter = Inverter.from_pretrained()
+    assert inverter.encoder.dimension == 384
+    assert inverter.length == 32
