@@ -2,13 +2,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from unembed import denoiser as module
 from unembed.denoiser import (
     PRESETS,
     Block,
     Denoiser,
     DenoiserSizes,
-    attention,
     parameter_counts,
     preset,
 )
@@ -36,12 +34,13 @@ def inputs(batch: int = 3) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 
 
 def test_reference_size_counts():
-    """78 M is the report's count without gates; the gates of AdaLN-Zero are 2 H^2 a block more."""
+    """The report counts 78 M without gates; those of AdaLN-Zero are 2 H^2 a block more: 88 M."""
     with torch.device("meta"):
         network = Denoiser(PRESETS["reference"])
     beside, vocabulary = parameter_counts(network)
     gates = 8 * (2 * 768**2 + 2 * 768)
-    assert round((beside - gates) / 1e6) == 78
+    assert 78e6 < beside - gates < 79e6
+    assert 88e6 < beside < 89e6
     assert vocabulary == 30_522 * 769
 
 
@@ -84,6 +83,8 @@ def test_where_selects_rows_of_the_full_logits(trained):
     where = torch.rand(tokens.shape, generator=torch.Generator().manual_seed(2)) < 0.5
     expected = trained(tokens, embedding, t)[where]
     torch.testing.assert_close(trained(tokens, embedding, t, where), expected)
+    index = where.flatten().nonzero()[:, 0]
+    torch.testing.assert_close(trained(tokens, embedding, t, index), expected)
 
 
 def test_a_row_does_not_depend_on_its_batch(trained):
@@ -97,24 +98,6 @@ def test_a_row_does_not_depend_on_its_batch(trained):
 def test_shorter_sequences_are_accepted(trained):
     tokens, embedding, t = inputs()
     assert trained(tokens[:, :5], embedding, t).shape == (3, 5, 50)
-
-
-@pytest.mark.parametrize("length", [4, 32, 160])
-def test_attention_paths_agree_forward_and_backward(length, monkeypatch):
-    def run() -> list[torch.Tensor]:
-        generator = torch.Generator().manual_seed(3)
-        q, k, v = (
-            torch.randn(2, 3, length, 16, generator=generator).requires_grad_() for _ in range(3)
-        )
-        out = attention(q, k, v)
-        out.square().sum().backward()
-        return [out, q.grad, k.grad, v.grad]
-
-    monkeypatch.setattr(module, "_ATTENTION_PRODUCTS_BELOW", 10_000)
-    plain = run()
-    monkeypatch.setattr(module, "_ATTENTION_PRODUCTS_BELOW", 0)
-    for fast, slow in zip(run(), plain, strict=True):
-        torch.testing.assert_close(fast, slow, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("width", [64, 40, 90])

@@ -7,11 +7,11 @@ import torch
 from unembed.diffusion import (
     MIN_T,
     WEIGHTS,
-    Corrupted,
     Linear,
     LogLinear,
     corrupt,
     corrupt_batch,
+    corrupted,
     cross_entropy_of,
     diffusion_loss,
     make_schedule,
@@ -39,7 +39,7 @@ class TableDenoiser:
         seen = self.by_token[tokens].sum(dim=1, keepdim=True)  # [B, 1, V]
         own = self.by_token[tokens]
         extra = embedding.double() @ self.by_embedding * (1.0 + t.double())[:, None]
-        return (seen + own + extra[:, None])[where]
+        return (seen + own + extra[:, None]).flatten(0, 1)[where.flatten()]
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
@@ -167,7 +167,7 @@ def test_the_elbo_does_not_depend_on_the_schedule():
             masked = torch.tensor([mask])
             xt = torch.where(masked, MASK, x0)
             # t enters only through the probability of the mask here
-            batch = Corrupted(x0, xt, masked, torch.zeros(1), torch.ones(1), 2)
+            batch = corrupted(x0, xt, masked, torch.zeros(1), torch.ones(1), 2)
             loss, _ = diffusion_loss(cross_entropy_of(denoiser), batch, embedding)
             hidden = sum(mask)
             chance = (1 - alpha) ** hidden * alpha ** (2 - hidden)
@@ -181,7 +181,7 @@ def test_the_elbo_does_not_depend_on_the_schedule():
 def test_no_masked_position_is_a_zero_loss():
     x0 = torch.zeros(2, 3, dtype=torch.long)
     nothing = torch.zeros(2, 3, dtype=torch.bool)
-    batch = Corrupted(x0, x0, nothing, torch.rand(2), torch.ones(2), 6)
+    batch = corrupted(x0, x0, nothing, torch.rand(2), torch.ones(2), 6)
     loss, losses = diffusion_loss(cross_entropy_of(TableDenoiser()), batch, torch.zeros(2, 3))
     assert float(loss) == 0.0 and len(losses) == 0
 

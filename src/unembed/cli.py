@@ -160,6 +160,9 @@ def invert(
     seed: SeedOption = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     watch: Annotated[bool, typer.Option("--watch", help="Show the tokens appearing.")] = False,
+    svg: Annotated[
+        Path | None, typer.Option("--svg", help="With --text: save the recovery as a picture.")
+    ] = None,
     device: DeviceOption = "auto",
     trust_remote_code: TrustOption = False,
 ) -> None:
@@ -170,17 +173,24 @@ def invert(
         found = "neither" if text is None else "both"
         raise EmbeddingError("either --text or --embedding", found, "Pass one of them")
     from unembed.inversion import invert_file, invert_text
-    from unembed.terminal import show_inversions, show_round_trip, watcher
+    from unembed.terminal import save_picture, show_inversions, show_round_trip, watcher
 
     inverter = _inverter(checkpoint, config, device)
     options: dict[str, Any] = {"strategy": strategy, "steps": steps, "seed": seed}
-    on_step = watcher(inverter.tokenizer) if watch and not as_json else None
+    seen: list[Any] = []
+    if svg is not None:
+        options["on_step"] = seen.append
+    elif watch and not as_json:
+        options["on_step"] = watcher(inverter.tokenizer)
     if embedding is not None:
-        show_inversions(invert_file(inverter, embedding, on_step=on_step, **options), as_json)
+        show_inversions(invert_file(inverter, embedding, **options), as_json)
         return
     assert text is not None
     encoder = _encoder(_encoder_settings(inverter), device, trust_remote_code)
-    show_round_trip(invert_text(inverter, encoder, text, on_step=on_step, **options), as_json)
+    trip = invert_text(inverter, encoder, text, **options)
+    show_round_trip(trip, as_json)
+    if svg is not None:
+        save_picture(svg, trip, seen, inverter.tokenizer)
 
 
 @app.command()
@@ -207,8 +217,11 @@ def evaluate(
     from unembed.data.encode import write_json
     from unembed.data.pairs import Pairs
     from unembed.data.sources import read_texts
+    from unembed.errors import DataError
     from unembed.terminal import StageDisplay, show_evaluation
 
+    if out is not None and not out.parent.is_dir():
+        raise DataError(f"a folder for {out}", f"nothing at {out.parent}", "Create it first")
     passages = list(read_texts(texts, column))
     pairs = Pairs.open(train_pairs) if train_pairs is not None else None
     inverter = _inverter(checkpoint, None, device)
@@ -260,6 +273,6 @@ def main() -> None:
     """Run the command line; an error the user can act on is one line and exit code 2."""
     try:
         app()
-    except UnembedError as error:
+    except (UnembedError, OSError) as error:  # OSError: no permission, a full disk, a wrong path
         typer.echo(f"error: {error}", err=True)
         sys.exit(2)

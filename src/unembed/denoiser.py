@@ -20,13 +20,15 @@ from torch import Tensor, nn
 
 from unembed.errors import CheckpointError
 
-_ATTENTION_PRODUCTS_BELOW = 128
 _TIMESTEP_FEATURES = 256
 
 
 @dataclass(frozen=True)
 class DenoiserSizes:
     """Everything that fixes the shapes of the weights; the defaults are the reference size.
+
+    That is 88 M parameters beside the vocabulary: the 78 M of arXiv 2602.11047, which has no
+    gates, and the gates.
 
     Attributes:
         vocab_size: Tokens V, the mask token included.
@@ -87,19 +89,6 @@ def preset(name: str, **changes: int) -> DenoiserSizes:
     return replace(PRESETS[name], **changes)
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Softmax attention over all positions, shapes [B, heads, L, H / heads].
-
-    On a CPU at short lengths two batched products and a softmax are quicker, above all backward,
-    than the fused kernel (see ``benchmarks/training.py``); both give the same result to rounding.
-    """
-    if q.device.type == "cpu" and q.shape[-2] <= _ATTENTION_PRODUCTS_BELOW:
-        scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
-        mixed: Tensor = scores.softmax(dim=-1) @ v
-        return mixed
-    return F.scaled_dot_product_attention(q, k, v)
-
-
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     """Scale and shift x [B, L, H]: shift and scale [B, 1, H]."""
     return torch.addcmul(shift, x, 1 + scale)
@@ -137,7 +126,7 @@ class Block(nn.Module):
         h = modulate(self.norm_attention(x), shift_a, scale_a)  # [B, L, H]
         qkv = self.qkv(h).view(batch, length, 3, self.heads, hidden // self.heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each [B, heads, L, H/heads]
-        h = attention(q, k, v).transpose(1, 2).reshape(batch, length, hidden)
+        h = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(batch, length, hidden)
         x = torch.addcmul(x, gate_a, self.attention_out(h))
 
         h = modulate(self.norm_feed_forward(x), shift_f, scale_f)
@@ -219,14 +208,15 @@ class Denoiser(nn.Module):
             tokens: Ids [B, L].
             embedding: Unit vectors [B, D].
             t: Timesteps [B].
-            where: Positions wanted, boolean [B, L]; all when not given.
+            where: Positions wanted, as a boolean [B, L] or as flat row-major indices [M]; all
+                when not given.
 
         Returns:
-            [B, L, V], or [M, V] for the M true positions of ``where`` in row-major order.
+            [B, L, V], or [M, V] for the M positions wanted, in row-major order.
         """
         h = self.features(tokens, embedding, t)  # [B, L, H]
         if where is not None:
-            h = h[where]  # [M, H]
+            h = h.flatten(0, 1)[where.flatten()]  # [M, H]
         return F.linear(h, self.token_table.weight, self.output_bias)
 
     @torch.no_grad()

@@ -3,13 +3,14 @@
 Notation of MDLM (Sahoo et al., 2024, arXiv 2406.07524): a clean sequence x0 is corrupted into z_t
 by keeping each token with probability alpha_t and masking it otherwise (eq. 4, absorbing state);
 t = 0 is clean and t = 1 (almost) fully masked. Nothing here knows the network: a denoiser is any
-callable ``(tokens [B, L], embedding [B, D], t [B], where [B, L]) → logits [M, V]``.
+callable ``(tokens [B, L], embedding [B, D], t [B], where) → logits [M, V]``, where the last argument
+says which M positions are wanted: a boolean [B, L], or flat row-major indices [M].
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -133,34 +134,47 @@ def corrupt(
 
 @dataclass(frozen=True)
 class Corrupted:
-    """One corrupted batch, ready for the denoiser.
+    """One corrupted batch, ready for the denoiser; build it with `corrupted`.
+
+    What depends on the number M of masked positions is worked out where the masks are drawn, so
+    that an accelerator is never asked how many there are.
 
     Attributes:
-        x0: Clean ids [B, L].
         xt: Corrupted ids [B, L].
-        masked: Positions to predict, boolean [B, L].
         t: Timesteps [B].
-        weight: Weight of each sequence's cross-entropies [B].
+        masked: Positions to predict, boolean [B, L].
+        index: The same as flat row-major positions [M].
+        targets: Clean ids there [M].
+        weights: Weight of each cross-entropy [M].
         positions: How many positions could have been masked, over the batch.
     """
 
-    x0: Tensor
     xt: Tensor
-    masked: Tensor
     t: Tensor
-    weight: Tensor
+    masked: Tensor
+    index: Tensor
+    targets: Tensor
+    weights: Tensor
     positions: int
 
     def to(self, device: torch.device) -> Corrupted:
         """The same batch on another device."""
-        return Corrupted(
-            self.x0.to(device),
-            self.xt.to(device),
-            self.masked.to(device),
-            self.t.to(device),
-            self.weight.to(device),
-            self.positions,
-        )
+        moved = {
+            name: value.to(device, non_blocking=True)
+            for name, value in vars(self).items()
+            if isinstance(value, Tensor)
+        }
+        return replace(self, **moved)
+
+
+def corrupted(
+    x0: Tensor, xt: Tensor, masked: Tensor, t: Tensor, weight: Tensor, positions: int
+) -> Corrupted:
+    """A batch from clean ids [B, L], corrupted ids, mask, timesteps [B] and weights [B]."""
+    index = masked.flatten().nonzero()[:, 0]  # [M]
+    targets = x0.flatten()[index]
+    weights = weight[index // x0.shape[1]]
+    return Corrupted(xt, t, masked, index, targets, weights, positions)
 
 
 def corrupt_batch(
@@ -175,7 +189,7 @@ def corrupt_batch(
     t = sample_timesteps(len(x0), generator)
     xt, masked = corrupt(x0, 1.0 - schedule.alpha(t), mask_id, generator, maskable)
     positions = x0.numel() if maskable is None else int(maskable.sum())
-    return Corrupted(x0, xt, masked, t, weight(schedule, t), positions)
+    return corrupted(x0, xt, masked, t, weight(schedule, t), positions)
 
 
 def diffusion_loss(
@@ -188,8 +202,8 @@ def diffusion_loss(
     in nats per position (MDLM eq. 10).
 
     Args:
-        cross_entropy: ``(xt, embedding, t, masked, targets [M], weights [M])`` → the weighted sum
-            and the M cross-entropies without gradient. `cross_entropy_of` makes one from a
+        cross_entropy: ``(xt, embedding, t, index [M], targets [M], weights [M])`` → the weighted
+            sum and the M cross-entropies without gradient. `cross_entropy_of` makes one from a
             denoiser; the trainer has one that never holds all logits.
         batch: From `corrupt_batch`.
         embedding: Unit vectors [B, D].
@@ -198,9 +212,9 @@ def diffusion_loss(
         The loss (a scalar with gradient) and the cross-entropy of each masked position [M]
         (without).
     """
-    targets = batch.x0[batch.masked]  # [M]
-    weights = batch.weight[:, None].expand(batch.x0.shape)[batch.masked]  # [M]
-    total, losses = cross_entropy(batch.xt, embedding, batch.t, batch.masked, targets, weights)
+    total, losses = cross_entropy(
+        batch.xt, embedding, batch.t, batch.index, batch.targets, batch.weights
+    )
     return total / batch.positions, losses
 
 
@@ -208,9 +222,9 @@ def cross_entropy_of(denoiser: DenoiserFn) -> CrossEntropyFn:
     """The plain path: logits at the masked positions, then their cross-entropies in float32."""
 
     def cross_entropy(
-        xt: Tensor, embedding: Tensor, t: Tensor, masked: Tensor, targets: Tensor, weights: Tensor
+        xt: Tensor, embedding: Tensor, t: Tensor, index: Tensor, targets: Tensor, weights: Tensor
     ) -> tuple[Tensor, Tensor]:
-        logits = denoiser(xt, embedding, t, masked)  # [M, V]
+        logits = denoiser(xt, embedding, t, index)  # [M, V]
         losses = F.cross_entropy(logits.float(), targets, reduction="none")
         return (losses * weights).sum(), losses.detach()
 

@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -23,7 +24,7 @@ class RoundTrip:
         inversion: What was recovered from the vector.
         cosine: Between the vectors of the original and of the recovered text; None when nothing
             was recovered.
-        word_recall: Share of the original's distinct tokens that came back.
+        token_recall: Share of the original's distinct tokens that came back.
         exact: The token sequences are the same.
         seconds: Decoding time, without loading and encoding.
     """
@@ -31,7 +32,7 @@ class RoundTrip:
     original: str
     inversion: Inversion
     cosine: float | None
-    word_recall: float
+    token_recall: float
     exact: bool
     seconds: float
 
@@ -63,7 +64,7 @@ def invert_text(inverter: Inverter, encoder: Encoder, text: str, **options: Any)
         original=text,
         inversion=inversion,
         cosine=cosine,
-        word_recall=len(wanted & set(inversion.token_ids)) / max(len(wanted), 1),
+        token_recall=len(wanted & set(inversion.token_ids)) / max(len(wanted), 1),
         exact=original == inversion.token_ids,
         seconds=seconds,
     )
@@ -81,8 +82,9 @@ def invert_file(inverter: Inverter, path: Path, **options: Any) -> list[Inversio
         EmbeddingError: The file cannot be read or its vectors cannot be inverted.
     """
     try:
-        vectors = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+        with path.open("rb") as file:
+            vectors = np.load(file, allow_pickle=False)
+    except (OSError, ValueError, EOFError, BadZipFile) as error:
         raise EmbeddingError(
             f"a NumPy array at {path}", str(error), "Save the vectors with numpy.save"
         ) from error

@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import signal
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
+from io import StringIO
+from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -25,12 +28,14 @@ from rich.text import Text
 from unembed.data.encode import PrepareProgress
 from unembed.decoding.base import DecodingStep, OnStep
 from unembed.encoders.tokenizer import TextTokenizer
+from unembed.errors import DataError
 from unembed.evaluation.evaluate import METRICS, Evaluation
 from unembed.evaluation.metrics import Figure
 from unembed.inversion import RoundTrip
 from unembed.inverter import Inversion
 
 _SURE, _UNSURE = 0.7, 0.3
+_PICTURE_COLUMNS, _FRAMES = 110, 7
 
 
 def _bar(*columns: str) -> Progress:
@@ -160,18 +165,43 @@ def watcher(tokenizer: TextTokenizer) -> OnStep:
     def show(step: DecodingStep) -> None:
         if step.index == 1:
             live.start()
-        ids, sure = step.tokens[0].tolist(), step.confidences[0].tolist()
-        line = Text(f"{step.index:3d}/{step.total}  ")
-        for name, token, confidence in zip(tokenizer.token_strings(ids), ids, sure, strict=True):
-            if token == tokenizer.mask_id:
-                line.append("░░ ", style="dim")
-            elif token not in tokenizer.special_ids:
-                line.append(f"{name} ", style=_style(confidence))
-        live.update(line, refresh=True)
+        live.update(_step_line(step, tokenizer), refresh=True)
         if step.index == step.total:
             live.stop()
 
     return show
+
+
+def _step_line(step: DecodingStep, tokenizer: TextTokenizer) -> Text:
+    """The first sequence of a batch: masks as blocks, tokens coloured by confidence."""
+    ids, sure = step.tokens[0].tolist(), step.confidences[0].tolist()
+    line = Text(f"{step.index:3d}/{step.total}  ")
+    for name, token, confidence in zip(tokenizer.token_strings(ids), ids, sure, strict=True):
+        if token == tokenizer.mask_id:
+            line.append("░░ ", style="dim")
+        elif token not in tokenizer.special_ids:
+            line.append(f"{name} ", style=_style(confidence))
+    return line
+
+
+def save_picture(
+    path: Path, trip: RoundTrip, steps: Sequence[DecodingStep], tokenizer: TextTokenizer
+) -> None:
+    """An SVG of a recovery: some of its steps, then the result.
+
+    Raises:
+        DataError: The file cannot be written.
+    """
+    console = Console(record=True, width=_PICTURE_COLUMNS, file=StringIO(), force_terminal=True)
+    shown = sorted({round(i * (len(steps) - 1) / (_FRAMES - 1)) for i in range(_FRAMES)})
+    for index in shown:
+        console.print(_step_line(steps[index], tokenizer))
+        console.print()
+    console.print(_round_trip_table(trip))
+    try:
+        path.write_text(console.export_svg(title="unembed invert"), encoding="utf-8")
+    except OSError as error:
+        raise DataError(f"a place to write {path}", str(error), "Choose another --svg") from error
 
 
 def _style(confidence: float) -> str:
@@ -185,21 +215,25 @@ def show_round_trip(trip: RoundTrip, as_json: bool) -> None:
     if as_json:
         _print_json(asdict(trip))
         return
+    Console().print(_round_trip_table(trip))
+
+
+def _round_trip_table(trip: RoundTrip) -> Table:
+    inversion = trip.inversion
+    cosine = "not measured: no text was recovered" if trip.cosine is None else f"{trip.cosine:.3f}"
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     table.add_column(style="bold")
     table.add_column()
-    inversion = trip.inversion
-    cosine = "not measured: no text was recovered" if trip.cosine is None else f"{trip.cosine:.3f}"
     table.add_row("original", Text(trip.original))
     table.add_row("recovered", Text(inversion.text, style="green"))
-    table.add_row("cosine", cosine)
-    table.add_row("tokens leaked", f"{trip.word_recall:.0%} of the distinct tokens")
+    table.add_row("cosine", f"{cosine} (recovered text embedded again)")
+    table.add_row("tokens leaked", f"{trip.token_recall:.0%} of the distinct tokens")
     table.add_row(
         "time",
         f"{trip.seconds:.2f} s, {inversion.passes} denoiser passes, "
         f"{inversion.encoder_calls} encoder calls",
     )
-    Console().print(table)
+    return table
 
 
 def show_inversions(inversions: list[Inversion], as_json: bool) -> None:

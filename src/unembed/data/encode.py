@@ -24,6 +24,7 @@ from unembed.errors import DataError
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer.json"
 FORMAT = 1
+_KEYS = ("encoder", "tokenizer", "source", "pieces", "complete", "shards")
 
 
 @dataclass(frozen=True)
@@ -217,4 +218,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         found = manifest.get("format") if isinstance(manifest, dict) else type(manifest).__name__
         raise DataError(f"format {FORMAT} in {path}", str(found), "Prepare the pairs again")
+    missing = [key for key in _KEYS if key not in manifest]
+    if missing:
+        raise DataError(f"{', '.join(missing)} in {path}", "nothing", "Prepare the pairs again")
     return manifest

@@ -25,9 +25,12 @@ def inverter_from_run(run: Path, which: str = "best", card: str | None = None) -
         card: Model card to save beside the weights.
 
     Raises:
-        CheckpointError: The run has no such state, or it is damaged.
+        CheckpointError: There is no such state, or it is damaged.
     """
-    tensors, progress, facts = read_state(run / {"best": BEST, "latest": LATEST}[which])
+    states = {"best": BEST, "latest": LATEST}
+    if which not in states:
+        raise CheckpointError("a state named best or latest", repr(which), "Correct --which")
+    tensors, progress, facts = read_state(run / states[which])
     tokenizer = TextTokenizer.load(run / TOKENIZER, facts["tokenizer"])
     if tokenizer.digest != facts["tokenizer_digest"]:
         raise CheckpointError(

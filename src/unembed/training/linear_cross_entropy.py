@@ -8,6 +8,7 @@ matrix products as the plain path and no recomputation.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -31,21 +32,21 @@ class _LinearCrossEntropy(torch.autograd.Function):
         grad_h = torch.empty_like(h)
         grad_table = torch.zeros_like(matrix)
         grad_bias = torch.zeros_like(bias)
-        rows = max(1, _CHUNK_LOGITS // len(table))
-        for start in range(0, len(h), rows):
-            part = slice(start, start + rows)
-            logits = torch.addmm(bias.to(h.dtype), h[part], matrix.T).float()  # [R, V]
-            log_total = torch.logsumexp(logits, dim=-1, keepdim=True)  # [R, 1]
-            target = targets[part, None]  # [R, 1]
-            losses[part] = (log_total - logits.gather(1, target))[:, 0]
-            # d loss / d logits = weight * (softmax - onehot), written over the logits
-            delta = logits.sub_(log_total).exp_()
-            delta.scatter_add_(1, target, delta.new_full(target.shape, -1.0))
-            delta *= weights[part, None]
-            grad_bias += delta.sum(dim=0)
-            delta = delta.to(h.dtype)
-            grad_h[part] = delta @ matrix
-            grad_table.addmm_(delta.T, h[part])
+        chunks = max(1, math.ceil(len(h) * len(table) / _CHUNK_LOGITS))
+        bounds = [len(h) * index // chunks for index in range(chunks + 1)]
+        for rows in map(slice, bounds, bounds[1:]):
+            logits = torch.addmm(bias.to(h.dtype), h[rows], matrix.T).float()  # [R, V]
+            target, weight = targets[rows, None], weights[rows, None]  # [R, 1]
+            top, at = logits.max(dim=-1, keepdim=True)
+            p = logits.softmax(dim=-1)
+            # -log p_target, by way of the largest p so that nothing underflows
+            losses[rows] = (top - p.gather(1, at).log() - logits.gather(1, target))[:, 0]
+            # d loss / d logits = weight * (p - onehot); the weight goes to the small factors
+            p.scatter_add_(1, target, p.new_full(target.shape, -1.0))
+            grad_bias += p.T @ weights[rows].to(p)
+            p = p.to(h.dtype)
+            grad_h[rows] = (p @ matrix) * weight
+            grad_table.addmm_(p.T, (h[rows] * weight).to(h.dtype))
         ctx.save_for_backward(grad_h, grad_table.to(table.dtype), grad_bias)
         ctx.mark_non_differentiable(losses)
         return (losses * weights).sum(), losses
@@ -61,9 +62,9 @@ def chunked_cross_entropy_of(denoiser: Denoiser) -> CrossEntropyFn:
     """The fast twin of `diffusion.cross_entropy_of`, for the tied output of our denoiser."""
 
     def cross_entropy(
-        xt: Tensor, embedding: Tensor, t: Tensor, masked: Tensor, targets: Tensor, weights: Tensor
+        xt: Tensor, embedding: Tensor, t: Tensor, index: Tensor, targets: Tensor, weights: Tensor
     ) -> tuple[Tensor, Tensor]:
-        h = denoiser.features(xt, embedding, t)[masked]  # [M, H]
+        h = denoiser.features(xt, embedding, t).flatten(0, 1)[index]  # [M, H]
         total, losses = _LinearCrossEntropy.apply(  # type: ignore[no-untyped-call]
             h, denoiser.token_table.weight, denoiser.output_bias, targets, weights
         )

@@ -33,7 +33,7 @@ METRICS = "metrics.jsonl"
 
 
 @dataclass
-class _Run:
+class TrainingRun:
     """What a step works on."""
 
     config: Config
@@ -84,7 +84,7 @@ def train(
     clock = _Clock(progress)
     running = torch.zeros((), device=compute.device)  # sum of losses since the last log
     for step in range(progress.step, settings.steps):
-        loss, norm = _optimiser_step(this, step)
+        loss, norm = optimiser_step(this, step)
         running += loss
         progress = replace(progress, step=step + 1, seconds=clock.total())
         last = step + 1 == settings.steps
@@ -119,7 +119,7 @@ def train(
     return progress
 
 
-def _optimiser_step(this: _Run, step: int) -> tuple[Tensor, Tensor]:
+def optimiser_step(this: TrainingRun, step: int) -> tuple[Tensor, Tensor]:
     """One update from ``accumulate`` batches; returns loss and gradient norm, on the device."""
     settings, process, device = this.config.training, this.config.diffusion, this.compute.device
     schedule = make_schedule(process.schedule, process.rate)
@@ -150,7 +150,7 @@ def _optimiser_step(this: _Run, step: int) -> tuple[Tensor, Tensor]:
 
 def _build(
     config: Config, pairs: Pairs, compute: Compute, words: NDArray[np.float32] | None
-) -> _Run:
+) -> TrainingRun:
     """Network, average and optimiser at step 0."""
     settings = config.training
     needed = settings.validation_pairs + settings.batch_size
@@ -179,10 +179,12 @@ def _build(
         "tokenizer_digest": pairs.tokenizer.digest,
     }
     ema = EMA(denoiser, settings.ema_decay)
-    return _Run(config, pairs, compute, denoiser, ema, make_optimizer(denoiser, settings), facts)
+    return TrainingRun(
+        config, pairs, compute, denoiser, ema, make_optimizer(denoiser, settings), facts
+    )
 
 
-def _start_or_resume(run: Path, this: _Run, resume: bool) -> Progress:
+def _start_or_resume(run: Path, this: TrainingRun, resume: bool) -> Progress:
     """Load the latest state when asked to and there is one; refuse to overwrite a run."""
     run.mkdir(parents=True, exist_ok=True)
     latest = run / LATEST

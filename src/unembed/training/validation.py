@@ -11,7 +11,7 @@ from unembed.config import Config
 from unembed.data.pairs import Pairs
 from unembed.denoiser import Denoiser
 from unembed.device import Compute
-from unembed.diffusion import WEIGHTS, Corrupted, corrupt_batch, make_schedule
+from unembed.diffusion import WEIGHTS, Corrupted, corrupt_batch, corrupted, make_schedule
 
 _SEED = 1_000_003
 _BATCH = 128
@@ -44,12 +44,11 @@ def validate(
         content = x0 != tokenizer.pad_id
         ones = torch.ones(len(x0))
         hidden = torch.full_like(x0, tokenizer.mask_id)
-        full = Corrupted(x0, hidden, content, ones, ones, int(content.sum()))
+        full = corrupted(x0, hidden, content, ones, ones, int(content.sum()))
         with compute.autocast():
             losses, hits = _score(denoiser, batch.to(compute.device), embedding)
             full_losses, _ = _score(denoiser, full.to(compute.device), embedding)
-        weights = batch.weight[:, None].expand(x0.shape)[batch.masked].to(losses)
-        sums["loss"] += float((losses * weights).sum())
+        sums["loss"] += float((losses * batch.weights.to(losses)).sum())
         sums["positions"] += batch.positions
         sums["hits"] += float(hits.sum())
         sums["masked"] += len(hits)
@@ -65,7 +64,6 @@ def validate(
 
 def _score(denoiser: Denoiser, batch: Corrupted, embedding: Tensor) -> tuple[Tensor, Tensor]:
     """Cross-entropy and correctness of the best guess at each masked position, [M] each."""
-    logits = denoiser(batch.xt, embedding, batch.t, batch.masked).float()
-    targets = batch.x0[batch.masked]
-    losses = F.cross_entropy(logits, targets, reduction="none")
-    return losses, logits.argmax(dim=-1) == targets
+    logits = denoiser(batch.xt, embedding, batch.t, batch.index).float()
+    losses = F.cross_entropy(logits, batch.targets, reduction="none")
+    return losses, logits.argmax(dim=-1) == batch.targets
