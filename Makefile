@@ -43,12 +43,9 @@ format: $(STAMP) ## rewrite the code in the house format
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-bench: $(STAMP) ## run every benchmarks/bench_*.py and print its table
-	@set -e; for file in benchmarks/bench_*.py; do \
-		if [ ! -e "$$file" ]; then echo "there are no benchmarks yet"; break; fi; \
-		echo "== $$file"; \
-		$(BIN)/python -m "benchmarks.$$(basename "$$file" .py)"; \
-	done
+bench: $(STAMP) ## run the benchmarks and print their tables (some minutes)
+	$(BIN)/python -m benchmarks.training
+	$(BIN)/python -m benchmarks.encoding
 
 clean: ## remove .venv, build results and caches (data/ and runs/ stay)
 	rm -rf $(VENV) build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache

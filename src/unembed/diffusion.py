@@ -3,14 +3,14 @@
 Notation of MDLM (Sahoo et al., 2024, arXiv 2406.07524): a clean sequence x0 is corrupted into z_t
 by keeping each token with probability alpha_t and masking it otherwise (eq. 4, absorbing state);
 t = 0 is clean and t = 1 (almost) fully masked. Nothing here knows the network: a denoiser is any
-callable ``(tokens [B, L], embedding [B, D], t [B], where) → logits [M, V]``, where the last argument
-says which M positions are wanted: a boolean [B, L], or flat row-major indices [M].
+callable ``(tokens [B, L], embedding [B, D], t [B], where) → logits [M, V]``; ``where`` says which M
+positions are wanted, as a boolean [B, L] or as flat row-major indices [M].
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -159,12 +159,15 @@ class Corrupted:
 
     def to(self, device: torch.device) -> Corrupted:
         """The same batch on another device."""
-        moved = {
-            name: value.to(device, non_blocking=True)
-            for name, value in vars(self).items()
-            if isinstance(value, Tensor)
-        }
-        return replace(self, **moved)
+        return Corrupted(
+            xt=self.xt.to(device, non_blocking=True),
+            t=self.t.to(device, non_blocking=True),
+            masked=self.masked.to(device, non_blocking=True),
+            index=self.index.to(device, non_blocking=True),
+            targets=self.targets.to(device, non_blocking=True),
+            weights=self.weights.to(device, non_blocking=True),
+            positions=self.positions,
+        )
 
 
 def corrupted(
