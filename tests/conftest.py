@@ -1,5 +1,6 @@
 """What the tests share: a fake encoder, texts, prepared pairs, a tiny inverter, and no network."""
 
+import os
 import random
 import shutil
 import socket
@@ -20,6 +21,16 @@ from unembed.inverter import Inverter
 _NAMES = "cat dog bird fish house river city road tree sun moon star rain snow bank court".split()
 _VERBS = "runs walks eats sleeps reads writes opens closes sends finds leaks hides pays".split()
 _QUALITIES = "red blue green small large old new good bad".split()
+
+
+def pytest_configure():
+    """One thread, here and in subprocesses.
+
+    The networks of the tests are so small that threads cost more than they bring, and on busy
+    cores, where they wait for each other inside every product, a hundred times more.
+    """
+    os.environ["OMP_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)

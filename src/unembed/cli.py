@@ -125,7 +125,8 @@ def train(
             on_log=display.log,
             should_stop=stop.requested,
         )
-    typer.echo(f"step {progress.step}, best validation loss {progress.best_loss:.4f}, in {out}")
+    best = f"{progress.best_loss:.4f}" if progress.best_loss < float("inf") else "not measured yet"
+    typer.echo(f"step {progress.step}, best validation loss {best}, in {out}")
 
 
 @app.command()

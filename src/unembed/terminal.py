@@ -73,7 +73,7 @@ class _Display:
 class PrepareDisplay(_Display):
     """Passages or pairs done, pairs a second, time left."""
 
-    def __init__(self, passages: int | None, limit: int | None) -> None:
+    def __init__(self, passages: int, limit: int | None) -> None:
         super().__init__("{task.fields[pairs]} pairs, {task.fields[rate]:.0f}/s")
         self.limit = limit
         self.first: PrepareProgress | None = None

@@ -143,8 +143,22 @@ def test_a_folder_is_refused(tmp_path):
     assert "a text file" in refusal(tmp_path / "texts.txt")
 
 
-def test_only_parquet_knows_its_length(tmp_path):
-    assert count_texts(write(tmp_path, "parquet")) == len(TEXTS)
-    assert count_texts(write(tmp_path, "jsonl")) is None
-    assert count_texts(write(tmp_path, "txt")) is None
-    assert count_texts(tmp_path / "none.parquet") is None
+@pytest.mark.parametrize("kind", ["parquet", "jsonl", "txt"])
+def test_the_count_is_that_of_the_texts_read(tmp_path, kind):
+    assert count_texts(write(tmp_path, kind)) == len(TEXTS)
+    assert count_texts(write(tmp_path, kind, [])) == 0
+
+
+@pytest.mark.parametrize(
+    "content", ["", "a", "a\n", "a\nb", "a\r\nb\r\n", "\n\n", "x" * (1 << 20) + "\n"]
+)
+def test_lines_are_counted_as_they_are_read(tmp_path, content):
+    path = tmp_path / "texts.txt"
+    path.write_bytes(content.encode())
+    assert count_texts(path) == len(list(read_texts(path)))
+
+
+@pytest.mark.parametrize("name", ["none.txt", "none.parquet"])
+def test_a_missing_file_cannot_be_counted(tmp_path, name):
+    with pytest.raises(DataError, match=name):
+        count_texts(tmp_path / name)

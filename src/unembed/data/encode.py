@@ -138,7 +138,8 @@ def _write_missing_shards(
         batch = list(islice(texts, settings.passages_per_shard))
         pieces = cut_pieces(batch, job.encoder.tokenizer, settings, first_index=passages)
         done = PrepareProgress(passages, pairs, len(shards))
-        shards.append({"passages": len(batch), **_write_shard(job, pieces, done, progress)})
+        shard = _write_shard(job, pieces, len(batch), done, progress)
+        shards.append({"passages": len(batch), **shard})
         passages += len(batch)
         manifest["complete"] = len(batch) < settings.passages_per_shard
         if manifest["complete"] and not any(shard["pairs"] for shard in shards):
@@ -151,7 +152,11 @@ def _write_missing_shards(
 
 
 def _write_shard(
-    job: _Job, pieces: list[Piece], done: PrepareProgress, progress: ProgressFn | None
+    job: _Job,
+    pieces: list[Piece],
+    passages: int,
+    done: PrepareProgress,
+    progress: ProgressFn | None,
 ) -> dict[str, Any]:
     """Encode and write one shard; returns its entry of the manifest."""
     tokenizer, length = job.encoder.tokenizer, job.config.data.length
@@ -161,7 +166,8 @@ def _write_shard(
         nonlocal finished
         finished += count
         if progress is not None:
-            progress(replace(done, pairs=done.pairs + finished))
+            read = done.passages + passages * finished // max(len(pieces), 1)
+            progress(replace(done, passages=read, pairs=done.pairs + finished))
 
     tokens = tokenizer.pack((piece.token_ids for piece in pieces), length)
     vectors = job.encoder.encode([piece.text for piece in pieces], report).astype(np.float16)

@@ -36,11 +36,22 @@ def read_texts(path: Path, column: str = "text", skip: int = 0) -> Iterator[str]
     return islice(reader(path, column), skip, None)
 
 
-def count_texts(path: Path) -> int | None:
-    """Number of texts where the format knows it without a full read (Parquet)."""
-    if path.suffix.lower() != ".parquet" or not path.is_file():
-        return None
-    return int(_open_parquet(path).metadata.num_rows)
+def count_texts(path: Path) -> int:
+    """Number of texts, blank ones included: from the footer of Parquet, else the number of lines.
+
+    Raises:
+        DataError: The file cannot be read.
+    """
+    if path.suffix.lower() == ".parquet":
+        return int(_open_parquet(path).metadata.num_rows)
+    try:
+        lines, last = 0, b"\n"
+        with path.open("rb") as file:
+            for block in iter(lambda: file.read(1 << 20), b""):
+                lines, last = lines + block.count(b"\n"), block
+        return lines + (not last.endswith(b"\n"))
+    except OSError as error:
+        raise DataError(f"a readable file at {path}", str(error), "Correct the path") from error
 
 
 def _open_parquet(path: Path):  # type: ignore[no-untyped-def]  # noqa: ANN202 - pyarrow is untyped

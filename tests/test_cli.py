@@ -1,0 +1,420 @@
+"""The commands, run in process with the fake encoder; a few as real processes."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import yaml
+
+import unembed
+from unembed import cli
+from unembed.encoders.base import FakeEncoder
+from unembed.errors import EncoderError
+from unembed.inverter import Inverter
+
+
+@pytest.fixture
+def run(monkeypatch, capfd, tmp_path):
+    """Run a command where a user would: returns exit code, standard output, standard error."""
+    folder = tmp_path / "here"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+
+    def command(*arguments):
+        monkeypatch.setattr(sys, "argv", ["unembed", *map(str, arguments)])
+        capfd.readouterr()
+        try:
+            cli.main()
+            code = 0
+        except SystemExit as stop:
+            code = stop.code
+        out, err = capfd.readouterr()
+        return code, out, err
+
+    return command
+
+
+@pytest.fixture
+def refused(run, tmp_path):
+    """Run a command that must fail with one line, and leave no trace; returns the line."""
+
+    def command(*arguments):
+        before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+        code, out, err = run(*arguments)
+        assert code == 2
+        assert out == ""
+        assert "Traceback" not in err
+        lines = err.splitlines()
+        assert len(lines) == 1, err
+        assert lines[0].startswith("error: ")
+        assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+        return lines[0]
+
+    return command
+
+
+@pytest.fixture
+def with_fake_encoder(monkeypatch):
+    """`load_encoder` knows one encoder, the fake one."""
+    asked = []
+
+    def load(name, **settings):
+        asked.append({"name": name, **settings})
+        if name != "fake":
+            raise EncoderError("the encoder fake", name, "Use it")
+        return FakeEncoder()
+
+    monkeypatch.setitem(unembed.__dict__, "load_encoder", load)
+    return asked
+
+
+@pytest.fixture
+def config_file(tiny_config, tmp_path):
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump(tiny_config.model_dump()), encoding="utf-8")
+    return path
+
+
+def save(path, array):
+    np.save(path, np.asarray(array, dtype=np.float32))
+    return path
+
+
+@pytest.mark.parametrize("command", ["prepare", "train", "export", "invert", "evaluate"])
+def test_every_command_explains_itself(run, command):
+    code, out, _ = run(command, "--help")
+    assert code == 0
+    assert "Usage: " in out
+    assert command in out
+
+
+def test_help_lists_every_command(run):
+    _, out, _ = run("--help")
+    listed = {line.split()[1] for line in out.splitlines() if line.startswith("│ ")}
+    assert {"prepare", "train", "export", "invert", "evaluate"} <= listed
+
+
+def test_a_process_answers_with_its_version():
+    done = subprocess.run(
+        [sys.executable, "-m", "unembed", "--version"], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (
+        0,
+        f"unembed {unembed.__version__}\n",
+        "",
+    )
+
+
+def test_a_process_fails_with_one_line_and_code_2(tmp_path):
+    arguments = ["prepare", "--source", tmp_path / "x.txt", "--out", tmp_path / "o", "-c", "none"]
+    done = subprocess.run(
+        [sys.executable, "-m", "unembed", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: expected a configuration file or one of ")
+    assert done.stderr.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("arguments", [["frobnicate"], ["invert", "--frob"], ["prepare"]])
+def test_a_misspelt_command_has_code_2_and_no_traceback(run, arguments):
+    code, _, err = run(*arguments)
+    assert code == 2
+    assert "Traceback" not in err
+
+
+# invert
+
+
+def test_invert_a_text(run, inverter_folder, with_fake_encoder, inverter, encoder):
+    text = "dog dog dog"
+    code, out, _ = run("invert", "--text", text, "--checkpoint", inverter_folder, "--json")
+    assert code == 0
+    trip = json.loads(out)
+    expected = inverter.invert(encoder.encode([text]))[0]
+    assert trip["original"] == text
+    assert trip["inversion"]["text"] == expected.text
+    assert trip["cosine"] == pytest.approx(
+        float(encoder.encode([expected.text])[0] @ encoder.encode([text])[0]), abs=1e-5
+    )
+    assert with_fake_encoder[0]["trust_remote_code"] is False
+    assert with_fake_encoder[0]["prompt"] == ""
+
+
+def test_invert_prints_a_table_for_readers(run, inverter_folder, with_fake_encoder):
+    code, out, _ = run(
+        "invert", "--text", "dog [bold]dog", "--checkpoint", inverter_folder, "--steps", 2
+    )
+    assert code == 0
+    assert "dog [bold]dog" in out, "brackets in a text are text"
+    assert "2 denoiser passes, 0 encoder calls" in out
+
+
+def test_invert_can_be_watched(run, inverter_folder, with_fake_encoder):
+    code, out, _ = run(
+        "invert", "--text", "dog dog", "--checkpoint", inverter_folder, "--steps", 2, "--watch"
+    )
+    assert code == 0
+    assert "recovered" in out
+
+
+@pytest.mark.parametrize("rows", [None, 3])
+def test_invert_a_file_needs_no_encoder(run, inverter_folder, inverter, encoder, tmp_path, rows):
+    vectors = encoder.encode(["dog dog", "cat cat", "the river"])
+    path = save(tmp_path / "v.npy", vectors[0] if rows is None else vectors)
+    expected = [item.text for item in inverter.invert(vectors[: rows or 1])]
+    code, out, _ = run("invert", "--embedding", path, "--checkpoint", inverter_folder)
+    assert code == 0
+    assert out.splitlines() == expected
+    code, out, _ = run("invert", "--embedding", path, "--checkpoint", inverter_folder, "--json")
+    assert [item["text"] for item in json.loads(out)] == expected
+
+
+def test_invert_takes_a_text_or_a_file(refused, inverter_folder, tmp_path):
+    path = save(tmp_path / "v.npy", np.ones(32))
+    both = refused("invert", "--text", "a", "--embedding", path, "--checkpoint", inverter_folder)
+    assert "either --text or --embedding; found both" in both
+    assert "found neither" in refused("invert", "--checkpoint", inverter_folder)
+
+
+@pytest.mark.parametrize(
+    ("vectors", "said"),
+    [
+        (np.ones(31), "embeddings of 32 dimensions, [32] or [N, 32]; found shape [31]"),
+        (np.ones((2, 384)), "found shape [2, 384]"),
+        (np.ones((1, 1, 32)), "found shape [1, 1, 32]"),
+        (np.full(32, np.nan), "NaN or infinity in vector 0"),
+        (np.stack([np.ones(32), np.full(32, np.inf)]), "NaN or infinity in vector 1"),
+        (np.stack([np.ones(32), np.zeros(32)]), "only zeros in vector 1"),
+    ],
+)
+def test_invert_refuses_bad_vectors(refused, inverter_folder, tmp_path, vectors, said):
+    path = save(tmp_path / "v.npy", vectors)
+    message = refused("invert", "--embedding", path, "--checkpoint", inverter_folder)
+    assert said in message
+
+
+def test_invert_refuses_a_file_that_is_no_array(refused, inverter_folder, tmp_path):
+    path = tmp_path / "v.npy"
+    path.write_text("0.1, 0.2", encoding="utf-8")
+    message = refused("invert", "--embedding", path, "--checkpoint", inverter_folder)
+    assert f"a NumPy array at {path}" in message
+    missing = tmp_path / "none.npy"
+    assert str(missing) in refused(
+        "invert", "--embedding", missing, "-c", "minilm", "--checkpoint", inverter_folder
+    )
+
+
+@pytest.mark.parametrize("text", ["", "   "])
+def test_invert_refuses_an_empty_text(refused, inverter_folder, with_fake_encoder, text):
+    message = refused("invert", "--text", text, "--checkpoint", inverter_folder)
+    assert "visible character" in message
+
+
+def test_invert_refuses_an_unknown_strategy(refused, inverter_folder, tmp_path):
+    path = save(tmp_path / "v.npy", np.ones(32))
+    message = refused(
+        "invert", "--embedding", path, "--checkpoint", inverter_folder, "--strategy", "magic"
+    )
+    assert "a strategy among greedy" in message
+    assert "found 'magic'" in message
+
+
+def test_invert_refuses_a_checkpoint_that_is_not_there(refused):
+    message = refused("invert", "--text", "a", "--checkpoint", "nobody/nothing")
+    assert "a folder or a Hub repository" in message
+    assert "nobody/nothing" in message
+    assert "error: expected an inverter" in refused("invert", "--text", "a", "--checkpoint", ".")
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json"])
+@pytest.mark.parametrize("keep", [None, 0, 0.5])
+def test_invert_refuses_a_damaged_checkpoint(refused, inverter_folder, name, keep):
+    path = inverter_folder / name
+    content = path.read_bytes()
+    path.unlink()
+    if keep is not None:
+        path.write_bytes(content[: int(len(content) * keep)])
+    message = refused("invert", "--text", "a", "--checkpoint", inverter_folder)
+    assert str(inverter_folder) in message
+
+
+def test_invert_refuses_a_checkpoint_of_an_encoder_it_cannot_get(refused, inverter_folder):
+    message = refused("invert", "--text", "the cat", "--checkpoint", inverter_folder)
+    assert "the encoder fake in a local folder or on the Hugging Face Hub" in message
+
+
+def test_invert_refuses_a_checkpoint_of_another_encoder(refused, inverter_folder, monkeypatch):
+    other = FakeEncoder(dimension=16)
+    monkeypatch.setitem(unembed.__dict__, "load_encoder", lambda name, **settings: other)
+    message = refused("invert", "--text", "the cat", "--checkpoint", inverter_folder)
+    assert "vectors of the encoder fake (32 dimensions" in message
+    assert "found fake (16 dimensions" in message
+
+
+def test_a_device_that_is_not_there_is_refused(refused, inverter_folder):
+    message = refused(
+        "invert", "--text", "a", "--checkpoint", inverter_folder, "--device", "toaster"
+    )
+    assert "'toaster'" in message
+
+
+# prepare, train, export, evaluate
+
+
+def test_from_texts_to_an_inverter_and_its_evaluation(
+    run, text_file, config_file, with_fake_encoder, tmp_path
+):
+    pairs, training, folder = (tmp_path / name for name in ("pairs", "run", "inverter"))
+    code, out, _ = run("prepare", "--source", text_file, "--out", pairs, "-c", config_file)
+    assert code == 0
+    assert out.endswith(f"pairs in 6 shards in {pairs}\n")
+
+    code, out, _ = run(
+        *("train", "--data", pairs, "--out", training, "-c", config_file),
+        *("--set", "training.steps=4", "--set", "denoiser.token_table=encoder", "--device", "cpu"),
+    )
+    assert code == 0
+    assert out.startswith("step 4, best validation loss ")
+
+    code, out, _ = run("export", training, folder)
+    assert (code, out) == (0, f"inverter in {folder}\n")
+    assert Inverter.from_pretrained(folder).encoder == FakeEncoder().identity
+
+    report = tmp_path / "report.json"
+    code, out, _ = run(
+        *("evaluate", "--texts", text_file, "--checkpoint", folder, "--limit", 5, "--steps", 2),
+        *("--train-pairs", pairs, "--out", report, "--json"),
+    )
+    assert code == 0
+    assert json.loads(out) == json.loads(report.read_text(encoding="utf-8"))
+    assert set(json.loads(out)["rows"]) == {
+        "inverter",
+        "shuffled embedding",
+        "nearest training text",
+    }
+
+
+def test_evaluate_prints_a_table(run, text_file, inverter_folder, with_fake_encoder):
+    code, out, _ = run(
+        *("evaluate", "--texts", text_file, "--checkpoint", inverter_folder),
+        *("--limit", 4, "--steps", 2),
+    )
+    assert code == 0
+    assert "4 texts, greedy, 2 passes" in " ".join(out.split())
+    assert "note: nearest training text: not measured" in out
+
+
+def test_prepare_refuses_a_corpus_without_the_column(refused, tmp_path, with_fake_encoder):
+    source = tmp_path / "texts.jsonl"
+    source.write_text('{"body": "the cat sleeps."}\n', encoding="utf-8")
+    message = refused("prepare", "--source", source, "--out", tmp_path / "pairs")
+    assert "a column 'text'" in message
+    assert "'body'" in message
+    assert with_fake_encoder == [], "the encoder is not loaded for nothing"
+
+
+@pytest.mark.parametrize("content", [None, b"", b"not parquet"])
+def test_prepare_refuses_a_source_it_cannot_read(refused, tmp_path, with_fake_encoder, content):
+    source = tmp_path / "texts.parquet"
+    if content is not None:
+        source.write_bytes(content)
+    message = refused("prepare", "--source", source, "--out", tmp_path / "pairs")
+    assert str(source) in message
+
+
+@pytest.mark.parametrize("command", ["prepare", "train"])
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("training.speed=3", "unknown key 'training.speed'"),
+        ("training.lr=fast", "training.lr"),
+        ("data.length=1", "data.length"),
+        ("data.pack=[", "data.pack=["),
+        ("lr=1", "section.key=value"),
+    ],
+)
+def test_settings_are_checked_first(refused, text_file, tmp_path, command, override, said):
+    read = {"prepare": "--source", "train": "--data"}[command]
+    message = refused(command, read, text_file, "--out", tmp_path / "out", "--set", override)
+    assert said in message
+
+
+def test_an_unknown_key_in_a_file_is_refused(refused, text_file, config_file, tmp_path):
+    config_file.write_text("training:\n  momentum: 0.9\n", encoding="utf-8")
+    message = refused("prepare", "--source", text_file, "--out", tmp_path / "o", "-c", config_file)
+    assert "unknown key 'training.momentum'" in message
+    assert "weight_decay" in message
+
+
+def test_prepare_refuses_a_folder_of_something_else(
+    run, text_file, config_file, pairs_folder, with_fake_encoder
+):
+    before = {path.name: path.read_bytes() for path in pairs_folder.iterdir()}
+    code, out, err = run(
+        *("prepare", "--source", text_file, "--out", pairs_folder, "-c", config_file),
+        *("--set", "data.length=16"),
+    )
+    assert (code, out) == (2, "")
+    assert err.splitlines()[-1].startswith(f"error: expected {pairs_folder} to hold pairs with")
+    assert "Traceback" not in err
+    assert {path.name: path.read_bytes() for path in pairs_folder.iterdir()} == before
+
+
+def test_prepare_refuses_a_file_where_the_folder_should_be(
+    run, text_file, config_file, tmp_path, with_fake_encoder
+):
+    (tmp_path / "taken").write_text("mine", encoding="utf-8")
+    code, _, err = run(
+        "prepare", "--source", text_file, "--out", tmp_path / "taken", "-c", config_file
+    )
+    assert code == 2
+    assert err.splitlines()[-1].startswith("error: ")
+    assert "Traceback" not in err
+    assert (tmp_path / "taken").read_text(encoding="utf-8") == "mine"
+
+
+def test_train_refuses_a_folder_without_pairs(refused, tmp_path):
+    message = refused("train", "--data", tmp_path / "none", "--out", tmp_path / "run")
+    assert "Run `unembed prepare` first" in message
+
+
+def test_train_refuses_pairs_of_another_encoder(
+    refused, pairs_folder, config_file, tmp_path, monkeypatch
+):
+    other = FakeEncoder(dimension=16)
+    monkeypatch.setitem(unembed.__dict__, "load_encoder", lambda name, **settings: other)
+    message = refused(
+        *("train", "--data", pairs_folder, "--out", tmp_path / "run", "-c", config_file),
+        *("--set", "denoiser.token_table=encoder"),
+    )
+    assert "pairs of the encoder fake" in message
+
+
+def test_export_refuses_what_is_no_run(refused, tmp_path):
+    out = tmp_path / "inverter"
+    assert "a training state at" in refused("export", tmp_path, out)
+    assert "found 'newest'" in refused("export", tmp_path, out, "--which", "newest")
+    assert "none.md" in refused("export", tmp_path, out, "--card", tmp_path / "none.md")
+
+
+def test_evaluate_refuses_to_write_where_there_is_no_folder(refused, text_file, inverter_folder):
+    message = refused(
+        *("evaluate", "--texts", text_file, "--checkpoint", inverter_folder),
+        *("--out", "none/report.json"),
+    )
+    assert "a folder for none/report.json" in message.replace("\\", "/")
+
+
+def test_evaluate_refuses_texts_without_a_piece(run, inverter_folder, with_fake_encoder, tmp_path):
+    (tmp_path / "short.txt").write_text("no.\n", encoding="utf-8")
+    code, _, err = run(
+        "evaluate", "--texts", tmp_path / "short.txt", "--checkpoint", inverter_folder
+    )
+    assert code == 2
+    assert "at least 2 pieces" in err.splitlines()[-1]

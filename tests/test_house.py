@@ -1,0 +1,246 @@
+"""The rules of CONTRIBUTING.md that a machine can check."""
+
+import ast
+import doctest
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import unembed
+
+PACKAGE = Path(unembed.__file__).parent
+FILES = {
+    path.relative_to(PACKAGE).as_posix(): ast.parse(path.read_text(encoding="utf-8"))
+    for path in sorted(PACKAGE.rglob("*.py"))
+}
+FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
+
+# Who may import whom, beside a part itself. A part is a folder or a file of the package; a new one
+# needs a line here. What is not written is forbidden.
+ALLOWED = {
+    "errors": "",
+    "config": "errors",
+    "device": "errors",
+    "denoiser": "errors",
+    "diffusion": "errors",
+    "decoding": "diffusion errors",
+    "encoders": "device errors",
+    "data": "config encoders errors",
+    "training": "config data denoiser device diffusion errors",
+    "training/export.py": "config data denoiser device diffusion encoders errors inverter",
+    "inverter": "decoding denoiser device diffusion encoders errors",
+    "inversion": "encoders errors inverter",
+    "evaluation": "config data encoders errors inverter",
+    "terminal": "data decoding encoders errors evaluation inversion inverter",
+    "audit": "config data device encoders errors evaluation inversion inverter",
+    "demo": "config data decoding device encoders errors evaluation inversion inverter",
+    "cli": "audit config data demo device errors evaluation inversion inverter terminal training",
+    "__init__": "encoders errors evaluation inverter",  # the front door, opened lazily
+    "__main__": "cli",
+}
+
+HEAVY = """
+huggingface_hub numpy pandas pyarrow pydantic safetensors scipy sentence_transformers sklearn
+tokenizers torch transformers yaml
+""".split()
+
+
+def part(file):
+    return file.split("/")[0].removesuffix(".py")
+
+
+def imports(tree):
+    """Parts of the package that a file imports, anywhere in it."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            inside = node.module == "unembed"
+            names = [f"unembed.{a.name}" for a in node.names] if inside else [node.module]
+        else:
+            continue
+        for name in names:
+            if name.startswith("unembed."):
+                yield name.split(".")[1]
+
+
+def definitions(tree):
+    """Every function and class with its dotted name; those inside functions are private."""
+
+    def visit(node, prefix):
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, (*FUNCTIONS, ast.ClassDef)):
+                yield f"{prefix}{child.name}", child
+                inside = "" if isinstance(child, ast.ClassDef) else "_local."
+                yield from visit(child, f"{prefix}{child.name}.{inside}")
+            else:
+                yield from visit(child, prefix)
+
+    yield from visit(tree, "")
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_imports_point_one_way(file):
+    allowed = ALLOWED.get(file, ALLOWED[part(file)]).split()
+    assert set(imports(FILES[file])) - {part(file), *allowed} == set()
+
+
+def test_the_arrows_go_nowhere_in_a_circle():
+    arrows = {name: set(names.split()) for name, names in ALLOWED.items() if "/" not in name}
+    while arrows:
+        leaves = {name for name, names in arrows.items() if not names}
+        assert leaves, f"a circle among {sorted(arrows)}"
+        arrows = {name: names - leaves for name, names in arrows.items() if name not in leaves}
+
+
+def test_the_rules_that_are_dearest_are_in_the_table():
+    table = {name: set(names.split()) for name, names in ALLOWED.items()}
+    assert not table["diffusion"] & {"denoiser"}
+    assert not table["decoding"] & {"denoiser"}
+    assert not table["encoders"] & {"data", "training", "inverter", "evaluation", "cli"}
+    assert table["data"] == {"config", "encoders", "errors"}
+    assert [name for name, names in table.items() if "cli" in names] == ["__main__"]
+
+
+def test_the_import_reader_sees_every_kind_of_import():
+    code = """
+import unembed.config
+from unembed.data.pairs import Pairs
+from unembed import device
+def later():
+    from unembed.errors import DataError
+    import numpy, unembed.inverter as it
+if TYPE_CHECKING:
+    from unembed.denoiser import Denoiser
+"""
+    found = sorted(imports(ast.parse(code)))
+    assert found == ["config", "data", "denoiser", "device", "errors", "inverter"]
+
+
+@pytest.mark.parametrize("module", ["unembed", "unembed.cli"])
+def test_importing_does_nothing(module, tmp_path):
+    code = f"""
+import json, os, sys
+before = dict(os.environ)
+import {module}
+loaded = sorted({{name.split(".")[0] for name in sys.modules}})
+print(json.dumps([loaded, dict(os.environ) == before]))
+"""
+    done = subprocess.run(
+        [sys.executable, "-B", "-c", code],
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(PACKAGE.parent), "HOME": str(tmp_path), "TMPDIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    loaded, untouched = json.loads(done.stdout)
+    assert "unembed" in loaded
+    assert set(loaded) & set(HEAVY) == set()
+    assert untouched, "the environment was changed"
+    assert done.stderr == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("file", [file for file in FILES if file != "__main__.py"])
+def test_a_module_only_defines(file):
+    """At the top of a file names are imported and bound; nothing is done for its effect."""
+    for node in FILES[file].body:
+        place = f"line {node.lineno} does something on import"
+        if isinstance(node, ast.If):
+            assert ast.unparse(node.test) == "TYPE_CHECKING", place
+        elif isinstance(node, ast.Expr):
+            assert isinstance(node.value, ast.Constant), place
+        elif isinstance(node, (ast.Assign, ast.AnnAssign)):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            names = [t for target in targets for t in getattr(target, "elts", [target])]
+            assert all(isinstance(name, ast.Name) for name in names), place
+        else:
+            allowed = (ast.Import, ast.ImportFrom, ast.ClassDef, *FUNCTIONS)
+            assert isinstance(node, allowed), place
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_files_and_functions_stay_short(file):
+    assert len((PACKAGE / file).read_text(encoding="utf-8").splitlines()) <= 500
+    lengths = {
+        name: node.end_lineno - node.lineno + 1
+        for name, node in definitions(FILES[file])
+        if isinstance(node, FUNCTIONS)
+    }
+    assert {name: lines for name, lines in lengths.items() if lines > 80} == {}
+
+
+def test_most_functions_fit_in_a_dozen_lines():
+    lengths = sorted(
+        node.end_lineno - node.lineno + 1
+        for tree in FILES.values()
+        for _, node in definitions(tree)
+        if isinstance(node, FUNCTIONS)
+    )
+    assert lengths[len(lengths) // 2] <= 12
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_what_is_public_is_documented(file):
+    assert ast.get_docstring(FILES[file])
+    bare = [
+        name
+        for name, node in definitions(FILES[file])
+        if not any(word.startswith("_") for word in name.split(".")) and not ast.get_docstring(node)
+    ]
+    assert bare == []
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_nothing_prints_pickles_or_swallows(file):
+    for node in ast.walk(FILES[file]):
+        if isinstance(node, ast.Call):
+            called = ast.unparse(node.func)
+            assert called not in ("print", "torch.load", "torch.save"), f"line {node.lineno}"
+            given = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
+            assert given.get("allow_pickle", "False") == "False", f"line {node.lineno}"
+        if isinstance(node, ast.ExceptHandler):
+            assert node.type is not None, f"bare except in line {node.lineno}"
+    loaded = {
+        alias.name
+        for node in ast.walk(FILES[file])
+        if isinstance(node, ast.Import)
+        for alias in node.names
+    }
+    assert not loaded & {"pickle", "dill", "joblib"}
+
+
+def test_devices_are_chosen_in_one_place():
+    for file, tree in FILES.items():
+        if file != "device.py":
+            text = ast.unparse(tree)
+            assert "is_available()" not in text, file
+            assert ".cuda()" not in text, file
+
+
+# The front door
+
+
+@pytest.mark.parametrize("name", unembed.__all__)
+def test_every_promised_name_is_there(name):
+    assert getattr(unembed, name).__name__ == name
+    assert name in dir(unembed)
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="'unembed' has no attribute 'inverter_of_dreams'"):
+        _ = unembed.inverter_of_dreams
+
+
+def test_the_example_of_the_front_door_is_true():
+    failed, tried = doctest.testmod(unembed)
+    assert (failed, tried > 0) == (0, True)
+
+
+def test_typing_information_ships():
+    assert (PACKAGE / "py.typed").is_file()
