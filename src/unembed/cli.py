@@ -109,6 +109,7 @@ def train(
 
     chosen = load_config(config, settings or [])
     pairs = Pairs.open(data)
+    Pairs.verify(data)
     words = None
     if chosen.denoiser.token_table == "encoder" and not (resume and out.exists()):
         encoder = _encoder(chosen.encoder.model_dump(), "cpu", trust_remote_code)

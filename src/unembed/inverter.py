@@ -114,6 +114,7 @@ class Inverter(
         steps: int | None = None,
         batch_size: int = 64,
         seed: int = 0,
+        first_index: int = 0,
         on_step: OnStep | None = None,
     ) -> list[Inversion]:
         """Recover the text behind each vector, from the vector alone.
@@ -125,6 +126,7 @@ class Inverter(
             steps: Denoiser passes per text; one per position when not given.
             batch_size: Vectors decoded together; changes the speed, not the texts.
             seed: Of the strategies that sample; each vector draws from (seed, its index).
+            first_index: Index of the first vector, for callers that hand over a part at a time.
             on_step: Called after every pass of every batch.
 
         Returns:
@@ -147,7 +149,9 @@ class Inverter(
         for start in range(0, len(vectors), batch_size):
             part = torch.from_numpy(vectors[start : start + batch_size]).to(self.compute.device)
             generators = [
-                torch.Generator(self.compute.device).manual_seed(_mix(seed, start + row))
+                torch.Generator(self.compute.device).manual_seed(
+                    _mix(seed, first_index + start + row)
+                )
                 for row in range(len(part))
             ]
             with self.compute.autocast():

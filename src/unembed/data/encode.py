@@ -111,7 +111,6 @@ def _open_manifest(job: _Job) -> dict[str, Any]:
         "pieces": job.config.data.model_dump(),
     }
     if not (job.out / MANIFEST).exists():
-        tokenizer.save(job.out / TOKENIZER)
         return {**described, "complete": False, "shards": []}
     manifest = read_manifest(job.out)
     for key, value in described.items():
@@ -137,18 +136,23 @@ def _write_missing_shards(
             return
         batch = list(islice(texts, settings.passages_per_shard))
         pieces = cut_pieces(batch, job.encoder.tokenizer, settings, first_index=passages)
-        done = PrepareProgress(passages, pairs, len(shards))
-        shard = _write_shard(job, pieces, len(batch), done, progress)
-        shards.append({"passages": len(batch), **shard})
-        passages += len(batch)
-        manifest["complete"] = len(batch) < settings.passages_per_shard
-        if manifest["complete"] and not any(shard["pairs"] for shard in shards):
+        complete = len(batch) < settings.passages_per_shard
+        if complete and pairs == len(pieces) == 0:
             raise DataError(
                 f"pieces of {settings.min_tokens} tokens or more in {job.source}",
                 "none",
                 "Lower data.min_tokens or choose another source",
             )
+        if not shards:
+            job.encoder.tokenizer.save(job.out / TOKENIZER)
+        done = PrepareProgress(passages, pairs, len(shards))
+        shard = _write_shard(job, pieces, len(batch), done, progress)
+        shards.append({"passages": len(batch), **shard})
+        passages += len(batch)
+        manifest["complete"] = complete
         write_json(job.out / MANIFEST, manifest)
+        if progress is not None:
+            progress(PrepareProgress(passages, pairs + len(pieces), len(shards)))
 
 
 def _write_shard(
@@ -193,10 +197,15 @@ def _write_array(path: Path, array: NDArray[Any]) -> str:
         np.save(file, array, allow_pickle=False)
         file.flush()
         os.fsync(file.fileno())
-    with temporary.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    digest = file_digest(temporary)
     temporary.replace(path)
     return digest
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_json(path: Path, data: dict[str, Any]) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unembed.data.encode import TOKENIZER, read_manifest, shard_names
+from unembed.data.encode import TOKENIZER, file_digest, read_manifest, shard_names
 from unembed.encoders.base import EncoderIdentity
 from unembed.encoders.tokenizer import TextTokenizer
 from unembed.errors import DataError
@@ -54,10 +54,32 @@ class Pairs:
         starts = np.cumsum([0] + [len(array) for array in tokens], dtype=np.int64)
         special = {k: manifest["tokenizer"][k] for k in ("size", "mask_id", "pad_id", "end_id")}
         tokenizer = TextTokenizer.load(folder / TOKENIZER, special)
+        if tokenizer.digest != manifest["tokenizer"]["digest"]:
+            raise DataError(
+                f"the tokenizer the pairs were made with in {folder / TOKENIZER}",
+                "another one",
+                "Prepare the pairs again into a new folder",
+            )
         return cls(tokens, embeddings, starts, manifest, tokenizer)
 
     def __len__(self) -> int:
         return int(self.starts[-1])
+
+    @staticmethod
+    def verify(folder: Path) -> None:
+        """Compare every shard with the checksum written when it was made.
+
+        Raises:
+            DataError: A file is missing or its content has changed.
+        """
+        for shard in read_manifest(folder)["shards"]:
+            for name, wanted in shard["sha256"].items():
+                if not (folder / name).is_file() or file_digest(folder / name) != wanted:
+                    raise DataError(
+                        f"the content of {folder / name} as it was prepared",
+                        "a missing file or another checksum",
+                        "Prepare the pairs again into a new folder",
+                    )
 
     @property
     def encoder(self) -> EncoderIdentity:

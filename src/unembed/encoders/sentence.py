@@ -118,10 +118,14 @@ def run_batches(
             work(batch)
             yield len(batch)
         return
+    if not batches:
+        return
+    work(batches[0])  # alone: what the libraries set up at their first call is not thread-safe
+    yield len(batches[0])
     try:
         with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            running = [pool.submit(work, batch) for batch in batches]
-            for batch, done in zip(batches, running, strict=True):
+            running = [pool.submit(work, batch) for batch in batches[1:]]
+            for batch, done in zip(batches[1:], running, strict=True):
                 done.result()
                 yield len(batch)
     finally:

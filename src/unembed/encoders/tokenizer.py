@@ -24,14 +24,14 @@ class TextTokenizer:
     vocabulary lacks.
 
     Attributes:
-        backend: The Rust tokenizer, without padding or truncation.
+        definition: The tokenizer as JSON, which is what is saved and what the digest is taken of.
         size: Vocabulary size V, our additions included.
         mask_id: Stands at every position not yet decided.
         pad_id: Fills the positions after the end.
         end_id: Ends the text.
     """
 
-    backend: Tokenizer
+    definition: str
     size: int
     mask_id: int
     pad_id: int
@@ -55,7 +55,13 @@ class TextTokenizer:
             # Some models pad with their end token; the denoiser needs to tell the two apart.
             ids[1] = size
             size += 1
-        return cls(backend, size, *ids)
+        return cls(backend.to_str(), size, *ids)
+
+    @cached_property
+    def backend(self) -> Tokenizer:
+        """The Rust tokenizer, without padding or truncation."""
+        backend: Tokenizer = Tokenizer.from_str(self.definition)
+        return backend
 
     @property
     def special_ids(self) -> frozenset[int]:
@@ -66,7 +72,7 @@ class TextTokenizer:
     def digest(self) -> str:
         """SHA-256 over the tokenizer's definition and our ids."""
         ids = f"{self.size},{self.mask_id},{self.pad_id},{self.end_id}"
-        return hashlib.sha256((self.backend.to_str() + ids).encode()).hexdigest()
+        return hashlib.sha256((self.definition + ids).encode()).hexdigest()
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Content ids of each text, without special tokens."""
@@ -120,7 +126,7 @@ class TextTokenizer:
 
     def save(self, path: Path) -> None:
         """Write the tokenizer's definition (``tokenizer.json``)."""
-        path.write_text(self.backend.to_str(), encoding="utf-8")
+        path.write_text(self.definition, encoding="utf-8")
 
     @classmethod
     def load(cls, path: Path, ids: dict[str, Any]) -> TextTokenizer:
@@ -130,7 +136,9 @@ class TextTokenizer:
             CheckpointError: The file is missing or is not a tokenizer.
         """
         try:
-            return cls(Tokenizer.from_file(str(path)), **ids)
+            tokenizer = cls(path.read_text(encoding="utf-8"), **ids)
+            _ = tokenizer.backend  # builds it
+            return tokenizer
         except Exception as error:  # the Rust library raises bare Exception
             raise CheckpointError(
                 f"a tokenizer in {path}", str(error).splitlines()[0], "Copy the folder again"

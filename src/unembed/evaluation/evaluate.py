@@ -21,9 +21,10 @@ from unembed.evaluation.metrics import (
     token_accuracy,
     token_set_f1,
 )
-from unembed.inverter import Inverter
+from unembed.inverter import Inversion, Inverter
 
 METRICS = ("token accuracy", "exact match", "token-set F1", "cosine")
+_BATCH = 64
 _CHUNK_ROWS = 65_536
 
 ProgressFn = Callable[[str, int, int], None]
@@ -45,7 +46,7 @@ class Evaluation:
     Attributes:
         rows: What was decoded (the inverter, the controls) → metric → figure; a metric that could
             not be computed is None.
-        examples: The first texts with their recoveries.
+        examples: Every text with its recovery.
         settings: How it was made: inverter, encoder, strategy, steps, seed, number of texts.
         notes: What is missing, and why.
     """
@@ -95,51 +96,60 @@ def evaluate(
         EncoderError: The inverter or the pairs belong to another encoder.
     """
     inverter.encoder.require_same(encoder.identity, "vectors")
+    if train_pairs is not None:
+        inverter.encoder.require_same(train_pairs.encoder, "training pairs")
     pieces = _sample_pieces(texts, inverter, limit, seed)
     report = progress or (lambda stage, done, total: None)
     ids = [piece.token_ids for piece in pieces]
     vectors = encoder.encode([piece.text for piece in pieces])
-
-    def decode(stage: str, given: NDArray[np.float32]) -> list[tuple[str, list[int]]]:
-        found: list[tuple[str, list[int]]] = []
-        for start in range(0, len(given), 64):
-            part = given[start : start + 64]
-            # Each batch has its own seed, so that the texts do not depend on the loop's size
-            done = inverter.invert(part, strategy=strategy, steps=steps, seed=seed + start)
-            found.extend((item.text, item.token_ids) for item in done)
-            report(stage, len(found), len(given))
-        return found
-
+    options = {"strategy": strategy, "steps": steps, "seed": seed}
     rows: dict[str, dict[str, Figure | None]] = {}
-    recovered = decode("inverting", vectors)
-    cosines = _cosines(encoder, [text for text, _ in recovered], vectors)
-    rows["inverter"] = _table_row(ids, [tokens for _, tokens in recovered], cosines, seed)
 
-    shuffled = decode("inverting shuffled embeddings", np.roll(vectors, 1, axis=0))
-    control = _cosines(encoder, [text for text, _ in shuffled], vectors)
-    rows["shuffled embedding"] = _table_row(ids, [tokens for _, tokens in shuffled], control, seed)
+    found = _decode(inverter, vectors, options, "inverting", report)
+    cosines = _cosines(encoder, [item.text for item in found], vectors)
+    rows["inverter"] = _table_row(ids, [item.token_ids for item in found], cosines, seed)
+
+    others = np.roll(vectors, 1, axis=0)
+    control = _decode(inverter, others, options, "inverting shuffled embeddings", report)
+    similarity = _cosines(encoder, [item.text for item in control], vectors)
+    tokens = [item.token_ids for item in control]
+    rows["shuffled embedding"] = _table_row(ids, tokens, similarity, seed)
 
     notes = []
     if train_pairs is None:
         notes.append("nearest training text: not measured, no training pairs were given")
     else:
-        inverter.encoder.require_same(train_pairs.encoder, "training pairs")
-        nearest, similarity = nearest_pairs(train_pairs, vectors, report)
-        rows["nearest training text"] = _table_row(ids, nearest, similarity, seed)
+        nearest, similar = nearest_pairs(train_pairs, vectors, report)
+        rows["nearest training text"] = _table_row(ids, nearest, similar, seed)
     settings = {
         "texts": len(pieces),
         "encoder": encoder.identity.to_dict(),
         "strategy": strategy,
-        "steps": inverter.length if steps is None else steps,
+        "steps": found[0].passes,
         "seed": seed,
         "threat_model": "vector only",
         "encoder_calls": 0,
     }
     examples = [
-        Example(piece.text, text, cosine)
-        for piece, (text, _), cosine in zip(pieces, recovered, cosines, strict=True)
+        Example(piece.text, item.text, cosine)
+        for piece, item, cosine in zip(pieces, found, cosines, strict=True)
     ]
     return Evaluation(rows, examples, settings, notes)
+
+
+def _decode(
+    inverter: Inverter,
+    vectors: NDArray[np.float32],
+    options: dict[str, Any],
+    stage: str,
+    report: ProgressFn,
+) -> list[Inversion]:
+    found: list[Inversion] = []
+    for start in range(0, len(vectors), _BATCH):
+        part = vectors[start : start + _BATCH]
+        found.extend(inverter.invert(part, first_index=start, **options))
+        report(stage, len(found), len(vectors))
+    return found
 
 
 def _sample_pieces(
