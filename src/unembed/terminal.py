@@ -252,7 +252,7 @@ def show_evaluation(report: Evaluation, as_json: bool) -> None:
         return
     settings = report.settings
     table = Table(
-        title=f"{settings['texts']} texts, {settings['strategy']}, {settings['steps']} passes, "
+        title=f"{settings['texts']} texts, {settings['strategy']}, {settings['passes']} passes, "
         f"{settings['threat_model']}, decoded from fully masked",
         caption="mean [95% bootstrap interval] (n)",
     )

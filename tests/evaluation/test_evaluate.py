@@ -114,7 +114,7 @@ def test_the_report_says_how_it_was_made(lookup, encoder, passages):
         "texts": 10,
         "encoder": encoder.identity.to_dict(),
         "strategy": "greedy",
-        "steps": 3,
+        "passes": 1,
         "seed": 5,
         "threat_model": "vector only",
         "encoder_calls": 0,

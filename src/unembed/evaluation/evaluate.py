@@ -125,7 +125,7 @@ def evaluate(
         "texts": len(pieces),
         "encoder": encoder.identity.to_dict(),
         "strategy": strategy,
-        "steps": found[0].passes,
+        "passes": found[0].passes,
         "seed": seed,
         "threat_model": "vector only",
         "encoder_calls": 0,
