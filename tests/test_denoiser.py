@@ -118,6 +118,14 @@ def test_the_token_table_starts_from_word_embeddings(width):
     assert torch.corrcoef(torch.stack([before.flatten(), after.flatten()]))[0, 1] > 0.8
 
 
+def test_the_output_bias_starts_at_log_frequencies():
+    network = Denoiser(TINY)
+    network.start_from_frequencies(torch.arange(50))
+    assert float(network.output_bias.detach().exp().sum()) == pytest.approx(1.0)
+    ratio = (network.output_bias[40] - network.output_bias[4]).detach().exp()
+    assert float(ratio) == pytest.approx(40.5 / 4.5, rel=1e-4)
+
+
 @pytest.mark.parametrize(
     "change",
     [{"hidden": 0}, {"hidden": 65}, {"layers": "2"}, {"colour": 3}, {"length": 1.5}],

@@ -113,6 +113,8 @@ class TrainingSection(Section):
         accumulate: Forward passes per optimiser step.
         lr: Peak learning rate, reached after ``warmup_steps``, then a cosine down to
             ``final_lr`` times the peak.
+        table_lr: Learning rate of the token table as a share of ``lr``; 0 keeps the table as it
+            started, which is quicker and keeps rare words where the encoder put them.
         weight_decay: AdamW's, on matrices only (not norms, biases or embeddings).
         clip_norm: Largest gradient norm.
         ema_decay: Decay of the averaged weights; the early average is shorter.
@@ -128,6 +130,7 @@ class TrainingSection(Section):
     accumulate: Positive = 1
     lr: Annotated[float, Field(gt=0.0, le=1.0)] = 3e-4
     final_lr: Fraction = 0.05
+    table_lr: Fraction = 1.0
     warmup_steps: Annotated[int, Field(ge=0)] = 1000
     weight_decay: Annotated[float, Field(ge=0.0, le=1.0)] = 0.01
     beta2: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.98

@@ -240,6 +240,15 @@ class Denoiser(nn.Module):
         # The same scale whatever the projection did to it
         self.token_table.weight[: len(words)] = words * (spread / words.std())
 
+    @torch.no_grad()
+    def start_from_frequencies(self, counts: Tensor) -> None:
+        """Start the output bias at the log frequency of each token, from counts [V].
+
+        The network need not learn which tokens are rare, and its table is not bent to say so.
+        """
+        smoothed = counts.to(self.output_bias) + 0.5
+        self.output_bias.copy_((smoothed / smoothed.sum()).log())
+
 
 def parameter_counts(denoiser: nn.Module) -> tuple[int, int]:
     """Parameters (beside the vocabulary, of the vocabulary)."""

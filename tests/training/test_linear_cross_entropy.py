@@ -37,6 +37,17 @@ def test_the_chunked_path_equals_the_plain_one(rows, monkeypatch):
         torch.testing.assert_close(chunked[2][name], gradient, rtol=1e-4, atol=1e-6)
 
 
+def test_a_frozen_table_gets_no_gradient():
+    denoiser = Denoiser(preset("tiny", vocab_size=60, embedding_dim=16, length=8))
+    denoiser.token_table.weight.requires_grad_(False)
+    x0 = torch.randint(0, 59, (2, 8))
+    batch = corrupt_batch(x0, LogLinear(), WEIGHTS["elbo"], 59, torch.Generator())
+    loss, _ = diffusion_loss(chunked_cross_entropy_of(denoiser), batch, torch.randn(2, 16))
+    loss.backward()
+    assert denoiser.token_table.weight.grad is None
+    assert denoiser.output_bias.grad.abs().sum() > 0
+
+
 def test_no_masked_position_gives_zero_gradients():
     denoiser = Denoiser(preset("tiny", vocab_size=60, embedding_dim=16, length=8))
     x0 = torch.zeros(2, 8, dtype=torch.long)

@@ -22,17 +22,25 @@ def test_warm_up_then_cosine():
     assert rates[999] == pytest.approx(1e-4, rel=1e-2)
 
 
-def test_only_matrices_decay():
+def test_only_matrices_decay_and_the_table_has_its_own_rate():
     denoiser = Denoiser(preset("tiny", vocab_size=60, embedding_dim=16, length=8))
-    optimizer = make_optimizer(denoiser, SETTINGS)
-    decayed = {id(p) for p in optimizer.param_groups[0]["params"]}
-    assert optimizer.param_groups[0]["weight_decay"] > 0
-    assert optimizer.param_groups[1]["weight_decay"] == 0
+    optimizer = make_optimizer(denoiser, SETTINGS.model_copy(update={"table_lr": 0.1}))
+    names = {id(p): name for name, p in denoiser.named_parameters()}
+    groups = [{names[id(p)] for p in group["params"]} for group in optimizer.param_groups]
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.01, 0.0, 0.0]
+    assert [group["share"] for group in optimizer.param_groups] == [1.0, 1.0, 0.1]
+    assert groups[2] == {"token_table.weight"}
     for name, parameter in denoiser.named_parameters():
         is_table = name in ("token_table.weight", "positions")
-        assert (id(parameter) in decayed) == (parameter.ndim == 2 and not is_table), name
-    count = sum(len(group["params"]) for group in optimizer.param_groups)
-    assert count == len(list(denoiser.parameters()))
+        assert (name in groups[0]) == (parameter.ndim == 2 and not is_table), name
+    assert sorted(names.values()) == sorted(set().union(*groups))
+
+
+def test_a_frozen_table_is_left_out():
+    denoiser = Denoiser(preset("tiny", vocab_size=60, embedding_dim=16, length=8))
+    optimizer = make_optimizer(denoiser, SETTINGS.model_copy(update={"table_lr": 0.0}))
+    assert len(optimizer.param_groups) == 2
+    assert not denoiser.token_table.weight.requires_grad
 
 
 def test_one_step_equals_adamw_by_hand():

@@ -86,6 +86,13 @@ class Pairs:
         """The encoder that made the embeddings."""
         return EncoderIdentity.from_dict(self.manifest["encoder"])
 
+    def token_counts(self) -> NDArray[np.int64]:
+        """How often each id of the vocabulary occurs in the target sequences, [V]."""
+        counts = np.zeros(self.tokenizer.size, dtype=np.int64)
+        for shard in self.tokens:
+            counts += np.bincount(shard.ravel(), minlength=self.tokenizer.size)
+        return counts
+
     def rows(self, indices: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """Token ids int64 [B, L] and unit embeddings float32 [B, D] of the given rows."""
         tokens = np.empty((len(indices), self.tokens[0].shape[1]), dtype=np.int64)

@@ -70,7 +70,7 @@ def save_state(
     if optimizer is not None:
         for name, parameter in denoiser.named_parameters():
             tensors[f"model.{name}"] = parameter.detach()
-            for moment in _MOMENTS:
+            for moment in _MOMENTS if parameter in optimizer.state else ():
                 tensors[f"optimizer.{moment}.{name}"] = optimizer.state[parameter][moment]
     tensors = {name: tensor.contiguous().cpu() for name, tensor in tensors.items()}
     metadata = {"progress": json.dumps(asdict(progress)), "facts": json.dumps(dict(facts))}
@@ -124,6 +124,8 @@ def restore(
                 average.copy_(tensors[f"ema.{name}"])
             for name, parameter in denoiser.named_parameters():
                 parameter.copy_(tensors[f"model.{name}"])
+                if f"optimizer.{_MOMENTS[0]}.{name}" not in tensors:
+                    continue  # frozen so far: the optimiser starts it afresh
                 optimizer.state[parameter] = {
                     "step": torch.tensor(float(step)),
                     **{m: tensors[f"optimizer.{m}.{name}"].to(parameter.device) for m in _MOMENTS},

@@ -30,7 +30,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         matrix = table.to(h.dtype)
         losses = torch.empty(len(h), device=h.device, dtype=torch.float32)
         grad_h = torch.empty_like(h)
-        grad_table = torch.zeros_like(matrix)
+        grad_table = torch.zeros_like(matrix) if ctx.needs_input_grad[1] else None
         grad_bias = torch.zeros_like(bias)
         chunks = max(1, math.ceil(len(h) * len(table) / _CHUNK_LOGITS))
         bounds = [len(h) * index // chunks for index in range(chunks + 1)]
@@ -46,16 +46,19 @@ class _LinearCrossEntropy(torch.autograd.Function):
             grad_bias += p.T @ weights[rows].to(p)
             p = p.to(h.dtype)
             grad_h[rows] = (p @ matrix) * weight
-            grad_table.addmm_(p.T, (h[rows] * weight).to(h.dtype))
-        ctx.save_for_backward(grad_h, grad_table.to(table.dtype), grad_bias)
+            if grad_table is not None:
+                grad_table.addmm_(p.T, (h[rows] * weight).to(h.dtype))
+        ctx.save_for_backward(grad_h, grad_bias)
+        ctx.grad_table = None if grad_table is None else grad_table.to(table.dtype)
         ctx.mark_non_differentiable(losses)
         return (losses * weights).sum(), losses
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        grad_h, grad_table, grad_bias = ctx.saved_tensors
+        grad_h, grad_bias = ctx.saved_tensors
         upstream = grads[0]
-        return grad_h * upstream, grad_table * upstream, grad_bias * upstream, None, None
+        grad_table = None if ctx.grad_table is None else ctx.grad_table * upstream
+        return grad_h * upstream, grad_table, grad_bias * upstream, None, None
 
 
 def chunked_cross_entropy_of(denoiser: Denoiser) -> CrossEntropyFn:

@@ -141,7 +141,7 @@ def optimiser_step(this: TrainingRun, step: int) -> tuple[Tensor, Tensor]:
         total += loss.detach()
     norm = torch.nn.utils.clip_grad_norm_(this.denoiser.parameters(), settings.clip_norm)
     for group in this.optimizer.param_groups:
-        group["lr"] = learning_rate(step, settings)
+        group["lr"] = learning_rate(step, settings) * group["share"]
     this.optimizer.step()
     this.optimizer.zero_grad(set_to_none=True)
     this.ema.update(step + 1)
@@ -168,6 +168,7 @@ def _build(
     )
     torch.manual_seed(settings.seed)
     denoiser = Denoiser(sizes)
+    denoiser.start_from_frequencies(torch.from_numpy(pairs.token_counts()))
     if words is not None:
         denoiser.start_from_words(torch.from_numpy(words))
     denoiser.to(compute.device).train()
