@@ -171,6 +171,8 @@ def invert(
     """Recover the text behind an embedding, from the vector alone."""
     from unembed.errors import EmbeddingError
 
+    if text is not None and not text.strip():
+        raise EmbeddingError("a text with at least one visible character", repr(text), "Type one")
     if (text is None) == (embedding is None):
         found = "neither" if text is None else "both"
         raise EmbeddingError("either --text or --embedding", found, "Pass one of them")

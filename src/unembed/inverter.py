@@ -99,8 +99,13 @@ class Inverter(
         """Positions L: the longest text it writes is L - 1 tokens."""
         return self.denoiser.sizes.length
 
-    def to(self, compute: Compute) -> Inverter:
-        """Move to a device; returns itself."""
+    def to(self, device: Compute | str) -> Inverter:
+        """Move to a device (``"cuda"``, ``"cpu"``, ``"auto"``); returns itself.
+
+        Raises:
+            ConfigError: The device does not exist here.
+        """
+        compute = choose_compute(device) if isinstance(device, str) else device
         self.denoiser.to(compute.device)
         self.compute = compute
         return self
@@ -194,14 +199,22 @@ class Inverter(
         Raises:
             CheckpointError: Nothing there, or the files are damaged or do not fit together.
         """
-        where = str(pretrained_model_name_or_path)
-        if not Path(where).is_dir() and where in shipped_inverters():
-            where = str(shipped_inverters()[where])
+        where, shipped = str(pretrained_model_name_or_path), shipped_inverters()
+        if not Path(where).is_dir() and where in shipped:
+            where = str(shipped[where])
+        expected = (
+            f"an inverter: a shipped one ({', '.join(shipped) or 'none'}), a folder or a Hub "
+            "repository (owner/name)"
+        )
+        if not Path(where).is_dir() and "/" not in where:
+            raise CheckpointError(
+                expected, repr(where), "Train one with `unembed train`, or pass --checkpoint"
+            )
         try:
             return super().from_pretrained(where, **kwargs)
         except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, ValueError) as error:
             raise CheckpointError(
-                f"an inverter: {', '.join(shipped_inverters())}, a folder or a Hub repository",
+                expected,
                 f"{where} ({' '.join(str(error).split())[:200]})",
                 "Correct the name, or copy the folder again",
             ) from error
