@@ -1,0 +1,77 @@
+"""The weights that ship, with the real encoder: they invert, and the embedding is what does it."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from unembed.evaluation.evaluate import evaluate
+from unembed.inverter import Inverter, shipped_inverters
+
+ROOT = Path(__file__).parents[1]
+
+SENTENCES = [
+    "The patient was admitted on Monday with chest pain.",
+    "How do I reset the password of my email account?",
+    "The court ruled that the contract was not valid.",
+    "She bought two tickets for the concert in London.",
+    "The server returned an error because the disk was full.",
+    "I love this restaurant, the pizza is great.",
+    "Please send the invoice to our office by Friday.",
+    "The film was boring and far too long.",
+    "Plants use sunlight to make sugar from water and carbon dioxide.",
+    "My flight to Paris leaves at nine in the morning.",
+    "What are the side effects of this drug?",
+    "The bank raised interest rates for the third time this year.",
+]
+
+
+@pytest.fixture(scope="module")
+def inverter() -> Inverter:
+    return Inverter.from_pretrained("minilm")
+
+
+def test_they_beat_the_shuffled_control_clearly(inverter, minilm):
+    report = evaluate(inverter, minilm, SENTENCES, limit=None, steps=8)
+    own, shuffled = report.rows["inverter"], report.rows["shuffled embedding"]
+    for metric, margin in (("token-set F1", 0.15), ("cosine", 0.2)):
+        assert own[metric].mean > shuffled[metric].mean + margin, metric
+
+
+def test_they_belong_to_the_packaged_encoder(inverter, minilm):
+    inverter.encoder.require_same(minilm.identity, "vectors")
+    assert inverter.tokenizer.digest == minilm.tokenizer.digest
+
+
+def test_they_are_small_and_documented():
+    folder = shipped_inverters()["minilm"]
+    assert sum(path.stat().st_size for path in folder.iterdir()) < 60e6
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    training = json.loads((folder / "config.json").read_text(encoding="utf-8"))["training"]
+    assert f"{training['step']:,}" in card and f"{training['pairs']:,}" in card
+
+
+def test_the_readme_s_python_runs(minilm, monkeypatch, capsys):
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    monkeypatch.setattr("unembed.encoders.sentence.load_encoder", lambda *args: minilm)
+    exec(code, {})
+    assert capsys.readouterr().out.strip()
+
+
+def test_the_readme_s_tree_is_there():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    (tree,) = re.findall(r"```\nsrc/unembed/\n(.*?)```", text, flags=re.DOTALL)
+    for line in tree.splitlines():
+        for name in line[: line.rindex("  ")].split():
+            folder = ROOT / "src" / "unembed" if line.startswith("  ") else ROOT
+            assert (folder / name).exists(), name
+
+
+def test_any_length_of_text_gives_an_answer(inverter, minilm):
+    texts = ["Hi.", "word " * 200]
+    results = inverter.invert(minilm.encode(texts), steps=4)
+    assert len(results) == 2 and all(len(r.token_ids) <= 32 for r in results)
+    assert np.isfinite([c for r in results for c in r.confidences]).all()
