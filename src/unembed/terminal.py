@@ -10,7 +10,7 @@ from dataclasses import asdict
 from io import StringIO
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.live import Live
@@ -25,15 +25,17 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from unembed.data.encode import PrepareProgress
-from unembed.data.raw.collect import CollectProgress
-from unembed.decoding.base import DecodingStep, OnStep
-from unembed.encoders.tokenizer import TextTokenizer
 from unembed.errors import DataError
-from unembed.evaluation.evaluate import METRICS, Evaluation
-from unembed.evaluation.metrics import Figure
-from unembed.inversion import RoundTrip
-from unembed.inverter import Inversion
+
+if TYPE_CHECKING:  # torch is 200 MB that collecting texts does not need
+    from unembed.data.encode import PrepareProgress
+    from unembed.data.raw.collect import CollectProgress
+    from unembed.decoding.base import DecodingStep, OnStep
+    from unembed.encoders.tokenizer import TextTokenizer
+    from unembed.evaluation.evaluate import Evaluation
+    from unembed.evaluation.metrics import Figure
+    from unembed.inversion import RoundTrip
+    from unembed.inverter import Inversion
 
 _SURE, _UNSURE = 0.7, 0.3
 _PICTURE_COLUMNS, _FRAMES = 110, 7
@@ -298,6 +300,8 @@ def show_evaluation(report: Evaluation, as_json: bool) -> None:
     if as_json:
         _print_json(report.to_dict())
         return
+    from unembed.evaluation.evaluate import METRICS
+
     settings = report.settings
     table = Table(
         title=f"{settings['texts']} texts, {settings['strategy']}, {settings['passes']} passes, "

@@ -203,6 +203,16 @@ def large_file(tmp_path):
     return path
 
 
+def test_collecting_from_files_loads_no_torch(jsonl_file, tmp_path):
+    options = ("--source", jsonl_file, "--langs", "en", "--n-samples", 9, "--out", tmp_path / "raw")
+    python, flag, code, *rest = command("", *options)
+    code = code.replace("cli.main()", "try:\n    cli.main()\nexcept SystemExit:\n    pass\n")
+    code += "print('torch' in sys.modules)"
+    done = subprocess.run([python, flag, code, *rest], check=True, capture_output=True, text=True)
+    assert done.stdout.splitlines()[0].startswith("9 texts in 1 shards")
+    assert done.stdout.splitlines()[-1] == "False"
+
+
 def test_a_full_disk_is_one_line_and_loses_nothing(large_file, tmp_path):
     out = tmp_path / "raw"
     options = ("--source", large_file, "--langs", "en,de", "--n-samples", 400, "--out", out)
@@ -211,10 +221,10 @@ def test_a_full_disk_is_one_line_and_loses_nothing(large_file, tmp_path):
     assert done.stderr.splitlines()[-1].startswith(f"error: expected room to write in {out}")
     assert "Traceback" not in done.stderr
     assert not list(out.glob("texts-*.tmp"))
-    subprocess.run(command("", *options), check=True, capture_output=True)
-    whole = tmp_path / "whole"
-    subprocess.run(command("", *options[:-1], whole), check=True, capture_output=True)
-    assert contents(out) == contents(whole)
+    settings = CollectSettings(("en", "de"), 400, shard_rows=50, buffer_rows=20)
+    for folder in (out, tmp_path / "whole"):
+        collect_texts([Weighted(FileSource(str(large_file)))], folder, settings)
+    assert contents(out) == contents(tmp_path / "whole")
 
 
 @pytest.mark.slow

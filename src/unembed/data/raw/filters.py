@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 import unicodedata
 import zlib
 from collections.abc import Callable
@@ -12,7 +11,8 @@ from functools import cache
 
 from unembed.errors import DataError
 
-_LOOKED_AT = 10_000  # characters; enough to judge a long text
+_LOOKED_AT = 4000  # characters; enough to judge a long text
+_LETTERS_END = 0x40000  # the planes that hold scripts
 _REPETITION_FROM = 200  # characters; shorter texts do not compress whatever they say
 
 
@@ -101,8 +101,8 @@ def _letters() -> re.Pattern[str]:
     """Runs of letters and marks; ``str.isalpha`` leaves the vowel signs of Hindi or Thai out."""
     ranges: list[str] = []
     start: int | None = None
-    for code in range(sys.maxunicode + 2):
-        inside = code <= sys.maxunicode and unicodedata.category(chr(code))[0] in "LM"
+    for code in range(_LETTERS_END + 1):
+        inside = code < _LETTERS_END and unicodedata.category(chr(code))[0] in "LM"
         if inside and start is None:
             start = code
         elif not inside and start is not None:
