@@ -62,8 +62,8 @@ class CollectSettings:
     seed: int = 0
     limits: Limits = field(default_factory=Limits)
     near_duplicates: float | None = None
-    buffer_rows: int = 20_000
-    buffer_chars: int = 32 << 20
+    buffer_rows: int = 10_000
+    buffer_chars: int = 16 << 20
     shard_rows: int = 50_000
 
     def __post_init__(self) -> None:
