@@ -382,9 +382,13 @@ def test_collecting_refuses_what_makes_no_sense(refused, tmp_path, options, said
     assert said in refused(*STAGE_1, *given, *options, "--out", tmp_path / "raw")
 
 
-def test_options_of_stage_1_are_refused_in_stage_2(refused, text_file, tmp_path):
-    message = refused("prepare", "--source", text_file, "--langs", "en", "--out", tmp_path / "o")
-    assert "--langs with --stage 1" in message
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("--langs", "en"), ("--n-samples", 5), ("--seed", 0), ("--near-duplicates", 0.8)],
+)
+def test_options_of_stage_1_are_refused_in_stage_2(refused, text_file, tmp_path, option, value):
+    message = refused("prepare", "--source", text_file, option, value, "--out", tmp_path / "o")
+    assert f"{option} with --stage 1" in message
 
 
 @pytest.mark.parametrize("command", ["prepare", "train"])

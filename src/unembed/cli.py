@@ -65,6 +65,9 @@ SamplesOption = Annotated[
 LangColumnOption = Annotated[
     str, typer.Option("--lang-column", help="Stage 1: column of the language.")
 ]
+DrawOption = Annotated[
+    int | None, typer.Option("--seed", min=0, help="Stage 1: mixes and shuffles; 0 if not set.")
+]
 CharsOption = Annotated[
     tuple[int, int], typer.Option("--chars", min=1, help="Stage 1: shortest and longest text.")
 ]
@@ -112,7 +115,7 @@ def prepare(
     lang_column: LangColumnOption = "lang",
     chars: CharsOption = (10, 100_000),
     near_duplicates: NearOption = None,
-    seed: SeedOption = 0,
+    seed: DrawOption = None,
 ) -> None:
     """Stage 1: collect text. Stage 2: text → (tokens, embedding) pairs. Killed, each resumes."""
     from unembed.config import load_config
@@ -123,10 +126,11 @@ def prepare(
     if stage == 1:
         _only_in_stage(2, {"--limit": limit})
         specs = [(spec, column, lang_column) for spec in sources or ["c4"]]
-        wanted = {"seed": seed, "near_duplicates": near_duplicates}
+        wanted = {"seed": seed or 0, "near_duplicates": near_duplicates}
         _collect(specs, out, langs, n_samples, chars, wanted)
         return
-    _only_in_stage(1, {"--langs": langs, "--n-samples": n_samples})
+    _only_in_stage(1, {"--langs": langs, "--n-samples": n_samples, "--seed": seed})
+    _only_in_stage(1, {"--near-duplicates": near_duplicates})
     source = _one_source(sources)
     chosen = load_config(config, settings or [])
     next(read_texts(source, column), None)  # a wrong file fails before the encoder is loaded

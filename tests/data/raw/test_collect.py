@@ -127,6 +127,26 @@ def test_a_stopped_collection_ends_with_the_same_files(
     assert {path: path.stat().st_mtime_ns for path in before} == before, "none is written twice"
 
 
+def test_a_connection_that_breaks_is_an_error_and_the_next_start_goes_on(tmp_path, monkeypatch):
+    datasets = pytest.importorskip("datasets")
+    rows_given = [{"text": text} for text in texts_of("en", 60)]
+
+    def broken(*arguments, **options):
+        yield from rows_given[:40]
+        raise ConnectionError("the line went dead")
+
+    settings = CollectSettings(("en",), 60, shard_rows=10, buffer_rows=5)
+    sources, out = [parse_source("hf:user/set")], tmp_path / "raw"
+    monkeypatch.setattr(datasets, "load_dataset", broken)
+    with pytest.raises(DataError, match="went dead"):
+        collect_texts(sources, out, settings)
+    assert len(list(out.glob("*.parquet"))) == 3
+    monkeypatch.setattr(datasets, "load_dataset", lambda *a, **o: iter(rows_given))
+    for folder in (out, tmp_path / "whole"):
+        collect_texts(sources, folder, settings)
+    assert contents(out) == contents(tmp_path / "whole")
+
+
 def test_a_damaged_or_missing_shard_is_made_again(sources, collected):
     whole = contents(collected)
     (collected / "texts-00001.parquet").write_bytes(b"damaged")

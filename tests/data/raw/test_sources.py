@@ -247,3 +247,16 @@ def test_a_revision_is_asked_for(monkeypatch):
     assert read(source) == (["a"], {})
     assert asked == [(("user/set", None), {"split": "train", "revision": "v2", "streaming": True})]
     assert (source.name, source.describe(["en"])["revision"]) == ("user/set", "v2")
+
+
+def test_rows_of_the_hub_are_chosen_by_language(tmp_path):
+    pytest.importorskip("datasets")
+    table = pa.table({"body": ["a", "b", None, "c"], "lang": ["en", "de", "en", "en"]})
+    (tmp_path / "set" / "data").mkdir(parents=True)
+    pq.write_table(table, tmp_path / "set" / "data" / "train-00000-of-00001.parquet")
+    source = parse_source(f"hf:{tmp_path / 'set'}::body").source
+    assert read(source, "en", False) == (["a", "c"], {"no_text": 1})
+    assert "none" in refusal(source, "fr", False, MissingLanguageError)
+    other = HubSource(str(tmp_path / "set"), None, "body", "language")
+    assert "--lang-column" in refusal(other, "en", False)
+    assert read(other, "en", True)[0] == ["a", "b", "c"]
