@@ -26,6 +26,20 @@ def test_hashes_that_meet_in_a_slot_are_told_apart():
     assert [high << 32 | low in found for high in range(2, 50)] == [True, False] * 24
 
 
+@pytest.mark.parametrize("capacity", [1, 819, 820, 1638, 1639, 5000])
+def test_a_set_has_room_for_what_was_expected(capacity):
+    found = HashSet(capacity)
+    draw = random.Random(capacity)
+    for _ in range(capacity):
+        found.add(draw.getrandbits(64))
+    assert found.forgotten == 0
+
+
+def test_five_million_texts_are_remembered_in_a_few_megabytes():
+    assert HashSet(5_000_000).nbytes == 32 << 20
+    assert HashSet(10**12).nbytes == 512 << 20  # pages that are never touched cost nothing
+
+
 def test_a_full_set_forgets_and_says_so(monkeypatch):
     monkeypatch.setattr(duplicates, "_MOST_SLOTS", 1 << 10)
     found = HashSet(1_000_000)

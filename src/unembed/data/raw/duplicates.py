@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import unicodedata
 import zlib
-from array import array
 from hashlib import blake2b
 from typing import Any
+
+import numpy as np
 
 from unembed.errors import DataError
 
 _LEAST_SLOTS, _MOST_SLOTS = 1 << 10, 1 << 27  # 4 KiB, 512 MiB
-_FULL = 0.8
+_FULL = 0.8  # above, too many slots are looked at
 _PERMUTATIONS = 128
 _SHINGLE = 5
 _SHINGLED = 10_000  # characters; near-duplicates differ early or hardly
@@ -33,9 +34,9 @@ class HashSet:
     """
 
     def __init__(self, capacity: int) -> None:
-        wanted = 1 << (capacity * 3 // 2).bit_length()
+        wanted = 1 << int(capacity / _FULL).bit_length()
         slots = min(max(wanted, _LEAST_SLOTS), _MOST_SLOTS)
-        self._slots = array("I", bytes(slots * array("I").itemsize))
+        self._slots = np.zeros(slots, dtype=np.uint32).data
         self._mask = slots - 1
         self._room = int(slots * _FULL)
         self.forgotten = 0
@@ -53,6 +54,11 @@ class HashSet:
             return
         self._slots[place] = (value >> _HIGH_BITS) or 1
         self._room -= 1
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of the slots, in bytes, once all are used."""
+        return self._slots.nbytes
 
     def _find(self, value: int) -> int:
         """The slot that holds the hash, or the empty one where it belongs."""
