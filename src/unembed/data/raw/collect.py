@@ -285,7 +285,10 @@ class _ShardWriter:
 
         names = pa.dictionary(pa.int32(), pa.string())
         self._schema = pa.schema([("text", pa.string()), ("lang", names), ("source", names)])
-        self._writer = pq.ParquetWriter(path, self._schema, compression="zstd")
+        few = ["lang", "source"]  # texts are all different: no dictionary, no smallest and largest
+        self._writer = pq.ParquetWriter(
+            path, self._schema, compression="zstd", use_dictionary=few, write_statistics=few
+        )
         self._rows: list[Sample] = []
         self._chars = 0
 
