@@ -328,6 +328,69 @@ def test_prepare_refuses_a_source_it_cannot_read(refused, tmp_path, with_fake_en
     assert str(source) in message
 
 
+def test_prepare_refuses_several_sources_or_none(refused, text_file, tmp_path, with_fake_encoder):
+    assert "one --source" in refused("prepare", "--out", tmp_path / "pairs")
+    twice = ("--source", text_file, "--source", text_file)
+    assert "one --source; found 2" in refused("prepare", *twice, "--out", tmp_path / "pairs")
+
+
+# prepare --stage 1
+
+
+STAGE_1 = ("prepare", "--stage", 1)
+
+
+def test_texts_are_collected_and_then_prepared(
+    run, passages, config_file, with_fake_encoder, tmp_path
+):
+    source, raw, pairs = tmp_path / "texts.jsonl", tmp_path / "raw", tmp_path / "pairs"
+    rows = [{"text": text, "lang": "en" if n % 2 else "de"} for n, text in enumerate(passages)]
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    code, out, _ = run(
+        *(*STAGE_1, "--source", source, "--langs", "de,en", "--n-samples", 50, "--out", raw),
+        *("--seed", 3, "--chars", 10, 500),
+    )
+    assert code == 0
+    assert out.splitlines()[:2] == [f"42 texts in 1 shards in {raw}", "languages: de 21, en 21"]
+    assert out.splitlines()[3] == "note: de: the sources end before 25 texts"
+    settings = json.loads((raw / "manifest.json").read_text(encoding="utf-8"))["settings"]
+    assert (settings["seed"], settings["limits"]["max_chars"]) == (3, 500)
+    code, out, _ = run(
+        *("prepare", "--stage", 2, "--source", raw, "--out", pairs, "-c", config_file)
+    )
+    assert code == 0
+    assert out.endswith(f"pairs in 6 shards in {pairs}\n")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--langs", "en"), "--n-samples"),
+        (("--n-samples", 5), "--langs"),
+        (("--langs", "en,en", "--n-samples", 5), "different languages"),
+        (("--langs", "en", "--n-samples", 5, "--limit", 7), "--limit with --stage 2"),
+        (("--langs", "en", "--n-samples", 5, "--chars", 9, 8), "--chars"),
+        (("--langs", "en", "--n-samples", 5, "--source", "none.txt"), "nothing at none.txt"),
+        (("--langs", "en", "--n-samples", 5, "--column", "body"), "'text'"),
+        (("--langs", "en,de", "--n-samples", 5), "--lang-column"),
+    ],
+)
+def test_collecting_refuses_what_makes_no_sense(refused, tmp_path, options, said):
+    source = tmp_path / "texts.jsonl"
+    source.write_text('{"text": "the cat sleeps in the house."}\n', encoding="utf-8")
+    given = () if "--source" in options else ("--source", source)
+    assert said in refused(*STAGE_1, *given, *options, "--out", tmp_path / "raw")
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("--langs", "en"), ("--n-samples", 5), ("--seed", 0), ("--near-duplicates", 0.8)],
+)
+def test_options_of_stage_1_are_refused_in_stage_2(refused, text_file, tmp_path, option, value):
+    message = refused("prepare", "--source", text_file, option, value, "--out", tmp_path / "o")
+    assert f"{option} with --stage 1" in message
+
+
 @pytest.mark.parametrize("command", ["prepare", "train"])
 @pytest.mark.parametrize(
     ("override", "said"),

@@ -43,8 +43,8 @@ ALLOWED = {
 }
 
 HEAVY = """
-huggingface_hub numpy pandas pyarrow pydantic safetensors scipy sentence_transformers sklearn
-tokenizers torch transformers yaml
+datasets datasketch huggingface_hub numpy pandas pyarrow pydantic safetensors scipy
+sentence_transformers sklearn tokenizers torch transformers yaml
 """.split()
 
 

@@ -44,6 +44,43 @@ CheckpointOption = Annotated[
 ]
 SeedOption = Annotated[int, typer.Option("--seed", min=0, help="Seed of everything drawn.")]
 
+# The options of `prepare --stage 1`
+SourcesOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--source",
+        help="Parquet, JSONL, plain text, the last two also .gz or .zst, or a folder of them. "
+        "Stage 1 also: c4, hf:NAME[:CONFIG][:COLUMN], any of them with :WEIGHT; repeatable.",
+    ),
+]
+StageOption = Annotated[
+    int, typer.Option("--stage", min=1, max=2, help="1: collect text. 2: text → pairs.")
+]
+LangsOption = Annotated[
+    str | None, typer.Option("--langs", help="Stage 1: en,zh,…; each gets the same share.")
+]
+SamplesOption = Annotated[
+    int | None, typer.Option("--n-samples", min=1, help="Stage 1: texts in all.")
+]
+LangColumnOption = Annotated[
+    str, typer.Option("--lang-column", help="Stage 1: column of the language.")
+]
+DrawOption = Annotated[
+    int | None, typer.Option("--seed", min=0, help="Stage 1: mixes and shuffles; 0 if not set.")
+]
+CharsOption = Annotated[
+    tuple[int, int], typer.Option("--chars", min=1, help="Stage 1: shortest and longest text.")
+]
+NearOption = Annotated[
+    float | None,
+    typer.Option(
+        "--near-duplicates",
+        min=0.1,
+        max=0.99,
+        help="Stage 1: leave out texts about this similar (say 0.8) to another, by MinHash.",
+    ),
+]
+
 
 def _version(value: bool) -> None:
     if value:
@@ -62,8 +99,9 @@ def _root(
 
 @app.command()
 def prepare(
-    source: Annotated[Path, typer.Option("--source", help="Parquet, JSONL or plain text.")],
-    out: Annotated[Path, typer.Option("--out", help="Folder for the prepared pairs.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder for the texts or prepared pairs.")],
+    sources: SourcesOption = None,
+    stage: StageOption = 2,
     config: ConfigOption = "minilm",
     column: Annotated[str, typer.Option("--column", help="Column that holds the text.")] = "text",
     limit: Annotated[
@@ -72,13 +110,28 @@ def prepare(
     settings: SetOption = None,
     device: DeviceOption = "auto",
     trust_remote_code: TrustOption = False,
+    langs: LangsOption = None,
+    n_samples: SamplesOption = None,
+    lang_column: LangColumnOption = "lang",
+    chars: CharsOption = (10, 100_000),
+    near_duplicates: NearOption = None,
+    seed: DrawOption = None,
 ) -> None:
-    """Cut text into pieces, embed them, write (tokens, embedding) pairs. Killed, it resumes."""
+    """Stage 1: collect text. Stage 2: text → (tokens, embedding) pairs. Killed, each resumes."""
     from unembed.config import load_config
     from unembed.data.encode import prepare_pairs
     from unembed.data.sources import count_texts, read_texts
     from unembed.terminal import PrepareDisplay
 
+    if stage == 1:
+        _only_in_stage(2, {"--limit": limit})
+        specs = [(spec, column, lang_column) for spec in sources or ["c4"]]
+        wanted = {"seed": seed or 0, "near_duplicates": near_duplicates}
+        _collect(specs, out, langs, n_samples, chars, wanted)
+        return
+    _only_in_stage(1, {"--langs": langs, "--n-samples": n_samples, "--seed": seed})
+    _only_in_stage(1, {"--near-duplicates": near_duplicates})
+    source = _one_source(sources)
     chosen = load_config(config, settings or [])
     next(read_texts(source, column), None)  # a wrong file fails before the encoder is loaded
     encoder = _encoder(chosen.encoder.model_dump(), device, trust_remote_code)
@@ -245,6 +298,51 @@ def evaluate(
     if out is not None:
         write_json(out, report.to_dict())
     show_evaluation(report, as_json)
+
+
+def _only_in_stage(stage: int, options: dict[str, object]) -> None:
+    from unembed.errors import ConfigError
+
+    for name, value in options.items():
+        if value is not None:
+            raise ConfigError(f"{name} with --stage {stage} only", str(value), "Leave it out")
+
+
+def _one_source(sources: list[str] | None) -> Path:
+    from unembed.errors import ConfigError
+
+    if not sources or len(sources) > 1:
+        found = f"{len(sources)}" if sources else "none"
+        raise ConfigError(
+            "one --source", found, "Pass one file or folder (--stage 1 mixes several)"
+        )
+    return Path(sources[0])
+
+
+def _collect(
+    specs: list[tuple[str, str, str]],
+    out: Path,
+    langs: str | None,
+    samples: int | None,
+    chars: tuple[int, int],
+    wanted: dict[str, Any],
+) -> None:
+    """Stage 1 of `prepare`."""
+    from unembed.data.raw.collect import CollectSettings, collect_texts
+    from unembed.data.raw.filters import Limits
+    from unembed.data.raw.sources import parse_source
+    from unembed.errors import ConfigError
+    from unembed.terminal import CollectDisplay, show_collection
+
+    if langs is None or samples is None:
+        raise ConfigError("--langs and --n-samples", "not both", "Say for example --langs en,de")
+    names = tuple(name.strip() for name in langs.split(","))
+    settings = CollectSettings(names, samples, limits=Limits(*chars), **wanted)
+    with CollectDisplay(samples) as display:
+        manifest = collect_texts(
+            [parse_source(*spec) for spec in specs], out, settings, display.update
+        )
+    show_collection(manifest, out)
 
 
 def _encoder(settings: dict[str, Any], device: str, trust_remote_code: bool) -> Any:

@@ -10,7 +10,7 @@ from dataclasses import asdict
 from io import StringIO
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.live import Live
@@ -25,14 +25,17 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from unembed.data.encode import PrepareProgress
-from unembed.decoding.base import DecodingStep, OnStep
-from unembed.encoders.tokenizer import TextTokenizer
 from unembed.errors import DataError
-from unembed.evaluation.evaluate import METRICS, Evaluation
-from unembed.evaluation.metrics import Figure
-from unembed.inversion import RoundTrip
-from unembed.inverter import Inversion
+
+if TYPE_CHECKING:  # torch is 200 MB that collecting texts does not need
+    from unembed.data.encode import PrepareProgress
+    from unembed.data.raw.collect import CollectProgress
+    from unembed.decoding.base import DecodingStep, OnStep
+    from unembed.encoders.tokenizer import TextTokenizer
+    from unembed.evaluation.evaluate import Evaluation
+    from unembed.evaluation.metrics import Figure
+    from unembed.inversion import RoundTrip
+    from unembed.inverter import Inversion
 
 _SURE, _UNSURE = 0.7, 0.3
 _PICTURE_COLUMNS, _FRAMES = 110, 7
@@ -91,6 +94,34 @@ class PrepareDisplay(_Display):
             pairs=progress.pairs,
             rate=(progress.pairs - self.first.pairs) / elapsed,
         )
+
+
+class CollectDisplay(_Display):
+    """Texts kept and read, and time left; nothing before the first of them."""
+
+    def __init__(self, samples: int) -> None:
+        super().__init__("{task.fields[read]} read")
+        self.task = self.bar.add_task("collecting", total=samples, read=0)
+        self.started = False
+
+    def __enter__(self) -> CollectDisplay:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self.started:
+            self.bar.stop()
+
+    def update(self, progress: CollectProgress) -> None:
+        """Show how far the collection is."""
+        if not self.started:
+            self.bar.start()
+            self.started = True
+        self.bar.update(self.task, completed=progress.kept, read=progress.read)
 
 
 class StageDisplay(_Display):
@@ -236,6 +267,25 @@ def _round_trip_table(trip: RoundTrip) -> Table:
     return table
 
 
+def show_collection(manifest: dict[str, Any], out: Path) -> None:
+    """Texts of each language, what was left out and why, and what was not to be had."""
+    counts, shards = manifest["counts"], manifest["shards"]
+    sys.stdout.write(f"{counts['kept']} texts in {len(shards)} shards in {out}\n")
+    kept = ", ".join(f"{lang} {found.get('kept', 0)}" for lang, found in counts["langs"].items())
+    sys.stdout.write(f"languages: {kept}\n")
+    reasons = ", ".join(f"{name} {times}" for name, times in counts["left_out"].items())
+    sys.stdout.write(f"left out of {counts['read']} read: {reasons or 'none'}\n")
+    for lang, found in counts["langs"].items():
+        if found.get("kept", 0) < found["wanted"]:
+            sys.stdout.write(f"note: {lang}: the sources end before {found['wanted']} texts\n")
+    for item in counts["missing"]:
+        sys.stdout.write(f"note: {item['source']} has no texts in {item['lang']}\n")
+    if counts["not_remembered"]:
+        sys.stdout.write(
+            f"note: {counts['not_remembered']} texts were too many to remember as seen\n"
+        )
+
+
 def show_inversions(inversions: list[Inversion], as_json: bool) -> None:
     """One recovered text a line."""
     if as_json:
@@ -250,6 +300,8 @@ def show_evaluation(report: Evaluation, as_json: bool) -> None:
     if as_json:
         _print_json(report.to_dict())
         return
+    from unembed.evaluation.evaluate import METRICS
+
     settings = report.settings
     table = Table(
         title=f"{settings['texts']} texts, {settings['strategy']}, {settings['passes']} passes, "

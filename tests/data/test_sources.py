@@ -1,3 +1,4 @@
+import gzip
 import json
 
 import pyarrow as pa
@@ -138,9 +139,81 @@ def test_a_missing_file_is_refused(tmp_path, name):
     assert "nothing at" in refusal(tmp_path / name)
 
 
-def test_a_folder_is_refused(tmp_path):
-    (tmp_path / "texts.txt").mkdir()
-    assert "a text file" in refusal(tmp_path / "texts.txt")
+def test_a_folder_without_texts_is_refused(tmp_path):
+    folder = tmp_path / "texts.txt"
+    folder.mkdir()
+    (folder / "manifest.json").write_text("{}", encoding="utf-8")
+    (folder / ".hidden.txt").write_text("a", encoding="utf-8")
+    assert "a text file" in refusal(folder)
+
+
+def test_a_folder_is_read_in_the_order_of_names(tmp_path):
+    folder = tmp_path / "texts"
+    (folder / "more").mkdir(parents=True)
+    for name in ("b.txt", "a.jsonl", "more/c.txt"):
+        content = json.dumps({"text": name}) if name.endswith("l") else name
+        (folder / name).write_text(content, encoding="utf-8")
+    (folder / "manifest.json").write_text("[]", encoding="utf-8")
+    assert list(read_texts(folder)) == ["a.jsonl", "b.txt", "more/c.txt"]
+    assert list(read_texts(folder, skip=2)) == ["more/c.txt"]
+    assert count_texts(folder) == 3
+
+
+def test_an_unfinished_collection_is_refused(tmp_path):
+    folder = write(tmp_path, "txt").parent
+    for complete in (False, True):
+        manifest = json.dumps({"kind": "texts", "complete": complete})
+        (folder / "manifest.json").write_text(manifest, encoding="utf-8")
+        if complete:
+            assert list(read_texts(folder)) == TEXTS
+        else:
+            assert "--stage 1" in refusal(folder)
+
+
+def compress(path, packing):
+    packed = path.with_name(f"{path.name}.{packing}")
+    if packing == "gz":
+        packed.write_bytes(gzip.compress(path.read_bytes()))
+    else:
+        with pa.CompressedOutputStream(str(packed), "zstd") as file:
+            file.write(path.read_bytes())
+    return packed
+
+
+@pytest.mark.parametrize("packing", ["gz", "zst"])
+@pytest.mark.parametrize("kind", ["jsonl", "txt"])
+def test_compressed_files_are_read_and_counted(tmp_path, kind, packing):
+    packed = compress(write(tmp_path, kind), packing)
+    assert list(read_texts(packed)) == TEXTS
+    assert count_texts(packed) == len(TEXTS)
+
+
+@pytest.mark.parametrize("packing", ["gz", "zst"])
+def test_a_cut_compressed_file_is_refused(tmp_path, packing):
+    packed = compress(write(tmp_path, "txt", [f"text {n * n}" for n in range(9999)]), packing)
+    packed.write_bytes(packed.read_bytes()[:-400])
+    assert f"whole .{packing} data" in refusal(packed)
+    with pytest.raises(DataError, match="whole"):
+        count_texts(packed)
+
+
+def test_a_file_that_is_not_gzip_is_refused(tmp_path):
+    path = tmp_path / "texts.txt.gz"
+    path.write_bytes(b"plain text")
+    assert "whole .gz data" in refusal(path)
+
+
+def test_parquet_text_that_is_not_utf8_is_refused(tmp_path):
+    path = tmp_path / "texts.parquet"
+    broken = pa.array([b"caf\xe9"], pa.binary()).view(pa.string())
+    pq.write_table(pa.table({"text": broken}), path)
+    assert "UTF-8" in refusal(path)
+
+
+def test_a_byte_order_mark_is_no_text(tmp_path):
+    path = tmp_path / "texts.jsonl"
+    path.write_bytes(b'\xef\xbb\xbf{"text": "a"}\n')
+    assert list(read_texts(path)) == ["a"]
 
 
 @pytest.mark.parametrize("kind", ["parquet", "jsonl", "txt"])

@@ -1,65 +1,87 @@
-"""Raw text from files: Parquet, JSON lines or plain text, read a batch at a time."""
+"""Raw text from files or folders of them, in order, read a batch at a time."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 
+from unembed.data.files import count_lines, file_format, read_lines, text_files
 from unembed.errors import DataError
 
 _BATCH_ROWS = 4096
+_BUFFER_BYTES = 1 << 20
 
 
 def read_texts(path: Path, column: str = "text", skip: int = 0) -> Iterator[str]:
-    """Yield the texts of a file in order, never holding more than a batch of it.
+    """Yield the texts of a file or folder in order, never holding more than a batch of it.
 
     Args:
-        path: ``.parquet``, ``.jsonl`` (one object a line) or ``.txt`` (one text a line).
+        path: ``.parquet``, ``.jsonl`` (one object a line) or ``.txt`` (one text a line), the last
+            two also ``.gz`` or ``.zst``; or a folder of such files, read in the order of names.
         column: Column or key that holds the text; plain text ignores it.
         skip: Texts to pass over first.
 
     Raises:
-        DataError: The file cannot be read, or lacks the column.
+        DataError: A file cannot be read or lacks the column, or the folder is one that
+            `unembed prepare --stage 1` has not finished.
     """
+    files = text_files(path)
+    _refuse_unfinished(path)
     readers: dict[str, Callable[[Path, str], Iterator[str]]] = {
         ".parquet": _read_parquet,
         ".jsonl": _read_jsonl,
         ".txt": _read_lines,
     }
-    reader = readers.get(path.suffix.lower())
-    if reader is None:
-        raise DataError(f"a file ending in {', '.join(readers)}", str(path), "Convert the file")
-    if not path.is_file():
-        raise DataError("a text file", f"nothing at {path}", "Correct the path")
-    return islice(reader(path, column), skip, None)
+    texts = chain.from_iterable(readers[file_format(file)](file, column) for file in files)
+    return islice(texts, skip, None)
 
 
 def count_texts(path: Path) -> int:
     """Number of texts, blank ones included: from the footer of Parquet, else the number of lines.
 
     Raises:
-        DataError: The file cannot be read.
+        DataError: A file cannot be read.
     """
-    if path.suffix.lower() == ".parquet":
-        return int(_open_parquet(path).metadata.num_rows)
+    return sum(_count(file) for file in text_files(path))
+
+
+def _count(path: Path) -> int:
+    if file_format(path) == ".parquet":
+        return int(open_parquet(path).metadata.num_rows)
+    return count_lines(path)
+
+
+def _refuse_unfinished(folder: Path) -> None:
+    """Half of a collection, read as if it were all, would go unnoticed."""
+    manifest = folder / "manifest.json"
+    if not manifest.is_file():
+        return
     try:
-        lines, last = 0, b"\n"
-        with path.open("rb") as file:
-            for block in iter(lambda: file.read(1 << 20), b""):
-                lines, last = lines + block.count(b"\n"), block
-        return lines + (not last.endswith(b"\n"))
-    except OSError as error:
-        raise DataError(f"a readable file at {path}", str(error), "Correct the path") from error
+        found = json.loads(manifest.read_text(encoding="utf-8"))
+    except ValueError:
+        return  # not ours
+    if isinstance(found, dict) and found.get("kind") == "texts" and not found.get("complete"):
+        raise DataError(
+            f"a finished collection of texts in {folder}",
+            "one that stopped on the way",
+            "Run `unembed prepare --stage 1` again with the same options; it goes on",
+        )
 
 
-def _open_parquet(path: Path):  # type: ignore[no-untyped-def]  # noqa: ANN202 - pyarrow is untyped
+def open_parquet(path: Path):  # type: ignore[no-untyped-def]  # noqa: ANN201 - pyarrow is untyped
+    """Open a Parquet file so that a large row group is read in pieces.
+
+    Raises:
+        DataError: It is no Parquet file.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        return pq.ParquetFile(path)
+        # pre_buffer would read all row groups ahead and keep them, at twice the time
+        return pq.ParquetFile(path, buffer_size=_BUFFER_BYTES, pre_buffer=False)
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"a Parquet file at {path}", str(error), "Copy the file again") from error
 
@@ -67,15 +89,17 @@ def _open_parquet(path: Path):  # type: ignore[no-untyped-def]  # noqa: ANN202 -
 def _read_parquet(path: Path, column: str) -> Iterator[str]:
     import pyarrow as pa
 
-    file = _open_parquet(path)
+    file = open_parquet(path)
     if column not in file.schema_arrow.names:
-        raise _missing_column(path, column, file.schema_arrow.names)
+        raise missing_column(path, column, file.schema_arrow.names)
     try:
         for batch in file.iter_batches(batch_size=_BATCH_ROWS, columns=[column]):
             for text in batch.column(0).to_pylist():
                 yield _as_text(text, path, column)
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"readable rows in {path}", str(error), "Copy the file again") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"UTF-8 text in {path}", str(error), "Convert the file") from error
 
 
 def _read_jsonl(path: Path, column: str) -> Iterator[str]:
@@ -88,19 +112,17 @@ def _read_jsonl(path: Path, column: str) -> Iterator[str]:
             ) from error
         if not isinstance(row, dict) or column not in row:
             keys = list(row) if isinstance(row, dict) else [type(row).__name__]
-            raise _missing_column(path, column, keys)
+            raise missing_column(path, column, keys)
         yield _as_text(row[column], path, column)
 
 
 def _read_lines(path: Path, column: str) -> Iterator[str]:
-    try:
-        with path.open(encoding="utf-8") as file:
-            for line in file:
-                yield line.rstrip("\n")
-    except UnicodeDecodeError as error:
-        raise DataError(f"UTF-8 text in {path}", str(error), "Convert the file") from error
-    except OSError as error:
-        raise DataError(f"a readable file at {path}", str(error), "Correct the path") from error
+    for line in read_lines(path):
+        assert line is not None, "no limit was set"
+        try:
+            yield line.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise DataError(f"UTF-8 text in {path}", str(error), "Convert the file") from error
 
 
 def _as_text(value: object, path: Path, column: str) -> str:
@@ -113,7 +135,8 @@ def _as_text(value: object, path: Path, column: str) -> str:
     return value
 
 
-def _missing_column(path: Path, column: str, found: list[str]) -> DataError:
+def missing_column(path: Path | str, column: str, found: list[str]) -> DataError:
+    """The error of a file without the column that was asked for."""
     return DataError(
         f"a column {column!r} in {path}",
         f"the columns {', '.join(map(repr, found))}",

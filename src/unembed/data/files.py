@@ -1,0 +1,133 @@
+"""Text files and folders of them: which there are, their format, their lines; plain, gz or zst."""
+
+from __future__ import annotations
+
+import codecs
+import gzip
+import io
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO, cast
+
+from unembed.errors import DataError
+
+_LINES = (".jsonl", ".json", ".txt")
+_COMPRESSED = (".gz", ".zst")
+_READ_BUFFER = 1 << 20
+_SIDE_FILES = ("manifest.json",)
+
+
+def file_format(path: Path) -> str:
+    """The format of a text file by its name: ``.parquet``, ``.jsonl`` or ``.txt``.
+
+    Raises:
+        DataError: The name says none of them.
+    """
+    found = _known_format(path)
+    if found is None:
+        raise DataError(
+            "a file ending in .parquet, .jsonl, .txt (the last two also with .gz or .zst)",
+            str(path),
+            "Convert the file",
+        )
+    return found
+
+
+def _known_format(path: Path) -> str | None:
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    if suffixes and suffixes[-1] in _COMPRESSED:
+        suffixes.pop()
+    elif suffixes and suffixes[-1] == ".parquet":
+        return ".parquet"
+    last = suffixes[-1] if suffixes else ""
+    if last not in _LINES:
+        return None
+    return ".jsonl" if last == ".json" else last
+
+
+def text_files(path: Path) -> list[Path]:
+    """The text files of a path: itself, or those in a folder and its folders, sorted by name.
+
+    Raises:
+        DataError: Nothing is there, or nothing that holds text.
+    """
+    if path.is_file():
+        file_format(path)
+        return [path]
+    if not path.is_dir():
+        if path.suffix:
+            file_format(path)
+        raise DataError("a text file", f"nothing at {path}", "Correct the path")
+    files = sorted(file for file in path.rglob("*") if _is_text_file(file, path))
+    if not files:
+        raise DataError(
+            f"a text file in the folder {path}",
+            "none that ends in .parquet, .jsonl, .json or .txt (the last three also .gz or .zst)",
+            "Choose another folder",
+        )
+    return files
+
+
+def _is_text_file(file: Path, folder: Path) -> bool:
+    hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
+    known = _known_format(file) is not None and file.name not in _SIDE_FILES
+    return known and not hidden and file.is_file()
+
+
+def read_lines(path: Path, limit: int | None = None) -> Iterator[bytes | None]:
+    """Yield the lines of a file without their ends.
+
+    Args:
+        path: Plain, ``.gz`` or ``.zst``.
+        limit: Longest line in bytes. A longer one is passed over, never held whole, and ``None``
+            stands in its place.
+
+    Raises:
+        DataError: The file cannot be read, or its compressed data is damaged.
+    """
+    try:
+        with _open(path) as file:
+            yield from _split(file, limit)
+    except FileNotFoundError as error:
+        raise DataError("a text file", f"nothing at {path}", "Correct the path") from error
+    except (OSError, EOFError, zlib.error) as error:
+        packed = path.suffix.lower() in _COMPRESSED
+        expected = f"whole {path.suffix} data in {path}" if packed else f"a readable file at {path}"
+        fix = "Copy the file again" if packed else "Correct the path"
+        raise DataError(expected, str(error), fix) from error
+
+
+def count_lines(path: Path) -> int:
+    """Number of lines of a file; a last one without its end counts.
+
+    Raises:
+        DataError: The file cannot be read, or its compressed data is damaged.
+    """
+    return sum(1 for _ in read_lines(path, _READ_BUFFER))
+
+
+def _open(path: Path) -> BinaryIO:
+    suffix = path.suffix.lower()
+    if suffix == ".gz":
+        return cast(BinaryIO, io.BufferedReader(gzip.open(path, "rb"), _READ_BUFFER))
+    if suffix == ".zst":
+        import pyarrow as pa
+
+        stream = pa.input_stream(str(path), compression="zstd", buffer_size=_READ_BUFFER)
+        return cast(BinaryIO, io.BufferedReader(stream, _READ_BUFFER))
+    return path.open("rb", buffering=_READ_BUFFER)
+
+
+def _split(file: BinaryIO, limit: int | None) -> Iterator[bytes | None]:
+    size = -1 if limit is None else limit
+    first = True
+    while line := file.readline(size):
+        if len(line) == limit and not line.endswith(b"\n"):
+            while (rest := file.readline(size)) and not rest.endswith(b"\n"):
+                pass
+            yield None
+        else:
+            line = line.removeprefix(codecs.BOM_UTF8) if first else line
+            yield line.removesuffix(b"\n").removesuffix(b"\r")
+        first = False

@@ -1,0 +1,1 @@
+"""Stage 1: text from anywhere → balanced, filtered, deduplicated, shuffled Parquet shards."""
