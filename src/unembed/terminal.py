@@ -27,6 +27,8 @@ from rich.text import Text
 
 from unembed.data.encode import PrepareProgress
 from unembed.decoding.base import DecodingStep, OnStep
+from unembed.encoders.base import EncoderIdentity
+from unembed.encoders.preflight import Preflight
 from unembed.encoders.tokenizer import TextTokenizer
 from unembed.errors import DataError
 from unembed.evaluation.evaluate import METRICS, Evaluation
@@ -35,6 +37,7 @@ from unembed.inversion import RoundTrip
 from unembed.inverter import Inversion
 
 _SURE, _UNSURE = 0.7, 0.3
+_VERDICTS = {True: "[green]passed[/]", False: "[red]failed[/]", None: ""}
 _PICTURE_COLUMNS, _FRAMES = 110, 7
 
 
@@ -271,6 +274,20 @@ def _figure(figure: Figure | None) -> str:
     if figure is None:
         return "missing"
     return f"{figure.mean:.3f} [{figure.low:.3f}, {figure.high:.3f}] ({figure.n})"
+
+
+def show_preflight(report: Preflight, as_json: bool) -> None:
+    """One line a check."""
+    if as_json:
+        _print_json(report.to_dict())
+        return
+    table = Table(title=Text(EncoderIdentity.from_dict(report.encoder).describe()), box=None)
+    for name in ("check", "", "found"):
+        table.add_column(name)
+    for check in report.checks:
+        table.add_row(check.name, _VERDICTS[check.passed], Text(check.found))
+    table.add_row("fingerprint (SHA-256)", "", report.fingerprint["sha256"])
+    Console().print(table)
 
 
 def _print_json(data: Any) -> None:
