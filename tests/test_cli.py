@@ -329,6 +329,18 @@ def test_a_failed_preflight_has_code_1(run, config_file, monkeypatch):
     assert "unit length failed" in " ".join(out.split())
 
 
+def test_inspect_shows_what_is_there(run, pairs_folder, tmp_path):
+    code, out, _ = run("inspect", pairs_folder)
+    assert code == 0
+    assert "pairs" in out and "the " in out
+    code, out, _ = run("inspect", pairs_folder, "--json", "--examples", 2)
+    assert (code, len(json.loads(out)["examples"])) == (0, 2)
+
+
+def test_inspect_refuses_a_folder_without_pairs(refused, tmp_path):
+    assert "no manifest.json" in refused("inspect", tmp_path)
+
+
 def test_evaluate_prints_a_table(run, text_file, inverter_folder, with_fake_encoder):
     code, out, _ = run(
         *("evaluate", "--texts", text_file, "--checkpoint", inverter_folder),

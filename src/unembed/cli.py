@@ -134,6 +134,26 @@ def preflight(
 
 
 @app.command()
+def inspect(
+    data: Annotated[Path, typer.Argument(help="Folder of prepared pairs.")],
+    examples: Annotated[int, typer.Option("--examples", min=0, help="Texts to show.")] = 5,
+    png: Annotated[
+        Path | None, typer.Option("--png", help="Draw the histograms (needs unembed[plots]).")
+    ] = None,
+    seed: SeedOption = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Show what is in a folder of prepared pairs: counts, lengths, sizes, fingerprint, texts."""
+    from unembed.data.inspect import inspect_pairs, plot_inspection
+    from unembed.terminal import show_inspection
+
+    report = inspect_pairs(data, examples, seed)
+    if png is not None:
+        plot_inspection(report, png)
+    show_inspection(report, as_json)
+
+
+@app.command()
 def train(
     data: Annotated[Path, typer.Option("--data", help="Folder of prepared pairs.")],
     out: Annotated[Path, typer.Option("--out", help="Folder of the run.")],
