@@ -284,7 +284,7 @@ def show_preflight(report: Preflight, as_json: bool) -> None:
         return
     table = Table(title=Text(EncoderIdentity.from_dict(report.encoder).describe()), box=None)
     for name in ("check", "", "found"):
-        table.add_column(name)
+        table.add_column(name, overflow="fold")
     for check in report.checks:
         table.add_row(check.name, _VERDICTS[check.passed], Text(check.found))
     table.add_row("fingerprint (SHA-256)", "", report.fingerprint["sha256"])

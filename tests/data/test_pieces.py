@@ -153,6 +153,18 @@ def test_cjk_sentences_end_without_white_space(passage, expected):
 @pytest.mark.parametrize(
     ("passage", "expected"),
     [
+        ("वह घर गया। कौन आया? फिर बारिश हुई॥ अंत", ["वह घर गया।", "कौन आया?", "फिर बारिश हुई॥", "अंत"]),
+        ("أين البيت؟ هو هنا. حسنا", ["أين البيت؟", "هو هنا.", "حسنا"]),
+        ("وہ گھر گیا۔ پھر بارش ہوئی۔", ["وہ گھر گیا۔", "پھر بارش ہوئی۔"]),
+    ],
+)
+def test_other_writings_have_end_marks_of_their_own(passage, expected):
+    assert texts([passage], TOKENIZERS["bytes"], pack=0.0, length=64) == expected
+
+
+@pytest.mark.parametrize(
+    ("passage", "expected"),
+    [
         ('He left. "Why?" she asked.', ["He left.", '"Why?"', "she asked."]),
         ("(Really.) Yes… no!!! End", ["(Really.)", "Yes…", "no!!!", "End"]),
         ("A title\nA line\n\n\nA paragraph.", ["A title", "A line", "A paragraph."]),

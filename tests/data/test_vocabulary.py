@@ -173,6 +173,14 @@ def test_a_preparation_keeps_its_mapping_and_resumes_with_it(text_file, tiny_con
 
 def test_another_vocabulary_is_refused(pairs_folder, text_file, tiny_config, encoder):
     before = (pairs_folder / MANIFEST).read_bytes()
-    with pytest.raises(DataError, match="pairs with tokenizer"):
+    with pytest.raises(DataError, match="pairs with pieces"):
         prepare_pairs(text_file, pairs_folder, with_vocabulary(tiny_config, 3), encoder)
     assert (pairs_folder / MANIFEST).read_bytes() == before
+
+
+def test_a_trimmed_folder_refuses_the_whole_vocabulary(text_file, tiny_config, tmp_path, encoder):
+    prepare_pairs(text_file, tmp_path, with_vocabulary(tiny_config, 3), encoder)
+    for other in (tiny_config, with_vocabulary(tiny_config, 2)):
+        with pytest.raises(DataError, match=r"pairs with (tokenizer|pieces)") as caught:
+            prepare_pairs(text_file, tmp_path, other, encoder)
+        assert len(str(caught.value)) < 1500

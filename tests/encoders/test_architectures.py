@@ -162,3 +162,28 @@ def test_a_special_token_in_a_text_does_not_end_it(model, tmp_path):
     texts = model.tokenizer.decode(tokens)
     assert texts[-1] == "The court heard her."
     assert not any(name in text for name in names if name for text in texts)
+
+
+def test_hostile_texts_become_true_pairs_or_are_counted(model, tmp_path):
+    texts = [
+        "\x00\x00 NUL bytes \x00 inside a text \x01 and controls \x7f",
+        "😀" * 50,
+        "   \u3000\t ",
+        "\u200b\u200f\ufeff",
+        "x" * 50_000,
+        "字" * 5_000,
+        "שלום עולם, מה שלומך היום?",
+        "\ufffd\ufffe broken \ud7ff letters",
+        "Ａ ﬁ ½ ① Ⅷ ㎏ full width and compatibility forms",
+        "a\u0301\u0301\u0301\u0301 stacked marks",
+        "line\u2028separators\u2029and\x0bothers",
+        "",
+    ]
+    source = tmp_path / "texts.jsonl"
+    source.write_text("\n".join(json.dumps({"text": text}) for text in texts), encoding="utf-8")
+    manifest = prepare_pairs(source, tmp_path / "pairs", config(), model)
+    pairs = Pairs.open(tmp_path / "pairs")
+    assert sum(shard["pairs"] for shard in manifest["shards"]) == len(pairs) > 2
+    tokens, vectors = pairs.rows(np.arange(len(pairs)))
+    decoded = pairs.tokenizer.decode(tokens)
+    assert (model.encode(decoded) * vectors).sum(axis=1).min() > 0.98

@@ -139,11 +139,11 @@ def _open_manifest(job: _Job) -> tuple[_Job, dict[str, Any]]:
     found = read_manifest(job.out) if (job.out / MANIFEST).exists() else None
     counted = None
     if job.config.data.vocabulary.min_count is not None:
-        if found is not None and "kept" in found["tokenizer"]:
-            kept, counted = ids_of(found["tokenizer"]["kept"]), found.get("vocabulary")
-        else:
+        if found is None:
             kept, counted = _count_vocabulary(job)
-        job = replace(job, tokenizer=job.tokenizer.trim(kept))
+            job = replace(job, tokenizer=job.tokenizer.trim(kept))
+        elif "kept" in found["tokenizer"]:  # else it is refused below
+            job = replace(job, tokenizer=job.tokenizer.trim(ids_of(found["tokenizer"]["kept"])))
     described = {
         "format": FORMAT,
         "encoder": job.encoder.identity.to_dict(),

@@ -13,8 +13,12 @@ from tokenizers import Encoding
 from unembed.config import DataSection
 from unembed.encoders.tokenizer import TextTokenizer
 
-# An end mark, closing quotes or brackets after it, then white space; CJK marks need none.
-_SENTENCE_END = re.compile(r"[.!?…]+[\"'”’)\]]*\s+|[。！？]+[」』”’）]*\s*|\n+")
+# An end mark (Latin, Arabic, Urdu, Indic, Armenian, Ethiopic), closing quotes or brackets
+# after it, then white space; CJK marks need none. docs/architecture.md says why it is no library.
+SENTENCE_END = re.compile(
+    r"[.!?…\u061f\u06d4\u0964\u0965\u0589\u1362]+[\"'”’)\]]*\s+"
+    r"|[。！？]+[」』”’）]*\s*|\n+"
+)
 
 
 @dataclass(frozen=True)
@@ -110,7 +114,7 @@ def _spans(
     words = encoding.word_ids
     start, token = starts[first] if first else 0, first
     total = len(starts)
-    ends = [match.end() for match in _SENTENCE_END.finditer(passage)] + [len(passage)]
+    ends = [match.end() for match in SENTENCE_END.finditer(passage)] + [len(passage)]
     end_tokens = _tokens_before(starts, ends)
     position = 0
     while token < total:
