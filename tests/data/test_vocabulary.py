@@ -1,5 +1,6 @@
 import importlib.util
 import json
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from tokenizers import Tokenizer
 from unembed.config import Config, DataSection
 from unembed.data.encode import MANIFEST, prepare_pairs, read_manifest
 from unembed.data.pairs import Pairs
+from unembed.data.pieces import cut_pieces
 from unembed.data.vocabulary import choose_kept, count_tokens
 from unembed.encoders.base import FakeEncoder
 from unembed.encoders.tokenizer import TextTokenizer, from_transformers, ids_of, ranges_of
@@ -133,6 +135,19 @@ def test_rows_of_the_word_table_follow_the_ids():
     assert rows[:, 0].tolist() == list(small.kept[: len(rows)])
     assert len(small.kept) - len(rows) == 2, "mask and padding have no row of their own"
     assert whole.rows_of(words) is words
+
+
+@pytest.mark.parametrize("name", WHOLE)
+@pytest.mark.parametrize("windows", [1, 3])
+def test_pieces_are_cut_by_the_tokens_that_were_kept(name, windows):
+    """Counted by the whole vocabulary's tokens, spelled pieces would be too long and lost."""
+    small, dropped = TRIMMED[name], Counter()
+    section = DataSection(length=24, min_tokens=1, pack=1.0, windows=windows)
+    pieces = cut_pieces(TEXTS, small, section, dropped=dropped)
+    assert all(len(piece.token_ids) < 24 for piece in pieces)
+    assert all(any(piece.text in text for text in TEXTS) for piece in pieces)
+    assert dropped["too_long"] <= len(pieces) / 10, "those cut inside a word alone"
+    assert np.median([len(piece.token_ids) for piece in pieces]) > 12, "and they are full"
 
 
 # In a preparation

@@ -21,6 +21,9 @@ SENTENCE_END = re.compile(
 )
 
 
+Positions = tuple[list[int], list[int | None]]  # first character and word of each token
+
+
 @dataclass(frozen=True)
 class Piece:
     """A natural piece of text and its content tokens (5 to L-1 of them by default)."""
@@ -59,10 +62,11 @@ def cut_pieces(
     ):
         draw = zlib.crc32(f"{settings.seed}:{index}".encode()) / 2**32
         packed = draw < settings.pack
-        found = list(_spans(passage, encoding, settings.length - 1, packed))
+        where = _positions(encoding, tokenizer)
+        found = list(_spans(passage, where, settings.length - 1, packed))
         if settings.windows > 1:
-            for first in _window_starts(encoding, settings):
-                found.extend(_spans(passage, encoding, settings.length - 1, True, first))
+            for first in _window_starts(where, settings):
+                found.extend(_spans(passage, where, settings.length - 1, True, first))
             different = list(dict.fromkeys(found))
             dropped["repeated"] += len(found) - len(different)
             found = different
@@ -89,29 +93,40 @@ def _that_decode_back(
     return [piece for piece, fine in zip(pieces, good, strict=True) if fine]
 
 
-def _window_starts(encoding: Encoding, settings: DataSection) -> list[int]:
+def _positions(encoding: Encoding, tokenizer: TextTokenizer) -> Positions:
+    """First character and word of each token; of a token that is spelled, once for each part."""
+    starts, words = [offset[0] for offset in encoding.offsets], encoding.word_ids
+    if tokenizer.kept is None:
+        return starts, words
+    parts = tokenizer.spelled_lengths(encoding.ids)
+    return (
+        [start for start, count in zip(starts, parts, strict=True) for _ in range(count)],
+        [word for word, count in zip(words, parts, strict=True) for _ in range(count)],
+    )
+
+
+def _window_starts(where: Positions, settings: DataSection) -> list[int]:
     """First tokens of the further windows: fractions of a piece's length into the passage."""
-    words, starts, most = encoding.word_ids, encoding.offsets, settings.length - 1
+    (starts, words), most = where, settings.length - 1
     firsts = []
     for window in range(1, settings.windows):
         first = most * window // settings.windows
         if 0 < first < len(starts):
             first = _word_start(words, 0, first)
-            while first > 0 and starts[first][0] == starts[first - 1][0]:
+            while first > 0 and starts[first] == starts[first - 1]:
                 first -= 1
             firsts.append(first)
     return [first for first in dict.fromkeys(firsts) if first > 0]
 
 
 def _spans(
-    passage: str, encoding: Encoding, most: int, packed: bool, first: int = 0
+    passage: str, where: Positions, most: int, packed: bool, first: int = 0
 ) -> Iterator[str]:
     """Stripped substrings of at most ``most`` tokens that end at sentence ends where possible.
 
     They follow each other from the token ``first``.
     """
-    starts = [offset[0] for offset in encoding.offsets]
-    words = encoding.word_ids
+    starts, words = where
     start, token = starts[first] if first else 0, first
     total = len(starts)
     ends = [match.end() for match in SENTENCE_END.finditer(passage)] + [len(passage)]

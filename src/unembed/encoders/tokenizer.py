@@ -91,6 +91,11 @@ class TextTokenizer:
         spelling = self._spelling
         return [[ours for token in ids for ours in spelling[token]] for ids in found]
 
+    def spelled_lengths(self, ids: Sequence[int]) -> list[int]:
+        """How many of a trimmed vocabulary's tokens each of the backend's ids becomes."""
+        spelling = self._spelling
+        return [len(spelling[token]) for token in ids]
+
     def encodings(self, texts: Sequence[str]) -> list[Encoding]:
         """The backend's own ids (not those of a trimmed vocabulary) with character offsets."""
         result: list[Encoding] = self.backend.encode_batch(list(texts), add_special_tokens=False)
