@@ -18,6 +18,8 @@ from unembed.encoders.base import FakeEncoder
 from unembed.encoders.sentence import load_encoder
 from unembed.inverter import Inverter
 
+from . import architectures
+
 _NAMES = "cat dog bird fish house river city road tree sun moon star rain snow bank court".split()
 _VERBS = "runs walks eats sleeps reads writes opens closes sends finds leaks hides pays".split()
 _QUALITIES = "red blue green small large old new good bad".split()
@@ -60,6 +62,20 @@ def encoder():
 def minilm():
     """The real all-MiniLM-L6-v2, from the package that carries it."""
     return load_encoder("all-MiniLM-L6-v2", compute=choose_compute("cpu"))
+
+
+@pytest.fixture(scope="session", params=list(architectures.TOKENIZERS))
+def architecture(request, tmp_path_factory):
+    """A tiny encoder of a real one's architecture, saved as a sentence-transformers folder."""
+    return architectures.build(
+        request.param, tmp_path_factory.mktemp(request.param, numbered=False)
+    )
+
+
+@pytest.fixture(scope="session")
+def multilingual():
+    """A passage in each of some languages."""
+    return architectures.TEXTS
 
 
 @pytest.fixture(scope="session")

@@ -11,6 +11,7 @@ import yaml
 import unembed
 from unembed import cli
 from unembed.encoders.base import FakeEncoder
+from unembed.encoders.preflight import make_fingerprint
 from unembed.errors import EncoderError
 from unembed.inverter import Inverter
 
@@ -82,7 +83,9 @@ def save(path, array):
     return path
 
 
-@pytest.mark.parametrize("command", ["prepare", "train", "export", "invert", "evaluate"])
+@pytest.mark.parametrize(
+    "command", ["prepare", "preflight", "inspect", "train", "export", "invert", "evaluate"]
+)
 def test_every_command_explains_itself(run, command):
     code, out, _ = run(command, "--help")
     assert code == 0
@@ -93,7 +96,7 @@ def test_every_command_explains_itself(run, command):
 def test_help_lists_every_command(run):
     _, out, _ = run("--help")
     listed = {line.split()[1] for line in out.splitlines() if line.startswith("│ ")}
-    assert {"prepare", "train", "export", "invert", "evaluate"} <= listed
+    assert {"prepare", "preflight", "inspect", "train", "export", "invert", "evaluate"} <= listed
 
 
 def test_a_process_answers_with_its_version():
@@ -284,7 +287,9 @@ def test_from_texts_to_an_inverter_and_its_evaluation(
 
     code, out, _ = run("export", training, folder)
     assert (code, out) == (0, f"inverter in {folder}\n")
-    assert Inverter.from_pretrained(folder).encoder == FakeEncoder().identity
+    inverter = Inverter.from_pretrained(folder)
+    assert inverter.encoder == FakeEncoder().identity
+    assert inverter.fingerprint.to_dict() == make_fingerprint(FakeEncoder()).to_dict()
 
     report = tmp_path / "report.json"
     code, out, _ = run(
@@ -298,6 +303,42 @@ def test_from_texts_to_an_inverter_and_its_evaluation(
         "shuffled embedding",
         "nearest training text",
     }
+
+
+def test_preflight_shows_what_it_checked(run, config_file, with_fake_encoder, pairs_folder):
+    code, out, _ = run("preflight", "-c", config_file)
+    assert code == 0
+    words = " ".join(out.split())
+    assert "dimension passed 32" in words
+    assert make_fingerprint(FakeEncoder()).sha256[:20] in words
+    code, out, _ = run("preflight", "-c", config_file, "--data", pairs_folder, "--json")
+    report = json.loads(out)
+    assert (code, report["passed"]) == (0, True)
+    assert "fingerprint" in [check["name"] for check in report["checks"]]
+
+
+class Long(FakeEncoder):
+    def encode(self, texts, progress=None):
+        return 2 * super().encode(texts, progress)
+
+
+def test_a_failed_preflight_has_code_1(run, config_file, monkeypatch):
+    monkeypatch.setitem(unembed.__dict__, "load_encoder", lambda name, **settings: Long())
+    code, out, _ = run("preflight", "-c", config_file)
+    assert code == 1
+    assert "unit length failed" in " ".join(out.split())
+
+
+def test_inspect_shows_what_is_there(run, pairs_folder, tmp_path):
+    code, out, _ = run("inspect", pairs_folder)
+    assert code == 0
+    assert "pairs" in out and "the " in out
+    code, out, _ = run("inspect", pairs_folder, "--json", "--examples", 2)
+    assert (code, len(json.loads(out)["examples"])) == (0, 2)
+
+
+def test_inspect_refuses_a_folder_without_pairs(refused, tmp_path):
+    assert "no manifest.json" in refused("inspect", tmp_path)
 
 
 def test_evaluate_prints_a_table(run, text_file, inverter_folder, with_fake_encoder):

@@ -37,7 +37,8 @@ ALLOWED = {
     "terminal": "data decoding encoders errors evaluation inversion inverter",
     "audit": "config data device encoders errors evaluation inversion inverter",
     "demo": "config data decoding device encoders errors evaluation inversion inverter",
-    "cli": "audit config data demo device errors evaluation inversion inverter terminal training",
+    "cli": "audit config data demo device encoders errors evaluation inversion inverter terminal "
+    "training",
     "__init__": "encoders errors evaluation inverter",  # the front door, opened lazily
     "__main__": "cli",
 }

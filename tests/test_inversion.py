@@ -20,8 +20,11 @@ def answering(encoder, text):
         given.append((vectors, options))
         return [Inversion(text, ids, [0.5] * len(ids), passes=3, encoder_calls=0)]
 
+    def require_encoder(other):
+        encoder.identity.require_same(other.identity, "vectors")
+
     return SimpleNamespace(
-        encoder=encoder.identity, tokenizer=encoder.tokenizer, invert=invert, given=given
+        require_encoder=require_encoder, tokenizer=encoder.tokenizer, invert=invert, given=given
     )
 
 

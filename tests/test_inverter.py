@@ -6,7 +6,8 @@ import torch
 
 from unembed.denoiser import Denoiser, preset
 from unembed.encoders.base import FakeEncoder
-from unembed.errors import CheckpointError, ConfigError, EmbeddingError
+from unembed.encoders.preflight import make_fingerprint
+from unembed.errors import CheckpointError, ConfigError, EmbeddingError, EncoderError
 from unembed.inverter import Inverter, as_unit_vectors, shipped_inverters
 
 
@@ -216,3 +217,27 @@ def test_the_shipped_inverter_loads():
     inverter = Inverter.from_pretrained()
     assert inverter.encoder.dimension == 384
     assert inverter.length == 32
+
+
+class Elsewhere(FakeEncoder):
+    """Claims to be the fake encoder and embeds elsewhere."""
+
+    def encode(self, texts, progress=None):
+        return super().encode(texts, progress)[:, ::-1]
+
+
+def test_a_fingerprint_is_saved_and_another_encoder_refused(inverter, tmp_path):
+    encoder = FakeEncoder()
+    inverter.require_encoder(Elsewhere())  # it knows none: the digest has to do
+    inverter.fingerprint = make_fingerprint(encoder)
+    try:
+        inverter.save_pretrained(tmp_path)
+    finally:
+        inverter.fingerprint = None
+    loaded = Inverter.from_pretrained(tmp_path)
+    loaded.require_encoder(encoder)
+    loaded.require_encoder(encoder)
+    with pytest.raises(EncoderError, match="cosine of only"):
+        loaded.require_encoder(Elsewhere())
+    with pytest.raises(EncoderError, match="expected vectors of the encoder fake"):
+        loaded.require_encoder(FakeEncoder(dimension=16))

@@ -107,6 +107,12 @@ def prepare(
     limit: Annotated[
         int | None, typer.Option("--limit", min=1, help="Stop at about this many pairs.")
     ] = None,
+    verify: Annotated[
+        bool,
+        typer.Option(
+            "--verify/--no-verify", help="Check the shards found; damaged ones are made again."
+        ),
+    ] = True,
     settings: SetOption = None,
     device: DeviceOption = "auto",
     trust_remote_code: TrustOption = False,
@@ -137,10 +143,67 @@ def prepare(
     encoder = _encoder(chosen.encoder.model_dump(), device, trust_remote_code)
     with PrepareDisplay(count_texts(source), limit) as display:
         manifest = prepare_pairs(
-            source, out, chosen, encoder, column=column, limit=limit, progress=display.update
+            source,
+            out,
+            chosen,
+            encoder,
+            column=column,
+            limit=limit,
+            verify=verify,
+            progress=display.update,
         )
     pairs = sum(shard["pairs"] for shard in manifest["shards"])
     typer.echo(f"{pairs} pairs in {len(manifest['shards'])} shards in {out}")
+
+
+@app.command()
+def preflight(
+    config: ConfigOption = "minilm",
+    data: Annotated[
+        Path | None, typer.Option("--data", help="Compare with the encoder of prepared pairs.")
+    ] = None,
+    settings: SetOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    device: DeviceOption = "auto",
+    trust_remote_code: TrustOption = False,
+) -> None:
+    """Check an encoder on known texts: dimension, unit length, determinism, prompt, agreement."""
+    from unembed.config import load_config
+    from unembed.data.pairs import Pairs
+    from unembed.encoders.preflight import PROBES
+    from unembed.encoders.preflight import preflight as run_preflight
+    from unembed.terminal import show_preflight
+
+    chosen = load_config(config, settings or [])
+    pairs = Pairs.open(data) if data is not None else None
+    encoder = _encoder(chosen.encoder.model_dump(), device, trust_remote_code)
+    if pairs is not None:
+        pairs.encoder.require_same(encoder.identity, "pairs")
+    expected = pairs.fingerprint if pairs is not None else None
+    report = run_preflight(encoder, PROBES, expected)
+    show_preflight(report, as_json)
+    if not report.passed:
+        raise typer.Exit(1)
+
+
+@app.command()
+def inspect(
+    data: Annotated[Path, typer.Argument(help="Folder of prepared pairs.")],
+    examples: Annotated[int, typer.Option("--examples", min=0, help="Texts to show.")] = 5,
+    png: Annotated[
+        Path | None, typer.Option("--png", help="Draw the histograms (needs unembed[plots]).")
+    ] = None,
+    seed: SeedOption = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Show what is in a folder of prepared pairs: counts, lengths, sizes, fingerprint, texts."""
+    from unembed.data.inspect import inspect_pairs, plot_inspection
+    from unembed.terminal import show_inspection
+
+    report = inspect_pairs(data, examples, seed)
+    if png is not None:
+        plot_inspection(report, png)
+    show_inspection(report, as_json)
 
 
 @app.command()
@@ -166,7 +229,7 @@ def train(
     words = None
     if chosen.denoiser.token_table == "encoder" and not (resume and out.exists()):
         encoder = _encoder(chosen.encoder.model_dump(), "cpu", trust_remote_code)
-        pairs.encoder.require_same(encoder.identity, "pairs")
+        pairs.require_encoder(encoder)
         words = encoder.word_embeddings()
     with TrainingDisplay(chosen.training.steps) as display, StopSignal() as stop:
         progress = run_training(

@@ -38,6 +38,17 @@ class EncoderSection(Section):
     prompt: str | None = None
 
 
+class VocabularySection(Section):
+    """Which tokens the denoiser knows.
+
+    Attributes:
+        min_count: Keep the tokens that occur at least this often in the pieces, and the single
+            characters and bytes that spell the others; null keeps the whole vocabulary.
+    """
+
+    min_count: Positive | None = None
+
+
 class DataSection(Section):
     """How raw text becomes pieces.
 
@@ -48,6 +59,9 @@ class DataSection(Section):
             tokens; in the rest each sentence is a piece of its own.
         seed: Draws which passages are packed.
         passages_per_shard: Passages of source text in a shard, the unit of resuming.
+        windows: Times each passage is cut, every time from another place; pieces that come out
+            twice are kept once.
+        vocabulary: Trimming of the vocabulary.
     """
 
     length: Annotated[int, Field(ge=4, le=2048)] = 32
@@ -55,6 +69,8 @@ class DataSection(Section):
     pack: Fraction = 0.5
     seed: int = 0
     passages_per_shard: Positive = 8192
+    windows: Annotated[int, Field(ge=1, le=64)] = 1
+    vocabulary: VocabularySection = VocabularySection()
 
     @model_validator(mode="after")
     def _a_piece_fits(self) -> DataSection:
@@ -172,7 +188,8 @@ def load_config(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Conf
 
     Args:
         name_or_path: A shipped name (``minilm``) or the path of a YAML file.
-        overrides: ``section.key=value`` strings, applied in order over the file.
+        overrides: ``section.key=value`` strings, applied in order over the file; a key inside a
+            key is ``section.key.key=value``.
 
     Raises:
         ConfigError: No such file, not YAML, an unknown key, a wrong type or a value out of range.
@@ -232,14 +249,16 @@ def _known_keys(location: Sequence[int | str]) -> list[str]:
 
 def _apply(data: dict[str, Any], override: str) -> None:
     key, separator, text = override.partition("=")
-    parts = key.split(".")
-    if not separator or len(parts) != 2 or not all(parts):  # noqa: PLR2004 - section.key
+    *sections, last = key.split(".")
+    if not separator or not sections or not all((*sections, last)):
         raise ConfigError(
             "an override of the form section.key=value", repr(override), "Correct --set"
         )
-    section = data.setdefault(parts[0], {})
-    if not isinstance(section, dict):
-        raise ConfigError(f"a section {parts[0]!r}", repr(section), "Correct the file or --set")
+    section: Any = data
+    for name in sections:
+        section = section.setdefault(name, {})
+        if not isinstance(section, dict):
+            raise ConfigError(f"a section {name!r}", repr(section), "Correct the file or --set")
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:
@@ -250,4 +269,4 @@ def _apply(data: dict[str, Any], override: str) -> None:
         # YAML 1.1 reads 3e-4 as a string, which no user means unless it is quoted.
         with suppress(ValueError):
             value = float(value)
-    section[parts[1]] = value
+    section[last] = value

@@ -50,7 +50,7 @@ def invert_text(inverter: Inverter, encoder: Encoder, text: str, **options: Any)
         EncoderError: The inverter belongs to another encoder.
         EmbeddingError: The text is empty.
     """
-    inverter.encoder.require_same(encoder.identity, "vectors")
+    inverter.require_encoder(encoder)
     vector = encoder.encode([text])
     began = time.perf_counter()
     inversion = inverter.invert(vector, **options)[0]

@@ -22,7 +22,8 @@ from unembed.decoding.base import OnStep
 from unembed.denoiser import Denoiser, DenoiserSizes
 from unembed.device import Compute, choose_compute
 from unembed.diffusion import make_schedule
-from unembed.encoders.base import EncoderIdentity
+from unembed.encoders.base import Encoder, EncoderIdentity
+from unembed.encoders.preflight import Fingerprint
 from unembed.encoders.tokenizer import TextTokenizer
 from unembed.errors import CheckpointError, ConfigError, EmbeddingError
 
@@ -70,6 +71,7 @@ class Inverter(
         diffusion: ``{"schedule": ..., "rate": ...}`` of its training.
         trained: Facts about the training, kept in ``config.json`` for the record.
         card: Model card, Markdown.
+        fingerprint: The encoder's vectors of the probe texts, where they are known.
 
     Example:
         >>> inverter = Inverter.from_pretrained("minilm")
@@ -85,6 +87,7 @@ class Inverter(
         diffusion: dict[str, Any],
         trained: dict[str, Any] | None = None,
         card: str | None = None,
+        fingerprint: Fingerprint | None = None,
     ) -> None:
         self.denoiser = denoiser.eval()
         self.tokenizer = tokenizer
@@ -92,6 +95,8 @@ class Inverter(
         self.diffusion = diffusion
         self.trained = trained or {}
         self.card = card
+        self.fingerprint = fingerprint
+        self._proved: Encoder | None = None
         self.compute = choose_compute("cpu")
 
     @property
@@ -109,6 +114,17 @@ class Inverter(
         self.denoiser.to(compute.device)
         self.compute = compute
         return self
+
+    def require_encoder(self, encoder: Encoder) -> None:
+        """Refuse an encoder that is not the one the inverter was trained for.
+
+        Raises:
+            EncoderError: Its weights or prompt differ, or it embeds the probe texts elsewhere.
+        """
+        self.encoder.require_same(encoder.identity, "vectors")
+        if self.fingerprint is not None and self._proved is not encoder:
+            self.fingerprint.require_same(encoder, "vectors")
+            self._proved = encoder  # the probe texts are embedded once
 
     @torch.inference_mode()
     def invert(
@@ -241,6 +257,8 @@ class Inverter(
             "diffusion_process": self.diffusion,
             "training": self.trained,
         }
+        if self.fingerprint is not None:
+            config["encoder_fingerprint"] = self.fingerprint.to_dict()
         text = json.dumps(config, indent=2) + "\n"
         (save_directory / _CONFIG).write_text(text, encoding="utf-8")
         self.tokenizer.save(save_directory / _TOKENIZER)
@@ -308,6 +326,8 @@ def _load(folder: Path) -> Inverter:
         sizes = DenoiserSizes.from_dict(config["denoiser_sizes"])
         encoder = EncoderIdentity.from_dict(config["encoder_identity"])
         token_ids, diffusion = config["token_ids"], config["diffusion_process"]
+        kept = config.get("encoder_fingerprint")
+        fingerprint = None if kept is None else Fingerprint.from_dict(kept)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(
             f"an inverter's config.json in {folder}", str(error), "Copy the folder again"
@@ -332,6 +352,7 @@ def _load(folder: Path) -> Inverter:
         diffusion,
         config.get("training"),
         card.read_text(encoding="utf-8") if card.is_file() else None,
+        fingerprint,
     )
 
 

@@ -25,12 +25,15 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from unembed.encoders.base import EncoderIdentity
 from unembed.errors import DataError
 
 if TYPE_CHECKING:  # torch is 200 MB that collecting texts does not need
     from unembed.data.encode import PrepareProgress
+    from unembed.data.inspect import Inspection
     from unembed.data.raw.collect import CollectProgress
     from unembed.decoding.base import DecodingStep, OnStep
+    from unembed.encoders.preflight import Preflight
     from unembed.encoders.tokenizer import TextTokenizer
     from unembed.evaluation.evaluate import Evaluation
     from unembed.evaluation.metrics import Figure
@@ -38,6 +41,7 @@ if TYPE_CHECKING:  # torch is 200 MB that collecting texts does not need
     from unembed.inverter import Inversion
 
 _SURE, _UNSURE = 0.7, 0.3
+_VERDICTS = {True: "[green]passed[/]", False: "[red]failed[/]", None: ""}
 _PICTURE_COLUMNS, _FRAMES = 110, 7
 
 
@@ -323,6 +327,55 @@ def _figure(figure: Figure | None) -> str:
     if figure is None:
         return "missing"
     return f"{figure.mean:.3f} [{figure.low:.3f}, {figure.high:.3f}] ({figure.n})"
+
+
+def show_preflight(report: Preflight, as_json: bool) -> None:
+    """One line a check."""
+    if as_json:
+        _print_json(report.to_dict())
+        return
+    table = Table(title=Text(EncoderIdentity.from_dict(report.encoder).describe()), box=None)
+    for name in ("check", "", "found"):
+        table.add_column(name, overflow="fold")
+    for check in report.checks:
+        table.add_row(check.name, _VERDICTS[check.passed], Text(check.found))
+    table.add_row("fingerprint (SHA-256)", "", report.fingerprint["sha256"])
+    Console().print(table)
+
+
+def show_inspection(report: Inspection, as_json: bool) -> None:
+    """What a folder of pairs holds, one line a fact."""
+    if as_json:
+        _print_json(report.to_dict())
+        return
+    quantiles = ", ".join(f"{share}%: {tokens}" for share, tokens in report.quantiles().items())
+    before = report.vocabulary.get("before_trimming")
+    size = f"{report.vocabulary['size']:,}" + (f" (trimmed from {before:,})" if before else "")
+    shards = f"{report.shards}, {report.bytes / 2**20:.1f} MiB"
+    counts = report.languages or report.writing
+    rows = {
+        "pairs": f"{report.pairs:,}",
+        "shards": shards if report.complete else f"{shards}, not complete",
+        "encoder": EncoderIdentity.from_dict(report.encoder).describe(),
+        "fingerprint": report.fingerprint or "none: prepared by an older version",
+        "source": ", ".join(f"{key} {value}" for key, value in report.source.items()),
+        "vocabulary": f"{size}, {report.distinct_tokens:,} occur",
+        "content tokens": quantiles,
+        "left out": _counts(report.dropped) or "nothing was recorded",
+        "languages" if report.languages else "writing systems (sample)": _counts(counts),
+    }
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    table.add_column(style="bold")
+    table.add_column()
+    for name, value in rows.items():
+        table.add_row(name, Text(value))
+    for text in report.examples:
+        table.add_row("", Text(text, style="green"))
+    Console().print(table)
+
+
+def _counts(counts: dict[str, int]) -> str:
+    return ", ".join(f"{name} {count:,}" for name, count in counts.items())
 
 
 def _print_json(data: Any) -> None:

@@ -18,18 +18,19 @@ from unembed.data.encode import (
 from unembed.data.pairs import Pairs
 from unembed.data.pieces import cut_pieces
 from unembed.encoders.base import FakeEncoder
-from unembed.errors import DataError
+from unembed.encoders.preflight import PROBES, make_fingerprint
+from unembed.errors import DataError, EncoderError
 
 
 class FailingEncoder(FakeEncoder):
-    """Stops like a killed process at the n-th call."""
+    """Stops like a killed process at the n-th call, the probe texts aside."""
 
     def __init__(self, calls):
         super().__init__()
         self.calls = calls
 
     def encode(self, texts, progress=None):
-        self.calls -= 1
+        self.calls -= tuple(texts) != PROBES
         if self.calls < 0:
             raise KeyboardInterrupt
         return super().encode(texts, progress)
@@ -109,10 +110,10 @@ def test_an_interrupted_preparation_resumes_to_the_same_bytes(
     with pytest.raises(KeyboardInterrupt):
         prepare_pairs(text_file, out, tiny_config, FailingEncoder(calls))
     assert not list(out.glob("*.tmp"))
+    partial = read_manifest(out)
+    assert len(partial["shards"]) == calls
+    assert partial["complete"] is False
     if calls:
-        partial = read_manifest(out)
-        assert len(partial["shards"]) == calls
-        assert partial["complete"] is False
         assert len(Pairs.open(out)) == sum(shard["pairs"] for shard in partial["shards"])
     prepare_pairs(text_file, out, tiny_config, FakeEncoder())
     assert contents(out) == contents(pairs_folder)
@@ -268,3 +269,62 @@ def test_a_manifest_that_cannot_be_read_is_refused(tmp_path, text, said):
         read_manifest(tmp_path)
     assert said in str(caught.value)
     assert str(tmp_path) in str(caught.value)
+
+
+# The encoder's fingerprint
+
+
+class OtherEncoder(FakeEncoder):
+    """Claims to be the fake encoder and embeds elsewhere."""
+
+    def encode(self, texts, progress=None):
+        return super().encode(texts, progress)[:, ::-1]
+
+
+def test_the_fingerprint_of_the_encoder_is_kept(pairs_folder, encoder):
+    kept = read_manifest(pairs_folder)["fingerprint"]
+    assert kept == make_fingerprint(encoder).to_dict()
+    Pairs.open(pairs_folder).require_encoder(encoder)
+
+
+def test_an_encoder_with_the_same_digest_that_embeds_elsewhere_is_refused(
+    tmp_path, text_file, tiny_config, pairs_folder, encoder
+):
+    out = tmp_path / "out"
+    prepare_pairs(text_file, out, tiny_config, encoder, limit=10)
+    before = contents(out)
+    with pytest.raises(EncoderError, match="cosine of only"):
+        prepare_pairs(text_file, out, tiny_config, OtherEncoder())
+    assert contents(out) == before
+    with pytest.raises(EncoderError, match="cosine of only"):
+        Pairs.open(pairs_folder).require_encoder(OtherEncoder())
+
+
+def as_before_fingerprints(folder):
+    """The folder as the first version of format 1 wrote it."""
+    manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    del manifest["fingerprint"], manifest["round_trip"]
+    del manifest["pieces"]["windows"], manifest["pieces"]["vocabulary"]
+    for shard in manifest["shards"]:
+        del shard["dropped"]
+    (folder / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
+    return manifest
+
+
+def test_a_folder_without_the_younger_keys_is_read_and_gone_on_with(
+    tmp_path, text_file, tiny_config, pairs_folder, encoder
+):
+    before = contents(pairs_folder)
+    as_before_fingerprints(pairs_folder)
+    pairs = Pairs.open(pairs_folder)
+    assert pairs.fingerprint is None
+    pairs.require_encoder(encoder)
+    assert prepare_pairs(text_file, pairs_folder, tiny_config, FailingEncoder(0))["complete"]
+
+    out = tmp_path / "out"
+    prepare_pairs(text_file, out, tiny_config, encoder, limit=10)
+    as_before_fingerprints(out)
+    assert prepare_pairs(text_file, out, tiny_config, encoder)["complete"]
+    after = contents(out)
+    assert {**after, MANIFEST: b""} == {**before, MANIFEST: b""}
+    Pairs.open(out).require_encoder(encoder)

@@ -1,4 +1,5 @@
 import importlib.util
+from collections import Counter
 from itertools import pairwise
 from pathlib import Path
 
@@ -39,14 +40,14 @@ WORDS = TOKENIZERS["words"]
 
 PASSAGE = (
     "the cat sleeps. a red dog runs at the river! is it old? "
-    "she finds the key and hides it. no. the court opens."
+    "she finds the key and hides it. two. the court opens."
 )
 SENTENCES = [
     "the cat sleeps.",
     "a red dog runs at the river!",
     "is it old?",
     "she finds the key and hides it.",
-    "no.",
+    "two.",
     "the court opens.",
 ]
 
@@ -70,7 +71,7 @@ def test_packed_neighbours_share_a_piece_as_long_as_they_fit():
         "the cat sleeps.",  # 4 tokens, and 8 of the next: one more than the 11 there is room for
         "a red dog runs at the river!",
         "is it old?",
-        "she finds the key and hides it. no.",
+        "she finds the key and hides it. two.",
         "the court opens.",
     ]
     assert " ".join(pieces) == PASSAGE
@@ -146,8 +147,19 @@ def test_an_enormous_word_ends():
     ],
 )
 def test_cjk_sentences_end_without_white_space(passage, expected):
-    found = texts([passage], TOKENIZERS["word pieces"], pack=0.0, length=32)
-    assert found == expected
+    assert texts([passage], TOKENIZERS["bytes"], pack=0.0, length=40) == expected
+
+
+@pytest.mark.parametrize(
+    ("passage", "expected"),
+    [
+        ("वह घर गया। कौन आया? फिर बारिश हुई॥ अंत", ["वह घर गया।", "कौन आया?", "फिर बारिश हुई॥", "अंत"]),
+        ("أين البيت؟ هو هنا. حسنا", ["أين البيت؟", "هو هنا.", "حسنا"]),
+        ("وہ گھر گیا۔ پھر بارش ہوئی۔", ["وہ گھر گیا۔", "پھر بارش ہوئی۔"]),
+    ],
+)
+def test_other_writings_have_end_marks_of_their_own(passage, expected):
+    assert texts([passage], TOKENIZERS["bytes"], pack=0.0, length=64) == expected
 
 
 @pytest.mark.parametrize(
@@ -235,3 +247,63 @@ def test_no_word_is_lost_and_none_comes_twice(sentences, pack):
     passage = " ".join(f"{sentence}." for sentence in sentences)
     found = "".join(texts([passage], pack=pack))
     assert found.replace(" ", "") == passage.replace(" ", "")
+
+
+# What is left out, and windows
+
+
+def test_what_is_left_out_is_counted_by_reason():
+    passage = "the cat sleeps. cat. zyx runs at the river. the dog runs."
+    dropped = Counter()
+    pieces = cut_pieces([passage], WORDS, section(pack=0.0, min_tokens=3), dropped=dropped)
+    assert [piece.text for piece in pieces] == ["the cat sleeps.", "the dog runs."]
+    assert dropped == {"too_short": 1, "not_round_trip": 1}
+
+
+def test_a_piece_that_does_not_decode_back_can_be_kept():
+    passage = "zyx runs at the river."
+    assert texts([passage], pack=0.0) == []
+    assert len(cut_pieces([passage], WORDS, section(pack=0.0), round_trip=False)) == 1
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+@given(passages=st.lists(st.text(max_size=60), max_size=5))
+@settings(max_examples=100, deadline=None)
+def test_every_piece_decodes_to_its_text(name, passages):
+    tokenizer = TOKENIZERS[name]
+    pieces = cut_pieces(passages, tokenizer, section())
+    ids = [piece.token_ids for piece in pieces]
+    decoded = tokenizer.decode(tokenizer.pack(ids, 12))
+    assert tokenizer.encode(decoded) == ids
+    normal = tokenizer.backend.normalizer
+    for piece, text in zip(pieces, decoded, strict=True):
+        same = [normal.normalize_str(t) if normal else t for t in (piece.text, text)]
+        assert "".join(same[0].split()) == "".join(same[1].split())
+
+
+def test_further_windows_start_elsewhere():
+    sentence = " ".join(["cat dog bird fish"] * 9 + ["cat"])
+    first = texts([sentence], pack=0.0)
+    several = texts([sentence], pack=0.0, windows=3)
+    assert several[0] == first[0]
+    assert len(several) > len(set(first))
+    assert len(set(several)) == len(several), "no piece comes twice"
+    assert all(text in sentence for text in several)
+
+
+def test_windows_of_short_passages_add_nothing_or_little():
+    pieces = cut_pieces(["the cat."], WORDS, section(windows=8))
+    assert [piece.text for piece in pieces] == ["the cat.", "cat.", "."]
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+@given(passages=passage_lists, windows=st.integers(2, 9), length=st.integers(4, 40))
+@settings(max_examples=100, deadline=None)
+def test_windows_give_pieces_of_the_right_length_once(name, passages, windows, length):
+    chosen = section(length=length, windows=windows)
+    tokenizer = TOKENIZERS[name]
+    for passage in passages:
+        pieces = cut_pieces([passage], tokenizer, chosen)
+        assert all(1 <= len(piece.token_ids) < length for piece in pieces)
+        assert all(piece.text in passage for piece in pieces)
+        assert len({piece.text for piece in pieces}) == len(pieces)

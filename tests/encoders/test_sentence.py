@@ -151,6 +151,7 @@ class StubModel(list):
     def __init__(self, value=1.0, prompts=None):
         super().__init__([object()])
         self.value, self.prompts, self.given = value, prompts or {}, []
+        self.default_prompt_name = "default"
         self.device = torch.device("cpu")
 
     def encode(self, texts, prompt=None, **options):
@@ -159,13 +160,14 @@ class StubModel(list):
         return np.full((len(texts), 2), self.value)
 
 
-@pytest.mark.parametrize(("prompt", "put_before"), [("passage: ", "passage: "), ("", None)])
-def test_the_prompt_of_the_identity_goes_before_every_text(encoder, prompt, put_before):
+@pytest.mark.parametrize("prompt", ["passage: ", ""])
+def test_the_prompt_of_the_identity_goes_before_every_text(encoder, prompt):
+    """The empty one too: without a prompt the library would put the model's default one."""
     model = StubModel()
     SentenceEncoder(model, EncoderIdentity("m", None, 2, "0", prompt), encoder.tokenizer).encode(
         ["text", "longer text"]
     )
-    assert model.given == [(["longer text", "text"], put_before)]
+    assert model.given == [(["longer text", "text"], prompt)]
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
@@ -186,6 +188,7 @@ def test_a_model_without_a_token_table_has_no_word_embeddings(encoder):
     [
         ({"query": "q: ", "document": "d: "}, "d: "),
         ({"passage": "p: "}, "p: "),
+        ({"query": "q: ", "default": "all: "}, "all: "),
         ({"document": "", "query": "q: "}, "from the catalogue: "),
         ({}, "from the catalogue: "),
     ],

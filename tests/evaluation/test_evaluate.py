@@ -24,6 +24,9 @@ class LookupInverter:
         self.known = {encoder.encode([text])[0].tobytes(): text for text in texts}
         self.calls = []
 
+    def require_encoder(self, encoder):
+        self.encoder.require_same(encoder.identity, "vectors")
+
     def invert(self, vectors, **options):
         self.calls.append((len(vectors), options))
         texts = [self.known.get(vector.tobytes(), "") for vector in vectors]

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unembed.data.encode import TOKENIZER, file_digest, read_manifest, shard_names
-from unembed.encoders.base import EncoderIdentity
+from unembed.data.encode import TOKENIZER, damaged_shards, read_manifest, shard_names
+from unembed.encoders.base import Encoder, EncoderIdentity
+from unembed.encoders.preflight import Fingerprint
 from unembed.encoders.tokenizer import TextTokenizer
 from unembed.errors import DataError
 
@@ -52,7 +53,7 @@ class Pairs:
         if not tokens:
             raise DataError(f"pairs in {folder}", "no finished shard", "Run `unembed prepare`")
         starts = np.cumsum([0] + [len(array) for array in tokens], dtype=np.int64)
-        special = {k: manifest["tokenizer"][k] for k in ("size", "mask_id", "pad_id", "end_id")}
+        special = {k: value for k, value in manifest["tokenizer"].items() if k != "digest"}
         tokenizer = TextTokenizer.load(folder / TOKENIZER, special)
         if tokenizer.digest != manifest["tokenizer"]["digest"]:
             raise DataError(
@@ -72,19 +73,35 @@ class Pairs:
         Raises:
             DataError: A file is missing or its content has changed.
         """
-        for shard in read_manifest(folder)["shards"]:
-            for name, wanted in shard["sha256"].items():
-                if not (folder / name).is_file() or file_digest(folder / name) != wanted:
-                    raise DataError(
-                        f"the content of {folder / name} as it was prepared",
-                        "a missing file or another checksum",
-                        "Prepare the pairs again into a new folder",
-                    )
+        damaged = damaged_shards(folder, read_manifest(folder))
+        if damaged:
+            names = ", ".join(shard_names(damaged[0]))
+            raise DataError(
+                f"the content of {names} in {folder} as it was prepared",
+                f"a missing file or another checksum ({len(damaged)} damaged shards)",
+                "Run the same `unembed prepare` again: it makes damaged shards anew",
+            )
 
     @property
     def encoder(self) -> EncoderIdentity:
         """The encoder that made the embeddings."""
         return EncoderIdentity.from_dict(self.manifest["encoder"])
+
+    @property
+    def fingerprint(self) -> Fingerprint | None:
+        """The encoder's vectors of the probe texts, unless the pairs are older than that."""
+        kept = self.manifest.get("fingerprint")
+        return None if kept is None else Fingerprint.from_dict(kept)
+
+    def require_encoder(self, encoder: Encoder) -> None:
+        """Refuse an encoder that is not the one that made the embeddings.
+
+        Raises:
+            EncoderError: Its weights or prompt differ, or it embeds the probe texts elsewhere.
+        """
+        self.encoder.require_same(encoder.identity, "pairs")
+        if self.fingerprint is not None:
+            self.fingerprint.require_same(encoder, "pairs")
 
     def token_counts(self) -> NDArray[np.int64]:
         """How often each id of the vocabulary occurs in the target sequences, [V]."""

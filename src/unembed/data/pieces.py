@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import zlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -12,8 +13,15 @@ from tokenizers import Encoding
 from unembed.config import DataSection
 from unembed.encoders.tokenizer import TextTokenizer
 
-# An end mark, closing quotes or brackets after it, then white space; CJK marks need none.
-_SENTENCE_END = re.compile(r"[.!?…]+[\"'”’)\]]*\s+|[。！？]+[」』”’）]*\s*|\n+")
+# An end mark (Latin, Arabic, Urdu, Indic, Armenian, Ethiopic), closing quotes or brackets
+# after it, then white space; CJK marks need none. docs/architecture.md says why it is no library.
+SENTENCE_END = re.compile(
+    r"[.!?…\u061f\u06d4\u0964\u0965\u0589\u1362]+[\"'”’)\]]*\s+"
+    r"|[。！？]+[」』”’）]*\s*|\n+"
+)
+
+
+Positions = tuple[list[int], list[int | None]]  # first character and word of each token
 
 
 @dataclass(frozen=True)
@@ -25,7 +33,13 @@ class Piece:
 
 
 def cut_pieces(
-    passages: Sequence[str], tokenizer: TextTokenizer, settings: DataSection, first_index: int = 0
+    passages: Sequence[str],
+    tokenizer: TextTokenizer,
+    settings: DataSection,
+    first_index: int = 0,
+    *,
+    dropped: Counter[str] | None = None,
+    round_trip: bool = True,
 ) -> list[Piece]:
     """Cut passages into pieces of ``min_tokens`` to ``length - 1`` tokens.
 
@@ -35,30 +49,87 @@ def cut_pieces(
     Args:
         passages: Source texts.
         tokenizer: The denoiser's tokenizer.
-        settings: Lengths, share of packing and seed.
+        settings: Lengths, share of packing, windows and seed.
         first_index: Index of the first passage in its source.
+        dropped: Counts the pieces left out, by reason: ``too_short``, ``too_long``, ``repeated``
+            (another window of the passage yields it too), ``not_round_trip``.
+        round_trip: Leave out pieces whose tokens do not decode back to their text.
     """
+    dropped = Counter() if dropped is None else dropped
     spans: list[str] = []
     for index, (passage, encoding) in enumerate(
         zip(passages, tokenizer.encodings(passages), strict=True), start=first_index
     ):
         draw = zlib.crc32(f"{settings.seed}:{index}".encode()) / 2**32
         packed = draw < settings.pack
-        spans.extend(_spans(passage, encoding, settings.length - 1, packed))
+        where = _positions(encoding, tokenizer)
+        found = list(_spans(passage, where, settings.length - 1, packed))
+        if settings.windows > 1:
+            for first in _window_starts(where, settings):
+                found.extend(_spans(passage, where, settings.length - 1, True, first))
+            different = list(dict.fromkeys(found))
+            dropped["repeated"] += len(found) - len(different)
+            found = different
+        spans.extend(found)
     # Tokens are taken from the piece itself, not sliced from the passage: the vector and the
     # tokens must speak of the same string, and a cut can change how its edges are tokenised.
-    pieces = zip(spans, tokenizer.encode(spans), strict=True)
-    fits = range(settings.min_tokens, settings.length)
-    return [Piece(text, ids) for text, ids in pieces if len(ids) in fits]
+    pieces = [Piece(*pair) for pair in zip(spans, tokenizer.encode(spans), strict=True)]
+    kept = []
+    for piece in pieces:
+        if len(piece.token_ids) < settings.min_tokens:
+            dropped["too_short"] += 1
+        elif len(piece.token_ids) >= settings.length:
+            dropped["too_long"] += 1
+        else:
+            kept.append(piece)
+    return _that_decode_back(kept, tokenizer, dropped) if round_trip else kept
 
 
-def _spans(passage: str, encoding: Encoding, most: int, packed: bool) -> Iterator[str]:
-    """Stripped substrings of at most ``most`` tokens that end at sentence ends where possible."""
-    starts = [offset[0] for offset in encoding.offsets]
-    words = encoding.word_ids
-    start, token = 0, 0
+def _that_decode_back(
+    pieces: list[Piece], tokenizer: TextTokenizer, dropped: Counter[str]
+) -> list[Piece]:
+    good = tokenizer.decodes_back([p.text for p in pieces], [p.token_ids for p in pieces])
+    dropped["not_round_trip"] += len(pieces) - sum(good)
+    return [piece for piece, fine in zip(pieces, good, strict=True) if fine]
+
+
+def _positions(encoding: Encoding, tokenizer: TextTokenizer) -> Positions:
+    """First character and word of each token; of a token that is spelled, once for each part."""
+    starts, words = [offset[0] for offset in encoding.offsets], encoding.word_ids
+    if tokenizer.kept is None:
+        return starts, words
+    parts = tokenizer.spelled_lengths(encoding.ids)
+    return (
+        [start for start, count in zip(starts, parts, strict=True) for _ in range(count)],
+        [word for word, count in zip(words, parts, strict=True) for _ in range(count)],
+    )
+
+
+def _window_starts(where: Positions, settings: DataSection) -> list[int]:
+    """First tokens of the further windows: fractions of a piece's length into the passage."""
+    (starts, words), most = where, settings.length - 1
+    firsts = []
+    for window in range(1, settings.windows):
+        first = most * window // settings.windows
+        if 0 < first < len(starts):
+            first = _word_start(words, 0, first)
+            while first > 0 and starts[first] == starts[first - 1]:
+                first -= 1
+            firsts.append(first)
+    return [first for first in dict.fromkeys(firsts) if first > 0]
+
+
+def _spans(
+    passage: str, where: Positions, most: int, packed: bool, first: int = 0
+) -> Iterator[str]:
+    """Stripped substrings of at most ``most`` tokens that end at sentence ends where possible.
+
+    They follow each other from the token ``first``.
+    """
+    starts, words = where
+    start, token = starts[first] if first else 0, first
     total = len(starts)
-    ends = [match.end() for match in _SENTENCE_END.finditer(passage)] + [len(passage)]
+    ends = [match.end() for match in SENTENCE_END.finditer(passage)] + [len(passage)]
     end_tokens = _tokens_before(starts, ends)
     position = 0
     while token < total:

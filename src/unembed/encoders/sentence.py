@@ -6,6 +6,7 @@ import hashlib
 import importlib.util
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,9 +37,14 @@ class SentenceEncoder:
     """
 
     def __init__(
-        self, model: SentenceTransformer, identity: EncoderIdentity, tokenizer: TextTokenizer
+        self,
+        model: SentenceTransformer,
+        identity: EncoderIdentity,
+        tokenizer: TextTokenizer,
+        reload: Callable[[], SentenceTransformer] | None = None,
     ) -> None:
         self._model = model
+        self._reload = reload
         self.identity = identity
         self.tokenizer = tokenizer
 
@@ -55,7 +61,7 @@ class SentenceEncoder:
         def encode_batch(batch: list[int]) -> None:
             vectors[batch] = self._model.encode(
                 [texts[index] for index in batch],
-                prompt=self.identity.prompt or None,
+                prompt=self.identity.prompt,  # "" too: null would bring the model's default back
                 batch_size=len(batch),
                 normalize_embeddings=True,
                 show_progress_bar=False,
@@ -76,6 +82,32 @@ class SentenceEncoder:
                 "finite embeddings", f"NaN or infinity from {self.identity.name}", "Use float32"
             )
         return vectors
+
+    @property
+    def most_tokens(self) -> int | None:
+        """Content tokens the model reads of a text, beside prompt and special tokens.
+
+        The library cuts longer texts off without a word. None where the model sets no limit.
+        """
+        limit = getattr(self._model, "max_seq_length", None)
+        if limit is None:
+            return None
+        special = self.tokenizer.backend.num_special_tokens_to_add(False)
+        return int(limit) - special - len(self.tokenizer.encode([self.identity.prompt])[0])
+
+    def official(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Vectors [B, D] by the library alone: the files loaded apart, in float32, its batching.
+
+        Where the model's own files name the document prompt, the library picks it.
+        """
+        check_texts(texts)
+        model = self._model if self._reload is None else self._reload()
+        options: dict[str, Any] = {"normalize_embeddings": True, "show_progress_bar": False}
+        if self.identity.prompt and self.identity.prompt == _own_prompt(model):
+            vectors = model.encode_document(list(texts), **options)
+        else:
+            vectors = model.encode(list(texts), prompt=self.identity.prompt, **options)
+        return np.asarray(vectors, dtype=np.float32)
 
     def word_embeddings(self) -> NDArray[np.float32] | None:
         """The model's token table [V, H'], if it has one."""
@@ -183,7 +215,9 @@ def load_encoder(
         weights_digest=digest,
         prompt=_document_prompt(model, entry) if prompt is None else prompt,
     )
-    return SentenceEncoder(model, identity, from_transformers(model.tokenizer))
+    exact = Compute(compute.device, torch.float32)
+    reload = partial(_load, folder, entry, trust_remote_code, exact)
+    return SentenceEncoder(model, identity, from_transformers(model.tokenizer), reload)
 
 
 def _resolve(
@@ -273,7 +307,10 @@ def _load(
 
 def _document_prompt(model: SentenceTransformer, entry: catalog.CatalogEntry | None) -> str:
     """The prompt for documents: what the model's files say, then the catalogue, then none."""
-    for key in _DOCUMENT_PROMPTS:
-        if model.prompts.get(key):
-            return str(model.prompts[key])
-    return entry.prompt if entry is not None else ""
+    return _own_prompt(model) or (entry.prompt if entry is not None else "")
+
+
+def _own_prompt(model: SentenceTransformer) -> str:
+    """The prompt that the model's own files name for documents, or for every text; else empty."""
+    keys = [*_DOCUMENT_PROMPTS, str(getattr(model, "default_prompt_name", ""))]
+    return next((str(model.prompts[key]) for key in keys if model.prompts.get(key)), "")

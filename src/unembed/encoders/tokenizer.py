@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,6 +15,8 @@ from numpy.typing import NDArray
 from tokenizers import Encoding, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from unembed.errors import CheckpointError, EncoderError
+
+_SPACE_SIGN = "\u2581"  # how SentencePiece writes a space
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,8 @@ class TextTokenizer:
         mask_id: Stands at every position not yet decided.
         pad_id: Fills the positions after the end.
         end_id: Ends the text.
+        kept: Of a trimmed vocabulary: the backend's id of each of our ids, ascending. A token that
+            is not kept is spelled with shorter ones that are.
     """
 
     definition: str
@@ -36,6 +41,7 @@ class TextTokenizer:
     mask_id: int
     pad_id: int
     end_id: int
+    kept: tuple[int, ...] | None = None
 
     @classmethod
     def from_backend(
@@ -55,7 +61,7 @@ class TextTokenizer:
             # Some models pad with their end token; the denoiser needs to tell the two apart.
             ids[1] = size
             size += 1
-        return cls(backend.to_str(), size, *ids)
+        return cls(backend.to_str(), size, ids[0], ids[1], ids[2])
 
     @cached_property
     def backend(self) -> Tokenizer:
@@ -72,14 +78,26 @@ class TextTokenizer:
     def digest(self) -> str:
         """SHA-256 over the tokenizer's definition and our ids."""
         ids = f"{self.size},{self.mask_id},{self.pad_id},{self.end_id}"
+        if self.kept is not None:
+            ids += f",{ranges_of(self.kept)}"
         return hashlib.sha256((self.definition + ids).encode()).hexdigest()
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Content ids of each text, without special tokens."""
-        return [encoding.ids for encoding in self.encodings(texts)]
+        encodings = self.backend.encode_batch_fast(list(texts), add_special_tokens=False)
+        found = [encoding.ids for encoding in encodings]  # the fast way works out no offsets
+        if self.kept is None:
+            return found
+        spelling = self._spelling
+        return [[ours for token in ids for ours in spelling[token]] for ids in found]
+
+    def spelled_lengths(self, ids: Sequence[int]) -> list[int]:
+        """How many of a trimmed vocabulary's tokens each of the backend's ids becomes."""
+        spelling = self._spelling
+        return [len(spelling[token]) for token in ids]
 
     def encodings(self, texts: Sequence[str]) -> list[Encoding]:
-        """Content ids with their character offsets."""
+        """The backend's own ids (not those of a trimmed vocabulary) with character offsets."""
         result: list[Encoding] = self.backend.encode_batch(list(texts), add_special_tokens=False)
         return result
 
@@ -107,22 +125,90 @@ class TextTokenizer:
         for row in rows:
             ids = [int(token) for token in row]
             contents.append([ids[i] for i in self.content_positions(ids)])
+        return self._text_of(contents)
+
+    def _text_of(self, contents: Sequence[list[int]]) -> list[str]:
+        if self.kept is not None:
+            contents = [[self.kept[token] for token in ids] for ids in contents]
         texts: list[str] = self.backend.decode_batch(contents, skip_special_tokens=True)
         return [text.strip() for text in texts]
+
+    def decodes_back(self, texts: Sequence[str], contents: Sequence[list[int]]) -> list[bool]:
+        """Whether each text's tokens stand for that text and no other.
+
+        Decoded and tokenised again they must be the same ids, and the decoded text must be the
+        text up to the tokenizer's normalisation and white space. It is not where there is an
+        unknown token, a special token spelled out in the text, or half a character.
+
+        Args:
+            texts: Some texts.
+            contents: What ``encode`` made of them.
+        """
+        decoded = self._text_of(contents)
+        # A text that comes back as it was needs no second look, and its tokens no second making
+        odd = [row for row, text in enumerate(texts) if decoded[row] != text]
+        good = [self.special_ids.isdisjoint(ids) for ids in contents]
+        for row, again in zip(odd, self.encode([decoded[row] for row in odd]), strict=True):
+            same = again == contents[row] and self._same_text(texts[row], decoded[row])
+            good[row] = good[row] and same
+        return good
+
+    def _same_text(self, one: str, other: str) -> bool:
+        """Whether two texts differ only in what the normalisation and white space make of them."""
+        plain = ("".join(text.lower().split()) for text in (one, other))
+        return next(plain) == next(plain) or self._normal_form(one) == self._normal_form(other)
+
+    def _normal_form(self, text: str) -> str:
+        normalizer = self.backend.normalizer
+        normal = text if normalizer is None else normalizer.normalize_str(text)
+        return "".join(normal.replace(_SPACE_SIGN, " ").split())
+
+    def trim(self, kept: Sequence[int]) -> TextTokenizer:
+        """The same tokenizer with a smaller vocabulary.
+
+        Args:
+            kept: Ids to keep; the three special ones are kept in any case.
+        """
+        assert self.kept is None, "a vocabulary is trimmed once"
+        chosen = tuple(sorted({*kept, *self.special_ids}))
+        ours = {token: index for index, token in enumerate(chosen)}
+        mask_id, pad_id, end_id = (ours[i] for i in (self.mask_id, self.pad_id, self.end_id))
+        return TextTokenizer(self.definition, len(chosen), mask_id, pad_id, end_id, chosen)
+
+    def rows_of(self, words: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The rows of an encoder's word embeddings [V', H'] that belong to our ids, in our order.
+
+        Special ids beyond V' come last and have none.
+        """
+        if self.kept is None:
+            return words
+        return words[[token for token in self.kept if token < len(words)]]
+
+    @cached_property
+    def _spelling(self) -> _Spelling:
+        assert self.kept is not None
+        return _Spelling(self.backend, self.definition, self.kept)
 
     def token_strings(self, ids: Sequence[int]) -> list[str]:
         """The vocabulary's own spelling of each id, for displays."""
         names = {self.mask_id: "[MASK]", self.pad_id: "[PAD]", self.end_id: "[END]"}
-        return [names.get(int(i)) or self.backend.id_to_token(int(i)) or "�" for i in ids]
 
-    def ids_to_dict(self) -> dict[str, int]:
+        def spell(token: int) -> str:
+            if self.kept is not None and token < len(self.kept):
+                token = self.kept[token]
+            return self.backend.id_to_token(token) or "�"
+
+        return [names.get(int(i)) or spell(int(i)) for i in ids]
+
+    def ids_to_dict(self) -> dict[str, Any]:
         """The sizes and ids that the tokenizer's own file does not hold."""
-        return {
+        ids: dict[str, Any] = {
             "size": self.size,
             "mask_id": self.mask_id,
             "pad_id": self.pad_id,
             "end_id": self.end_id,
         }
+        return ids if self.kept is None else {**ids, "kept": ranges_of(self.kept)}
 
     def save(self, path: Path) -> None:
         """Write the tokenizer's definition (``tokenizer.json``)."""
@@ -136,6 +222,8 @@ class TextTokenizer:
             CheckpointError: The file is missing or is not a tokenizer.
         """
         try:
+            if "kept" in ids:
+                ids = {**ids, "kept": ids_of(ids["kept"])}
             tokenizer = cls(path.read_text(encoding="utf-8"), **ids)
             _ = tokenizer.backend  # builds it
             return tokenizer
@@ -143,6 +231,69 @@ class TextTokenizer:
             raise CheckpointError(
                 f"a tokenizer in {path}", str(error).splitlines()[0], "Copy the folder again"
             ) from error
+
+
+class _Spelling(dict[int, tuple[int, ...]]):
+    """The backend's id → our ids: itself where it is kept, else shorter tokens, found when asked.
+
+    A byte-level vocabulary spells anything. Another may lack a character: the unknown token then
+    stands for it, or nothing where there is none, and `decodes_back` finds such a text.
+    """
+
+    def __init__(self, backend: Tokenizer, definition: str, kept: Sequence[int]) -> None:
+        super().__init__({token: (ours,) for ours, token in enumerate(kept)})
+        model = json.loads(definition)["model"]
+        self._backend = backend
+        self._prefix: str = model.get("continuing_subword_prefix") or ""
+        self._ours = {backend.id_to_token(token): ours for ours, token in enumerate(kept)}
+        unknown = model.get("unk_token")
+        if isinstance(model.get("unk_id"), int):
+            unknown = backend.id_to_token(model["unk_id"])
+        self._unknown = (self._ours[unknown],) if unknown in self._ours else ()
+
+    def __missing__(self, token: int) -> tuple[int, ...]:
+        name = self._backend.id_to_token(token) or ""
+        spelled, inside = [], bool(self._prefix) and name.startswith(self._prefix)
+        name = name.removeprefix(self._prefix) if inside else name
+        while name:
+            found = self._longest(name, self._prefix if inside else "")
+            if found is None:
+                spelled, name = list(self._unknown), ""
+            else:
+                spelled.extend(found[0])
+                name, inside = name[found[1] :], True
+        self[token] = tuple(spelled)
+        return self[token]
+
+    def _longest(self, name: str, prefix: str) -> tuple[list[int], int] | None:
+        """Our ids for the longest start of a name that can be written, and its characters."""
+        for stop in range(len(name), 0, -1):
+            ours = self._ours.get(prefix + name[:stop])
+            if ours is not None:
+                return [ours], stop
+        signs = [self._ours.get(f"<0x{byte:02X}>") for byte in name[0].encode("utf-8")]
+        found = [sign for sign in signs if sign is not None]
+        return (found, 1) if len(found) == len(signs) else None
+
+
+def ranges_of(ids: Sequence[int]) -> str:
+    """Ascending numbers as text, runs shortened: ``0-255 300 305-310``."""
+    runs: list[list[int]] = []
+    for number in ids:
+        if runs and number == runs[-1][1] + 1:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    return " ".join(f"{a}-{b}" if b > a else f"{a}" for a, b in runs)
+
+
+def ids_of(ranges: str) -> tuple[int, ...]:
+    """The numbers that ``ranges_of`` wrote."""
+    ids: list[int] = []
+    for run in ranges.split():
+        first, _, last = run.partition("-")
+        ids.extend(range(int(first), int(last or first) + 1))
+    return tuple(ids)
 
 
 def from_transformers(tokenizer: Any) -> TextTokenizer:

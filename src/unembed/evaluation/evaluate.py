@@ -95,7 +95,7 @@ def evaluate(
         DataError: The texts yield fewer than two pieces.
         EncoderError: The inverter or the pairs belong to another encoder.
     """
-    inverter.encoder.require_same(encoder.identity, "vectors")
+    inverter.require_encoder(encoder)
     if train_pairs is not None:
         inverter.encoder.require_same(train_pairs.encoder, "training pairs")
     pieces = _sample_pieces(texts, inverter, limit, seed)

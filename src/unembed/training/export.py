@@ -10,6 +10,7 @@ import torch
 from unembed.data.encode import TOKENIZER
 from unembed.denoiser import Denoiser, DenoiserSizes
 from unembed.encoders.base import EncoderIdentity
+from unembed.encoders.preflight import Fingerprint
 from unembed.encoders.tokenizer import TextTokenizer
 from unembed.errors import CheckpointError
 from unembed.inverter import Inverter
@@ -41,7 +42,7 @@ def inverter_from_run(run: Path, which: str = "best", card: str | None = None) -
     prefix = "ema."
     averages = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
     denoiser.load_state_dict(averages, assign=True)
-    diffusion = facts["config"]["diffusion"]
+    diffusion, fingerprint = facts["config"]["diffusion"], facts.get("fingerprint")
     return Inverter(
         denoiser,
         tokenizer,
@@ -49,4 +50,5 @@ def inverter_from_run(run: Path, which: str = "best", card: str | None = None) -
         {"schedule": diffusion["schedule"], "rate": diffusion["rate"]},
         trained={"config": facts["config"], **asdict(progress)},
         card=card,
+        fingerprint=None if fingerprint is None else Fingerprint.from_dict(fingerprint),
     )

@@ -170,7 +170,7 @@ def _build(
     denoiser = Denoiser(sizes)
     denoiser.start_from_frequencies(torch.from_numpy(pairs.token_counts()))
     if words is not None:
-        denoiser.start_from_words(torch.from_numpy(words))
+        denoiser.start_from_words(torch.from_numpy(pairs.tokenizer.rows_of(words)))
     denoiser.to(compute.device).train()
     facts = {
         "config": config.model_dump(),
@@ -178,6 +178,7 @@ def _build(
         "encoder": pairs.encoder.to_dict(),
         "tokenizer": pairs.tokenizer.ids_to_dict(),
         "tokenizer_digest": pairs.tokenizer.digest,
+        "fingerprint": pairs.manifest.get("fingerprint"),
     }
     ema = EMA(denoiser, settings.ema_decay)
     return TrainingRun(

@@ -1,0 +1,161 @@
+"""What is in a folder of prepared pairs: counts, lengths, sizes, writing systems, some pairs."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections import Counter
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unembed.data.pairs import Pairs
+from unembed.errors import DataError
+
+_SAMPLE = 2000  # pairs decoded for the writing systems
+_CHUNK = 65_536
+_QUANTILES = (5, 50, 95)
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What a folder of prepared pairs holds.
+
+    Attributes:
+        pairs: Their number N.
+        shards: Files they are in, and whether the whole source was read.
+        complete: Whether the preparation finished.
+        bytes: Size of the shards on the disk.
+        encoder: Identity of the encoder.
+        fingerprint: SHA-256 of its probe vectors; None in folders without one.
+        vocabulary: Size V of the tokenizer, and what it was before trimming, where it was.
+        distinct_tokens: Ids that occur.
+        lengths: Pairs of each number of content tokens, 0 to L-1.
+        dropped: Pieces left out, by reason.
+        languages: Passages of each language, where the preparation recorded them.
+        writing: Letters of each writing system in a sample of the pairs.
+        examples: Some of the texts.
+        source: What the pairs were made from.
+    """
+
+    pairs: int
+    shards: int
+    complete: bool
+    bytes: int
+    encoder: dict[str, Any]
+    fingerprint: str | None
+    vocabulary: dict[str, int]
+    distinct_tokens: int
+    lengths: list[int]
+    dropped: dict[str, int]
+    languages: dict[str, int] | None
+    writing: dict[str, int]
+    examples: list[str]
+    source: dict[str, Any]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return asdict(self)
+
+    def quantiles(self) -> dict[int, int]:
+        """Content tokens below which 5, 50 and 95% of the pairs lie."""
+        total = np.cumsum(self.lengths)
+        found = {}
+        for share in _QUANTILES:
+            found[share] = int(np.searchsorted(total, total[-1] * share / 100))
+        return found
+
+
+def inspect_pairs(folder: Path, examples: int = 5, seed: int = 0) -> Inspection:
+    """Describe a folder of prepared pairs; also one that is still being written.
+
+    Args:
+        folder: What `prepare_pairs` wrote.
+        examples: Texts to show.
+        seed: Draws the texts and the sample for the writing systems.
+
+    Raises:
+        DataError: There are no pairs, or a shard is missing or damaged.
+    """
+    pairs = Pairs.open(folder)
+    manifest, counts = pairs.manifest, pairs.token_counts()
+    draw = np.random.default_rng(seed)
+    sample = draw.choice(len(pairs), size=min(len(pairs), max(_SAMPLE, examples)), replace=False)
+    texts = pairs.tokenizer.decode(pairs.rows(np.sort(sample))[0])
+    chosen = draw.permutation(len(texts))[:examples]
+    dropped: Counter[str] = Counter()
+    for shard in manifest["shards"]:
+        dropped.update(shard.get("dropped", {}))
+    vocabulary = {"size": pairs.tokenizer.size}
+    if "vocabulary" in manifest:
+        vocabulary["before_trimming"] = manifest["vocabulary"]["before"]
+    names = [name for shard in manifest["shards"] for name in shard["sha256"]]
+    return Inspection(
+        pairs=len(pairs),
+        shards=len(manifest["shards"]),
+        complete=bool(manifest["complete"]),
+        bytes=sum((folder / name).stat().st_size for name in names),
+        encoder=manifest["encoder"],
+        fingerprint=manifest.get("fingerprint", {}).get("sha256"),
+        vocabulary=vocabulary,
+        distinct_tokens=int((counts > 0).sum()),
+        lengths=_lengths(pairs).tolist(),
+        dropped=dict(sorted(dropped.items())),
+        languages=manifest.get("languages"),
+        writing=dict(writing_systems(texts).most_common()),
+        examples=[texts[index] for index in chosen],
+        source=manifest["source"],
+    )
+
+
+def _lengths(pairs: Pairs) -> NDArray[np.int64]:
+    """Pairs of each number of content tokens, [L]."""
+    length = pairs.tokens[0].shape[1]
+    counts = np.zeros(length, dtype=np.int64)
+    for shard in pairs.tokens:
+        for start in range(0, len(shard), _CHUNK):
+            ends = (shard[start : start + _CHUNK] == pairs.tokenizer.end_id).argmax(axis=1)
+            counts += np.bincount(ends, minlength=length)
+    return counts
+
+
+def writing_systems(texts: list[str]) -> Counter[str]:
+    """Letters of each writing system: the first word of their Unicode names."""
+    letters = Counter("".join(texts))
+    found: Counter[str] = Counter()
+    for letter, count in letters.items():
+        if letter.isalpha():
+            found[unicodedata.name(letter, "unnamed").split()[0].capitalize()] += count
+    return found
+
+
+def plot_inspection(report: Inspection, path: Path) -> None:
+    """Draw the histograms of lengths and of languages or writing systems into a PNG.
+
+    Raises:
+        DataError: Matplotlib is not installed, or the file cannot be written.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise DataError(
+            "matplotlib, which draws the histograms",
+            "it is not installed",
+            "Run `pip install 'unembed[plots]'`, or leave --png out",
+        ) from error
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    lengths, writing = figure.subplots(1, 2)
+    lengths.bar(range(len(report.lengths)), report.lengths, width=0.9)
+    lengths.set(xlabel="content tokens", ylabel="pairs", title=f"{report.pairs:,} pairs")
+    title, counts = "writing systems (letters in a sample)", report.writing
+    if report.languages:
+        title, counts = "languages (passages)", report.languages
+    most = list(counts.items())[:15][::-1]
+    writing.barh([name for name, _ in most], [count for _, count in most])
+    writing.set(title=title)
+    try:
+        figure.savefig(path, format="png", dpi=120)
+    except OSError as error:
+        raise DataError(f"a place to write {path}", str(error), "Choose another --png") from error

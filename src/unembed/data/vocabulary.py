@@ -1,0 +1,82 @@
+"""Which tokens a corpus needs: counting them, and choosing those to keep."""
+
+from __future__ import annotations
+
+import json
+import string
+from collections.abc import Iterable, Iterator
+from itertools import islice
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import pre_tokenizers
+
+from unembed.config import DataSection
+from unembed.data.pieces import cut_pieces
+from unembed.encoders.tokenizer import TextTokenizer
+
+_BATCH = 4096
+_SPACE_SIGNS = "\u2581\u0120\u010a"  # SentencePiece's space; byte-level's space and line end
+
+
+def count_tokens(
+    texts: Iterable[str], tokenizer: TextTokenizer, settings: DataSection
+) -> NDArray[np.int64]:
+    """How often each id occurs in the pieces of some passages, [V].
+
+    Args:
+        texts: Passages, read once and never held together.
+        tokenizer: With its whole vocabulary.
+        settings: How passages become pieces.
+    """
+    counts = np.zeros(tokenizer.size, dtype=np.int64)
+    first, iterator = 0, iter(texts)
+    for batch in _batches(iterator):
+        # Whether pieces decode back takes as long to find out as the rest, and hardly counts
+        pieces = cut_pieces(batch, tokenizer, settings, first, round_trip=False)
+        ids = [token for piece in pieces for token in piece.token_ids]
+        counts += np.bincount(ids, minlength=tokenizer.size)
+        first += len(batch)
+    return counts
+
+
+def choose_kept(
+    tokenizer: TextTokenizer, counts: NDArray[np.int64], min_count: int
+) -> tuple[int, ...]:
+    """The ids to keep: frequent tokens, and what is needed to spell the others.
+
+    Single characters are kept when they are ASCII or occur in a token that was seen; single bytes
+    (of byte-level vocabularies and of byte fallback) always; and the unknown token.
+
+    Args:
+        tokenizer: With its whole vocabulary.
+        counts: Of its ids, [V].
+        min_count: Occurrences from which a token is kept.
+    """
+    model = json.loads(tokenizer.definition)["model"]
+    prefix = model.get("continuing_subword_prefix") or ""
+    vocabulary = tokenizer.backend.get_vocab(with_added_tokens=True)
+    names = {token: name for name, token in vocabulary.items()}
+    seen = np.flatnonzero(counts)
+    letters = set(string.printable) | set(_SPACE_SIGNS)
+    letters.update(*(names.get(int(token), "") for token in seen))
+    if "ByteLevel" in tokenizer.definition:
+        letters.update(pre_tokenizers.ByteLevel.alphabet())
+    kept = {int(token) for token in seen if counts[token] >= min_count}
+    for name, token in vocabulary.items():
+        bare = name.removeprefix(prefix)
+        if bare in letters or _is_byte(name):
+            kept.add(token)
+    unknown = model.get("unk_id", vocabulary.get(model.get("unk_token") or ""))
+    if isinstance(unknown, int):
+        kept.add(unknown)
+    return tuple(sorted({*kept, *tokenizer.special_ids}))
+
+
+def _is_byte(name: str) -> bool:
+    return len(name) == len("<0x00>") and name.startswith("<0x") and name.endswith(">")
+
+
+def _batches(iterator: Iterator[str]) -> Iterator[list[str]]:
+    while batch := list(islice(iterator, _BATCH)):
+        yield batch

@@ -1,0 +1,196 @@
+"""Proof that an encoder makes the vectors a real vector store holds, and its fingerprint."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unembed.encoders.base import Encoder
+from unembed.errors import EncoderError
+
+PROBES = (
+    "The patient was admitted on Monday with chest pain, and the court heard her on Friday.",
+    "Cats.",
+    "Am 3. Mai 2021 überwies die Bank 1.250,75 € an Frau Müller.",
+    "日本語の文章です。短いですが、句読点があります。",
+    "هذه جملة عربية قصيرة، تُكتب من اليمين إلى اليسار.",
+    "The password of the server is not written anywhere 😀, and nobody asked for it.",
+)
+# bfloat16 against float32 leaves cosines above 0.999; another prompt or adapter falls far below.
+_LEAST_COSINE = 0.995
+_UNIT_TOLERANCE = 1e-3
+_DECIMALS = 2
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """The vectors of the probe texts, by which an encoder is known again.
+
+    Attributes:
+        sha256: Over the vectors rounded to two decimals: equal when two machines compute alike.
+        vectors: Float16 [P, D], for a comparison that allows for number formats.
+    """
+
+    sha256: str
+    vectors: NDArray[np.float16]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON; the vectors as base64 of little-endian float16."""
+        data = base64.b64encode(self.vectors.astype("<f2").tobytes()).decode("ascii")
+        return {"sha256": self.sha256, "shape": list(self.vectors.shape), "float16": data}
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Fingerprint:
+        """The fingerprint that ``to_dict`` wrote.
+
+        Raises:
+            EncoderError: It is damaged.
+        """
+        try:
+            flat = np.frombuffer(base64.b64decode(data["float16"]), dtype="<f2")
+            return cls(str(data["sha256"]), flat.reshape(data["shape"]).astype(np.float16))
+        except (KeyError, ValueError, TypeError) as error:
+            raise EncoderError(
+                "a fingerprint of an encoder", f"{error}", "Prepare the pairs again"
+            ) from error
+
+    def require_same(self, encoder: Encoder, what: str) -> None:
+        """Refuse an encoder that embeds the probe texts elsewhere.
+
+        Raises:
+            EncoderError: A probe's vector has a cosine below 0.995 to the one kept here.
+        """
+        worst = _least_cosine(self.vectors, probe_vectors(encoder))
+        if not worst >= _LEAST_COSINE:
+            raise EncoderError(
+                f"{what} of an encoder with the fingerprint {self.sha256[:12]}",
+                f"{encoder.identity.describe()}, whose probe vectors have a cosine of only "
+                f"{worst:.4f} to it",
+                "Use the same model, prompt, adapter and library versions; "
+                "`unembed preflight` shows what an encoder does",
+            )
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that must hold of an encoder.
+
+    Attributes:
+        name: What is checked.
+        passed: Whether it holds; None where it cannot be checked.
+        found: The figure or value found.
+    """
+
+    name: str
+    passed: bool | None
+    found: str
+
+
+@dataclass(frozen=True)
+class Preflight:
+    """What a preflight found; ``passed`` when no check failed."""
+
+    encoder: dict[str, Any]
+    checks: list[Check]
+    fingerprint: dict[str, Any]
+
+    @property
+    def passed(self) -> bool:
+        """Whether no check failed."""
+        return all(check.passed is not False for check in self.checks)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return {"passed": self.passed, **asdict(self)}
+
+
+def preflight(
+    encoder: Encoder, texts: Sequence[str] = PROBES, expected: Fingerprint | None = None
+) -> Preflight:
+    """Check an encoder on known texts.
+
+    Args:
+        encoder: The embedding model.
+        texts: At least two texts of different lengths.
+        expected: A fingerprint the encoder should have.
+
+    Returns:
+        The checks, each passed or not, and the encoder's fingerprint.
+
+    Raises:
+        EncoderError: The encoder fails to embed the texts at all.
+    """
+    identity = encoder.identity
+    vectors = encoder.encode(texts)
+    again = encoder.encode(texts)
+    alone = np.concatenate([encoder.encode([text]) for text in texts])
+    finite = bool(np.isfinite(vectors).all())
+    off = float(np.abs(np.linalg.norm(vectors.astype(np.float64), axis=1) - 1).max())
+    shape = (len(texts), identity.dimension)
+    together = _least_cosine(vectors, alone)
+    fingerprint = make_fingerprint(encoder)
+    checks = [
+        Check("dimension", vectors.shape == shape, f"{vectors.shape[1]}"),
+        Check("finite values", finite, "all finite" if finite else "NaN or infinity"),
+        Check("unit length", off <= _UNIT_TOLERANCE, f"off by at most {off:.1e}"),
+        Check("distinct texts, distinct vectors", _distinct(vectors), f"{len(texts)} texts"),
+        Check("deterministic", bool(np.array_equal(vectors, again)), _difference(vectors, again)),
+        Check("batch invariant", together >= _LEAST_COSINE, f"least cosine {together:.5f}"),
+        Check("prompt", None, repr(identity.prompt)),
+        _official_check(encoder, texts, vectors),
+    ]
+    if expected is not None:
+        cosine = _least_cosine(expected.vectors, fingerprint.vectors)
+        found = f"least cosine {cosine:.5f} to {expected.sha256[:12]}"
+        checks.append(Check("fingerprint", cosine >= _LEAST_COSINE, found))
+    return Preflight(identity.to_dict(), checks, fingerprint.to_dict())
+
+
+def make_fingerprint(encoder: Encoder) -> Fingerprint:
+    """The encoder's vectors of the probe texts and their digest."""
+    vectors = probe_vectors(encoder)
+    rounded = np.round(vectors, _DECIMALS) + np.float32(0)  # no negative zeros
+    digest = hashlib.sha256(np.ascontiguousarray(rounded, dtype="<f4").tobytes()).hexdigest()
+    return Fingerprint(digest, vectors.astype(np.float16))
+
+
+def probe_vectors(encoder: Encoder) -> NDArray[np.float32]:
+    """Vectors of the probe texts, [P, D]."""
+    return encoder.encode(PROBES)
+
+
+def _official_check(encoder: Encoder, texts: Sequence[str], vectors: NDArray[np.float32]) -> Check:
+    """Compare with the library's own pipeline, loaded apart and in float32, where there is one."""
+    name = "agrees with SentenceTransformer.encode"
+    official = getattr(encoder, "official", None)
+    if official is None:
+        return Check(name, None, "not a sentence-transformers model")
+    cosine = _least_cosine(official(texts), vectors)
+    return Check(name, cosine >= _LEAST_COSINE, f"least cosine {cosine:.5f}")
+
+
+def _least_cosine(one: NDArray[Any], other: NDArray[Any]) -> float:
+    """The lowest cosine between rows; -1 for arrays of different shapes or values not finite."""
+    if one.shape != other.shape:
+        return -1.0
+    a, b = one.astype(np.float64), other.astype(np.float64)
+    norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    cosine = float(((a * b).sum(axis=1) / np.maximum(norms, 1e-12)).min())
+    return cosine if np.isfinite(cosine) else -1.0
+
+
+def _distinct(vectors: NDArray[np.float32]) -> bool:
+    """Whether no two rows point the same way, as those of a broken pooling do."""
+    cosines = vectors @ vectors.T - 2 * np.eye(len(vectors), dtype=np.float32)
+    return bool(cosines.max() < 1 - 1e-5)
+
+
+def _difference(one: NDArray[np.float32], other: NDArray[np.float32]) -> str:
+    gap = float(np.abs(one - other).max())
+    return "same bytes twice" if gap == 0 else f"two runs differ by up to {gap:.1e}"
