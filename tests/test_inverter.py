@@ -216,7 +216,7 @@ def test_the_shipped_inverter_loads():
     assert "minilm" in shipped_inverters()
     inverter = Inverter.from_pretrained()
     assert inverter.encoder.dimension == 384
-    assert inverter.length == 32
+    assert inverter.length == 16
 
 
 class Elsewhere(FakeEncoder):

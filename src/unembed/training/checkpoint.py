@@ -127,7 +127,7 @@ def restore(
                 if f"optimizer.{_MOMENTS[0]}.{name}" not in tensors:
                     continue  # frozen so far: the optimiser starts it afresh
                 optimizer.state[parameter] = {
-                    "step": torch.tensor(float(step)),
+                    "step": torch.tensor(float(step), device=parameter.device),
                     **{m: tensors[f"optimizer.{m}.{name}"].to(parameter.device) for m in _MOMENTS},
                 }
     except (KeyError, RuntimeError) as error:
