@@ -10,7 +10,7 @@ STAMP := $(VENV)/.installed
 # Present while pip works. Found at the start, it says that an earlier run was cut short.
 UNFINISHED := $(VENV)/.unfinished
 
-TEXT ?= The patient was admitted on Monday with chest pain.
+TEXT ?= What are the side effects of this drug?
 # The sentence travels through the environment, as typed: neither make nor the shell
 # expands quotes, dollar signs or parentheses in it.
 override TEXT := $(value TEXT)
