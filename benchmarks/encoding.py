@@ -12,11 +12,13 @@ import statistics
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from benchmarks.machine import alternate, matmul_rate, median_ratio, print_table
 from unembed.config import DataSection
 from unembed.data.pieces import cut_pieces
 from unembed.data.sources import read_texts
+from unembed.device import choose_compute
 from unembed.encoders.base import FakeEncoder
 from unembed.encoders.sentence import SentenceEncoder, load_encoder
 
@@ -39,14 +41,17 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=2000)
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
-    encoder = load_encoder()
+    encoder = load_encoder()  # in the format that `unembed prepare` chooses on this machine
+    library = load_encoder(compute=choose_compute("auto", "float32"))._model  # its defaults
     texts = make_texts(encoder, options.texts, options.count)
-    theirs = encoder._model.encode(texts)
+    theirs = library.encode(texts)
     ours = encoder.encode(texts)
-    rate = matmul_rate()
+    dtype = choose_compute().dtype
+    formats = {torch.float32, dtype}
+    rates = {each: matmul_rate(each) for each in formats}
     seconds = alternate(
         {
-            "SentenceTransformer.encode": lambda: encoder._model.encode(texts),
+            "SentenceTransformer.encode": lambda: library.encode(texts),
             "unembed": lambda: encoder.encode(texts),
         },
         options.rounds,
@@ -57,11 +62,14 @@ def main() -> None:
     rows = []
     for name, times in seconds.items():
         median = statistics.median(times)
-        share = operations / median / rate
+        share = operations / median / rates[dtype if name == "unembed" else torch.float32]
         rows.append([name, f"{len(texts) / median:.0f}", f"{share:.0%}"])
     mean = statistics.mean(lengths)
-    print(f"\n{len(texts)} texts, {mean:.1f} tokens on average; {rate / 1e9:.0f} GFLOP/s\n")
-    print_table(["encoder", "texts/s", "share of the measured rate"], rows)
+    print(f"\n{len(texts)} texts, {mean:.1f} tokens on average; matrix products:")
+    for each, rate in rates.items():
+        print(f"{str(each).removeprefix('torch.')}: {rate / 1e9:.0f} GFLOP/s")
+    print()
+    print_table(["encoder", "texts/s", "share of the rate of its format"], rows)
     ratio = median_ratio(seconds["SentenceTransformer.encode"], seconds["unembed"])
     print(f"\nratio: {ratio:.2f} x; largest difference: {np.abs(ours - theirs).max():.1e}")
 

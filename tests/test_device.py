@@ -11,6 +11,11 @@ def test_the_cpu_always_works():
     assert compute == Compute(torch.device("cpu"), torch.float32)
 
 
+def test_a_device_is_described_for_the_record():
+    threads = torch.get_num_threads()
+    assert choose_compute("cpu", "bfloat16").describe() == f"CPU ({threads} threads), bfloat16"
+
+
 def test_auto_gives_a_usable_device_and_a_known_format():
     compute = choose_compute()
     assert torch.ones(2, device=compute.device).sum().item() == 2.0
@@ -27,11 +32,19 @@ def test_cuda_comes_before_mps_and_mps_before_the_cpu(monkeypatch, cuda, mps, be
     assert device._best_device() == best
 
 
-@pytest.mark.parametrize("units", [True, False])
-def test_auto_uses_bfloat16_only_where_the_processor_multiplies_it(monkeypatch, units):
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: units)
-    expected = torch.bfloat16 if units else torch.float32
+@pytest.mark.parametrize(("speedup", "expected"), [(4.3, torch.bfloat16), (0.5, torch.float32)])
+def test_auto_uses_bfloat16_only_where_the_processor_is_quicker_with_it(
+    monkeypatch, speedup, expected
+):
+    monkeypatch.setattr(device, "_cpu_speedup", lambda: speedup)
     assert choose_compute("cpu").dtype is expected
+
+
+def test_the_speed_of_bfloat16_is_measured_once(monkeypatch):
+    device._cpu_speedup.cache_clear()
+    first = device._cpu_speedup()
+    monkeypatch.setattr(device.time, "perf_counter", lambda: pytest.fail("measured again"))
+    assert device._cpu_speedup() == first > 0
 
 
 @pytest.mark.parametrize("name", ["toaster", "", "cuda:99", "meta:x"])

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import time
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 
 from unembed.errors import ConfigError
+
+_PLAINLY_FASTER = 1.5
+_PROBE_SIZE, _PROBE_ROUNDS = 384, 5
 
 
 @dataclass(frozen=True)
@@ -28,15 +33,24 @@ class Compute:
             return nullcontext()
         return torch.autocast(self.device.type, self.dtype)
 
+    def describe(self) -> str:
+        """For the record: the device by its name, and the format."""
+        kind = self.device.type
+        name = f"CPU ({torch.get_num_threads()} threads)" if kind == "cpu" else kind
+        if kind == "cuda":
+            name = torch.cuda.get_device_name(self.device)
+        return f"{name}, {str(self.dtype).removeprefix('torch.')}"
+
 
 def choose_compute(device: str = "auto", dtype: str = "auto") -> Compute:
     """Turn the user's words into a device and a number format.
 
     Args:
         device: ``auto`` (CUDA, then Apple's MPS, then the CPU) or any torch device name.
-        dtype: ``auto``, ``float32`` or ``bfloat16``. ``auto`` is bfloat16 where the hardware has
-            matrix units for it. A CPU with AVX-512 bfloat16 but no AMX is not such hardware: there
-            bfloat16 products were measured at about half the float32 rate.
+        dtype: ``auto``, ``float32`` or ``bfloat16``. ``auto`` is bfloat16 where it is quicker: on
+            a GPU with units for it, and on a CPU that multiplies it plainly faster than float32,
+            which is measured (some milliseconds, once): of two processors with AVX-512 bfloat16
+            one was four times as fast with it, the other half as fast.
 
     Raises:
         ConfigError: The device or the format does not exist here.
@@ -55,10 +69,20 @@ def choose_compute(device: str = "auto", dtype: str = "auto") -> Compute:
         ) from error
     formats = {"float32": torch.float32, "bfloat16": torch.bfloat16}
     if dtype == "auto":
-        return Compute(chosen, torch.bfloat16 if _has_bfloat16_units(chosen) else torch.float32)
+        return Compute(chosen, torch.bfloat16 if _bfloat16_is_quicker(chosen) else torch.float32)
     if dtype not in formats:
         raise ConfigError("a dtype of auto, float32 or bfloat16", repr(dtype), "Correct the dtype")
     return Compute(chosen, formats[dtype])
+
+
+def replica_devices(device: torch.device) -> list[torch.device]:
+    """Where copies of a model may work: every CUDA device, if ``cuda`` was chosen without a number.
+
+    The device given comes first.
+    """
+    if str(device) != "cuda":
+        return [device]
+    return [torch.device("cuda", index) for index in range(max(torch.cuda.device_count(), 1))]
 
 
 def _best_device() -> str:
@@ -67,7 +91,20 @@ def _best_device() -> str:
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
-def _has_bfloat16_units(device: torch.device) -> bool:
+def _bfloat16_is_quicker(device: torch.device) -> bool:
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    return device.type == "cpu" and bool(torch.cpu._is_amx_tile_supported())
+    return device.type == "cpu" and _cpu_speedup() > _PLAINLY_FASTER
+
+
+@cache
+def _cpu_speedup() -> float:
+    """How many times as fast this CPU multiplies bfloat16 matrices as float32 ones."""
+    sides = [torch.ones(_PROBE_SIZE, _PROBE_SIZE, dtype=d) for d in (torch.float32, torch.bfloat16)]
+    best = [float("inf"), float("inf")]
+    for _ in range(_PROBE_ROUNDS):  # in turn, the best of each: other work slows both alike
+        for side, matrix in enumerate(sides):
+            began = time.perf_counter()
+            matrix @ matrix
+            best[side] = min(best[side], time.perf_counter() - began)
+    return best[0] / best[1]

@@ -7,14 +7,9 @@ import numpy as np
 import pytest
 
 from unembed.config import Config
-from unembed.data.encode import (
-    MANIFEST,
-    TOKENIZER,
-    PrepareProgress,
-    prepare_pairs,
-    read_manifest,
-    shard_names,
-)
+from unembed.data.encode import PrepareProgress, prepare_pairs
+from unembed.data.files import source_digest
+from unembed.data.manifest import MANIFEST, TOKENIZER, read_manifest, shard_names
 from unembed.data.pairs import Pairs
 from unembed.data.pieces import cut_pieces
 from unembed.encoders.base import FakeEncoder
@@ -88,6 +83,7 @@ def test_the_manifest_says_where_the_pairs_come_from(
         "name": text_file.name,
         "bytes": text_file.stat().st_size,
         "column": "text",
+        "digest": source_digest(text_file),
     }
     assert str(text_file.parent) not in json.dumps(manifest), "no absolute paths"
     assert sum(shard["pairs"] for shard in manifest["shards"]) == len(pieces)
@@ -187,7 +183,11 @@ def test_another_source_is_refused(pairs_folder, text_file, tiny_config, tmp_pat
     renamed.write_bytes(text_file.read_bytes())
     grown = tmp_path / text_file.name
     grown.write_text(text_file.read_text(encoding="utf-8") + "more\n", encoding="utf-8")
-    for source in (renamed, grown):
+    other = tmp_path / "same size" / text_file.name
+    other.parent.mkdir()
+    other.write_text(text_file.read_text(encoding="utf-8").replace("cat", "dog"), encoding="utf-8")
+    assert other.stat().st_size == text_file.stat().st_size
+    for source in (renamed, grown, other):
         with pytest.raises(DataError, match="pairs with source"):
             prepare_pairs(source, pairs_folder, tiny_config, encoder)
 
@@ -303,7 +303,7 @@ def test_an_encoder_with_the_same_digest_that_embeds_elsewhere_is_refused(
 def as_before_fingerprints(folder):
     """The folder as the first version of format 1 wrote it."""
     manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    del manifest["fingerprint"], manifest["round_trip"]
+    del manifest["fingerprint"], manifest["round_trip"], manifest["source"]["digest"]
     del manifest["pieces"]["windows"], manifest["pieces"]["vocabulary"]
     for shard in manifest["shards"]:
         del shard["dropped"]

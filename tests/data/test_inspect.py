@@ -4,8 +4,9 @@ import sys
 import numpy as np
 import pytest
 
-from unembed.data.encode import MANIFEST, prepare_pairs, read_manifest
+from unembed.data.encode import prepare_pairs
 from unembed.data.inspect import inspect_pairs, plot_inspection, writing_systems
+from unembed.data.manifest import MANIFEST, read_manifest
 from unembed.data.pairs import Pairs
 from unembed.encoders.preflight import make_fingerprint
 from unembed.errors import DataError
@@ -49,20 +50,50 @@ def test_what_was_left_out_and_trimmed_is_shown(tmp_path, tiny_config, encoder):
     prepare_pairs(source, tmp_path / "out", config, encoder)
     report = inspect_pairs(tmp_path / "out")
     assert report.dropped == {"not_round_trip": 9, "too_short": 9}
-    assert report.languages is None
 
 
-def test_an_older_folder_and_one_with_languages(pairs_folder):
+def test_an_older_folder(pairs_folder):
     manifest = read_manifest(pairs_folder)
     del manifest["fingerprint"]
     for shard in manifest["shards"]:
         del shard["dropped"]
-    manifest["languages"] = {"en": 42}
     (pairs_folder / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
     report = inspect_pairs(pairs_folder)
     assert report.fingerprint is None
     assert report.dropped == {}
-    assert report.languages == {"en": 42}
+
+
+def test_languages_are_those_of_the_passages_read(tmp_path, tiny_config, encoder):
+    source = tmp_path / "texts.jsonl"
+    rows = [("en", "the cat sleeps by the river.")] * 5 + [("de", "the dog runs to a house.")] * 40
+    lines = [json.dumps({"text": text, "lang": lang, "none": None}) for lang, text in rows]
+    source.write_text("\n".join(lines), encoding="utf-8")
+    prepare_pairs(source, tmp_path / "out", tiny_config, encoder, limit=1)
+    passages = sum(shard["passages"] for shard in read_manifest(tmp_path / "out")["shards"])
+    assert 5 < passages < 45, "the case: not all of the source was read"
+    report = inspect_pairs(tmp_path / "out", source=source)
+    assert report.languages == {"de": passages - 5, "en": 5}
+    assert report.languages_are == "passages, by the column 'lang' of texts.jsonl"
+    report = inspect_pairs(tmp_path / "out", source=source, lang_column="none")
+    assert report.languages == {"(none)": passages}
+    with pytest.raises(DataError, match="a column 'language'"):
+        inspect_pairs(tmp_path / "out", source=source, lang_column="language")
+    source.write_text("\n".join(lines[:-1]), encoding="utf-8")
+    with pytest.raises(DataError, match="the source of the pairs"):
+        inspect_pairs(tmp_path / "out", source=source)
+
+
+def test_without_a_source_languages_are_detected(pairs_folder):
+    pytest.importorskip("py3langid")
+    report = inspect_pairs(pairs_folder)
+    assert sum(report.languages.values()) == min(report.pairs, 2000)
+
+
+def test_without_the_detector_languages_are_not_known(pairs_folder, monkeypatch):
+    monkeypatch.setitem(sys.modules, "py3langid", None)
+    report = inspect_pairs(pairs_folder)
+    assert (report.languages, report.languages_are) == (None, "not known")
+    assert report.writing
 
 
 def test_writing_systems_are_told_apart():

@@ -4,7 +4,7 @@ import shutil
 import numpy as np
 import pytest
 
-from unembed.data.encode import MANIFEST, TOKENIZER, shard_names
+from unembed.data.manifest import MANIFEST, TOKENIZER, shard_names
 from unembed.data.pairs import Pairs
 from unembed.errors import CheckpointError, DataError
 

@@ -15,7 +15,8 @@ import pytest
 
 from unembed.config import Config
 from unembed.data import encode
-from unembed.data.encode import prepare_pairs, read_manifest, shard_names
+from unembed.data.encode import prepare_pairs
+from unembed.data.manifest import MANIFEST, read_manifest, shard_names
 from unembed.data.pairs import Pairs
 from unembed.encoders.base import FakeEncoder
 from unembed.encoders.preflight import PROBES
@@ -95,12 +96,19 @@ def test_an_embedding_file_of_another_machine_may_differ_in_its_last_bits(
     assert 0 < np.abs(np.load(path).astype(np.float32) - old.astype(np.float32)).max() < 1e-3
 
 
+def forget_digest(folder):
+    manifest = read_manifest(folder)
+    del manifest["source"]["digest"]
+    (folder / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
+
+
 def test_a_damaged_shard_of_a_changed_source_is_not_made_up(
     pairs_folder, text_file, tiny_config, tmp_path
 ):
     text = text_file.read_text(encoding="utf-8")
     source = tmp_path / text_file.name
     source.write_text(text.replace("cat", "dog"), encoding="utf-8")
+    forget_digest(pairs_folder)  # an older manifest, whose digest does not notice it first
     flip(pairs_folder / shard_names(3)[0])
     damaged = contents(pairs_folder)
     with pytest.raises(DataError, match="the tokens of the damaged shard 3 again"):

@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from unembed.config import Config, DataSection
-from unembed.data.encode import MANIFEST, prepare_pairs, read_manifest
+from unembed.data import vocabulary
+from unembed.data.encode import prepare_pairs
+from unembed.data.manifest import MANIFEST, read_manifest
 from unembed.data.pairs import Pairs
 from unembed.data.pieces import cut_pieces
 from unembed.data.vocabulary import choose_kept, count_tokens
@@ -44,6 +46,20 @@ def test_counts_are_those_of_the_pieces():
     the, cat, sleeps = (whole.encode([word])[0][0] for word in ("the", "cat", "sleeps"))
     assert counts.shape == (whole.size,)
     assert [counts[token] for token in (the, cat, sleeps)] == [2, 3, 2]
+
+
+def test_counting_reports_and_reads_no_further_than_asked(monkeypatch):
+    monkeypatch.setattr(vocabulary, "_BATCH", 3)
+    whole, seen = WHOLE["bert"], []
+    texts = iter(["The cat sleeps."] * 10)
+
+    def progress(passages, pieces):
+        seen.append((passages, pieces))
+
+    part = count_tokens(texts, whole, SETTINGS, limit=4, progress=progress)
+    assert seen == [(3, 3), (6, 6)]
+    assert len(list(texts)) == 4, "the rest was not read"
+    assert (part == count_tokens(["The cat sleeps."] * 6, whole, SETTINGS)).all()
 
 
 @pytest.mark.parametrize("name", WHOLE)

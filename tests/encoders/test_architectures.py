@@ -8,7 +8,8 @@ import torch
 from sentence_transformers import SentenceTransformer
 
 from unembed.config import Config
-from unembed.data.encode import prepare_pairs, read_manifest
+from unembed.data.encode import prepare_pairs
+from unembed.data.manifest import read_manifest
 from unembed.data.pairs import Pairs
 from unembed.device import choose_compute
 from unembed.encoders.preflight import preflight

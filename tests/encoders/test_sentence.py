@@ -5,6 +5,7 @@ import importlib.util
 import json
 import shutil
 import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sentence_transformers import SentenceTransformer
 
-from unembed.device import choose_compute
+from unembed.device import Compute, choose_compute, replica_devices
 from unembed.encoders import catalog, sentence
 from unembed.encoders.base import Encoder, EncoderIdentity
 from unembed.encoders.sentence import (
@@ -74,6 +75,13 @@ def test_vectors_are_unit_float32(vectors):
     assert vectors.shape == (len(TEXTS), 384)
     assert vectors.dtype == np.float32
     assert np.linalg.norm(vectors, axis=1) == pytest.approx(1.0, abs=1e-3)
+
+
+def test_vectors_are_of_unit_length_in_bfloat16_too():
+    """The library normalises in the network's format, which is up to 0.004 off."""
+    encoder = load_encoder(compute=Compute(torch.device("cpu"), torch.bfloat16))
+    norms = np.linalg.norm(encoder.encode(TEXTS[:3]).astype(np.float64), axis=1)
+    assert np.abs(norms - 1).max() < 1e-6
 
 
 def test_vectors_are_those_of_sentence_transformers_in_the_order_given(packaged, vectors):
@@ -200,6 +208,78 @@ def test_the_document_prompt_is_the_models_own_before_the_catalogues(prompts, ex
 
 def test_without_any_document_prompt_there_is_none():
     assert sentence._document_prompt(StubModel(prompts={"query": "q: "}), None) == ""
+
+
+def test_the_name_of_a_prompt_is_not_taken_for_its_text(packaged, monkeypatch, encoder):
+    model = StubModel(prompts={"query": "q: ", "document": "d: "})
+    model.get_embedding_dimension = lambda: 384
+    model.tokenizer = None
+    monkeypatch.setattr(sentence, "_load", lambda *given: model)
+    monkeypatch.setattr(sentence, "from_transformers", lambda tokenizer: encoder.tokenizer)
+    message = refusal(str(packaged), prompt="query")
+    assert "expected the text of a prompt; found 'query', the name of one" in message
+    assert "Write the text itself, 'q: '" in message
+    for text in ("q: ", "", "another: "):
+        assert load_encoder(str(packaged), prompt=text).identity.prompt == text
+
+
+# Several GPUs
+
+
+def test_every_gpu_is_used_when_none_was_named(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    names = [str(each) for each in replica_devices(torch.device("cuda"))]
+    assert names == ["cuda:0", "cuda:1", "cuda:2"]
+    for single in ("cuda:1", "cpu", "mps"):
+        assert replica_devices(torch.device(single)) == [torch.device(single)]
+
+
+@pytest.mark.usefixtures("_threads")
+def test_copies_on_further_gpus_share_the_work_in_the_order_given(encoder, monkeypatch):
+    monkeypatch.setattr(sentence, "_TOKENS_PER_BATCH", 2)
+    tokenizer = encoder.tokenizer
+    together, loaded = threading.Barrier(3, timeout=20), []
+
+    class Gpu(StubModel):
+        """The first batch of each but the set-up ones waits until all three are at work."""
+
+        def __init__(self, compute):
+            super().__init__()
+            self.device, self.calls = compute.device, 9
+
+        def encode(self, texts, prompt=None, **options):
+            self.calls += 1
+            if self.calls == 2:  # counted from the set-up one
+                together.wait()
+            super().encode(texts, prompt, **options)
+            return np.array([[tokenizer.encode([text])[0][0], 1.0] for text in texts])
+
+    def load(compute):
+        loaded.append(Gpu(compute))
+        loaded[-1].calls = 0
+        return loaded[-1]
+
+    devices = [Compute(torch.device("cuda", n), torch.float32) for n in range(3)]
+    first = Gpu(devices[0])
+    identity = EncoderIdentity("m", None, 2, "0", "")
+    model = SentenceEncoder(first, identity, tokenizer, load, devices[1:])
+    words = ["cat", "dog", "bird", "fish", "house"] * 80
+    ids = [float(tokenizer.encode([word])[0][0]) for word in words]
+
+    def embedded(texts):
+        vectors = model.encode(texts)
+        return (vectors[:, 0] / vectors[:, 1]).round().tolist()
+
+    assert embedded(words[:10]) == ids[:10]
+    assert loaded == [], "not worth it for a few texts"
+    first.calls = 0
+    assert embedded(words) == ids
+    assert [str(each.device) for each in loaded] == ["cuda:1", "cuda:2"]
+    used = [sum(len(texts) for texts, _ in each.given) for each in (first, *loaded)]
+    assert sum(used) == 10 + 400 + 2
+    assert min(used) > 1
+    model.encode(words)
+    assert len(loaded) == 2, "loaded once"
 
 
 # Refusals

@@ -2,40 +2,37 @@
 
 from __future__ import annotations
 
-import errno
-import hashlib
-import json
-import os
-from collections import Counter
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, replace
-from io import BytesIO
-from itertools import islice
+from functools import partial
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from filelock import FileLock, Timeout
-from numpy.typing import NDArray
-from pydantic import ValidationError
 
-from unembed.config import Config, DataSection
-from unembed.data.files import text_files
-from unembed.data.pieces import Piece, cut_pieces
+from unembed.config import Config
+from unembed.data.files import source_digest, text_files
+from unembed.data.manifest import (
+    FORMAT,
+    MANIFEST,
+    TOKENIZER,
+    damaged_shards,
+    piece_settings,
+    read_manifest,
+    shard_names,
+    write_json,
+)
+from unembed.data.shards import CutShard, Job, Runner, ShardTask, make_here
 from unembed.data.sources import read_texts
 from unembed.data.vocabulary import choose_kept, count_tokens
 from unembed.encoders.base import Encoder
 from unembed.encoders.preflight import Fingerprint, make_fingerprint
-from unembed.encoders.tokenizer import TextTokenizer, ids_of
-from unembed.errors import DataError, EncoderError
+from unembed.encoders.tokenizer import ids_of
+from unembed.errors import DataError
 
-MANIFEST = "manifest.json"
-TOKENIZER = "tokenizer.json"
-FORMAT = 1
-_KEYS = ("encoder", "tokenizer", "source", "pieces", "complete", "shards")
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-_UNIT_TOLERANCE = 1e-2
+DIGEST = "digest"
 
 
 @dataclass(frozen=True)
@@ -50,23 +47,6 @@ class PrepareProgress:
 ProgressFn = Callable[[PrepareProgress], None]
 
 
-@dataclass(frozen=True)
-class _Job:
-    """What a preparation works on; the tokenizer is the encoder's, or a trimmed one.
-
-    ``round_trip``: leave out pieces that do not decode back. Folders begun by a version that did
-    not are finished as they were begun.
-    """
-
-    source: Path
-    out: Path
-    config: Config
-    encoder: Encoder
-    column: str
-    tokenizer: TextTokenizer
-    round_trip: bool = True
-
-
 def prepare_pairs(
     source: Path,
     out: Path,
@@ -77,6 +57,7 @@ def prepare_pairs(
     limit: int | None = None,
     verify: bool = True,
     progress: ProgressFn | None = None,
+    run: Runner | None = None,
 ) -> dict[str, Any]:
     """Cut a text file into pieces, embed them and write the pairs.
 
@@ -92,6 +73,7 @@ def prepare_pairs(
         limit: Stop after the shard that reaches this many pairs.
         verify: Compare the shards found with their checksums first.
         progress: Called after every batch of embeddings and every shard.
+        run: Who makes the shards; this process when not given (see `data.distributed`).
 
     Returns:
         The manifest.
@@ -107,16 +89,20 @@ def prepare_pairs(
         raise DataError(f"texts in {source}", "an empty file", "Choose another source")
     _require_room(encoder, config.data.length - 1)
     out.mkdir(parents=True, exist_ok=True)
-    job = _Job(source, out, config, encoder, column, encoder.tokenizer)
+    job = Job(source, out, column, config.data, encoder.tokenizer, encoder.identity)
     try:
         with FileLock(out / ".lock", timeout=0):
             job, manifest = _open_manifest(job)
-            damaged = damaged_shards(out, manifest) if verify else []
+            damaged = list(_damaged(job, manifest)) if verify else []
             if damaged or not manifest["complete"]:
-                _prove_encoder(job, manifest)
-            for index in damaged:
-                _remake_shard(job, manifest, index, progress)
-            _write_missing_shards(job, manifest, limit, progress)
+                job = _prove_encoder(job, encoder, manifest)
+                _begin(job, manifest)
+                tasks = chain(damaged, _missing(job, manifest, limit))
+                run = run or partial(make_here, encoder)
+                try:
+                    _write_shards(job, manifest, tasks, limit, progress, run)
+                finally:
+                    _sweep(out)
             return manifest
     except Timeout as error:
         raise DataError(
@@ -135,31 +121,33 @@ def _require_room(encoder: Encoder, tokens: int) -> None:
         )
 
 
-def _open_manifest(job: _Job) -> tuple[_Job, dict[str, Any]]:
+def _open_manifest(job: Job) -> tuple[Job, dict[str, Any]]:
     """The folder's manifest: the one found, if it describes this very preparation, or a new one."""
     found = read_manifest(job.out) if (job.out / MANIFEST).exists() else None
     counted = None
-    if job.config.data.vocabulary.min_count is not None:
+    if job.settings.vocabulary.min_count is not None:
         if found is None:
             kept, counted = _count_vocabulary(job)
             job = replace(job, tokenizer=job.tokenizer.trim(kept))
         elif "kept" in found["tokenizer"]:  # else it is refused below
             job = replace(job, tokenizer=job.tokenizer.trim(ids_of(found["tokenizer"]["kept"])))
-    described = {
+    described: dict[str, Any] = {
         "format": FORMAT,
-        "encoder": job.encoder.identity.to_dict(),
+        "encoder": job.identity.to_dict(),
         "tokenizer": {"digest": job.tokenizer.digest, **job.tokenizer.ids_to_dict()},
         "source": {
             "name": job.source.name,
             "bytes": sum(file.stat().st_size for file in text_files(job.source)),
             "column": job.column,
+            DIGEST: source_digest(job.source),
         },
-        "pieces": job.config.data.model_dump(),
+        "pieces": job.settings.model_dump(),
     }
     if found is None:
         trimmed = {} if counted is None else {"vocabulary": counted}
         manifest = {**described, **trimmed, "round_trip": True, "complete": False, "shards": []}
         return job, manifest
+    described["source"] = _as_known(described["source"], found["source"])
     for key, value in described.items():
         if (piece_settings(found) if key == "pieces" else found.get(key)) != value:
             raise DataError(
@@ -170,29 +158,20 @@ def _open_manifest(job: _Job) -> tuple[_Job, dict[str, Any]]:
     return replace(job, round_trip=found.get("round_trip", False)), found
 
 
-def _count_vocabulary(job: _Job) -> tuple[tuple[int, ...], dict[str, int]]:
+def _as_known(source: dict[str, Any], found: Any) -> dict[str, Any]:
+    """The source, of which an older version kept the name and size but not the digest."""
+    if isinstance(found, dict) and DIGEST not in found:
+        return {key: value for key, value in source.items() if key != DIGEST}
+    return source
+
+
+def _count_vocabulary(job: Job) -> tuple[tuple[int, ...], dict[str, int]]:
     """The ids to keep, and what the manifest says about the choice."""
-    settings, tokenizer = job.config.data, job.tokenizer
+    settings, tokenizer = job.settings, job.tokenizer
     counts = count_tokens(read_texts(job.source, job.column), tokenizer, settings)
     kept = choose_kept(tokenizer, counts, settings.vocabulary.min_count or 1)
     facts = {"before": tokenizer.size, "after": len(kept), "tokens_counted": int(counts.sum())}
     return kept, facts
-
-
-def piece_settings(manifest: dict[str, Any]) -> dict[str, Any]:
-    """How the pieces were cut, settings that are younger than the manifest at their defaults.
-
-    Raises:
-        DataError: They are not settings this version knows.
-    """
-    try:
-        return DataSection.model_validate(manifest["pieces"]).model_dump()
-    except ValidationError as error:
-        raise DataError(
-            "known settings under pieces in manifest.json",
-            str(error.errors()[0]["msg"]),
-            "Upgrade unembed, or prepare the pairs again",
-        ) from error
 
 
 def _short(value: Any) -> str:
@@ -200,226 +179,94 @@ def _short(value: Any) -> str:
     return text if len(text) < 500 else f"{text[:500]} …"  # noqa: PLR2004 - characters
 
 
-def damaged_shards(folder: Path, manifest: dict[str, Any]) -> list[int]:
-    """Shards of which a file is missing or has another checksum than when it was made."""
-    return [
-        index
-        for index, shard in enumerate(manifest["shards"])
-        if any(
-            not (folder / name).is_file() or file_digest(folder / name) != wanted
-            for name, wanted in shard["sha256"].items()
-        )
-    ]
-
-
-def _prove_encoder(job: _Job, manifest: dict[str, Any]) -> None:
+def _prove_encoder(job: Job, encoder: Encoder, manifest: dict[str, Any]) -> Job:
     """Keep the encoder's fingerprint, or compare it with the one kept."""
     if "fingerprint" in manifest:
-        Fingerprint.from_dict(manifest["fingerprint"]).require_same(job.encoder, "pairs")
+        Fingerprint.from_dict(manifest["fingerprint"]).require_same(encoder, "pairs")
     else:
-        manifest["fingerprint"] = make_fingerprint(job.encoder).to_dict()
+        manifest["fingerprint"] = make_fingerprint(encoder).to_dict()
+    return replace(job, fingerprint=manifest["fingerprint"])
 
 
-def _remake_shard(
-    job: _Job, manifest: dict[str, Any], index: int, progress: ProgressFn | None
-) -> None:
-    shards = manifest["shards"]
-    before = shards[index]
-    passages, pairs = (sum(s[key] for s in shards[:index]) for key in ("passages", "pairs"))
-    texts = list(islice(read_texts(job.source, job.column, skip=passages), before["passages"]))
-    pieces, dropped = _cut(job, texts, passages)
-    tokens_name = shard_names(index)[0]
-    tokens = job.tokenizer.pack((p.token_ids for p in pieces), job.config.data.length)
-    if array_digest(tokens) != before["sha256"][tokens_name]:
-        raise DataError(
-            f"{job.source} to yield the tokens of the damaged shard {index} again",
-            "other tokens",
-            "Restore the source as it was, or prepare into a new folder",
-        )
-    if not (job.out / TOKENIZER).exists():
+def _begin(job: Job, manifest: dict[str, Any]) -> None:
+    """Write what the shards need beside them, before the first of them."""
+    _sweep(job.out)
+    if not manifest["shards"] or not (job.out / TOKENIZER).exists():
         job.tokenizer.save(job.out / TOKENIZER)
-    done = PrepareProgress(passages, pairs, index)
-    shard = _write_shard(job, pieces, len(texts), done, progress)
-    counted = {"dropped": dropped} if "dropped" in before else {}
-    shards[index] = {"passages": len(texts), **shard, **counted}
-    write_json(job.out / MANIFEST, manifest)
-
-
-def _cut(job: _Job, texts: list[str], first_index: int) -> tuple[list[Piece], dict[str, int]]:
-    """Pieces of some passages, and how many were left out for which reason."""
-    dropped: Counter[str] = Counter()
-    pieces = cut_pieces(
-        texts,
-        job.tokenizer,
-        job.config.data,
-        first_index,
-        dropped=dropped,
-        round_trip=job.round_trip,
-    )
-    return pieces, {reason: count for reason, count in sorted(dropped.items()) if count}
-
-
-def _write_missing_shards(
-    job: _Job, manifest: dict[str, Any], limit: int | None, progress: ProgressFn | None
-) -> None:
-    shards: list[dict[str, Any]] = manifest["shards"]
-    settings = job.config.data
-    passages = sum(shard["passages"] for shard in shards)
-    texts = read_texts(job.source, job.column, skip=passages)
-    if not shards:
-        job.tokenizer.save(job.out / TOKENIZER)
+    if not manifest["shards"]:
         write_json(job.out / MANIFEST, manifest)  # keeps a vocabulary that took long to count
-    while not manifest["complete"]:
-        pairs = sum(shard["pairs"] for shard in shards)
-        if limit is not None and pairs >= limit:
-            return
-        batch = list(islice(texts, settings.passages_per_shard))
-        pieces, dropped = _cut(job, batch, passages)
-        complete = len(batch) < settings.passages_per_shard
-        if complete and pairs == len(pieces) == 0:
-            raise DataError(
-                f"pieces of {settings.min_tokens} tokens or more in {job.source}",
-                f"none (left out: {dropped})" if dropped else "none",
-                "Lower data.min_tokens or choose another source",
-            )
-        done = PrepareProgress(passages, pairs, len(shards))
-        shard = _write_shard(job, pieces, len(batch), done, progress)
-        shards.append({"passages": len(batch), **shard, "dropped": dropped})
-        passages += len(batch)
-        manifest["complete"] = complete
-        write_json(job.out / MANIFEST, manifest)
-        if progress is not None:
-            progress(PrepareProgress(passages, pairs + len(pieces), len(shards)))
 
 
-def _write_shard(
-    job: _Job,
-    pieces: list[Piece],
-    passages: int,
-    done: PrepareProgress,
+def _sweep(out: Path) -> None:
+    """Remove what workers, of this start or one that was killed, have begun and not handed in."""
+    for path in out.glob("*.npy.*.tmp"):
+        path.unlink(missing_ok=True)
+
+
+def _write_shards(
+    job: Job,
+    manifest: dict[str, Any],
+    tasks: Iterable[ShardTask],
+    limit: int | None,
     progress: ProgressFn | None,
-) -> dict[str, Any]:
-    """Encode and write one shard; returns its entry of the manifest."""
-    length = job.config.data.length
-    finished = 0
+    run: Runner,
+) -> None:
+    """Have shards made and put each into its place; the manifest follows its files."""
+    shards: list[dict[str, Any]] = manifest["shards"]
 
-    def report(count: int) -> None:
-        nonlocal finished
-        finished += count
+    def report(cut: CutShard, finished: int) -> None:
         if progress is not None:
-            read = done.passages + passages * finished // max(len(pieces), 1)
-            progress(replace(done, passages=read, pairs=done.pairs + finished))
+            done = _totals(shards[: cut.task.index])
+            passages = done.passages + cut.passages * finished // max(len(cut.pieces), 1)
+            progress(replace(done, passages=passages, pairs=done.pairs + finished))
 
-    tokens = job.tokenizer.pack((piece.token_ids for piece in pieces), length)
-    texts = [piece.text for piece in pieces]
-    vectors = job.encoder.encode(texts, report)
-    _require_unit(job.encoder, texts, vectors)
-    tokens_name, embeddings_name = shard_names(done.shards)
-    return {
-        "pairs": len(pieces),
-        "sha256": {
-            tokens_name: _write_array(job.out / tokens_name, tokens),
-            embeddings_name: _write_array(job.out / embeddings_name, vectors.astype(np.float16)),
-        },
-    }
-
-
-def _require_unit(encoder: Encoder, texts: list[str], vectors: NDArray[np.float32]) -> None:
-    """Refuse vectors that would poison a shard, whatever encoder made them."""
-    wrong = ~(np.abs(np.linalg.norm(vectors, axis=1) - 1) <= _UNIT_TOLERANCE)  # true for NaN too
-    if wrong.any():
-        row = int(wrong.argmax())
-        raise EncoderError(
-            "finite vectors of unit length",
-            f"length {np.linalg.norm(vectors[row])} from {encoder.identity.name} for "
-            f"{texts[row][:80]!r}, one of {int(wrong.sum())}",
-            "Try --device cpu; `unembed preflight` shows what an encoder does",
-        )
+    with closing(run(job, tasks, report)) as finished:
+        for made in finished:
+            entry, new = made.entry, made.index == len(shards)
+            if new:
+                manifest["complete"] = entry["passages"] < job.settings.passages_per_shard
+                if manifest["complete"] and _totals(shards).pairs == entry["pairs"] == 0:
+                    made.discard(job.out)
+                    raise _no_piece(job, entry["dropped"])
+            elif "dropped" not in shards[made.index]:  # made by a version that did not count them
+                del entry["dropped"]
+            made.commit(job.out)
+            shards[made.index : made.index + 1] = [entry]
+            write_json(job.out / MANIFEST, manifest)
+            done = _totals(shards)
+            if progress is not None and new:
+                progress(done)
+            if new and (manifest["complete"] or (limit is not None and done.pairs >= limit)):
+                return
 
 
-def shard_names(index: int) -> tuple[str, str]:
-    """File names of a shard's token ids and embeddings."""
-    return f"tokens-{index:05d}.npy", f"embeddings-{index:05d}.npy"
+def _totals(shards: list[dict[str, Any]]) -> PrepareProgress:
+    passages, pairs = (sum(shard[key] for shard in shards) for key in ("passages", "pairs"))
+    return PrepareProgress(passages, pairs, len(shards))
 
 
-def _write_array(path: Path, array: NDArray[Any]) -> str:
-    """Write under a temporary name, flush to the disk, rename; returns the file's SHA-256."""
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        with temporary.open("wb") as file:
-            np.save(file, array, allow_pickle=False)
-            file.flush()
-            os.fsync(file.fileno())
-        digest = file_digest(temporary)
-        temporary.replace(path)
-    except OSError as error:
-        raise _write_error(temporary, error) from error
-    return digest
+def _damaged(job: Job, manifest: dict[str, Any]) -> Iterator[ShardTask]:
+    """The shards to make again, with what their tokens must come out as."""
+    shards = manifest["shards"]
+    for index in damaged_shards(job.out, manifest):
+        before = shards[index]
+        tokens_sha256 = before["sha256"][shard_names(index)[0]]
+        first = _totals(shards[:index]).passages
+        yield ShardTask(index, first, before["passages"], tokens_sha256)
 
 
-def _write_error(temporary: Path, error: OSError) -> Exception:
-    """What to say when a file cannot be written; half a file is removed."""
-    with suppress(OSError):
-        temporary.unlink(missing_ok=True)
-    if error.errno not in _FULL:
-        return error
+def _missing(job: Job, manifest: dict[str, Any], limit: int | None) -> Iterator[ShardTask]:
+    """The shards from the first missing one on, without an end: the source's shows when read."""
+    done, size = _totals(manifest["shards"]), job.settings.passages_per_shard
+    if manifest["complete"] or (limit is not None and done.pairs >= limit):
+        return
+    for number in count():
+        yield ShardTask(done.shards + number, done.passages + number * size, size)
+
+
+def _no_piece(job: Job, dropped: dict[str, int]) -> DataError:
     return DataError(
-        f"room on the disk of {temporary.parent}",
-        str(error),
-        "Free some space and run the same command again: what is finished is kept",
+        f"pieces of {job.settings.min_tokens} tokens or more in {job.source}",
+        f"none (left out: {dropped})" if dropped else "none",
+        "Lower data.min_tokens or choose another source",
     )
-
-
-def array_digest(array: NDArray[Any]) -> str:
-    """SHA-256 of the file an array would be written as."""
-    buffer = BytesIO()
-    np.save(buffer, array, allow_pickle=False)
-    return hashlib.sha256(buffer.getbuffer()).hexdigest()
-
-
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def write_json(path: Path, data: dict[str, Any]) -> None:
-    """Replace a JSON file in one step.
-
-    Raises:
-        DataError: The disk is full.
-    """
-    temporary = path.with_name(path.name + ".tmp")
-    text = json.dumps(data, indent=2, ensure_ascii=False) + "\n"
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        raise _write_error(temporary, error) from error
-
-
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """The description of a folder of prepared pairs.
-
-    Raises:
-        DataError: There is none, or it is not one this version reads.
-    """
-    path = folder / MANIFEST
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise DataError(
-            f"prepared pairs in {folder}", "no manifest.json", "Run `unembed prepare` first"
-        ) from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise DataError(f"JSON in {path}", str(error), "Prepare the pairs again") from error
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        found = manifest.get("format") if isinstance(manifest, dict) else type(manifest).__name__
-        raise DataError(f"format {FORMAT} in {path}", str(found), "Prepare the pairs again")
-    missing = [key for key in _KEYS if key not in manifest]
-    if missing:
-        raise DataError(f"{', '.join(missing)} in {path}", "nothing", "Prepare the pairs again")
-    return manifest

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import gzip
+import hashlib
 import io
 import zlib
 from collections.abc import Iterator
@@ -15,6 +16,8 @@ from unembed.errors import DataError
 _LINES = (".jsonl", ".json", ".txt")
 _COMPRESSED = (".gz", ".zst")
 _READ_BUFFER = 1 << 20
+_BLOCK = 1 << 16
+_BLOCKS, _LEAST_BLOCKS = 4096, 16  # read for a digest: in all, and of each of many files
 _SIDE_FILES = ("manifest.json",)
 
 
@@ -73,6 +76,32 @@ def _is_text_file(file: Path, folder: Path) -> bool:
     hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
     known = _known_format(file) is not None and file.name not in _SIDE_FILES
     return known and not hidden and file.is_file()
+
+
+def source_digest(path: Path) -> str:
+    """SHA-256 by which a changed source is noticed: of the files' names, sizes and content.
+
+    A folder's names are taken below it, a file's own not at all. A file of up to 256 MiB is read
+    whole; of a larger one 4096 blocks of 64 KiB are: the first, the last and evenly spaced ones.
+    Of n files each gets an n-th of that, but at least 16 blocks.
+
+    Raises:
+        DataError: There is no text file.
+    """
+    files = text_files(path)
+    blocks = max(_LEAST_BLOCKS, _BLOCKS // len(files))
+    digest = hashlib.sha256()
+    for file in files:
+        size = file.stat().st_size
+        digest.update(f"{file.relative_to(path).as_posix()}\0{size}\0".encode())
+        with file.open("rb") as content:
+            if size <= blocks * _BLOCK:
+                digest.update(hashlib.file_digest(content, "sha256").digest())
+                continue
+            for block in range(blocks):
+                content.seek((size - _BLOCK) * block // (blocks - 1))
+                digest.update(content.read(_BLOCK))
+    return digest.hexdigest()
 
 
 def read_lines(path: Path, limit: int | None = None) -> Iterator[bytes | None]:

@@ -11,12 +11,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from unembed.data.languages import detected_languages, named_languages
 from unembed.data.pairs import Pairs
 from unembed.errors import DataError
 
-_SAMPLE = 2000  # pairs decoded for the writing systems
+_SAMPLE = 2000  # pairs decoded for languages and writing systems
 _CHUNK = 65_536
 _QUANTILES = (5, 50, 95)
+_MOST_BARS = 15
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,10 @@ class Inspection:
         distinct_tokens: Ids that occur.
         lengths: Pairs of each number of content tokens, 0 to L-1.
         dropped: Pieces left out, by reason.
-        languages: Passages of each language, where the preparation recorded them.
+        languages: Passages or pairs of each language, the most frequent first; None where nothing
+            tells.
+        languages_are: What was counted: passages by a column of the source, or a sample of pairs
+            in which languages were detected.
         writing: Letters of each writing system in a sample of the pairs.
         examples: Some of the texts.
         source: What the pairs were made from.
@@ -51,6 +56,7 @@ class Inspection:
     lengths: list[int]
     dropped: dict[str, int]
     languages: dict[str, int] | None
+    languages_are: str
     writing: dict[str, int]
     examples: list[str]
     source: dict[str, Any]
@@ -68,16 +74,26 @@ class Inspection:
         return found
 
 
-def inspect_pairs(folder: Path, examples: int = 5, seed: int = 0) -> Inspection:
+def inspect_pairs(
+    folder: Path,
+    examples: int = 5,
+    seed: int = 0,
+    source: Path | None = None,
+    lang_column: str = "lang",
+) -> Inspection:
     """Describe a folder of prepared pairs; also one that is still being written.
 
     Args:
         folder: What `prepare_pairs` wrote.
         examples: Texts to show.
-        seed: Draws the texts and the sample for the writing systems.
+        seed: Draws the texts and the sample for languages and writing systems.
+        source: What the pairs were prepared from, to count languages by its column; without it
+            they are detected in the sample, where `py3langid` is installed.
+        lang_column: Column or key of the source that holds the language.
 
     Raises:
-        DataError: There are no pairs, or a shard is missing or damaged.
+        DataError: There are no pairs, a shard is missing or damaged, or the source is another one
+            or names no languages.
     """
     pairs = Pairs.open(folder)
     manifest, counts = pairs.manifest, pairs.token_counts()
@@ -92,6 +108,8 @@ def inspect_pairs(folder: Path, examples: int = 5, seed: int = 0) -> Inspection:
     if "vocabulary" in manifest:
         vocabulary["before_trimming"] = manifest["vocabulary"]["before"]
     names = [name for shard in manifest["shards"] for name in shard["sha256"]]
+    named = None if source is None else named_languages(source, manifest, lang_column)
+    languages, languages_are = named or detected_languages(texts) or (None, "not known")
     return Inspection(
         pairs=len(pairs),
         shards=len(manifest["shards"]),
@@ -103,7 +121,8 @@ def inspect_pairs(folder: Path, examples: int = 5, seed: int = 0) -> Inspection:
         distinct_tokens=int((counts > 0).sum()),
         lengths=_lengths(pairs).tolist(),
         dropped=dict(sorted(dropped.items())),
-        languages=manifest.get("languages"),
+        languages=languages,
+        languages_are=languages_are,
         writing=dict(writing_systems(texts).most_common()),
         examples=[texts[index] for index in chosen],
         source=manifest["source"],
@@ -132,7 +151,7 @@ def writing_systems(texts: list[str]) -> Counter[str]:
 
 
 def plot_inspection(report: Inspection, path: Path) -> None:
-    """Draw the histograms of lengths and of languages or writing systems into a PNG.
+    """Draw the histograms of lengths, languages and writing systems into a PNG.
 
     Raises:
         DataError: Matplotlib is not installed, or the file cannot be written.
@@ -145,16 +164,17 @@ def plot_inspection(report: Inspection, path: Path) -> None:
             "it is not installed",
             "Run `pip install 'unembed[plots]'`, or leave --png out",
         ) from error
-    figure = Figure(figsize=(10, 4), layout="constrained")
-    lengths, writing = figure.subplots(1, 2)
+    bars = {"writing systems\n(letters in a sample)": report.writing}
+    if report.languages:
+        bars = {f"languages\n({report.languages_are})": report.languages, **bars}
+    figure = Figure(figsize=(5 + 4 * len(bars), 4), layout="constrained")
+    lengths, *rest = figure.subplots(1, 1 + len(bars))
     lengths.bar(range(len(report.lengths)), report.lengths, width=0.9)
     lengths.set(xlabel="content tokens", ylabel="pairs", title=f"{report.pairs:,} pairs")
-    title, counts = "writing systems (letters in a sample)", report.writing
-    if report.languages:
-        title, counts = "languages (passages)", report.languages
-    most = list(counts.items())[:15][::-1]
-    writing.barh([name for name, _ in most], [count for _, count in most])
-    writing.set(title=title)
+    for axes, (title, counts) in zip(rest, bars.items(), strict=True):
+        most = list(counts.items())[:_MOST_BARS][::-1]
+        axes.barh([name for name, _ in most], [count for _, count in most])
+        axes.set_title(title, fontsize="small")
     try:
         figure.savefig(path, format="png", dpi=120)
     except OSError as error:

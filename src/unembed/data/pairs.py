@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unembed.data.encode import TOKENIZER, damaged_shards, read_manifest, shard_names
+from unembed.data.manifest import TOKENIZER, damaged_shards, read_manifest, shard_names
 from unembed.encoders.base import Encoder, EncoderIdentity
 from unembed.encoders.preflight import Fingerprint
 from unembed.encoders.tokenizer import TextTokenizer

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import string
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 
 import numpy as np
@@ -20,7 +20,12 @@ _SPACE_SIGNS = "\u2581\u0120\u010a"  # SentencePiece's space; byte-level's space
 
 
 def count_tokens(
-    texts: Iterable[str], tokenizer: TextTokenizer, settings: DataSection
+    texts: Iterable[str],
+    tokenizer: TextTokenizer,
+    settings: DataSection,
+    *,
+    limit: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> NDArray[np.int64]:
     """How often each id occurs in the pieces of some passages, [V].
 
@@ -28,15 +33,21 @@ def count_tokens(
         texts: Passages, read once and never held together.
         tokenizer: With its whole vocabulary.
         settings: How passages become pieces.
+        limit: Read no further than the batch that reaches this many pieces.
+        progress: Called after each batch with the passages read and the pieces counted.
     """
     counts = np.zeros(tokenizer.size, dtype=np.int64)
-    first, iterator = 0, iter(texts)
+    first, counted, iterator = 0, 0, iter(texts)
     for batch in _batches(iterator):
         # Whether pieces decode back takes as long to find out as the rest, and hardly counts
         pieces = cut_pieces(batch, tokenizer, settings, first, round_trip=False)
         ids = [token for piece in pieces for token in piece.token_ids]
         counts += np.bincount(ids, minlength=tokenizer.size)
-        first += len(batch)
+        first, counted = first + len(batch), counted + len(pieces)
+        if progress is not None:
+            progress(first, counted)
+        if limit is not None and counted >= limit:
+            break
     return counts
 
 

@@ -8,13 +8,14 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from unembed.device import Compute, choose_compute
+from unembed.device import Compute, choose_compute, replica_devices
 from unembed.encoders import catalog
 from unembed.encoders.base import EncoderIdentity, Progress, check_texts
 from unembed.encoders.tokenizer import TextTokenizer, from_transformers
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 _DOCUMENT_PROMPTS = ("document", "passage", "corpus")
 _WINDOW = 16_384  # texts sorted by length together
+_FEW = 256  # texts not worth loading copies of the model for
+_THREADS_PER_GPU = 2
 _TOKENS_PER_BATCH = 16_384
 _TOKENS_PER_BATCH_CPU = 1024  # activations stay in the cache
 
@@ -41,10 +44,13 @@ class SentenceEncoder:
         model: SentenceTransformer,
         identity: EncoderIdentity,
         tokenizer: TextTokenizer,
-        reload: Callable[[], SentenceTransformer] | None = None,
+        load: Callable[[Compute], SentenceTransformer] | None = None,
+        replicas: Sequence[Compute] = (),
     ) -> None:
         self._model = model
-        self._reload = reload
+        self._load = load
+        self._waiting = list(replicas)
+        self._models = [model]
         self.identity = identity
         self.tokenizer = tokenizer
 
@@ -57,23 +63,24 @@ class SentenceEncoder:
         """
         check_texts(texts)
         vectors = np.empty((len(texts), self.identity.dimension), dtype=np.float32)
+        on_cpu = self._model.device.type == "cpu"
+        threads = self._open_threads(len(texts))
+        free: SimpleQueue[SentenceTransformer] = SimpleQueue()
+        for number in range(threads):
+            free.put(self._models[number % len(self._models)])
 
         def encode_batch(batch: list[int]) -> None:
-            vectors[batch] = self._model.encode(
-                [texts[index] for index in batch],
-                prompt=self.identity.prompt,  # "" too: null would bring the model's default back
-                batch_size=len(batch),
-                normalize_embeddings=True,
-                show_progress_bar=False,
-            )
+            model = free.get()  # there are as many as threads, so that nobody waits
+            try:
+                vectors[batch] = self._run(model, [texts[index] for index in batch])
+            finally:
+                free.put(model)
 
-        on_cpu = self._model.device.type == "cpu"
         budget = _TOKENS_PER_BATCH_CPU if on_cpu else _TOKENS_PER_BATCH
         for start in range(0, len(texts), _WINDOW):
             window = texts[start : start + _WINDOW]
             lengths = [len(ids) for ids in self.tokenizer.encode(window)]
             batches = [[start + row for row in rows] for rows in plan_batches(lengths, budget)]
-            threads = torch.get_num_threads() if on_cpu else 1
             for count in run_batches(encode_batch, batches, threads):
                 if progress is not None:
                     progress(count)
@@ -81,7 +88,34 @@ class SentenceEncoder:
             raise EncoderError(
                 "finite embeddings", f"NaN or infinity from {self.identity.name}", "Use float32"
             )
+        # Lengths made 1 in bfloat16 are off by up to 0.004
+        vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), np.float32(1e-12))
         return vectors
+
+    def _run(self, model: SentenceTransformer, texts: list[str]) -> Any:
+        return model.encode(
+            texts,
+            prompt=self.identity.prompt,  # "" too: null would bring the model's default back
+            batch_size=len(texts),
+            normalize_embeddings=True,
+            show_progress_bar=False,
+        )
+
+    def _open_threads(self, texts: int) -> int:
+        """How many batches may run at once: one on each core, or two on each GPU.
+
+        A GPU's second thread tokenises its next batch while the device works. Copies of the model
+        for further GPUs are loaded when there is first work for them.
+        """
+        if texts > _FEW and self._load is not None:
+            copies = [self._load(compute) for compute in self._waiting]
+            for model in copies:
+                self._run(model, ["first"])  # alone, for the reason that `run_batches` gives
+            self._models, self._waiting = self._models + copies, []
+        kind = self._model.device.type
+        if kind == "cpu":
+            return torch.get_num_threads()
+        return _THREADS_PER_GPU * len(self._models) if kind == "cuda" else 1
 
     @property
     def most_tokens(self) -> int | None:
@@ -101,7 +135,8 @@ class SentenceEncoder:
         Where the model's own files name the document prompt, the library picks it.
         """
         check_texts(texts)
-        model = self._model if self._reload is None else self._reload()
+        exact = Compute(self._model.device, torch.float32)
+        model = self._model if self._load is None else self._load(exact)
         options: dict[str, Any] = {"normalize_embeddings": True, "show_progress_bar": False}
         if self.identity.prompt and self.identity.prompt == _own_prompt(model):
             vectors = model.encode_document(list(texts), **options)
@@ -141,9 +176,9 @@ def plan_batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
 def run_batches(
     work: Callable[[list[int]], None], batches: Sequence[list[int]], threads: int
 ) -> Iterator[int]:
-    """Run every batch and yield its size when it is done; on a CPU, one batch per core at a time.
+    """Run every batch and yield its size when it is done, as many at a time as there are threads.
 
-    Cores that work on batches of their own need not wait for each other inside every product.
+    CPU cores that work on batches of their own need not wait for each other inside every product.
     """
     if threads == 1:
         for batch in batches:
@@ -152,6 +187,7 @@ def run_batches(
         return
     if not batches:
         return
+    before = torch.get_num_threads()
     work(batches[0])  # alone: what the libraries set up at their first call is not thread-safe
     yield len(batches[0])
     try:
@@ -161,7 +197,7 @@ def run_batches(
                 done.result()
                 yield len(batch)
     finally:
-        torch.set_num_threads(threads)
+        torch.set_num_threads(before)
 
 
 def load_encoder(
@@ -184,7 +220,7 @@ def load_encoder(
 
     Raises:
         EncoderError: The model cannot be found or loaded, its weights are not the official ones,
-            or it needs remote code that was not allowed.
+            it needs remote code that was not allowed, or the prompt is a prompt's name.
     """
     entry = catalog.find(name)
     if entry is not None and entry.remote_code and not trust_remote_code:
@@ -203,6 +239,7 @@ def load_encoder(
         )
     compute = compute or choose_compute()
     model = _load(folder, entry, trust_remote_code, compute)
+    _refuse_prompt_name(model, prompt)
     dimension = model.get_embedding_dimension()
     if entry is not None and dimension != entry.dimension:
         raise EncoderError(
@@ -215,9 +252,9 @@ def load_encoder(
         weights_digest=digest,
         prompt=_document_prompt(model, entry) if prompt is None else prompt,
     )
-    exact = Compute(compute.device, torch.float32)
-    reload = partial(_load, folder, entry, trust_remote_code, exact)
-    return SentenceEncoder(model, identity, from_transformers(model.tokenizer), reload)
+    load = partial(_load, folder, entry, trust_remote_code)
+    others = [Compute(each, compute.dtype) for each in replica_devices(compute.device)[1:]]
+    return SentenceEncoder(model, identity, from_transformers(model.tokenizer), load, others)
 
 
 def _resolve(
@@ -308,6 +345,17 @@ def _load(
 def _document_prompt(model: SentenceTransformer, entry: catalog.CatalogEntry | None) -> str:
     """The prompt for documents: what the model's files say, then the catalogue, then none."""
     return _own_prompt(model) or (entry.prompt if entry is not None else "")
+
+
+def _refuse_prompt_name(model: SentenceTransformer, prompt: str | None) -> None:
+    """A word that names a prompt, put before every text, would make vectors no store holds."""
+    texts = getattr(model, "prompts", {})
+    if prompt in texts and prompt not in texts.values():
+        raise EncoderError(
+            "the text of a prompt",
+            f"{prompt!r}, the name of one",
+            f"Write the text itself, {texts[prompt]!r}; the model's own are {texts}",
+        )
 
 
 def _own_prompt(model: SentenceTransformer) -> str:

@@ -36,8 +36,14 @@ def test_a_set_has_room_for_what_was_expected(capacity):
 
 
 def test_five_million_texts_are_remembered_in_a_few_megabytes():
-    assert HashSet(5_000_000).nbytes == 32 << 20
+    assert HashSet(5_000_000).nbytes == 4 * 6_250_000
     assert HashSet(10**12).nbytes == 512 << 20  # pages that are never touched cost nothing
+
+
+def test_five_million_near_duplicates_fit_into_a_quarter_of_a_gigabyte():
+    pytest.importorskip("datasketch")
+    seen = Duplicates(5_000_000, near=0.8)
+    assert seen.nbytes == 25_000_000 + 9 * 25_000_000, "9 bands, 5 bytes each for a load of 80%"
 
 
 def test_a_full_set_forgets_and_says_so(monkeypatch):

@@ -33,6 +33,7 @@ def test_text_of_any_script_passes(text):
         ("many words " * 200, "too_long"),
         ("😀😃😄😁😆😅😂🤣🥲😊", "few_letters"),
         ("\u200b" * 20, "few_letters"),
+        ("👩\u200d👩\u200d👧🇩🇪❤\ufe0f👍🏽🎉🎉🎉🎉", "few_letters"),
         ("12.50 | 13.20 | 99.10 | x", "few_letters"),
         ("spam " * 300, "repetitive"),
     ],

@@ -1,5 +1,6 @@
 import gzip
 import json
+import subprocess
 import sys
 from collections import Counter
 
@@ -160,6 +161,27 @@ def test_broken_gzip_is_an_error(tmp_path):
     assert "whole .gz data" in refusal(FileSource(str(path)))
 
 
+@pytest.mark.parametrize("suffix", [".gz", ".zst"])
+def test_what_is_only_called_compressed_is_an_error(tmp_path, suffix):
+    path = tmp_path / f"t.jsonl{suffix}"
+    path.write_bytes(b'{"text": "plain after all"}\n')
+    assert f"whole {suffix} data" in refusal(FileSource(str(path)))
+
+
+def test_a_wrong_checksum_of_gzip_is_an_error(tmp_path):
+    path = tmp_path / "t.txt.gz"
+    path.write_bytes(gzip.compress(b"a text\n")[:-8] + bytes(8))
+    assert "CRC check failed" in refusal(FileSource(str(path)))
+
+
+def test_a_utf16_file_yields_nothing_and_every_line_is_counted(tmp_path):
+    path = tmp_path / "t.txt"
+    path.write_bytes("one\ntwo\nthree".encode("utf-16"))
+    texts, counted = read(FileSource(str(path)))
+    assert counted == {"invalid_utf8": 1}, "the byte order mark"
+    assert all("\0" in text for text in texts) and len(texts) == 2
+
+
 def test_a_description_tells_other_files_apart(tmp_path, jsonl_file):
     source = FileSource(str(jsonl_file))
     before = source.describe(["en"])
@@ -180,6 +202,18 @@ def test_the_hub_is_streamed_by_configuration(hub_folder):
         source = HubSource(str(hub_folder), "{lang}")
         whole = texts_of(lang, 60)
         assert read(source, lang, False) == (whole[0::2] + whole[1::2], {})
+
+
+def test_reading_the_hub_does_not_load_torch(hub_folder):
+    """`datasets` would, and 220 MB of memory with it."""
+    code = f"""
+import datasets, sys
+from unembed.data.raw.sources import HubSource
+texts = list(HubSource({str(hub_folder)!r}, "{{lang}}").texts("de", False, lambda reason: None))
+assert len(texts) == 60 and "torch" not in sys.modules
+assert datasets.config.TORCH_AVAILABLE, "as before for everybody else"
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_the_hub_is_read_no_further_than_asked(hub_folder, monkeypatch, tmp_path):
@@ -228,7 +262,7 @@ def test_without_a_network_the_hub_says_so(monkeypatch):
     pytest.importorskip("datasets")
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
     message = refusal(HubSource("allenai/c4", "{lang}"))
-    assert "allenai/c4" in message
+    assert "allenai/c4 (en)" in message
     assert "Check the network" in message
 
 

@@ -19,7 +19,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from unembed.data.encode import file_digest, write_json
+from unembed.data.manifest import file_digest, write_json
 from unembed.data.raw.duplicates import Duplicates
 from unembed.data.raw.filters import Limits
 from unembed.data.raw.mix import (

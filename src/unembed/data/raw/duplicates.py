@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import unicodedata
 import zlib
 from hashlib import blake2b
@@ -16,14 +17,14 @@ _FULL = 0.8  # above, too many slots are looked at
 _PERMUTATIONS = 128
 _SHINGLE = 5
 _SHINGLED = 10_000  # characters; near-duplicates differ early or hardly
-_HIGH_BITS = 32
+_HIGH_BITS, _LOW_BITS = 32, (1 << 32) - 1
 
 
 class HashSet:
     """A set of 64-bit hashes in 4 bytes a slot, as many slots as it will ever have.
 
-    The low bits of a hash say where to look, the 32 high ones are kept: a hash never seen is taken
-    for one that was about once in 10⁹ questions. At 107 million hashes (512 MiB) it stops
+    The 32 low bits of a hash say where to look, the 32 high ones are kept: a hash never seen is
+    taken for one that was about once in 10⁹ questions. At 107 million hashes (512 MiB) it stops
     remembering new ones and counts them instead, so its memory never grows.
 
     Args:
@@ -34,10 +35,8 @@ class HashSet:
     """
 
     def __init__(self, capacity: int) -> None:
-        wanted = 1 << int(capacity / _FULL).bit_length()
-        slots = min(max(wanted, _LEAST_SLOTS), _MOST_SLOTS)
+        slots = min(max(math.ceil(capacity / _FULL), _LEAST_SLOTS), _MOST_SLOTS)
         self._slots = np.zeros(slots, dtype=np.uint32).data
-        self._mask = slots - 1
         self._room = int(slots * _FULL)
         self.forgotten = 0
 
@@ -62,10 +61,11 @@ class HashSet:
 
     def _find(self, value: int) -> int:
         """The slot that holds the hash, or the empty one where it belongs."""
-        slots, mask = self._slots, self._mask
-        kept, place = (value >> _HIGH_BITS) or 1, value & mask
+        slots, number = self._slots, len(self._slots)
+        kept = (value >> _HIGH_BITS) or 1
+        place = (value & _LOW_BITS) * number >> _HIGH_BITS  # any number of slots, all alike often
         while slots[place] not in (0, kept):
-            place = (place + 1) & mask
+            place = place + 1 if place + 1 < number else 0
         return place
 
 
@@ -100,6 +100,11 @@ class Duplicates:
             return "near_duplicate"
         self._exact.add(value)
         return None
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of what is remembered, in bytes: 5 a text, and 5 a text and band of MinHash."""
+        return self._exact.nbytes + (self._near.seen.nbytes if self._near else 0)
 
     @property
     def forgotten(self) -> int:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import re
+import sys
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -197,13 +200,20 @@ class HubSource:
         revision = self._revision
         path = self.repository.removesuffix(f"@{revision}") if revision else self.repository
         try:
-            yield from load_dataset(path, config, split="train", revision=revision, streaming=True)
+            with _without_torch():
+                rows = iter(
+                    load_dataset(path, config, split="train", revision=revision, streaming=True)
+                )
+                first = list(islice(rows, 1))
+            yield from first
+            yield from rows
         except Exception as error:  # whatever the network, the Hub or the decoders raise
             raise self._error(lang, error) from error
 
     def _error(self, lang: str, error: Exception) -> DataError:
         """What a library said, as our error."""
-        place = f"the data set {self.repository}" + (f" ({self.config})" if self.config else "")
+        config = f" ({self.config.replace(LANG, lang)})" if self.config else ""
+        place = f"the data set {self.repository}{config}"
         reason = f"{type(error).__name__}: {error}"
         if LANG in (self.config or "") and "BuilderConfig" in str(error):
             return MissingLanguageError(
@@ -213,6 +223,19 @@ class HubSource:
             fix = "Check the network and run the command again; it goes on where it stopped"
             return DataError(f"an answer from the Hub about {place}", reason, fix)
         return DataError(f"readable rows in {place}", reason, "Correct --source, or run it again")
+
+
+@contextmanager
+def _without_torch() -> Iterator[None]:
+    """Keep `datasets` from importing PyTorch, 220 MB, for tensors that nobody asks for."""
+    from datasets import config
+
+    known = config.TORCH_AVAILABLE
+    config.TORCH_AVAILABLE = known and "torch" in sys.modules
+    try:
+        yield
+    finally:
+        config.TORCH_AVAILABLE = known
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,142 @@
+"""A folder of prepared pairs: its files, their checksums, and the manifest that lists them."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+from contextlib import suppress
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import ValidationError
+
+from unembed.config import DataSection
+from unembed.errors import DataError
+
+MANIFEST = "manifest.json"
+TOKENIZER = "tokenizer.json"
+FORMAT = 1
+_KEYS = ("encoder", "tokenizer", "source", "pieces", "complete", "shards")
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The description of a folder of prepared pairs.
+
+    Raises:
+        DataError: There is none, or it is not one this version reads.
+    """
+    path = folder / MANIFEST
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise DataError(
+            f"prepared pairs in {folder}", "no manifest.json", "Run `unembed prepare` first"
+        ) from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise DataError(f"JSON in {path}", str(error), "Prepare the pairs again") from error
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        found = manifest.get("format") if isinstance(manifest, dict) else type(manifest).__name__
+        raise DataError(f"format {FORMAT} in {path}", str(found), "Prepare the pairs again")
+    missing = [key for key in _KEYS if key not in manifest]
+    if missing:
+        raise DataError(f"{', '.join(missing)} in {path}", "nothing", "Prepare the pairs again")
+    return manifest
+
+
+def piece_settings(manifest: dict[str, Any]) -> dict[str, Any]:
+    """How the pieces were cut, settings that are younger than the manifest at their defaults.
+
+    Raises:
+        DataError: They are not settings this version knows.
+    """
+    try:
+        return DataSection.model_validate(manifest["pieces"]).model_dump()
+    except ValidationError as error:
+        raise DataError(
+            "known settings under pieces in manifest.json",
+            str(error.errors()[0]["msg"]),
+            "Upgrade unembed, or prepare the pairs again",
+        ) from error
+
+
+def shard_names(index: int) -> tuple[str, str]:
+    """File names of a shard's token ids and embeddings."""
+    return f"tokens-{index:05d}.npy", f"embeddings-{index:05d}.npy"
+
+
+def damaged_shards(folder: Path, manifest: dict[str, Any]) -> list[int]:
+    """Shards of which a file is missing or has another checksum than when it was made."""
+    return [
+        index
+        for index, shard in enumerate(manifest["shards"])
+        if any(
+            not (folder / name).is_file() or file_digest(folder / name) != wanted
+            for name, wanted in shard["sha256"].items()
+        )
+    ]
+
+
+def write_array(path: Path, array: NDArray[Any]) -> str:
+    """Write an array and flush it to the disk; returns the file's SHA-256.
+
+    Raises:
+        DataError: The disk is full.
+    """
+    try:
+        with path.open("wb") as file:
+            np.save(file, array, allow_pickle=False)
+            file.flush()
+            os.fsync(file.fileno())
+        return file_digest(path)
+    except OSError as error:
+        raise _write_error(path, error) from error
+
+
+def array_digest(array: NDArray[Any]) -> str:
+    """SHA-256 of the file an array would be written as."""
+    buffer = BytesIO()
+    np.save(buffer, array, allow_pickle=False)
+    return hashlib.sha256(buffer.getbuffer()).hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_json(path: Path, data: dict[str, Any]) -> None:
+    """Replace a JSON file in one step.
+
+    Raises:
+        DataError: The disk is full.
+    """
+    temporary = path.with_name(path.name + ".tmp")
+    text = json.dumps(data, indent=2, ensure_ascii=False) + "\n"
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise _write_error(temporary, error) from error
+
+
+def _write_error(temporary: Path, error: OSError) -> Exception:
+    """What to say when a file cannot be written; half a file is removed."""
+    with suppress(OSError):
+        temporary.unlink(missing_ok=True)
+    if error.errno not in _FULL:
+        return error
+    return DataError(
+        f"room on the disk of {temporary.parent}",
+        str(error),
+        "Free some space and run the same command again: what is finished is kept",
+    )
