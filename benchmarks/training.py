@@ -1,16 +1,22 @@
 """Training speed: the trainer's step beside a plain loop, same network, same batch, in one run.
 
     python -m benchmarks.training [--size small|reference] [--batch 64] [--rounds 5]
+    python -m benchmarks.training --memory [--vocabulary 262144] [--memory-batch 512]
 
 The plain loop projects every position onto the vocabulary, uses an unfused AdamW and a Python loop
-for the averages, and reads the loss back every step. Operations
-are those the model needs (masked positions only), so both shares have the same numerator.
+for the averages, and reads the loss back every step. Both run in the number format that
+`unembed train` chooses here (--dtype chooses another); --plain-dtype float32 lets the plain loop
+do without mixed precision. Operations are those the model needs (masked positions only), so both
+shares have the same numerator, and the denominator is the rate of a large product in that format.
 """
 
 from __future__ import annotations
 
 import argparse
+import resource
 import statistics
+import time
+from collections.abc import Sequence
 from functools import partial
 from types import SimpleNamespace
 from typing import Any, cast
@@ -19,16 +25,24 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from benchmarks.machine import alternate, matmul_rate, median_ratio, print_table
 from unembed.config import Config, validate_config
 from unembed.denoiser import Denoiser, DenoiserSizes, preset
-from unembed.device import choose_compute
-from unembed.diffusion import WEIGHTS, corrupt_batch, make_schedule
-from unembed.training.ema import EMA
-from unembed.training.loop import TrainingRun, optimiser_step
-from unembed.training.optimizer import make_optimizer
+from unembed.device import Compute, choose_compute
+from unembed.diffusion import (
+    WEIGHTS,
+    corrupt_batch,
+    diffusion_loss,
+    make_schedule,
+    mean_mask_ratio,
+)
 from unembed.training.order import step_generator
+from unembed.training.processes import Processes
+from unembed.training.speed import step_operations
+from unembed.training.step import TrainingRun, assemble, draw_batch, optimiser_step
 
 VOCABULARY, DIMENSION, LENGTH = 30_522, 384, 32
 STEPS_PER_ROUND = 2
@@ -37,9 +51,9 @@ STEPS_PER_ROUND = 2
 class SyntheticPairs:
     """Random pairs in memory, in the place of prepared ones."""
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, vocabulary: int = VOCABULARY) -> None:
         generator = np.random.default_rng(0)
-        self.tokens = generator.integers(1000, VOCABULARY, (count, LENGTH))
+        self.tokens = generator.integers(1000, vocabulary, (count, LENGTH))
         vectors = generator.standard_normal((count, DIMENSION)).astype(np.float32)
         self.vectors = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
         self.tokenizer = SimpleNamespace(mask_id=103)
@@ -52,38 +66,39 @@ class SyntheticPairs:
         return self.tokens[indices], self.vectors[indices]
 
 
-def step_operations(sizes: DenoiserSizes, batch: int, masked: float) -> float:
-    """Operations of one step's matrix products, forward and backward, for ``masked`` positions."""
-    hidden, tokens = sizes.hidden, batch * sizes.length
-    block = 4 * hidden * hidden + 2 * hidden * sizes.feed_forward
-    per_token = sizes.layers * (block + 2 * sizes.length * hidden)
-    per_text = 1.0 * sizes.layers * 6 * hidden * hidden + 2 * hidden * hidden  # modulations
-    per_text += 2 * sizes.embedding_dim * hidden + (1 + 1 + 256 / hidden) * hidden * hidden
-    vocabulary = masked * hidden * sizes.vocab_size
-    return 3 * 2 * (tokens * per_token + batch * per_text + vocabulary)
+def config_of(batch: int) -> Config:
+    """Settings of both loops."""
+    training = {
+        "batch_size": batch,
+        "steps": 1000,
+        "warmup_steps": 1,
+        "validation_pairs": 1,
+        "resident": "never",
+    }
+    return validate_config({"training": training, "diffusion": {"weight": "uniform"}}, "benchmark")
 
 
-def fast_side(sizes: DenoiserSizes, config: Config, pairs: SyntheticPairs) -> TrainingRun:
+def fast_side(
+    sizes: DenoiserSizes, config: Config, pairs: SyntheticPairs, compute: Compute
+) -> TrainingRun:
     """What the trainer runs."""
     torch.manual_seed(0)
-    network = Denoiser(sizes)
-    compute = choose_compute("cpu")
-    optimizer = make_optimizer(network, config.training)
-    return TrainingRun(
-        config, cast(Any, pairs), compute, network, EMA(network, 0.999), optimizer, {}
-    )
+    return assemble(config, cast(Any, pairs), Processes(compute), Denoiser(sizes), {})
 
 
-def plain_step(state: dict[str, Any], config: Config, pairs: SyntheticPairs, step: int) -> float:
+def plain_step(
+    state: dict[str, Any], config: Config, pairs: SyntheticPairs, compute: Compute, step: int
+) -> float:
     """A straightforward training step; returns the loss, which waits for the device."""
     network, optimizer, averages = state["network"], state["optimizer"], state["averages"]
-    batch_size = config.training.batch_size
+    batch_size = config.training.pairs_a_pass
     tokens, vectors = pairs.rows(np.arange(step * batch_size, (step + 1) * batch_size) % len(pairs))
     x0, embedding = torch.from_numpy(tokens), torch.from_numpy(vectors)
     schedule = make_schedule("log-linear", 5.0)
     batch = corrupt_batch(x0, schedule, WEIGHTS["uniform"], 103, step_generator(0, step))
-    logits = network(batch.xt, embedding, batch.t)  # [B, L, V]
-    losses = F.cross_entropy(logits.view(-1, VOCABULARY), x0.view(-1), reduction="none")
+    with compute.autocast():
+        logits = network(batch.xt, embedding, batch.t)  # [B, L, V]
+    losses = F.cross_entropy(logits.float().view(-1, VOCABULARY), x0.view(-1), reduction="none")
     loss = (losses.view_as(x0) * batch.masked).sum() / x0.numel()  # the uniform weight
     optimizer.zero_grad()
     loss.backward()  # type: ignore[no-untyped-call]
@@ -95,14 +110,13 @@ def plain_step(state: dict[str, Any], config: Config, pairs: SyntheticPairs, ste
     return float(loss.detach())
 
 
-def compare_steps(size: str, batch: int, rounds: int) -> None:
+def compare_steps(size: str, batch: int, rounds: int, fast_dtype: str, plain_dtype: str) -> None:
     """Samples a second and share of the machine's rate, both sides."""
     sizes = preset(size, vocab_size=VOCABULARY, embedding_dim=DIMENSION)
-    training = {"batch_size": batch, "steps": 1000, "warmup_steps": 1, "validation_pairs": 1}
-    diffusion = {"weight": "uniform"}
-    config = validate_config({"training": training, "diffusion": diffusion}, "benchmark")
-    pairs = SyntheticPairs(batch * 8)
-    fast = fast_side(sizes, config, pairs)
+    compute = choose_compute("cpu", fast_dtype)
+    plain_compute = compute if plain_dtype == "same" else choose_compute("cpu", plain_dtype)
+    config, pairs = config_of(batch), SyntheticPairs(batch * 8)
+    fast = fast_side(sizes, config, pairs, compute)
     torch.manual_seed(0)
     network = Denoiser(sizes)
     plain = {
@@ -119,24 +133,88 @@ def compare_steps(size: str, batch: int, rounds: int) -> None:
 
     def run_plain() -> None:
         for _ in range(STEPS_PER_ROUND):
-            plain_step(plain, config, pairs, counter["plain"])
+            plain_step(plain, config, pairs, plain_compute, counter["plain"])
             counter["plain"] += 1
 
-    rate = matmul_rate()
+    rate = matmul_rate(compute.dtype)
     seconds = alternate({"plain": run_plain, "fast": run_fast}, rounds)
-    rate = max(rate, matmul_rate())
-    # Mean mask ratio of the log-linear schedule: 1 - (1 - exp(-5)) / 5
-    operations = step_operations(sizes, batch, masked=0.801 * batch * LENGTH) * STEPS_PER_ROUND
+    rate = max(rate, matmul_rate(compute.dtype))
+    masked = mean_mask_ratio(fast.schedule) * batch * LENGTH
+    operations = step_operations(sizes, batch, masked) * STEPS_PER_ROUND
     rows = []
     for name, times in seconds.items():
         median = statistics.median(times)
         share = operations / median / rate
-        rows.append([name, f"{STEPS_PER_ROUND * batch / median:.1f}", f"{share:.0%}"])
-    print(f"\n{size} size, batch {batch}, length {LENGTH}, vocabulary {VOCABULARY}, float32, ")
-    print(f"{torch.get_num_threads()} threads; matrix products: {rate / 1e9:.0f} GFLOP/s\n")
-    print_table(["loop", "samples/s", "share of the measured rate"], rows)
+        format_ = _name(plain_compute if name == "plain" else compute)
+        samples = f"{STEPS_PER_ROUND * batch / median:.1f}"
+        rows.append([name, format_, samples, f"{share:.0%}"])
+    print(f"\n{size} size, batch {batch}, length {LENGTH}, vocabulary {VOCABULARY}, ")
+    print(f"{torch.get_num_threads()} threads; {_name(compute)} matrix products: ", end="")
+    print(f"{rate / 1e9:.0f} GFLOP/s\n")
+    print_table(["loop", "format", "samples/s", "share of the measured rate"], rows)
     ratio = median_ratio(seconds["plain"], seconds["fast"])
     print(f"\nfast / plain: {ratio:.2f} x (median of rounds)")
+
+
+def _name(compute: Compute) -> str:
+    return str(compute.dtype).removeprefix("torch.")
+
+
+class LargestTensor(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Remembers the largest tensor that any operation inside the block made."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.numbers, self.shape = 0, torch.Size()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Sequence[type], args: Any = (), kwargs: Any = None
+    ) -> Any:
+        """Run the operation and look at what it made."""
+        made = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(made):
+            if isinstance(leaf, Tensor) and leaf.numel() > self.numbers:
+                self.numbers, self.shape = leaf.numel(), leaf.shape
+        return made
+
+
+def report_memory(size: str, vocabulary: int, batch: int, dtype: str) -> None:
+    """Peak memory of a training step, and the largest tensor of its forward and backward pass.
+
+    The peak is the process's own (its resident set), so this runs alone, before anything else.
+    """
+    compute = choose_compute("cpu", dtype)
+    sizes = preset(size, vocab_size=vocabulary, embedding_dim=DIMENSION)
+    config, pairs = config_of(batch), SyntheticPairs(batch + 1, vocabulary)
+    this = fast_side(sizes, config, pairs, compute)
+    weights = sum(p.nbytes for p in this.denoiser.parameters())
+    began = time.perf_counter()
+    optimiser_step(this, 0)
+    seconds, peak = time.perf_counter() - began, _peak_bytes()
+
+    drawn, embedding = draw_batch(this, 0, step_generator(0, 0))
+    with LargestTensor() as largest:
+        with compute.autocast():
+            loss, _ = diffusion_loss(this.objective, drawn, embedding)
+        loss.backward()  # type: ignore[no-untyped-call]
+    logits = batch * LENGTH * vocabulary
+    rows = [
+        ["weights, float32", f"{weights / 2**30:.2f}"],
+        ["weights, gradients, averages, two moments", f"{5 * weights / 2**30:.2f}"],
+        ["peak of the process in a step", f"{peak / 2**30:.2f}"],
+        [f"logits [{batch}, {LENGTH}, {vocabulary}], were they made", f"{logits * 4 / 2**30:.2f}"],
+    ]
+    print(f"\n{size} size, batch {batch}, vocabulary {vocabulary}, {_name(compute)}; ", end="")
+    print(f"one step took {seconds:.0f} s\n")
+    print_table(["", "GiB"], rows)
+    print(f"\nlargest tensor of the pass: {list(largest.shape)}, {largest.numbers:,} numbers,")
+    print(f"{largest.numbers / logits:.1%} of the logits'")
+    if largest.numbers >= logits:
+        raise SystemExit("a tensor as large as the logits was made")
+
+
+def _peak_bytes() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB
 
 
 def attention_products(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -146,10 +224,10 @@ def attention_products(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return mixed
 
 
-def compare_attention(rounds: int) -> None:
+def compare_attention(rounds: int, compute: Compute) -> None:
     """Two batched products against the fused kernel, forward and forward with backward."""
     shape = (64, LENGTH, 3, 6, 64)  # as the network's joint projection leaves them
-    qkv = torch.randn(shape, requires_grad=True)
+    qkv = torch.randn(shape).to(compute.dtype).requires_grad_()
     rows = []
     for backward in (False, True):
 
@@ -165,7 +243,8 @@ def compare_attention(rounds: int) -> None:
         seconds = alternate({"fused": fused, "products": products}, rounds)
         ratio = median_ratio(seconds["fused"], seconds["products"])
         rows.append(["forward and backward" if backward else "forward", f"{ratio:.2f} x"])
-    print(f"\nattention {list(shape)}: batched products against the fused kernel\n")
+    print(f"\nattention {list(shape)}, {_name(compute)}: two batched products against ", end="")
+    print("the fused kernel\n")
     print_table(["pass", "speed of the products"], rows)
 
 
@@ -175,9 +254,19 @@ def main() -> None:
     parser.add_argument("--size", choices=["tiny", "small", "reference"], default="small")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--dtype", choices=["auto", "float32", "bfloat16"], default="auto")
+    parser.add_argument("--plain-dtype", choices=["same", "float32", "bfloat16"], default="same")
+    parser.add_argument("--memory", action="store_true", help="peak memory, nothing else")
+    parser.add_argument("--memory-size", choices=["tiny", "small", "reference"])
+    parser.add_argument("--vocabulary", type=int, default=262_144, help="of --memory")
+    parser.add_argument("--memory-batch", type=int, default=512)
     options = parser.parse_args()
-    compare_steps(options.size, options.batch, options.rounds)
-    compare_attention(options.rounds)
+    if options.memory:
+        size = options.memory_size or "reference"
+        report_memory(size, options.vocabulary, options.memory_batch, options.dtype)
+        return
+    compare_steps(options.size, options.batch, options.rounds, options.dtype, options.plain_dtype)
+    compare_attention(options.rounds, choose_compute("cpu", options.dtype))
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from unembed.denoiser import (
     Block,
     Denoiser,
     DenoiserSizes,
+    attention,
     parameter_counts,
     preset,
 )
@@ -134,3 +135,15 @@ def test_bad_sizes_are_refused(change):
     with pytest.raises(CheckpointError):
         DenoiserSizes.from_dict({**TINY.to_dict(), **change})
     assert DenoiserSizes.from_dict(TINY.to_dict()) == TINY
+
+
+@pytest.mark.parametrize("length", [1, 7, 32])
+def test_both_kernels_of_attention_agree(length):
+    """bfloat16 with a gradient takes the batched products, without one the fused kernel."""
+    q, k, v = torch.randn(
+        3, 2, 4, length, 16, generator=torch.Generator().manual_seed(0)
+    ).bfloat16()
+    fused = attention(q, k, v)
+    products = attention(q.requires_grad_(), k, v)
+    assert products.requires_grad and not fused.requires_grad
+    torch.testing.assert_close(products.detach(), fused, rtol=0.02, atol=0.02)

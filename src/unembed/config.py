@@ -125,7 +125,8 @@ class TrainingSection(Section):
 
     Attributes:
         steps: Optimiser steps of the whole run.
-        batch_size: Pairs in one forward pass.
+        batch_size: Pairs in one forward pass, over all processes; ``auto`` takes the largest power
+            of two that fits, up to 4096 a process.
         accumulate: Forward passes per optimiser step.
         lr: Peak learning rate, reached after ``warmup_steps``, then a cosine down to
             ``final_lr`` times the peak.
@@ -133,16 +134,32 @@ class TrainingSection(Section):
             started, which is quicker and keeps rare words where the encoder put them.
         weight_decay: AdamW's, on matrices only (not norms, biases or embeddings).
         clip_norm: Largest gradient norm.
+        start_from: An inverter whose weights the run starts from (shipped name, folder or Hub
+            repository) in place of random ones; its sizes, tokenizer and encoder must be the run's.
+        condition_dropout: Share of the pairs trained without their embedding, for guidance.
+        embedding_noise: Length of the noise added to each embedding, as a share of its own.
+        self_context: Share of the visible tokens replaced by the denoiser's own samples.
         ema_decay: Decay of the averaged weights; the early average is shorter.
         seed: Of the weights, the order of the data, the timesteps and the masks.
         eval_every: Steps between validations.
         save_every: Steps between saves of the latest state.
         log_every: Steps between lines of the log.
         validation_pairs: Pairs held out from the prepared data, never trained on.
+        decoded_pairs: How many of them are also decoded from a full mask at each validation.
+        decoded_cosine: Embed what was decoded and log its cosine (loads the encoder).
+        patience: Validations without a new best loss after which the run stops; null never stops.
+        milestones: Steps whose averaged weights are kept as ``milestone-N.safetensors``.
+        on_bad_loss: A step whose loss is not finite or explodes is never applied; then ``stop``
+            ends the run with a message and ``skip`` counts it and goes on.
+        explosion: A loss explodes above this many times its running average.
+        resident: Keep the pairs in the device's memory: ``auto`` where they fit on a GPU.
+        static_shapes: Pad the masked positions of a batch to a constant number, with weight 0.
+        compile: Run the network through ``torch.compile``.
+        tensorboard: Write curves for TensorBoard too, where that package is installed.
     """
 
     steps: Positive = 200_000
-    batch_size: Positive = 512
+    batch_size: Positive | Literal["auto"] = 512
     accumulate: Positive = 1
     lr: Annotated[float, Field(gt=0.0, le=1.0)] = 3e-4
     final_lr: Fraction = 0.05
@@ -151,12 +168,26 @@ class TrainingSection(Section):
     weight_decay: Annotated[float, Field(ge=0.0, le=1.0)] = 0.01
     beta2: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.98
     clip_norm: Annotated[float, Field(gt=0.0)] = 1.0
+    start_from: str | None = None
+    condition_dropout: Fraction = 0.0
+    embedding_noise: Fraction = 0.0
+    self_context: Fraction = 0.0
     ema_decay: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.999
     seed: int = 0
     eval_every: Positive = 1000
     save_every: Positive = 500
     log_every: Positive = 50
     validation_pairs: Positive = 2048
+    decoded_pairs: Annotated[int, Field(ge=0)] = 64
+    decoded_cosine: bool = False
+    patience: Positive | None = None
+    milestones: list[Positive] = []
+    on_bad_loss: Literal["stop", "skip"] = "stop"
+    explosion: Annotated[float, Field(gt=1.0)] = 10.0
+    resident: Literal["auto", "always", "never"] = "auto"
+    static_shapes: bool = False
+    compile: bool = False
+    tensorboard: bool = True
 
     @model_validator(mode="after")
     def _warmup_ends(self) -> TrainingSection:
@@ -165,6 +196,12 @@ class TrainingSection(Section):
                 f"warmup_steps ({self.warmup_steps}) must be below steps ({self.steps})"
             )
         return self
+
+    @property
+    def pairs_a_pass(self) -> int:
+        """``batch_size`` once it is a number: ``auto`` is settled when a run starts."""
+        assert isinstance(self.batch_size, int)
+        return self.batch_size
 
 
 class Config(Section):

@@ -78,6 +78,11 @@ class Linear:
         return mask_ratio.clamp(MIN_T, 1.0)
 
 
+def mean_mask_ratio(schedule: Schedule) -> float:
+    """Mean of 1 - alpha_t over t in [MIN_T, 1], to three digits: the share masked in training."""
+    return float((1.0 - schedule.alpha(torch.linspace(MIN_T, 1.0, 1001))).mean())
+
+
 def make_schedule(name: str, rate: float) -> Schedule:
     """The schedule of a configuration: ``log-linear`` or ``linear``."""
     schedules: dict[str, Schedule] = {"log-linear": LogLinear(rate), "linear": Linear()}
@@ -107,6 +112,11 @@ def sample_timesteps(batch: int, generator: torch.Generator) -> Tensor:
     return MIN_T + (1.0 - MIN_T) * strata
 
 
+def draw_masks(shape: tuple[int, int], mask_ratio: Tensor, generator: torch.Generator) -> Tensor:
+    """Boolean [B, L]: each position masked independently with probability mask_ratio [B]."""
+    return torch.rand(shape, generator=generator) < mask_ratio[:, None]
+
+
 def corrupt(
     x0: Tensor,
     mask_ratio: Tensor,
@@ -126,7 +136,7 @@ def corrupt(
     Returns:
         z_t [B, L] and the boolean mask [B, L] of the positions to predict.
     """
-    masked = torch.rand(x0.shape, generator=generator) < mask_ratio[:, None]
+    masked = draw_masks((len(x0), x0.shape[1]), mask_ratio, generator)
     if maskable is not None:
         masked = masked & maskable
     return torch.where(masked, mask_id, x0), masked

@@ -1,4 +1,3 @@
-import json
 import os
 import signal
 import subprocess
@@ -9,61 +8,19 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from scipy.stats import binom
 
-from unembed.config import Config, validate_config
-from unembed.data.encode import prepare_pairs
-from unembed.device import choose_compute
+from unembed.config import validate_config
+from unembed.diffusion import diffusion_loss
 from unembed.encoders.base import FakeEncoder
 from unembed.errors import CheckpointError, TrainingError
+from unembed.terminal import StopSignal
 from unembed.training import checkpoint, loop
+from unembed.training import step as step_module
 from unembed.training.checkpoint import BEST, LATEST, read_state
 from unembed.training.export import inverter_from_run
 
-CPU = choose_compute("cpu")
-
-
-def make_config(**training) -> Config:
-    values = {
-        "steps": 12,
-        "batch_size": 8,
-        "lr": 1e-2,
-        "warmup_steps": 2,
-        "eval_every": 4,
-        "save_every": 4,
-        "log_every": 2,
-        "validation_pairs": 16,
-        **training,
-    }
-    return validate_config(
-        {
-            "data": {"length": 12, "min_tokens": 2, "passages_per_shard": 64},
-            "denoiser": {
-                "hidden": 32,
-                "layers": 2,
-                "heads": 2,
-                "feed_forward": 64,
-                "token_table": "random",
-            },
-            "training": values,
-        },
-        where="test",
-    )
-
-
-@pytest.fixture(scope="module")
-def pairs(tmp_path_factory) -> Path:
-    words = "cat dog bird fish house river city runs walks eats sleeps red blue green".split()
-    generator = np.random.default_rng(0)
-    lines = [" ".join(generator.choice(words, size=generator.integers(3, 9))) for _ in range(2000)]
-    folder = tmp_path_factory.mktemp("pairs")
-    source = folder / "texts.txt"
-    source.write_text("\n".join(lines) + "\n")
-    prepare_pairs(source, folder / "data", make_config(), FakeEncoder())
-    return folder / "data"
-
-
-def records(run: Path) -> list[dict[str, float]]:
-    return [json.loads(line) for line in (run / loop.METRICS).read_text().splitlines()]
+from .helpers import CPU, make_config, records
 
 
 def test_a_resumed_run_equals_an_uninterrupted_one_exactly(pairs, tmp_path):
@@ -95,7 +52,7 @@ def test_a_killed_process_loses_at_most_the_steps_since_the_last_save(pairs, tmp
     script = f"""
 import os, signal
 from pathlib import Path
-from tests.training.test_loop import make_config, CPU
+from tests.training.helpers import make_config, CPU
 from unembed.training import loop
 calls = []
 def stop():
@@ -139,13 +96,13 @@ def test_a_frozen_table_stays_and_can_be_thawed_on_resuming(pairs, tmp_path):
 def test_accumulation_sees_the_samples_of_one_large_batch(pairs, tmp_path, monkeypatch):
     """The same samples reach the optimiser in the same order."""
     seen: list[np.ndarray] = []
-    original = loop.training_rows
+    original = step_module.training_rows
 
     def spy(*args):
         seen.append(original(*args))
         return seen[-1]
 
-    monkeypatch.setattr(loop, "training_rows", spy)
+    monkeypatch.setattr(step_module, "training_rows", spy)
     orders = []
     for batch, accumulate in ((16, 1), (8, 2)):
         seen.clear()
@@ -183,14 +140,14 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_state(
     pairs, tmp_path, monkeypatch
 ):
     calls = []
-    original = loop.diffusion_loss
+    original = step_module.diffusion_loss
 
     def spoilt(*args):
         calls.append(1)
         loss, losses = original(*args)
         return (loss * float("nan"), losses) if len(calls) == 7 else (loss, losses)
 
-    monkeypatch.setattr(loop, "diffusion_loss", spoilt)
+    monkeypatch.setattr(step_module, "diffusion_loss", spoilt)
     with pytest.raises(TrainingError, match=r"finite loss.*last good state"):
         loop.train(make_config(), pairs, tmp_path, CPU)
     tensors, progress, _ = read_state(tmp_path / LATEST)
@@ -254,3 +211,259 @@ def test_the_seed_decides_the_run(pairs, tmp_path):
     a, b, c = (load_file(tmp_path / name / LATEST) for name in "abc")
     assert all(torch.equal(tensor, b[name]) for name, tensor in a.items())
     assert not all(torch.equal(tensor, c[name]) for name, tensor in a.items())
+
+
+def test_condition_dropout_and_noise_change_the_run_and_resume_exactly(pairs, tmp_path):
+    plain, config = make_config(), make_config(condition_dropout=0.3, embedding_noise=0.05)
+    loop.train(plain, pairs, tmp_path / "plain", CPU)
+    loop.train(config, pairs, tmp_path / "whole", CPU)
+    stops = iter([False] * 4 + [True] + [False] * 100)
+    loop.train(config, pairs, tmp_path / "cut", CPU, should_stop=lambda: next(stops))
+    loop.train(config, pairs, tmp_path / "cut", CPU, resume=True)
+    other, whole, cut = (load_file(tmp_path / n / LATEST) for n in ("plain", "whole", "cut"))
+    assert all(torch.equal(tensor, cut[name]) for name, tensor in whole.items())
+    assert not torch.equal(other["ema.positions"], whole["ema.positions"])
+
+
+def test_a_run_can_start_from_an_inverter_of_the_same_shape_only(pairs, tmp_path):
+    loop.train(make_config(), pairs, tmp_path / "first", CPU)
+    inverter_from_run(tmp_path / "first").save_pretrained(tmp_path / "inverter")
+    start = str(tmp_path / "inverter")
+    config = make_config(start_from=start, steps=3, lr=1e-6, log_every=1)
+    loop.train(config, pairs, tmp_path / "second", CPU)
+    fresh = make_config(steps=3, lr=1e-6, log_every=1)
+    loop.train(fresh, pairs, tmp_path / "fresh", CPU)
+    assert records(tmp_path / "second")[0]["loss"] < records(tmp_path / "fresh")[0]["loss"]
+
+    wide = config.model_copy(
+        update={"denoiser": config.denoiser.model_copy(update={"feed_forward": 48})}
+    )
+    with pytest.raises(CheckpointError, match=r"training\.start_from .* to have sizes"):
+        loop.train(wide, pairs, tmp_path / "third", CPU)
+    assert not (tmp_path / "third" / LATEST).exists()
+
+
+def stop_after(calls):
+    """Asks the run to stop after so many steps, once."""
+    left = [calls]
+
+    def asked():
+        left[0] -= 1
+        return left[0] == 0
+
+    return asked
+
+
+def spoil(monkeypatch, calls, factor=float("nan")):
+    """Make the loss of some calls bad, counted over all runs since."""
+    made = []
+    original = diffusion_loss
+
+    def spoilt(*args):
+        made.append(1)
+        loss, losses = original(*args)
+        return (loss * factor, losses) if len(made) in calls else (loss, losses)
+
+    monkeypatch.setattr(step_module, "diffusion_loss", spoilt)
+
+
+def same_tensors(one, other, names=""):
+    first, second = load_file(one), load_file(other)
+    assert first.keys() == second.keys()
+    return all(torch.equal(t, second[n]) for n, t in first.items() if n.startswith(names))
+
+
+def test_a_bad_step_can_be_skipped_and_leaves_weights_and_moments_alone(
+    pairs, tmp_path, monkeypatch
+):
+    config = make_config(on_bad_loss="skip", log_every=1)
+    loop.train(config, pairs, tmp_path / "six", CPU, should_stop=stop_after(6))
+    spoil(monkeypatch, {7})
+    progress = loop.train(config, pairs, tmp_path / "seven", CPU, should_stop=stop_after(7))
+    assert (progress.step, progress.skipped) == (7, 1)
+    for names in ("model", "optimizer"):
+        assert same_tensors(tmp_path / "six" / LATEST, tmp_path / "seven" / LATEST, names)
+    logged = [r["step"] for r in records(tmp_path / "seven") if "loss" in r]
+    assert logged == [1, 2, 3, 4, 5, 6]  # there was no loss to log in the seventh
+
+
+def test_a_skipped_step_is_counted_and_survives_resuming(pairs, tmp_path, monkeypatch):
+    config = make_config(on_bad_loss="skip")
+    for name in ("whole", "cut"):
+        spoil(monkeypatch, {5})
+        if name == "cut":
+            loop.train(config, pairs, tmp_path / name, CPU, should_stop=stop_after(6))
+        loop.train(config, pairs, tmp_path / name, CPU, resume=True)
+    assert same_tensors(tmp_path / "whole" / LATEST, tmp_path / "cut" / LATEST)
+    last = [r for r in records(tmp_path / "cut") if "loss" in r][-1]
+    assert (last["step"], last["skipped_steps"]) == (12, 1)
+    assert all(torch.isfinite(t).all() for t in load_file(tmp_path / "cut" / LATEST).values())
+
+
+def test_an_exploding_loss_stops_too(pairs, tmp_path, monkeypatch):
+    spoil(monkeypatch, {25}, factor=1e4)
+    config = make_config(steps=30, eval_every=30, save_every=10)
+    with pytest.raises(TrainingError, match=r"at most 10 times its running average.*by step 26"):
+        loop.train(config, pairs, tmp_path, CPU)
+    assert read_state(tmp_path / LATEST)[1].step == 20
+
+
+def test_bad_steps_without_end_stop_even_a_run_that_skips(pairs, tmp_path, monkeypatch):
+    spoil(monkeypatch, set(range(3, 1000)))
+    config = make_config(
+        steps=110, eval_every=110, log_every=105, on_bad_loss="skip", save_every=95
+    )
+    with pytest.raises(TrainingError, match="103 bad steps"):
+        loop.train(config, pairs, tmp_path, CPU)
+    assert read_state(tmp_path / LATEST)[1].skipped == 93
+
+
+def test_sigterm_saves_and_the_run_goes_on_from_there(pairs, tmp_path):
+    config = make_config(save_every=100)
+    loop.train(config, pairs, tmp_path / "whole", CPU)
+    calls = []
+    with StopSignal() as stop:
+
+        def asked():
+            calls.append(1)
+            if len(calls) == 5:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return stop.requested()
+
+        first = loop.train(config, pairs, tmp_path / "cut", CPU, should_stop=asked)
+    assert first.step == 5 and read_state(tmp_path / "cut" / LATEST)[1].step == 5
+    loop.train(config, pairs, tmp_path / "cut", CPU, resume=True)
+    assert same_tensors(tmp_path / "whole" / LATEST, tmp_path / "cut" / LATEST)
+
+
+@pytest.mark.parametrize("refused", [BEST, loop.METRICS])
+def test_a_disk_full_at_any_file_keeps_the_old_state(pairs, tmp_path, monkeypatch, refused):
+    loop.train(make_config(steps=4), pairs, tmp_path, CPU)
+    before = {name: (tmp_path / name).read_bytes() for name in (LATEST, BEST)}
+    original = checkpoint.save_file
+
+    def full(tensors, path, metadata):
+        if Path(path).name.startswith(refused):
+            raise OSError(28, "No space left on device")
+        original(tensors, path, metadata)
+
+    def no_room(self, record):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    if refused == loop.METRICS:
+        monkeypatch.setattr(loop.MetricsLog, "write", no_room)
+    with pytest.raises(TrainingError, match=rf"room to save .*{refused}.*No space left"):
+        loop.train(make_config(steps=8, lr=0.05), pairs, tmp_path, CPU, resume=True)
+    assert {name: (tmp_path / name).read_bytes() for name in (LATEST, BEST)} == before
+
+
+def test_milestones_are_kept_as_averaged_weights(pairs, tmp_path):
+    config = make_config(milestones=[3, 8])
+    loop.train(config, pairs, tmp_path / "whole", CPU)
+    found = sorted(path.name for path in (tmp_path / "whole").glob("milestone*"))
+    assert found == ["milestone-3.safetensors", "milestone-8.safetensors"]
+    loop.train(config, pairs, tmp_path / "cut", CPU, should_stop=stop_after(3))
+    kept, latest = load_file(tmp_path / "cut" / found[0]), load_file(tmp_path / "cut" / LATEST)
+    assert kept and all(torch.equal(tensor, latest[name]) for name, tensor in kept.items())
+
+
+def test_patience_ends_a_run_for_good(pairs, tmp_path, monkeypatch):
+    losses = iter([3.0, 2.0, 2.5, 2.0, 9.0])
+    monkeypatch.setattr(loop, "validate", lambda *_: {"validation_loss": next(losses)})
+    config = make_config(steps=40, patience=2, save_every=40)
+    progress = loop.train(config, pairs, tmp_path, CPU)
+    assert (progress.step, progress.best_loss, progress.stale) == (16, 2.0, 2)
+    assert loop.train(config, pairs, tmp_path, CPU, resume=True).step == 16
+
+
+@pytest.mark.parametrize("name", ["log-linear", "linear"])
+def test_the_mask_ratios_of_a_run_are_those_of_its_schedule(name, pairs, tmp_path, monkeypatch):
+    """Every batch the network was trained on; L = 12, t uniform, ratios binomial around 1 - alpha.
+
+    The distance between the two distribution functions is that of Kolmogorov and Smirnov, whose
+    bound at 1% is 1.63 / sqrt(n). Masking a fixed share of every text is at a distance near 1.
+    """
+    mask_id, seen = loop.Pairs.open(pairs).tokenizer.mask_id, []
+
+    def spy(objective, batch, embedding):
+        assert torch.equal(batch.xt == mask_id, batch.masked)
+        seen.append(batch.masked.sum(dim=1).numpy())
+        return diffusion_loss(objective, batch, embedding)
+
+    monkeypatch.setattr(step_module, "diffusion_loss", spy)
+    plain = make_config(steps=8, batch_size=512, validation_pairs=8, eval_every=8)
+    diffusion = plain.diffusion.model_copy(update={"schedule": name})
+    loop.train(plain.model_copy(update={"diffusion": diffusion}), pairs, tmp_path, CPU)
+
+    counts = np.concatenate(seen)
+    assert len(counts) == 8 * 512
+    t = np.linspace(0.001, 1.0, 2001)
+    ratio = 1.0 - np.exp(-5.0 * t) if name == "log-linear" else t
+    wanted = binom.cdf(np.arange(13)[:, None], 12, ratio).mean(axis=1)
+    occurring = np.bincount(counts, minlength=13)
+    assert np.abs(np.cumsum(occurring) / len(counts) - wanted).max() < 1.63 / len(counts) ** 0.5
+    assert (occurring > 0).all()  # from none of a text to all of it
+
+
+def test_self_generated_contexts_change_the_run_and_resume_exactly(pairs, tmp_path):
+    config = make_config(self_context=0.5)
+    loop.train(make_config(), pairs, tmp_path / "plain", CPU)
+    loop.train(config, pairs, tmp_path / "whole", CPU)
+    loop.train(config, pairs, tmp_path / "cut", CPU, should_stop=stop_after(5))
+    loop.train(config, pairs, tmp_path / "cut", CPU, resume=True)
+    assert same_tensors(tmp_path / "whole" / LATEST, tmp_path / "cut" / LATEST)
+    assert not same_tensors(tmp_path / "whole" / LATEST, tmp_path / "plain" / LATEST, "ema.pos")
+
+
+def test_the_fast_path_of_a_gpu_trains_as_the_plain_one(pairs, tmp_path):
+    """Pairs resident and a constant number of masked positions, both on the CPU: same losses."""
+    fast = make_config(resident="always", static_shapes=True, log_every=1, lr=1e-3)
+    plain = make_config(resident="never", log_every=1, lr=1e-3)
+    for name, config in (("fast", fast), ("plain", plain)):
+        loop.train(config, pairs, tmp_path / name, CPU)
+    losses = [[r["loss"] for r in records(tmp_path / n) if "loss" in r] for n in ("fast", "plain")]
+    assert len(losses[0]) == 12 and losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def test_what_is_logged_has_names_that_say_what_it_is(pairs, tmp_path, monkeypatch):
+    encoder, handed, original = FakeEncoder(), [], loop.decode_held_out
+
+    def spy(*args):
+        handed.append(args[-1])
+        return original(*args)
+
+    monkeypatch.setattr(loop, "decode_held_out", spy)
+    loop.train(make_config(), pairs, tmp_path, CPU, encoder=encoder)
+    assert handed == [encoder] * 3
+    lines = records(tmp_path)
+    training = next(r for r in lines if "loss" in r)
+    assert set(training) == {
+        *("step", "samples", "loss", "lr", "gradient_norm"),
+        *("samples_per_second", "share_of_peak", "seconds"),
+    }
+    assert 0.0 < training["share_of_peak"] < 1.0
+    validation = next(r for r in lines if "validation_loss" in r)
+    assert set(validation) - {"decoded_cosine"} == {  # there is none while every text is empty
+        *("step", "samples", "validation_loss", "masked_accuracy", "full_mask_cross_entropy"),
+        *("decoded_token_accuracy", "decoded_exact_match"),
+    }
+
+
+def test_between_logs_the_host_never_asks_the_device(pairs, monkeypatch):
+    """No reading of a tensor's value in a step: on a GPU each would wait for all that is queued."""
+    config, opened, processes = make_config(), loop.Pairs.open(pairs), loop.Processes(CPU)
+    this = loop._build(config, opened, processes, None)
+    loop.optimiser_step(this, 0)  # the optimiser makes its state
+    asked = []
+    for name in ("item", "tolist", "cpu", "numpy", "__bool__", "__float__", "__int__"):
+        original = getattr(torch.Tensor, name)
+
+        def spy(self, *args, original=original, name=name):
+            asked.append(name)
+            return original(self, *args)
+
+        monkeypatch.setattr(torch.Tensor, name, spy)
+    loss = loop.optimiser_step(this, 1)
+    assert asked == []
+    assert float(loss) > 0.0 and asked  # the spies do see a question

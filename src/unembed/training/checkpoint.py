@@ -1,15 +1,16 @@
 """The training state on disk: one safetensors file, replaced in one step.
 
-Tensors are named ``model.*``, ``ema.*`` and ``optimizer.exp_avg.*``; what is not a tensor (step,
-best loss, configuration, data fingerprint) is JSON in the file's own metadata. Randomness needs no
-state: every step draws from a generator seeded by (seed, step).
+Tensors are named ``model.*``, ``ema.*``, ``optimizer.exp_avg.*`` and ``guard``; what is not a
+tensor (step, best loss, configuration, data fingerprint) is JSON in the file's own metadata.
+Randomness needs no state: every step draws from a generator seeded by (seed, step).
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,8 @@ from unembed.training.ema import EMA
 
 LATEST = "latest.safetensors"
 BEST = "best.safetensors"
+MILESTONE = "milestone-{}.safetensors"
+_GUARD = "guard"
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
@@ -37,12 +40,16 @@ class Progress:
         best_loss: Lowest validation loss so far.
         pairs: Pairs the data order was drawn over.
         seconds: Time spent training, over all starts.
+        skipped: Steps not applied because their loss was bad.
+        stale: Validations since the best one.
     """
 
     step: int = 0
     best_loss: float = float("inf")
     pairs: int = 0
     seconds: float = 0.0
+    skipped: int = 0
+    stale: int = 0
 
 
 def save_state(
@@ -52,16 +59,19 @@ def save_state(
     optimizer: torch.optim.Optimizer | None,
     progress: Progress,
     facts: Mapping[str, Any],
+    guard: Tensor | None = None,
 ) -> None:
     """Write a state under a temporary name and rename it over the old one.
 
     Args:
-        path: ``latest.safetensors`` or ``best.safetensors`` of a run.
+        path: ``latest.safetensors``, ``best.safetensors`` or a milestone of a run.
         denoiser: The live weights.
         ema: The averaged weights.
-        optimizer: Its moments are saved when given; ``best`` goes without.
+        optimizer: Its moments are saved when given; ``best`` and milestones go
+            without.
         progress: Step, best loss and times.
         facts: What must match when loading: configuration, sizes, encoder, tokenizer.
+        guard: The state of the guard against bad steps.
 
     Raises:
         TrainingError: The disk refused; the old state is still there.
@@ -72,16 +82,32 @@ def save_state(
             tensors[f"model.{name}"] = parameter.detach()
             for moment in _MOMENTS if parameter in optimizer.state else ():
                 tensors[f"optimizer.{moment}.{name}"] = optimizer.state[parameter][moment]
+    if guard is not None:
+        tensors[_GUARD] = guard
     tensors = {name: tensor.contiguous().cpu() for name, tensor in tensors.items()}
     metadata = {"progress": json.dumps(asdict(progress)), "facts": json.dumps(dict(facts))}
     temporary = path.with_name(path.name + ".tmp")
+    with written(path):
+        try:
+            save_file(tensors, temporary, metadata)
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except (OSError, SafetensorError):
+            temporary.unlink(missing_ok=True)
+            raise
+
+
+@contextmanager
+def written(path: Path) -> Iterator[None]:
+    """Around whatever writes ``path``: a disk that refuses ends the run with a message.
+
+    Raises:
+        TrainingError: In place of the disk's error.
+    """
     try:
-        save_file(tensors, temporary, metadata)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        yield
     except (OSError, SafetensorError) as error:
-        temporary.unlink(missing_ok=True)
         raise TrainingError(
             f"room to save {path}", str(error), "Free some space and start again with --resume"
         ) from error
@@ -111,9 +137,19 @@ def restore(
     denoiser: Denoiser,
     ema: EMA,
     optimizer: torch.optim.Optimizer,
-    step: int,
-) -> None:
+    steps: int,
+) -> Tensor | None:
     """Put saved tensors back into a freshly built run.
+
+    Args:
+        tensors: From `read_state`.
+        denoiser: Gets the live weights.
+        ema: Gets the averages.
+        optimizer: Gets the moments.
+        steps: Updates the optimiser has made: the run's steps less those skipped.
+
+    Returns:
+        The state of the guard; none in a file of a version that had no guard.
 
     Raises:
         CheckpointError: A tensor is missing or has another shape.
@@ -127,10 +163,11 @@ def restore(
                 if f"optimizer.{_MOMENTS[0]}.{name}" not in tensors:
                     continue  # frozen so far: the optimiser starts it afresh
                 optimizer.state[parameter] = {
-                    "step": torch.tensor(float(step), device=parameter.device),
+                    "step": torch.tensor(float(steps), device=parameter.device),
                     **{m: tensors[f"optimizer.{m}.{name}"].to(parameter.device) for m in _MOMENTS},
                 }
     except (KeyError, RuntimeError) as error:
         raise CheckpointError(
             "a state of this configuration", str(error), "Use the configuration of the run"
         ) from error
+    return tensors.get(_GUARD)

@@ -7,14 +7,60 @@ from pathlib import Path
 
 import torch
 
-from unembed.data.encode import TOKENIZER
+from unembed.data.manifest import TOKENIZER
 from unembed.denoiser import Denoiser, DenoiserSizes
 from unembed.encoders.base import EncoderIdentity
 from unembed.encoders.preflight import Fingerprint
 from unembed.encoders.tokenizer import TextTokenizer
-from unembed.errors import CheckpointError
-from unembed.inverter import Inverter
+from unembed.errors import CheckpointError, DataError, TrainingError
+from unembed.inverter import CURVES, Inverter
+from unembed.training.card import make_card, read_evaluation
 from unembed.training.checkpoint import BEST, LATEST, read_state
+from unembed.training.curves import draw_curves, read_run
+from unembed.weights import Storage
+
+
+def export_run(
+    run: Path,
+    out: Path,
+    *,
+    which: str = "best",
+    storage: Storage | None = None,
+    card: str | None = None,
+    evaluation: Path | None = None,
+) -> list[str]:
+    """Write the inverter's folder of a run: averaged weights, tokenizer, card and curves.
+
+    Args:
+        run: Folder of `unembed train`.
+        out: Folder to write; older weights in it are replaced.
+        which: ``best`` (lowest validation loss) or ``latest``.
+        storage: Number format and shard size; float16 if not given.
+        card: Model card (Markdown) in place of the one made from the run.
+        evaluation: What `unembed evaluate --out` wrote, for the card's table of figures.
+
+    Returns:
+        Notes on what is missing, and why.
+
+    Raises:
+        CheckpointError: There is no such state, it is damaged, or its weights do not fit the
+            number format.
+        DataError: The evaluation is none, or is about another encoder.
+    """
+    inverter = inverter_from_run(run, which)
+    inverter.storage = storage or Storage()
+    figures = None if evaluation is None else read_evaluation(evaluation, inverter.encoder)
+    notes: list[str] = []
+    try:
+        found, notes = read_run(run)
+        inverter.curves, _ = draw_curves([found])
+    except (TrainingError, DataError) as error:
+        notes.append(f"no curves in the card: {error}")
+    inverter.card = make_card(inverter, figures) if card is None else card
+    inverter.save_pretrained(out)
+    if inverter.curves is None:
+        (out / CURVES).unlink(missing_ok=True)  # of an earlier export
+    return notes
 
 
 def inverter_from_run(run: Path, which: str = "best", card: str | None = None) -> Inverter:
@@ -48,7 +94,11 @@ def inverter_from_run(run: Path, which: str = "best", card: str | None = None) -
         tokenizer,
         EncoderIdentity.from_dict(facts["encoder"]),
         {"schedule": diffusion["schedule"], "rate": diffusion["rate"]},
-        trained={"config": facts["config"], **asdict(progress)},
+        trained={
+            "config": facts["config"],
+            **asdict(progress),
+            **({"device": facts["device"]} if "device" in facts else {}),
+        },
         card=card,
         fingerprint=None if fingerprint is None else Fingerprint.from_dict(fingerprint),
     )

@@ -12,44 +12,54 @@ import math
 from typing import Any
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from unembed.denoiser import Denoiser
-from unembed.diffusion import CrossEntropyFn
 
-_CHUNK_LOGITS = 1 << 24  # 64 MB in float32
+# Logits at a time: few enough for a CPU's cache and allocator, enough to fill a GPU
+_CHUNK_LOGITS = {"cpu": 1 << 23, "cuda": 1 << 27}
+_CHUNKS_PER_SUM = 8  # products added in the format of h before float32 takes their sum
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
-    """Sum of weighted cross-entropies of h @ table.T + bias; gradients made on the way forward."""
+    """Sum of weighted cross-entropies of h @ table.T + bias; gradients made on the way forward.
+
+    The products run in the format of h; sums over chunks are float32.
+    """
 
     @staticmethod
     def forward(
         ctx: Any, h: Tensor, table: Tensor, bias: Tensor, targets: Tensor, weights: Tensor
     ) -> tuple[Tensor, Tensor]:
-        matrix = table.to(h.dtype)
+        matrix, offset = table.to(h.dtype), bias.to(h.dtype)
         losses = torch.empty(len(h), device=h.device, dtype=torch.float32)
         grad_h = torch.empty_like(h)
-        grad_table = torch.zeros_like(matrix) if ctx.needs_input_grad[1] else None
+        grad_table = torch.zeros_like(table)
+        partial = torch.zeros_like(matrix)
         grad_bias = torch.zeros_like(bias)
-        chunks = max(1, math.ceil(len(h) * len(table) / _CHUNK_LOGITS))
+        limit = _CHUNK_LOGITS.get(h.device.type, _CHUNK_LOGITS["cpu"])
+        chunks = max(1, math.ceil(len(h) * len(table) / limit))
         bounds = [len(h) * index // chunks for index in range(chunks + 1)]
-        for rows in map(slice, bounds, bounds[1:]):
-            logits = torch.addmm(bias.to(h.dtype), h[rows], matrix.T).float()  # [R, V]
+        for index, rows in enumerate(map(slice, bounds, bounds[1:]), start=1):
+            logits = F.linear(h[rows], matrix, offset)  # [R, V]
             target, weight = targets[rows, None], weights[rows, None]  # [R, 1]
             top, at = logits.max(dim=-1, keepdim=True)
+            wanted = logits.gather(1, target)
             p = logits.softmax(dim=-1)
             # -log p_target, by way of the largest p so that nothing underflows
-            losses[rows] = (top - p.gather(1, at).log() - logits.gather(1, target))[:, 0]
+            losses[rows] = (top.float() - p.gather(1, at).float().log() - wanted.float())[:, 0]
             # d loss / d logits = weight * (p - onehot); the weight goes to the small factors
             p.scatter_add_(1, target, p.new_full(target.shape, -1.0))
-            grad_bias += p.T @ weights[rows].to(p)
-            p = p.to(h.dtype)
-            grad_h[rows] = (p @ matrix) * weight
-            if grad_table is not None:
-                grad_table.addmm_(p.T, (h[rows] * weight).to(h.dtype))
+            grad_bias += weights[rows].to(p) @ p
+            grad_h[rows] = (p @ matrix) * weight.to(p)
+            if ctx.needs_input_grad[1]:
+                partial.addmm_(p.T, (h[rows] * weight).to(p))
+                if index % _CHUNKS_PER_SUM == 0 or index == chunks:
+                    grad_table += partial
+                    partial.zero_()
         ctx.save_for_backward(grad_h, grad_bias)
-        ctx.grad_table = None if grad_table is None else grad_table.to(table.dtype)
+        ctx.grad_table = grad_table if ctx.needs_input_grad[1] else None
         ctx.mark_non_differentiable(losses)
         return (losses * weights).sum(), losses
 
@@ -58,19 +68,42 @@ class _LinearCrossEntropy(torch.autograd.Function):
         grad_h, grad_bias = ctx.saved_tensors
         upstream = grads[0]
         grad_table = None if ctx.grad_table is None else ctx.grad_table * upstream
-        return grad_h * upstream, grad_table, grad_bias * upstream, None, None
+        return grad_h * upstream.to(grad_h), grad_table, grad_bias * upstream, None, None
 
 
-def chunked_cross_entropy_of(denoiser: Denoiser) -> CrossEntropyFn:
-    """The fast twin of `diffusion.cross_entropy_of`, for the tied output of our denoiser."""
+class ChunkedCrossEntropy(nn.Module):
+    """The fast twin of `diffusion.cross_entropy_of`, for the tied output of our denoiser.
 
-    def cross_entropy(
-        xt: Tensor, embedding: Tensor, t: Tensor, index: Tensor, targets: Tensor, weights: Tensor
+    A module around the denoiser, because that is what data-parallel training wraps.
+
+    Args:
+        denoiser: The network.
+        compile: Run its features through ``torch.compile``; the loss below is loops over chunks,
+            which it would unroll.
+    """
+
+    def __init__(self, denoiser: Denoiser, compile: bool = False) -> None:
+        super().__init__()
+        self.denoiser = denoiser
+        self._features = torch.compile(denoiser.features) if compile else denoiser.features
+
+    def forward(
+        self,
+        xt: Tensor,
+        embedding: Tensor,
+        t: Tensor,
+        index: Tensor,
+        targets: Tensor,
+        weights: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        h = denoiser.features(xt, embedding, t).flatten(0, 1)[index]  # [M, H]
-        total, losses = _LinearCrossEntropy.apply(  # type: ignore[no-untyped-call]
-            h, denoiser.token_table.weight, denoiser.output_bias, targets, weights
-        )
+        """Weighted sum and the M cross-entropies without gradient; see `diffusion_loss`."""
+        h = self._features(xt, embedding, t).flatten(0, 1)[index]  # [M, H]
+        device = h.device.type
+        if torch.is_autocast_enabled(device):
+            h = h.to(torch.get_autocast_dtype(device))  # it leaves in-place products alone
+        table, bias = self.denoiser.token_table.weight, self.denoiser.output_bias
+        with torch.autocast(device, enabled=False):
+            total, losses = _LinearCrossEntropy.apply(  # type: ignore[no-untyped-call]
+                h, table, bias, targets, weights
+            )
         return total, losses
-
-    return cross_entropy

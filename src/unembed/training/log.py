@@ -1,35 +1,149 @@
-"""The record of a run: one JSON object a line."""
+"""The record of a run: one JSON object a line, the same as CSV, and curves for TensorBoard."""
 
 from __future__ import annotations
 
+import csv
 import json
-from collections.abc import Callable
+import logging
+import math
+from collections.abc import Callable, Iterable, Sequence
+from io import StringIO
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # it takes a second to import, and may be missing
+    from torch.utils.tensorboard import SummaryWriter
 
 LogFn = Callable[[dict[str, float]], None]
+Record = dict[str, float]
+
+METRICS = "metrics.jsonl"
+TABLE = "metrics.csv"
+EVENTS = "tensorboard"
+_VALIDATION = "validation_"
 
 
 class MetricsLog:
-    """Appends records to a file; a resumed run first drops what came after its step.
+    """Appends records to ``metrics.jsonl``, and the same to a CSV beside it and to TensorBoard.
+
+    A record of training has a ``loss``, a record of a validation a ``validation_loss``; what else
+    is in them may change on the way, and the CSV gets a column for whatever comes. A resumed run
+    first drops what came after its step, and lines that a kill cut short.
 
     Args:
         path: ``metrics.jsonl`` of a run.
         step: Step the run starts from.
-        on_log: Called with every record too.
+        on_log: Called with every record as it was handed in.
+        samples_per_step: When given, ``samples`` seen so far is added to every record.
+        tensorboard: Write ``tensorboard/`` beside the file too, where that package is installed;
+            where it is not, one line says so.
     """
 
-    def __init__(self, path: Path, step: int, on_log: LogFn | None = None) -> None:
-        self.path = path
+    def __init__(
+        self,
+        path: Path,
+        step: int,
+        on_log: LogFn | None = None,
+        *,
+        samples_per_step: int | None = None,
+        tensorboard: bool = False,
+    ) -> None:
+        self.path, self.table = path, path.with_name(TABLE)
         self.on_log = on_log
-        kept: list[str] = []
+        self.samples_per_step = samples_per_step
+        kept = []
         if path.exists() and step > 0:
-            lines = path.read_text(encoding="utf-8").splitlines()
-            kept = [line for line in lines if line and json.loads(line)["step"] <= step]
-        path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+            kept = [record for record in read_records(path)[0] if record["step"] <= step]
+        self._columns = _all_columns(kept)
+        _replace(path, "".join(json.dumps(record) + "\n" for record in kept))
+        _replace(self.table, _csv(self._columns, kept, header=True))
+        self._writer = _tensorboard(path.with_name(EVENTS), step) if tensorboard else None
 
-    def write(self, record: dict[str, float]) -> None:
+    def write(self, record: Record) -> None:
         """Append one record."""
+        full = dict(record)
+        if self.samples_per_step is not None:
+            full["samples"] = record["step"] * self.samples_per_step
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+            file.write(json.dumps(full) + "\n")
+        if set(full) <= set(self._columns):
+            with self.table.open("a", encoding="utf-8", newline="") as file:
+                file.write(_csv(self._columns, [full], header=False))
+        else:  # some times in a run: the whole table is written again, wider
+            records, _ = read_records(self.path)
+            self._columns = _all_columns(records)
+            _replace(self.table, _csv(self._columns, records, header=True))
+        if self._writer is not None:
+            _add_scalars(self._writer, full)
         if self.on_log is not None:
             self.on_log(record)
+
+
+def read_records(path: Path) -> tuple[list[Record], int]:
+    """The records of a ``metrics.jsonl``, and the number of lines that are none.
+
+    A line counts when it is a JSON object of numbers with a step: a killed process may leave half
+    a line, a full disk an empty one.
+    """
+    records, damaged = [], 0
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            record = json.loads(line)
+        except ValueError:
+            record = None
+        if _is_record(record):
+            records.append(record)
+        else:
+            damaged += 1
+    return records, damaged
+
+
+def _is_record(record: object) -> bool:
+    if not isinstance(record, dict):
+        return False
+    numbers = all(type(value) in (int, float) for value in record.values())
+    return numbers and "step" in record and math.isfinite(record["step"])
+
+
+def _all_columns(records: Iterable[Record]) -> list[str]:
+    """Every key, in the order of its first appearance."""
+    return list(dict.fromkeys(name for record in records for name in record))
+
+
+def _csv(columns: Sequence[str], records: Iterable[Record], *, header: bool) -> str:
+    """Rows with a cell for every column, empty where a record has no such figure."""
+    text = StringIO()
+    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
+    if header and columns:
+        writer.writeheader()
+    writer.writerows(records)
+    return text.getvalue()
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write a file in one step, so that a kill leaves the old one or the new one."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text, encoding="utf-8", newline="")
+    temporary.replace(path)
+
+
+def _tensorboard(folder: Path, step: int) -> SummaryWriter | None:
+    """A writer whose viewers drop what came after the step; None where the package is missing."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        logging.getLogger(__name__).warning(
+            "note: no curves for TensorBoard, which is not installed (pip install "
+            "'unembed[tensorboard]', or --set training.tensorboard=false)"
+        )
+        return None
+    return SummaryWriter(str(folder), purge_step=step + 1)
+
+
+def _add_scalars(writer: SummaryWriter, record: Record) -> None:
+    group = "validation" if "validation_loss" in record else "training"
+    for name, value in record.items():
+        if name != "step":
+            tag = f"{group}/{name.removeprefix(_VALIDATION)}"
+            writer.add_scalar(tag, value, int(record["step"]))
+    writer.flush()  # a kill loses nothing that was logged

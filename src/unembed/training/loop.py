@@ -1,48 +1,44 @@
-"""The training loop, read top to bottom: data, network, optimiser, steps, validation, saves."""
+"""The training loop, read top to bottom: data, network, steps, validation, saves."""
 
 from __future__ import annotations
 
-import math
-import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from unembed.config import Config
-from unembed.data.encode import TOKENIZER
+from unembed.data.manifest import TOKENIZER
 from unembed.data.pairs import Pairs
 from unembed.denoiser import Denoiser, DenoiserSizes
 from unembed.device import Compute
-from unembed.diffusion import WEIGHTS, corrupt_batch, diffusion_loss, make_schedule
+from unembed.diffusion import mean_mask_ratio
+from unembed.encoders.base import Encoder
 from unembed.errors import CheckpointError, TrainingError
-from unembed.training.checkpoint import BEST, LATEST, Progress, read_state, restore, save_state
-from unembed.training.ema import EMA
-from unembed.training.linear_cross_entropy import chunked_cross_entropy_of
-from unembed.training.log import LogFn, MetricsLog
-from unembed.training.optimizer import learning_rate, make_optimizer
-from unembed.training.order import step_generator, training_rows
-from unembed.training.validation import validate
+from unembed.training.batch_size import settle_batch_size
+from unembed.training.checkpoint import (
+    BEST,
+    LATEST,
+    MILESTONE,
+    Progress,
+    read_state,
+    restore,
+    save_state,
+    written,
+)
+from unembed.training.log import METRICS, LogFn, MetricsLog
+from unembed.training.optimizer import learning_rate
+from unembed.training.processes import Processes
+from unembed.training.speed import Clock, product_rate, step_operations
+from unembed.training.start import start_from
+from unembed.training.step import TrainingRun, assemble, optimiser_step
+from unembed.training.validation import decode_held_out, validate
 
-METRICS = "metrics.jsonl"
-
-
-@dataclass
-class TrainingRun:
-    """What a step works on."""
-
-    config: Config
-    pairs: Pairs
-    compute: Compute
-    denoiser: Denoiser
-    ema: EMA
-    optimizer: torch.optim.Optimizer
-    facts: dict[str, Any]
+if TYPE_CHECKING:
+    from unembed.config import Config
 
 
 def train(
@@ -52,21 +48,24 @@ def train(
     compute: Compute,
     *,
     words: NDArray[np.float32] | None = None,
+    encoder: Encoder | None = None,
     resume: bool = False,
     on_log: LogFn | None = None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Progress:
-    """Train a denoiser on prepared pairs.
+    """Train a denoiser on prepared pairs, in this process or, under a launcher, in several.
 
     Args:
         config: The run's settings.
         data: Folder of prepared pairs.
-        run: Folder for ``latest.safetensors``, ``best.safetensors`` and ``metrics.jsonl``.
-        compute: Device and number format.
+        run: Folder for ``latest.safetensors``, ``best.safetensors`` and the log.
+        compute: Device and number format; of several processes each has a device of its own.
         words: The encoder's word embeddings [V', H'], from which the token table starts.
+        encoder: Embeds what is decoded in validation, whose cosine is then logged.
         resume: Go on from ``latest.safetensors`` when there is one.
         on_log: Called with every record that goes into ``metrics.jsonl``.
-        should_stop: Asked after every step; true saves the state and returns.
+        should_stop: Asked after every step (of several processes: at every log); true saves the
+            state and returns.
 
     Returns:
         Where the run stands at its end.
@@ -74,125 +73,121 @@ def train(
     Raises:
         DataError: The pairs cannot be read.
         CheckpointError: The folder holds another run, or a run and ``resume`` is false.
-        TrainingError: Too few pairs, a loss that is not finite (the last good state is kept), or a
-            full disk.
+        TrainingError: Too few pairs, a bad loss (the last good state is kept), or a full disk.
     """
+    processes, pairs = Processes(compute), Pairs.open(data)
+    config = _with_batch_size(config, pairs, processes, run)
     settings = config.training
-    this = _build(config, Pairs.open(data), compute, words)
+    this = _build(config, pairs, processes, words)
     progress = _start_or_resume(run, this, resume)
-    log = MetricsLog(run / METRICS, progress.step, on_log)
-    clock = _Clock(progress)
-    running = torch.zeros((), device=compute.device)  # sum of losses since the last log
+    log = _log(run, this, progress, on_log) if processes.first else None
+    clock = _clock(this, progress)
+    running = torch.zeros((), device=this.compute.device)  # sum of losses since the last log
+    logged = this.guard.found().good
     for step in range(progress.step, settings.steps):
-        loss, norm = optimiser_step(this, step)
-        running += loss
+        if _out_of_patience(this, progress):
+            break
+        running += optimiser_step(this, step)
         progress = replace(progress, step=step + 1, seconds=clock.total())
-        last = step + 1 == settings.steps
-        stop = last or should_stop()
+        last = progress.step == settings.steps
+        to_log = progress.step % settings.log_every == 0
+        stop = last or processes.asked(should_stop, now=to_log)
+        to_validate = progress.step % settings.eval_every == 0 or last
+        to_save = progress.step % settings.save_every == 0 or stop
+        kept = progress.step in settings.milestones
+        if not (to_log or to_validate or to_save or kept):
+            continue  # the host never waits for the device between these
 
-        if progress.step % settings.log_every == 0 or stop:
-            # Between logs the host never waits for the device
-            record = clock.record(progress, running.item(), norm.item(), this.config)
-            if not math.isfinite(record["loss"] + record["gradient_norm"]):
-                raise TrainingError(
-                    "a finite loss",
-                    f"loss {record['loss']}, gradient norm {record['gradient_norm']} by step "
-                    f"{progress.step}",
-                    f"The last good state is in {run / LATEST}; lower training.lr and resume",
-                )
-            log.write(record)
+        found = this.guard.check(progress.step, str(run / LATEST))
+        progress = replace(progress, skipped=found.skipped)
+        if (to_log or stop) and found.good > logged:
+            loss = running.item() / (found.good - logged)
+            _write(log, _record(this, progress, loss, clock))
             running.zero_()
-        if progress.step % settings.eval_every == 0 or last:
-            with this.ema.applied(), clock.paused():
-                figures = validate(this.denoiser, this.pairs, config, compute)
-            log.write({"step": progress.step, **figures})
-            if figures["validation_loss"] < progress.best_loss:
-                progress = replace(progress, best_loss=figures["validation_loss"])
-                save_state(run / BEST, this.denoiser, this.ema, None, progress, this.facts)
-        if progress.step % settings.save_every == 0 or stop:
-            with clock.paused():
-                save_state(
-                    run / LATEST, this.denoiser, this.ema, this.optimizer, progress, this.facts
-                )
+            logged = found.good
+        with clock.paused():
+            if to_validate:
+                progress = _validate(this, progress, run, log, encoder)
+                stop = stop or _out_of_patience(this, progress)
+            if kept:
+                _save(this, progress, run / MILESTONE.format(progress.step))
+            if to_save or stop:
+                _save(this, progress, run / LATEST)
         if stop:
             break
+    processes.wait()
     return progress
 
 
-def optimiser_step(this: TrainingRun, step: int) -> tuple[Tensor, Tensor]:
-    """One update from ``accumulate`` batches; returns loss and gradient norm, on the device."""
-    settings, process, device = this.config.training, this.config.diffusion, this.compute.device
-    schedule = make_schedule(process.schedule, process.rate)
-    generator = step_generator(settings.seed, step)
-    cross_entropy = chunked_cross_entropy_of(this.denoiser)
-    held_out = settings.validation_pairs
-    total = torch.zeros((), device=device)
-    for micro in range(settings.accumulate):
-        first = (step * settings.accumulate + micro) * settings.batch_size
-        rows = training_rows(first, settings.batch_size, len(this.pairs) - held_out, settings.seed)
-        tokens, vectors = this.pairs.rows(rows + held_out)
-        x0, embedding = torch.from_numpy(tokens), torch.from_numpy(vectors).to(device)
-        weight = WEIGHTS[process.weight]
-        batch = corrupt_batch(x0, schedule, weight, this.pairs.tokenizer.mask_id, generator)
-        with this.compute.autocast():
-            loss, _ = diffusion_loss(cross_entropy, batch.to(device), embedding)
-        loss = loss / settings.accumulate
-        loss.backward()  # type: ignore[no-untyped-call]
-        total += loss.detach()
-    norm = torch.nn.utils.clip_grad_norm_(this.denoiser.parameters(), settings.clip_norm)
-    for group in this.optimizer.param_groups:
-        group["lr"] = learning_rate(step, settings) * group["share"]
-    this.optimizer.step()
-    this.optimizer.zero_grad(set_to_none=True)
-    this.ema.update(step + 1)
-    return total, norm
+def _with_batch_size(config: Config, pairs: Pairs, processes: Processes, run: Path) -> Config:
+    """The configuration with ``batch_size: auto`` settled: as the run to resume did, or now."""
+    if config.training.batch_size != "auto":
+        return config
+    if (run / LATEST).exists():
+        size = read_state(run / LATEST)[2]["config"]["training"]["batch_size"]
+    else:
+        size = settle_batch_size(config, pairs, processes, _network)
+    training = config.training.model_copy(update={"batch_size": size})
+    return config.model_copy(update={"training": training})
 
 
-def _build(
-    config: Config, pairs: Pairs, compute: Compute, words: NDArray[np.float32] | None
-) -> TrainingRun:
-    """Network, average and optimiser at step 0."""
-    settings = config.training
-    needed = settings.validation_pairs + settings.batch_size
-    if len(pairs) < needed:
-        raise TrainingError(
-            f"at least validation_pairs + batch_size = {needed} prepared pairs",
-            str(len(pairs)),
-            "Prepare more text, or lower training.validation_pairs or training.batch_size",
-        )
+def _network(config: Config, pairs: Pairs) -> Denoiser:
+    """The denoiser with its random start."""
     sizes = DenoiserSizes(
         vocab_size=pairs.tokenizer.size,
         embedding_dim=pairs.encoder.dimension,
         length=int(pairs.manifest["pieces"]["length"]),
         **config.denoiser.model_dump(exclude={"token_table"}),
     )
-    torch.manual_seed(settings.seed)
-    denoiser = Denoiser(sizes)
+    torch.manual_seed(config.training.seed)
+    return Denoiser(sizes)
+
+
+def _build(
+    config: Config, pairs: Pairs, processes: Processes, words: NDArray[np.float32] | None
+) -> TrainingRun:
+    """Network, average and optimiser at step 0."""
+    settings = config.training
+    needed = settings.validation_pairs + settings.pairs_a_pass
+    if len(pairs) < needed:
+        raise TrainingError(
+            f"at least validation_pairs + batch_size = {needed} prepared pairs",
+            str(len(pairs)),
+            "Prepare more text, or lower training.validation_pairs or training.batch_size",
+        )
+    if settings.pairs_a_pass < processes.count:
+        raise TrainingError(
+            f"a training.batch_size of at least {processes.count}, one pair a process",
+            str(settings.pairs_a_pass),
+            "Raise it or start fewer processes",
+        )
+    denoiser = _network(config, pairs)
     denoiser.start_from_frequencies(torch.from_numpy(pairs.token_counts()))
-    if words is not None:
+    if settings.start_from is not None:
+        start_from(settings.start_from, denoiser, pairs)
+    elif words is not None:
         denoiser.start_from_words(torch.from_numpy(pairs.tokenizer.rows_of(words)))
-    denoiser.to(compute.device).train()
     facts = {
         "config": config.model_dump(),
-        "sizes": sizes.to_dict(),
+        "sizes": denoiser.sizes.to_dict(),
         "encoder": pairs.encoder.to_dict(),
         "tokenizer": pairs.tokenizer.ids_to_dict(),
         "tokenizer_digest": pairs.tokenizer.digest,
         "fingerprint": pairs.manifest.get("fingerprint"),
+        "device": processes.compute.describe(),
     }
-    ema = EMA(denoiser, settings.ema_decay)
-    return TrainingRun(
-        config, pairs, compute, denoiser, ema, make_optimizer(denoiser, settings), facts
-    )
+    return assemble(config, pairs, processes, denoiser, facts)
 
 
 def _start_or_resume(run: Path, this: TrainingRun, resume: bool) -> Progress:
     """Load the latest state when asked to and there is one; refuse to overwrite a run."""
-    run.mkdir(parents=True, exist_ok=True)
     latest = run / LATEST
     pairs = len(this.pairs) - this.config.training.validation_pairs
     if not latest.exists():
-        this.pairs.tokenizer.save(run / TOKENIZER)
+        if this.processes.first:
+            with written(run / TOKENIZER):
+                run.mkdir(parents=True, exist_ok=True)
+                this.pairs.tokenizer.save(run / TOKENIZER)
         return Progress(pairs=pairs)
     if not resume:
         raise CheckpointError(
@@ -206,50 +201,96 @@ def _start_or_resume(run: Path, this: TrainingRun, resume: bool) -> Progress:
                 f"{saved.get(key)} in {latest}",
                 "Use the data and configuration of that run, or another --out",
             )
-    restore(tensors, this.denoiser, this.ema, this.optimizer, progress.step)
+    updates = progress.step - progress.skipped
+    guard = restore(tensors, this.denoiser, this.ema, this.optimizer, updates)
+    if guard is not None:
+        this.guard.restore(guard)
     return replace(progress, pairs=pairs)
 
 
-class _Clock:
-    """Seconds spent over all starts of a run, and speed since the last log."""
-
-    def __init__(self, progress: Progress) -> None:
-        self._began = time.monotonic() - progress.seconds
-        self._logged_at, self._logged_step = time.monotonic(), progress.step
-
-    def total(self) -> float:
-        return time.monotonic() - self._began
-
-    def paused(self) -> _Pause:
-        return _Pause(self)
-
-    def skip(self, seconds: float) -> None:
-        """Leave validation and saving out of the speed."""
-        self._logged_at += seconds
-
-    def record(
-        self, progress: Progress, losses: float, norm: float, config: Config
-    ) -> dict[str, float]:
-        settings = config.training
-        steps = progress.step - self._logged_step
-        seconds = time.monotonic() - self._logged_at
-        self._logged_at, self._logged_step = time.monotonic(), progress.step
-        return {
-            "step": progress.step,
-            "loss": losses / steps,
-            "lr": learning_rate(progress.step - 1, settings),
-            "gradient_norm": norm,
-            "samples_per_second": steps * settings.batch_size * settings.accumulate / seconds,
-            "seconds": progress.seconds,
-        }
+def _log(run: Path, this: TrainingRun, progress: Progress, on_log: LogFn | None) -> MetricsLog:
+    with written(run / METRICS):
+        return MetricsLog(
+            run / METRICS,
+            progress.step,
+            on_log,
+            samples_per_step=this.samples,
+            tensorboard=this.config.training.tensorboard,
+        )
 
 
-class _Pause:
-    def __init__(self, clock: _Clock) -> None:
-        self._clock = clock
+def _write(log: MetricsLog | None, record: dict[str, float]) -> None:
+    """Add to the log, in the first process."""
+    if log is not None:
+        with written(log.path):
+            log.write(record)
 
-    def __enter__(self) -> None:
-        self._began = time.monotonic()
 
-    def __exit__(self, *error: object) -> None:
-        self._clock.skip(time.monotonic() - self._began)
+def _clock(this: TrainingRun, progress: Progress) -> Clock:
+    """A clock that knows what a step takes and what this machine can do."""
+    sizes, settings = this.denoiser.sizes, this.config.training
+    masked = this.samples * sizes.length * mean_mask_ratio(this.schedule)
+    operations = step_operations(sizes, this.samples, masked, settings.table_lr > 0)
+    rate = product_rate(this.compute) * this.processes.count
+    return Clock(progress.step, progress.seconds, this.samples, operations, rate)
+
+
+def _record(this: TrainingRun, progress: Progress, loss: float, clock: Clock) -> dict[str, float]:
+    """A line of the log; the loss is the mean over the good steps since the last one."""
+    settings = this.config.training
+    record = {
+        "step": progress.step,
+        "loss": loss,
+        "lr": learning_rate(progress.step - 1, settings),
+        "gradient_norm": this.guard.norm.item(),
+        **clock.speed(progress.step),
+        "seconds": progress.seconds,
+    }
+    if settings.on_bad_loss == "skip":
+        record["skipped_steps"] = progress.skipped
+    return record
+
+
+def _validate(
+    this: TrainingRun,
+    progress: Progress,
+    run: Path,
+    log: MetricsLog | None,
+    encoder: Encoder | None,
+) -> Progress:
+    """Measure the averaged weights in the first process, tell the others, keep the best."""
+    figures: dict[str, float] = {}
+    if this.processes.first:
+        with this.ema.applied():
+            figures = validate(this.denoiser, this.pairs, this.config, this.compute)
+            figures |= decode_held_out(
+                this.denoiser, this.pairs, this.config, this.compute, encoder
+            )
+        _write(log, {"step": progress.step, **figures})
+    loss = this.processes.agreed(figures.get("validation_loss", 0.0))
+    if not loss < progress.best_loss:
+        return replace(progress, stale=progress.stale + 1)
+    progress = replace(progress, best_loss=loss, stale=0)
+    _save(this, progress, run / BEST)
+    return progress
+
+
+def _out_of_patience(this: TrainingRun, progress: Progress) -> bool:
+    patience = this.config.training.patience
+    return patience is not None and progress.stale >= patience
+
+
+def _save(this: TrainingRun, progress: Progress, path: Path) -> None:
+    """Write a state, in the first process: all of it as the latest, else the averages."""
+    if not this.processes.first:
+        return
+    whole = path.name == LATEST
+    save_state(
+        path,
+        this.denoiser,
+        this.ema,
+        this.optimizer if whole else None,
+        progress,
+        this.facts,
+        this.guard.state if whole else None,
+    )

@@ -1,0 +1,131 @@
+"""What a step is made of: pairs, timesteps, masks, on the device."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from unembed.data.pairs import Pairs
+from unembed.diffusion import WEIGHTS, Corrupted, Schedule, draw_masks, sample_timesteps
+from unembed.training.memory import free_bytes
+
+if TYPE_CHECKING:
+    from unembed.config import DiffusionSection, TrainingSection
+
+RowsFn = Callable[[NDArray[np.int64]], tuple[Tensor, Tensor]]
+
+_SPARE = 6.0  # standard deviations of room: one batch in 10^9 has more masks and is longer
+_ROUND = 64
+
+
+def rows_of(pairs: Pairs, settings: TrainingSection, device: torch.device) -> RowsFn:
+    """A function from row numbers to token ids [b, L] and unit embeddings [b, D] on the device.
+
+    The pairs are copied there whole where ``training.resident`` says so and they fit into half of
+    its free memory; otherwise rows are read from the disk's cache and sent.
+    """
+    wanted = settings.resident == "always"
+    if settings.resident == "auto" and device.type == "cuda":
+        size = sum(a.nbytes for a in pairs.tokens) + sum(a.nbytes for a in pairs.embeddings)
+        wanted = size <= free_bytes(device) // 2
+    if wanted:
+        return _resident(pairs, device)
+
+    def read(rows: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+        tokens, vectors = pairs.rows(rows)
+        return _sent(torch.from_numpy(tokens), device), _sent(torch.from_numpy(vectors), device)
+
+    return read
+
+
+def _resident(pairs: Pairs, device: torch.device) -> RowsFn:
+    length, dimension = pairs.tokens[0].shape[1], pairs.embeddings[0].shape[1]
+    tokens = torch.empty(len(pairs), length, dtype=torch.int32, device=device)
+    embeddings = torch.empty(len(pairs), dimension, dtype=torch.float16, device=device)
+    for start, ids, vectors in zip(pairs.starts, pairs.tokens, pairs.embeddings, strict=False):
+        tokens[start : start + len(ids)] = torch.from_numpy(ids.astype(np.int32))
+        embeddings[start : start + len(ids)] = torch.from_numpy(np.array(vectors))
+
+    def gather(rows: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+        at = _sent(torch.from_numpy(rows), device)
+        vectors = embeddings[at].float()
+        return tokens[at].long(), vectors / vectors.norm(dim=1, keepdim=True).clamp_min(1e-6)
+
+    return gather
+
+
+def _sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """On the device; from pinned memory to a GPU, so that the host need not wait for it."""
+    if device.type == "cuda":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
+
+
+def masked_batch(
+    x0: Tensor,
+    own: slice,
+    batch: int,
+    process: DiffusionSection,
+    schedule: Schedule,
+    mask_id: int,
+    generator: torch.Generator,
+    count: int = 0,
+) -> Corrupted:
+    """Draw timesteps and masks of a whole batch on the host, and apply this process's rows.
+
+    The same draws as `diffusion.corrupt_batch`, whose result this is where ``own`` is everything
+    and ``count`` is 0.
+
+    Args:
+        x0: Clean ids [b, L] of the rows ``own``, on the device.
+        own: Which rows of the batch these are.
+        batch: Pairs B of the whole batch, over all processes.
+        process: The forward process and its weight.
+        schedule: Of the process.
+        mask_id: Id of the mask token.
+        generator: Source of randomness.
+        count: Masked positions to pad to with entries of weight 0, for shapes that never change.
+    """
+    length, device = x0.shape[1], x0.device
+    t = sample_timesteps(batch, generator)
+    masked = draw_masks((batch, length), 1.0 - schedule.alpha(t), generator)[own]
+    t = t[own]
+    # The number of masked positions is settled here, on the host, which need not ask a GPU
+    index = masked.flatten().nonzero()[:, 0]  # [M]
+    weights = WEIGHTS[process.weight](schedule, t)[index // length]
+    missing = max(0, count - len(index))
+    index, weights = F.pad(index, (0, missing)), F.pad(weights, (0, missing))
+    masked, index = _sent(masked, device), _sent(index, device)
+    xt = torch.where(masked, mask_id, x0)
+    return Corrupted(
+        xt=xt,
+        t=_sent(t, device),
+        masked=masked,
+        index=index,
+        targets=x0.flatten()[index],
+        weights=_sent(weights, device),
+        positions=batch * length,
+    )
+
+
+def most_masked(pairs: int, length: int, ratio: float, whole: bool) -> int:
+    """Masked positions that a batch practically never exceeds.
+
+    Args:
+        pairs: Pairs b of it.
+        length: Positions L of each.
+        ratio: Mean share masked.
+        whole: Whether its timesteps are stratified, as those of a whole batch are. Those of a
+            process's part of one are a random choice, and their sum varies more.
+    """
+    # Variance of a binomial over L at most L / 4; of L times a ratio in [0, 1] at most L^2 / 12
+    variance = pairs * length * (0.25 if whole else 0.25 + length / 12)
+    wanted = pairs * length * ratio + _SPARE * math.sqrt(variance)
+    return min(pairs * length, math.ceil(wanted / _ROUND) * _ROUND)

@@ -1,0 +1,124 @@
+"""The processes of a run, by Hugging Face Accelerate: one, or as many as a launcher started.
+
+Accelerate finds out who is there (``accelerate launch`` or ``torchrun``), picks each process's
+device, wraps the network for data-parallel training (DDP) and adds up over processes. Number
+formats stay with `unembed.device`: Accelerate's mixed precision is off.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from copy import copy
+from dataclasses import replace
+from typing import Any, TypeVar
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType, broadcast_object_list
+from torch import Tensor, nn
+
+from unembed.device import Compute
+from unembed.errors import TrainingError
+
+_T = TypeVar("_T")
+_KNOWN = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
+
+
+class Processes:
+    """Who takes part in a run, and what they tell each other.
+
+    Args:
+        compute: What this process would use alone.
+
+    Raises:
+        TrainingError: The launcher asks for another way than DDP (such as FSDP or DeepSpeed).
+
+    Attributes:
+        count: Processes of the run.
+        rank: This one's number; the first, 0, logs and saves.
+        compute: Device of this process, and the number format of the first.
+    """
+
+    def __init__(self, compute: Compute) -> None:
+        cpu = compute.device.type == "cpu"
+        self._accelerator = Accelerator(cpu=cpu, mixed_precision="no")
+        self.count: int = self._accelerator.num_processes
+        self.rank: int = self._accelerator.process_index
+        if self._accelerator.distributed_type not in _KNOWN:
+            raise TrainingError(
+                "one process, or several with DDP",
+                str(self._accelerator.distributed_type),
+                "Launch with `torchrun` or `accelerate launch --multi_gpu`, without FSDP",
+            )
+        if self.count > 1:
+            # Each would measure for itself which format is quicker, and they might disagree
+            dtype = self.agreed(compute.dtype)
+            compute = replace(compute, device=self._accelerator.device, dtype=dtype)
+        self.compute = compute
+
+    @property
+    def first(self) -> bool:
+        """Whether this process logs and saves."""
+        return self.rank == 0
+
+    def alone(self) -> Processes:
+        """This process as if it were the only one, on the same device."""
+        single = copy(self)
+        single.count, single.rank = 1, 0
+        return single
+
+    def share(self, batch: int) -> slice:
+        """Which samples of a batch are this process's."""
+        return slice(batch * self.rank // self.count, batch * (self.rank + 1) // self.count)
+
+    def wrap(self, module: nn.Module) -> nn.Module:
+        """The module, with gradients averaged over processes; the same one when there is one."""
+        if self.count == 1:
+            return module
+        wrapped: nn.Module = self._accelerator.prepare_model(module, device_placement=False)
+        return wrapped
+
+    def gradients(self, module: nn.Module, exchange: bool) -> AbstractContextManager[Any]:
+        """Around a backward pass: exchange gradients at its end, or only add them up here."""
+        if exchange or self.count == 1:
+            return nullcontext()
+        inside: AbstractContextManager[Any] = self._accelerator.no_sync(module)
+        return inside
+
+    def total(self, value: Tensor) -> Tensor:
+        """Sum of a tensor over processes, without waiting for it."""
+        if self.count == 1:
+            return value
+        summed: Tensor = self._accelerator.reduce(value, reduction="sum")
+        return summed
+
+    def agreed(self, value: _T) -> _T:
+        """What the first process says; the others wait for it."""
+        if self.count == 1:
+            return value
+        said: list[_T] = broadcast_object_list([value], from_process=0)
+        return said[0]
+
+    def asked(self, question: Callable[[], bool], now: bool) -> bool:
+        """Whether any process answers yes.
+
+        Several ask each other only where ``now`` is true, since it takes a wait.
+        """
+        if self.count == 1:
+            return question()
+        if not now:
+            return False
+        answer = torch.tensor(float(question()), device=self.compute.device)
+        return bool(self.total(answer).item())
+
+    def smallest(self, value: int) -> int:
+        """The smallest of the processes' values."""
+        if self.count == 1:
+            return value
+        ours = torch.tensor([value], device=self.compute.device)
+        return int(self._accelerator.gather(ours).min())
+
+    def wait(self) -> None:
+        """Until all are here."""
+        self._accelerator.wait_for_everyone()

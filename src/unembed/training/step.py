@@ -1,0 +1,154 @@
+"""One optimiser step: draw, corrupt, score, differentiate, update."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from unembed.data.pairs import Pairs
+from unembed.denoiser import Denoiser
+from unembed.device import Compute
+from unembed.diffusion import Corrupted, Schedule, diffusion_loss, make_schedule, mean_mask_ratio
+from unembed.training.batch import RowsFn, masked_batch, most_masked, rows_of
+from unembed.training.condition import perturb
+from unembed.training.context import with_own_samples
+from unembed.training.ema import EMA
+from unembed.training.guard import LossGuard
+from unembed.training.linear_cross_entropy import ChunkedCrossEntropy
+from unembed.training.optimizer import learning_rate, make_optimizer
+from unembed.training.order import step_generator, training_rows
+from unembed.training.processes import Processes
+
+if TYPE_CHECKING:
+    from unembed.config import Config
+
+
+@dataclass
+class TrainingRun:
+    """What a step works on; build it with `assemble`.
+
+    Attributes:
+        config: The run's settings, ``batch_size`` a number.
+        pairs: All of them, held-out ones first.
+        rows: Pairs on the device by row number.
+        processes: Who shares the batches, and on what device.
+        denoiser: The network, whose weights are trained.
+        objective: What gives the loss and its gradient: around the denoiser, over all processes.
+        schedule: Of the forward process.
+        ema: Averaged weights.
+        optimizer: Of the denoiser's parameters.
+        guard: Tells bad steps from good ones.
+        facts: What must match when a saved state is loaded.
+    """
+
+    config: Config
+    pairs: Pairs
+    rows: RowsFn
+    processes: Processes
+    denoiser: Denoiser
+    objective: nn.Module
+    schedule: Schedule
+    ema: EMA
+    optimizer: torch.optim.Optimizer
+    guard: LossGuard
+    facts: dict[str, Any]
+
+    @property
+    def compute(self) -> Compute:
+        """Device and number format."""
+        return self.processes.compute
+
+    @property
+    def samples(self) -> int:
+        """Pairs an optimiser step sees, over all processes."""
+        return self.config.training.pairs_a_pass * self.config.training.accumulate
+
+
+def assemble(
+    config: Config, pairs: Pairs, processes: Processes, denoiser: Denoiser, facts: dict[str, Any]
+) -> TrainingRun:
+    """Everything around a denoiser at step 0; it is moved to the device."""
+    settings, device = config.training, processes.compute.device
+    denoiser.to(device).train()
+    optimizer = make_optimizer(denoiser, settings)  # freezes the table, which wrapping must see
+    return TrainingRun(
+        config=config,
+        pairs=pairs,
+        rows=rows_of(pairs, settings, device),
+        processes=processes,
+        denoiser=denoiser,
+        objective=processes.wrap(ChunkedCrossEntropy(denoiser, settings.compile)),
+        schedule=make_schedule(config.diffusion.schedule, config.diffusion.rate),
+        ema=EMA(denoiser, settings.ema_decay),
+        optimizer=optimizer,
+        guard=LossGuard(settings, device),
+        facts=facts,
+    )
+
+
+def optimiser_step(this: TrainingRun, step: int) -> Tensor:
+    """One update from ``accumulate`` batches; returns the loss, 0 for a bad step.
+
+    The loss is that of the whole batch, on the device: the host has not waited for it. A bad step
+    leaves weights and moments as they are.
+    """
+    settings, processes = this.config.training, this.processes
+    generator = step_generator(settings.seed, step)
+    total = torch.zeros((), device=this.compute.device)
+    for micro in range(settings.accumulate):
+        first = (step * settings.accumulate + micro) * settings.pairs_a_pass
+        batch, embedding = draw_batch(this, first, generator)
+        exchange = micro + 1 == settings.accumulate
+        with processes.gradients(this.objective, exchange):
+            with this.compute.autocast():
+                loss, _ = diffusion_loss(this.objective, batch, embedding)
+            # Gradients are averaged over processes, and their losses parts of one sum
+            loss = loss * (processes.count / settings.accumulate)
+            loss.backward()  # type: ignore[no-untyped-call]
+        total += loss.detach() / processes.count
+    norm = torch.nn.utils.clip_grad_norm_(this.denoiser.parameters(), settings.clip_norm)
+    for group in this.optimizer.param_groups:
+        group["lr"] = learning_rate(step, settings) * group["share"]
+    total = processes.total(total)
+    bad = this.guard.judge(total, norm)
+    # As torch.amp.GradScaler does: the fused kernel skips its update where this is 1
+    this.optimizer.found_inf = bad  # type: ignore[attr-defined]
+    this.optimizer.step()
+    this.optimizer.zero_grad(set_to_none=True)
+    this.ema.update(step + 1)
+    return torch.where(bad.bool(), 0.0, total)
+
+
+def draw_batch(
+    this: TrainingRun, first: int, generator: torch.Generator
+) -> tuple[Corrupted, Tensor]:
+    """This process's part of the batch that starts at sample ``first``, and its embeddings.
+
+    All draws are for the whole batch, so that several processes see what one would.
+    """
+    settings, held_out = this.config.training, this.config.training.validation_pairs
+    mask_id, size = this.pairs.tokenizer.mask_id, settings.pairs_a_pass
+    own = this.processes.share(size)
+    rows = training_rows(first, size, len(this.pairs) - held_out, settings.seed)[own]
+    x0, embedding = this.rows(rows + held_out)
+    count = 0
+    if settings.static_shapes:
+        ratio = mean_mask_ratio(this.schedule)
+        count = most_masked(len(x0), x0.shape[1], ratio, this.processes.count == 1)
+    batch = masked_batch(
+        x0, own, size, this.config.diffusion, this.schedule, mask_id, generator, count
+    )
+    embedding = perturb(
+        embedding, settings.condition_dropout, settings.embedding_noise, generator, size, own
+    )
+    if settings.self_context:
+        draws = torch.rand(2, size, x0.shape[1], generator=generator)[:, own].to(x0.device)
+        chosen = draws[0] < settings.self_context
+        with this.compute.autocast():
+            batch = with_own_samples(
+                this.denoiser, batch, embedding, chosen, draws[1], mask_id, this.schedule.timestep
+            )
+    return batch, embedding

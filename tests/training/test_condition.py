@@ -1,0 +1,37 @@
+import pytest
+import torch
+import torch.nn.functional as F
+
+from unembed.training.condition import perturb
+
+
+@pytest.fixture
+def vectors() -> torch.Tensor:
+    return F.normalize(torch.randn(4000, 64, generator=torch.Generator().manual_seed(0)), dim=1)
+
+
+def test_switched_off_it_changes_nothing_and_draws_nothing(vectors):
+    generator = torch.Generator().manual_seed(1)
+    before = generator.get_state()
+    assert perturb(vectors, 0.0, 0.0, generator) is vectors
+    assert torch.equal(generator.get_state(), before)
+
+
+def test_dropout_replaces_the_share_asked_for_by_the_zero_vector(vectors):
+    dropped = perturb(vectors, 0.1, 0.0, torch.Generator().manual_seed(1))
+    gone = dropped.norm(dim=1) == 0
+    assert gone.float().mean().item() == pytest.approx(0.1, abs=0.02)
+    assert torch.equal(dropped[~gone], vectors[~gone])
+
+
+def test_noise_has_the_length_asked_for_and_vectors_stay_unit(vectors):
+    noisy = perturb(vectors, 0.0, 0.05, torch.Generator().manual_seed(1))
+    torch.testing.assert_close(noisy.norm(dim=1), torch.ones(len(vectors)))
+    assert (noisy - vectors).norm(dim=1).mean().item() == pytest.approx(0.05, rel=0.05)
+
+
+def test_the_same_generator_gives_the_same_batch(vectors):
+    first, second = (
+        perturb(vectors, 0.2, 0.02, torch.Generator().manual_seed(7)) for _ in range(2)
+    )
+    assert torch.equal(first, second)

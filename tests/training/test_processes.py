@@ -1,0 +1,137 @@
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from unembed.errors import TrainingError
+from unembed.training import loop
+from unembed.training import processes as module
+from unembed.training.checkpoint import BEST, LATEST
+from unembed.training.processes import Processes
+
+from .helpers import CPU, make_config, records
+
+# Shares of 4 and 5 pairs, two batches a step, everything that is drawn switched on
+SETTINGS = {
+    "batch_size": 9,
+    "accumulate": 2,
+    "lr": 1e-3,
+    "log_every": 1,
+    "condition_dropout": 0.2,
+    "embedding_noise": 0.05,
+    "self_context": 0.3,
+}
+SCRIPT = """
+import os, sys
+from pathlib import Path
+from tests.training.helpers import CPU, make_config
+from tests.training.test_processes import SETTINGS
+from unembed.training import loop
+pairs, out, rank = Path(sys.argv[1]), Path(sys.argv[2]), int(os.environ["RANK"])
+config = make_config(**SETTINGS)
+seen = []
+loop.train(config, pairs, out / "whole", CPU, on_log=seen.append)
+assert bool(seen) == (rank == 0), "the first process alone logs"
+calls = []
+def asked():  # only the second process gets the signal
+    calls.append(1)
+    return rank == 1 and len(calls) == 5
+assert loop.train(config, pairs, out / "cut", CPU, should_stop=asked).step == 5
+assert loop.train(config, pairs, out / "cut", CPU, resume=True).step == 12
+auto = make_config(steps=3, batch_size="auto")
+loop.train(auto, pairs, out / "auto", CPU)
+"""
+
+
+@pytest.fixture(scope="module")
+def two_processes(pairs, tmp_path_factory):
+    """Runs of two processes, started as `torchrun --nproc-per-node 2` starts them."""
+    out, root = tmp_path_factory.mktemp("two"), Path(__file__).parents[2]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", SCRIPT, str(pairs), str(out)],
+            cwd=root,
+            env={
+                **os.environ,
+                "PYTHONPATH": f"{root / 'src'}:{root}",
+                **{"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"},
+                **{"LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)},
+            },
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    errors = [process.communicate(timeout=600)[1] for process in started]
+    assert [process.returncode for process in started] == [0, 0], errors
+    return out
+
+
+def test_two_processes_train_as_one_with_the_same_global_batch(two_processes, pairs, tmp_path):
+    loop.train(make_config(**SETTINGS), pairs, tmp_path, CPU)
+    one, two = records(tmp_path), records(two_processes / "whole")
+    assert [r["step"] for r in one] == [r["step"] for r in two]
+    for key in ("loss", "gradient_norm", "validation_loss"):
+        alone, shared = ([r[key] for r in lines if key in r] for lines in (one, two))
+        assert alone and shared == pytest.approx(alone, rel=1e-5)
+    alone, shared = (load_file(folder / LATEST) for folder in (tmp_path, two_processes / "whole"))
+    for name, tensor in alone.items():
+        torch.testing.assert_close(shared[name], tensor, rtol=1e-3, atol=1e-5, msg=name)
+
+
+def test_a_run_of_two_resumes_exactly_and_any_of_them_can_end_it(two_processes):
+    for name in (LATEST, BEST):
+        whole, cut = (load_file(two_processes / run / name) for run in ("whole", "cut"))
+        assert all(torch.equal(tensor, cut[n]) for n, tensor in whole.items())
+
+
+def test_a_batch_size_found_for_two_is_shared_by_both(two_processes):
+    facts = loop.read_state(two_processes / "auto" / LATEST)[2]
+    assert facts["config"]["training"]["batch_size"] == 1024  # 512 of the pairs there are for each
+
+
+def test_alone_nothing_is_wrapped_or_asked():
+    processes, layer = Processes(CPU), torch.nn.Linear(2, 2)
+    assert (processes.count, processes.rank, processes.compute) == (1, 0, CPU)
+    assert processes.wrap(layer) is layer
+    value = torch.ones(3)
+    assert processes.total(value) is value
+    assert processes.share(10) == slice(0, 10)
+    assert processes.asked(lambda: True, now=False)
+
+
+def test_shares_cover_a_batch_once():
+    processes = Processes(CPU)
+    processes.count = 4
+    parts = []
+    for processes.rank in range(4):
+        parts += range(11)[processes.share(11)]
+    assert parts == list(range(11))
+
+
+def test_other_ways_of_sharing_a_network_are_refused(monkeypatch):
+    class Sharded:
+        num_processes, process_index, distributed_type = 2, 0, "FSDP"
+
+    monkeypatch.setattr(module, "Accelerator", lambda **_: Sharded())
+    with pytest.raises(TrainingError, match=r"with DDP.*FSDP"):
+        Processes(CPU)
+
+
+def test_a_batch_smaller_than_the_processes_is_refused(pairs, tmp_path, monkeypatch):
+    def crowd(compute):
+        processes = Processes(compute)
+        processes.count = 16
+        return processes
+
+    monkeypatch.setattr(loop, "Processes", crowd)
+    with pytest.raises(TrainingError, match="at least 16, one pair a process"):
+        loop.train(make_config(), pairs, tmp_path, CPU)
