@@ -1,14 +1,16 @@
 import io
-import zipfile
+import json
 from types import SimpleNamespace
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from unembed.encoders.base import FakeEncoder
 from unembed.errors import EmbeddingError, EncoderError
-from unembed.inversion import invert_file, invert_text
+from unembed.inversion import invert_file, invert_text, invert_to_file
 from unembed.inverter import Inversion
+from unembed.vectors import VectorFile
 
 
 def answering(encoder, text):
@@ -39,7 +41,7 @@ def test_a_perfect_recovery(encoder):
     assert trip.seconds >= 0.0
     vectors, options = inverter.given[0]
     assert np.array_equal(vectors, encoder.encode(["The cat sleeps."]))
-    assert options == {"steps": 4, "seed": 1}
+    assert options == {"encoder": encoder, "steps": 4, "seed": 1}
 
 
 def test_a_partial_recovery(encoder):
@@ -122,14 +124,94 @@ def test_a_file_that_is_no_array_is_refused(inverter, tmp_path, content):
     assert "numpy.save" in str(caught.value)
 
 
-def test_an_archive_of_arrays_is_refused(inverter, tmp_path):
-    path = tmp_path / "vectors.npz"
-    path.write_bytes(archive())
-    assert zipfile.is_zipfile(path)
-    with pytest.raises(EmbeddingError):
-        invert_file(inverter, path)
+@pytest.fixture
+def three(encoder):
+    return encoder.encode(["dog dog", "cat cat", "the river"])
+
+
+def texts_of(path):
+    if path.suffix == ".jsonl":
+        lines = path.read_text(encoding="utf-8").splitlines()
+        return [json.loads(line) for line in lines]
+    return pq.read_table(path).to_pylist()
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+def test_texts_are_streamed_to_a_file(inverter, three, tmp_path, suffix, monkeypatch):
+    monkeypatch.setattr("unembed.inversion._BATCH", 4)
+    monkeypatch.setattr("unembed.inversion._GROUP", 8)
+    monkeypatch.setattr("unembed.vectors.CHUNK", 6)
+    vectors = np.concatenate([three] * 7)
+    np.save(tmp_path / "v.npy", vectors)
+    out, seen = tmp_path / f"out{suffix}", []
+    count = invert_to_file(
+        *(inverter, VectorFile(tmp_path / "v.npy"), out),
+        progress=lambda *step: seen.append(step),
+        steps=2,
+    )
+    expected = inverter.invert(vectors, steps=2)
+    rows = texts_of(out)
+    assert count == len(rows) == 21
+    assert [row["row"] for row in rows] == list(range(21))
+    assert [row["text"] for row in rows] == [item.text for item in expected]
+    assert [row["token_ids"] for row in rows] == [item.token_ids for item in expected]
+    assert rows[0]["confidences"] == pytest.approx(expected[0].confidences, abs=1e-6)
+    assert (rows[0]["passes"], rows[0]["encoder_calls"]) == (2, 0)
+    assert [done for _, done, _ in seen] == sorted(done for _, done, _ in seen)
+    assert seen[-1] == ("inverting", 21, 21)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"out{suffix}", "v.npy"]
+
+
+def test_bad_vectors_are_counted_and_skipped(inverter, three, tmp_path):
+    vectors = np.concatenate([three, three])
+    vectors[1], vectors[4] = np.nan, 0.0
+    np.save(tmp_path / "v.npy", vectors)
+    source = VectorFile(tmp_path / "v.npy", skip_bad=True)
+    assert invert_to_file(inverter, source, tmp_path / "out.jsonl", steps=2) == 4
+    rows = texts_of(tmp_path / "out.jsonl")
+    assert [row["row"] for row in rows] == [0, 2, 3, 5]
+    assert source.left_out == {"NaN or infinity": 1, "only zeros": 1}
+    alone = [inverter.invert(three[row % 3], steps=2)[0].text for row in (0, 2, 3, 5)]
+    assert [row["text"] for row in rows] == alone
+
+
+def test_each_vector_draws_from_its_row_whatever_is_left_out(encoder, three, tmp_path):
+    inverter = answering(encoder, "cat")
+    inverter.encoder = encoder.identity
+    inverter.invert = lambda v, **o: (
+        inverter.given.append((len(v), o["first_index"]))
+        or [Inversion("cat", [1], [0.5], 1, 0)] * len(v)
+    )
+    vectors = np.concatenate([three, three])
+    vectors[2] = np.nan
+    np.save(tmp_path / "v.npy", vectors)
+    invert_file(inverter, VectorFile(tmp_path / "v.npy", skip_bad=True))
+    assert inverter.given == [(2, 0), (3, 3)]
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+def test_a_bad_vector_leaves_the_old_file_as_it_was(inverter, three, tmp_path, suffix, monkeypatch):
+    monkeypatch.setattr("unembed.vectors.CHUNK", 3)
+    vectors = np.concatenate([three, three])
+    vectors[4, 7] = np.inf
+    np.save(tmp_path / "v.npy", vectors)
+    out = tmp_path / f"out{suffix}"
+    out.write_text("old", encoding="utf-8")
+    with pytest.raises(EmbeddingError, match=r"NaN or infinity in vector 4 of .*--skip-bad"):
+        invert_to_file(inverter, VectorFile(tmp_path / "v.npy"), out, steps=2)
+    assert out.read_text(encoding="utf-8") == "old"
+    assert sorted(path.name for path in tmp_path.iterdir()) == [out.name, "v.npy"]
+
+
+@pytest.mark.parametrize("name", ["out.csv", "none/out.jsonl"])
+def test_a_place_that_cannot_be_written_is_refused(inverter, three, tmp_path, name):
+    np.save(tmp_path / "v.npy", three)
+    with pytest.raises(EmbeddingError, match="--out"):
+        invert_to_file(inverter, VectorFile(tmp_path / "v.npy"), tmp_path / name)
+    assert [path.name for path in tmp_path.iterdir()] == ["v.npy"]
 
 
 def test_a_folder_is_refused(inverter, tmp_path):
-    with pytest.raises(EmbeddingError, match="NumPy array"):
-        invert_file(inverter, tmp_path)
+    (tmp_path / "folder.npy").mkdir()
+    with pytest.raises(EmbeddingError, match=r"NumPy array at .*found a folder"):
+        invert_file(inverter, tmp_path / "folder.npy")

@@ -1,14 +1,17 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
+from unembed.decoding import STRATEGIES, find_strategy
 from unembed.denoiser import Denoiser, preset
 from unembed.encoders.base import FakeEncoder
 from unembed.encoders.preflight import make_fingerprint
 from unembed.errors import CheckpointError, ConfigError, EmbeddingError, EncoderError
 from unembed.inverter import Inverter, as_unit_vectors, shipped_inverters
+from unembed.weights import Storage
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +88,67 @@ def test_saved_and_loaded_it_is_the_same(inverter, vectors, tmp_path):
     assert again.invert(vectors) == loaded.invert(vectors)
 
 
+def fully_masked(inverter, vectors):
+    """Tokens, embeddings, timesteps and the index of every position."""
+    tokens = torch.full((len(vectors), inverter.length), inverter.tokenizer.mask_id)
+    return tokens, torch.from_numpy(vectors), torch.ones(len(vectors)), torch.arange(tokens.numel())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("storage", "number"),
+    [
+        (Storage("float16"), 1),
+        (Storage("bfloat16"), 1),
+        (Storage("int8"), 2),  # refused by a version that would not know what to do with it
+        (Storage("float16", "50KB"), 2),
+    ],
+)
+def test_any_storage_loads_and_is_kept_on_saving_again(
+    inverter, vectors, tmp_path, monkeypatch, storage, number
+):
+    monkeypatch.setattr(inverter, "storage", storage)
+    inverter.save_pretrained(tmp_path / "saved")
+    config = json.loads((tmp_path / "saved" / "config.json").read_text())
+    assert config["format"] == number
+    loaded = Inverter.from_pretrained(tmp_path / "saved")
+    logits = [model.denoiser(*fully_masked(model, vectors)) for model in (inverter, loaded)]
+    assert torch.linalg.norm(logits[1] - logits[0]) < 0.06 * torch.linalg.norm(logits[0])
+    loaded.save_pretrained(tmp_path / "again")
+    again = Inverter.from_pretrained(tmp_path / "again")
+    assert again.storage.number_format == storage.number_format
+    assert again.invert(vectors) == loaded.invert(vectors)
+
+
+def test_int8_is_half_the_size_of_float16(inverter, tmp_path, monkeypatch):
+    sizes = []
+    for name in ("float16", "int8"):
+        monkeypatch.setattr(inverter, "storage", Storage(name))
+        inverter.save_pretrained(tmp_path / name)
+        sizes.append((tmp_path / name / "model.safetensors").stat().st_size)
+    assert sizes[1] < 0.6 * sizes[0]
+
+
+def test_the_curves_travel_with_the_card(inverter, tmp_path, monkeypatch):
+    monkeypatch.setattr(inverter, "curves", b"a picture")
+    inverter.save_pretrained(tmp_path / "saved")
+    Inverter.from_pretrained(tmp_path / "saved").save_pretrained(tmp_path / "again")
+    assert (tmp_path / "again" / "curves.png").read_bytes() == b"a picture"
+
+
+def test_a_save_that_was_cut_short_does_not_load(inverter, tmp_path, monkeypatch):
+    inverter.save_pretrained(tmp_path)
+
+    def killed(self, path):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(type(inverter.tokenizer), "save", killed)
+    with pytest.raises(KeyboardInterrupt):
+        inverter.save_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match=r"config\.json"):
+        Inverter.from_pretrained(tmp_path)
+
+
 def test_training_facts_and_card_survive(inverter, tmp_path):
     inverter.card = "---\nlicense: apache-2.0\n---\n# Mine\n"
     inverter.trained = {"config": {"data": {"length": 12}}}
@@ -123,6 +187,72 @@ def test_huge_and_tiny_vectors_are_normalised():
     for scale in (1e30, 1e-30):
         unit = as_unit_vectors(np.full(4, scale), 4)
         np.testing.assert_allclose(unit, 0.5, rtol=1e-6)
+
+
+VECTOR_ONLY = [name for name in STRATEGIES if not find_strategy(name).needs_encoder]
+
+
+@pytest.mark.parametrize("name", VECTOR_ONLY)
+def test_strategies_do_not_care_about_batches_norms_or_number_formats(inverter, vectors, name):
+    expected = inverter.invert(vectors, strategy=name, steps=5, seed=4)
+    assert inverter.invert(vectors * 4.0, strategy=name, steps=5, seed=4) == expected
+    doubled = vectors.astype(np.float64) * 1e-6
+    alone = [
+        inverter.invert(v, strategy=name, steps=5, seed=4, first_index=i)[0]
+        for i, v in enumerate(doubled)
+    ]
+    assert [item.token_ids for item in alone] == [item.token_ids for item in expected]
+    assert [item.passes for item in alone] == [item.passes for item in expected]
+    half = inverter.invert(vectors.astype(np.float16), strategy=name, steps=5, seed=4)
+    assert all(inverter.tokenizer.mask_id not in item.token_ids for item in half)
+
+
+def test_each_vector_has_its_own_randomness(inverter, vectors):
+    same = np.repeat(vectors[:1], 6, axis=0)
+    found = inverter.invert(same, strategy="euler", seed=1)
+    assert len({tuple(item.token_ids) for item in found}) > 1
+    assert found != inverter.invert(same, strategy="euler", seed=2)
+
+
+def test_options_reach_the_strategy(inverter, vectors):
+    plain = inverter.invert(vectors)
+    ordered = inverter.invert(vectors, options={"order": "left-to-right"})
+    assert [i.token_ids for i in plain] != [i.token_ids for i in ordered]
+    with pytest.raises(ConfigError, match="an option of the strategy greedy"):
+        inverter.invert(vectors, options={"temperature": 1.0})
+
+
+def test_guidance_runs_the_denoiser_twice_a_pass(inverter, vectors):
+    plain = inverter.invert(vectors, steps=6)
+    guided = inverter.invert(vectors, steps=6, guidance=(0.0, 3.0))
+    nothing = inverter.invert(vectors, steps=6, guidance=(0.0, 0.0))
+    assert [i.token_ids for i in nothing] == [i.token_ids for i in plain]
+    assert [i.passes for i in nothing] == [2 * i.passes for i in plain]
+    assert [i.token_ids for i in guided] != [i.token_ids for i in plain]
+
+
+class FirstGuess:
+    """A strategy that asks the encoder about greedy's text and about nothing else."""
+
+    needs_encoder = True
+
+    def __call__(self, denoiser, embedding, canvas, *, scorer, **options):
+        decoded = find_strategy("greedy")(denoiser, embedding, canvas, **options)
+        scorer(range(len(embedding)), decoded.tokens)
+        return replace(decoded, encoder_calls=scorer.calls)
+
+
+def test_a_strategy_that_calls_the_encoder_gets_a_scorer(inverter, vectors, monkeypatch):
+    monkeypatch.setattr("unembed.inverter.find_strategy", lambda name, **options: FirstGuess())
+    found = inverter.invert(vectors, encoder=FakeEncoder(), encoder_calls=2, batch_size=3)
+    assert all(item.encoder_calls == bool(item.text) for item in found)
+    assert any(item.text for item in found)
+    with pytest.raises(ConfigError, match="found no encoder"):
+        inverter.invert(vectors, encoder_calls=2)
+    with pytest.raises(ConfigError, match="found 0 encoder calls"):
+        inverter.invert(vectors, encoder=FakeEncoder())
+    with pytest.raises(EncoderError):
+        inverter.invert(vectors, encoder=FakeEncoder(dimension=16), encoder_calls=2)
 
 
 @pytest.mark.parametrize("options", [{"steps": 0}, {"batch_size": 0}, {"strategy": "psychic"}])

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -14,27 +14,25 @@ import torch
 from huggingface_hub import ModelCard, ModelHubMixin, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 
-from unembed.decoding import Canvas, find_strategy
+from unembed.decoding import Canvas, Decoded, Strategy, find_strategy
 from unembed.decoding.base import OnStep
+from unembed.decoding.guidance import Guidance
 from unembed.denoiser import Denoiser, DenoiserSizes
 from unembed.device import Compute, choose_compute
-from unembed.diffusion import make_schedule
+from unembed.diffusion import DenoiserFn, make_schedule
 from unembed.encoders.base import Encoder, EncoderIdentity
 from unembed.encoders.preflight import Fingerprint
 from unembed.encoders.tokenizer import TextTokenizer
 from unembed.errors import CheckpointError, ConfigError, EmbeddingError
+from unembed.onnx_denoiser import FILE, OnnxDenoiser, export_onnx, onnx_is_here
+from unembed.scorer import EncoderScorer
+from unembed.weights import INDEX, Storage, load_weights, save_weights, stored_as
 
-FORMAT = 1
+FORMAT, SCALED_OR_SHARDED = 1, 2  # a folder gets the lower number that can read it
 DEFAULT = "minilm"
-_CONFIG, _WEIGHTS, _TOKENIZER, _CARD = (
-    "config.json",
-    "model.safetensors",
-    "tokenizer.json",
-    "README.md",
-)
+CURVES = "curves.png"
+_CONFIG, _TOKENIZER, _CARD = "config.json", "tokenizer.json", "README.md"
 
 
 @dataclass(frozen=True)
@@ -73,6 +71,14 @@ class Inverter(
         card: Model card, Markdown.
         fingerprint: The encoder's vectors of the probe texts, where they are known.
 
+    Attributes:
+        storage: Number format and shard size in which `save_pretrained` and `push_to_hub` write
+            the weights; float16 if not set, or the format they were loaded from.
+        curves: Picture of the training (PNG) that is saved beside the card, where there is one.
+
+    A folder that holds ``denoiser.onnx`` is decoded with ONNX Runtime on a CPU, where that is
+    installed: the same tokens, about twice as fast (docs/decoding.md).
+
     Example:
         >>> inverter = Inverter.from_pretrained("minilm")
         >>> inverter.encoder.dimension
@@ -96,8 +102,11 @@ class Inverter(
         self.trained = trained or {}
         self.card = card
         self.fingerprint = fingerprint
+        self.onnx: OnnxDenoiser | None = None
+        self.storage = Storage()
+        self.curves: bytes | None = None
         self._proved: Encoder | None = None
-        self.compute = choose_compute("cpu")
+        self.compute = choose_compute("cpu", "float32")
 
     @property
     def length(self) -> int:
@@ -107,10 +116,15 @@ class Inverter(
     def to(self, device: Compute | str) -> Inverter:
         """Move to a device (``"cuda"``, ``"cpu"``, ``"auto"``); returns itself.
 
+        A CPU decodes in float32, so that every processor gives the same text; hand over a
+        `Compute` for another format.
+
         Raises:
             ConfigError: The device does not exist here.
         """
-        compute = choose_compute(device) if isinstance(device, str) else device
+        compute = device if isinstance(device, Compute) else choose_compute(device)
+        if compute is not device and compute.device.type == "cpu":
+            compute = Compute(compute.device, torch.float32)
         self.denoiser.to(compute.device)
         self.compute = compute
         return self
@@ -127,23 +141,32 @@ class Inverter(
             self._proved = encoder  # the probe texts are embedded once
 
     @torch.inference_mode()
-    def invert(
+    def invert(  # noqa: PLR0913 - the front door; everything but the vectors has a default
         self,
         embeddings: Any,
         *,
         strategy: str = "greedy",
+        options: Mapping[str, Any] | None = None,
+        guidance: tuple[float, float] | None = None,
+        encoder: Encoder | None = None,
+        encoder_calls: int = 0,
         steps: int | None = None,
         batch_size: int = 64,
         seed: int = 0,
         first_index: int = 0,
         on_step: OnStep | None = None,
     ) -> list[Inversion]:
-        """Recover the text behind each vector, from the vector alone.
+        """Recover the text behind each vector, from the vector alone unless an encoder is given.
 
         Args:
             embeddings: One vector [D] or many [N, D]: NumPy, torch or nested lists. They are
                 normalised to unit length.
             strategy: A name of `unembed.decoding.STRATEGIES`.
+            options: Of the strategy, by name (docs/decoding.md).
+            guidance: Strength of classifier-free guidance at the first and at the last pass, say
+                (0, 1); none when not given. Each pass then runs the denoiser twice.
+            encoder: The encoder that made the vectors, for a strategy that calls it.
+            encoder_calls: Texts that may be embedded for each vector.
             steps: Denoiser passes per text; one per position when not given.
             batch_size: Vectors decoded together; changes the speed, not the texts.
             seed: Of the strategies that sample; each vector draws from (seed, its index).
@@ -156,49 +179,85 @@ class Inverter(
         Raises:
             EmbeddingError: Not numbers, another dimension than the encoder's, or a vector that is
                 zero or not finite.
-            ConfigError: An unknown strategy, or a number out of range.
+            EncoderError: The encoder is not the one the inverter was trained for.
+            ConfigError: An unknown strategy or option, a number out of range, or a strategy that
+                calls the encoder without an encoder or without calls.
         """
         vectors = as_unit_vectors(embeddings, self.encoder.dimension)
-        decode = find_strategy(strategy)
+        decode = find_strategy(strategy, **(options or {}))
         steps = self.length if steps is None else steps
         for name, value in (("steps", steps), ("batch_size", batch_size)):
             if value < 1:
                 raise ConfigError(f"{name} of at least 1", str(value), f"Correct {name}")
-        schedule = make_schedule(self.diffusion["schedule"], self.diffusion["rate"])
-        canvas = Canvas(self.length, self.tokenizer.mask_id, schedule)
+        guide = None if guidance is None else Guidance(*guidance)
+        if decode.needs_encoder:
+            self._require_calls(strategy, encoder, encoder_calls)
         results: list[Inversion] = []
         for start in range(0, len(vectors), batch_size):
-            part = torch.from_numpy(vectors[start : start + batch_size]).to(self.compute.device)
-            generators = [
-                torch.Generator(self.compute.device).manual_seed(
-                    _mix(seed, first_index + start + row)
-                )
-                for row in range(len(part))
-            ]
+            part = vectors[start : start + batch_size]
+            first = first_index + start
+            seeds = [_mix(seed, index) for index in range(first, first + len(part))]
+            scorer = None
+            if decode.needs_encoder and encoder is not None:
+                scorer = EncoderScorer(encoder, self.tokenizer, part, encoder_calls)
             with self.compute.autocast():
-                decoded = decode(
-                    self.denoiser,
-                    part,
-                    canvas,
-                    steps=steps,
-                    generators=generators,
-                    on_step=on_step,
-                )
-            texts = self.tokenizer.decode(decoded.tokens.tolist())
-            for text, row, sure in zip(
-                texts, decoded.tokens.tolist(), decoded.confidences.tolist(), strict=True
-            ):
-                kept = self.tokenizer.content_positions(row)
-                results.append(
-                    Inversion(
-                        text=text,
-                        token_ids=[row[i] for i in kept],
-                        confidences=[sure[i] for i in kept],
-                        passes=decoded.passes,
-                        encoder_calls=decoded.encoder_calls,
-                    )
-                )
+                decoded = self._decode(decode, part, steps, seeds, guide, on_step, scorer)
+            results.extend(self._inversions(decoded))
         return results
+
+    def _require_calls(self, strategy: str, encoder: Encoder | None, calls: int) -> None:
+        found = "no encoder" if encoder is None else f"{calls} encoder calls"
+        if encoder is None or calls < 1:
+            raise ConfigError(
+                f"an encoder and at least 1 encoder call for the strategy {strategy}",
+                found,
+                "Allow calls (--encoder-calls), or choose a strategy that needs the vector only",
+            )
+        self.require_encoder(encoder)
+
+    def _decode(
+        self,
+        strategy: Strategy,
+        vectors: NDArray[np.float32],
+        steps: int,
+        seeds: Sequence[int],
+        guidance: Guidance | None,
+        on_step: OnStep | None,
+        scorer: EncoderScorer | None,
+    ) -> Decoded:
+        """One batch [B, D]."""
+        schedule = make_schedule(self.diffusion["schedule"], self.diffusion["rate"])
+        ids = self.tokenizer
+        canvas = Canvas(self.length, ids.mask_id, schedule, ids.end_id, ids.pad_id)
+        denoiser: DenoiserFn = self.denoiser
+        if self.onnx is not None and self.compute == choose_compute("cpu", "float32"):
+            denoiser = self.onnx
+        decoded = strategy(
+            denoiser if guidance is None else guidance.wrap(denoiser, schedule),
+            torch.from_numpy(vectors).to(self.compute.device),
+            canvas,
+            steps=steps,
+            generators=[torch.Generator().manual_seed(seed) for seed in seeds],
+            on_step=on_step,
+            scorer=scorer,
+        )
+        return decoded if guidance is None else replace(decoded, passes=2 * decoded.passes)
+
+    def _inversions(self, decoded: Decoded) -> list[Inversion]:
+        rows = decoded.tokens.tolist()
+        found = []
+        for text, row, sure, passes, calls in zip(
+            self.tokenizer.decode(rows),
+            rows,
+            decoded.confidences.tolist(),
+            decoded.passes.tolist(),
+            decoded.encoder_calls.tolist(),
+            strict=True,
+        ):
+            kept = self.tokenizer.content_positions(row)
+            ids, confidences = [row[i] for i in kept], [sure[i] for i in kept]
+            found.append(Inversion(text, ids, confidences, passes, calls))
+        return found
 
     @classmethod
     def from_pretrained(
@@ -242,15 +301,11 @@ class Inverter(
         return _load(Path(snapshot_download(model_id, **kwargs)))
 
     def _save_pretrained(self, save_directory: Path) -> None:
-        """Weights in float16, configuration, tokenizer and card."""
-        state = self.denoiser.state_dict()
-        save_file(
-            {name: tensor.half().contiguous().cpu() for name, tensor in state.items()},
-            save_directory / _WEIGHTS,
-            {"format": "pt"},
-        )
+        """Weights, tokenizer, card, and last the configuration, without which nothing loads."""
+        save_weights(self.denoiser.state_dict(), save_directory, self.storage)
+        plain = self.storage.number_format != "int8" and not (save_directory / INDEX).exists()
         config = {
-            "format": FORMAT,
+            "format": FORMAT if plain else SCALED_OR_SHARDED,
             "denoiser_sizes": self.denoiser.sizes.to_dict(),
             "encoder_identity": self.encoder.to_dict(),
             "token_ids": self.tokenizer.ids_to_dict(),
@@ -259,11 +314,13 @@ class Inverter(
         }
         if self.fingerprint is not None:
             config["encoder_fingerprint"] = self.fingerprint.to_dict()
-        text = json.dumps(config, indent=2) + "\n"
-        (save_directory / _CONFIG).write_text(text, encoding="utf-8")
         self.tokenizer.save(save_directory / _TOKENIZER)
         if self.card is not None:
             (save_directory / _CARD).write_text(self.card, encoding="utf-8")
+        if self.curves is not None:
+            (save_directory / CURVES).write_bytes(self.curves)
+        text = json.dumps(config, indent=2) + "\n"
+        (save_directory / _CONFIG).write_text(text, encoding="utf-8")
 
     def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
         """The card given at construction, or a short one from the facts at hand."""
@@ -274,6 +331,20 @@ class Inverter(
             f"# Inverter for {self.encoder.name}\n\nRecovers text from embeddings of "
             f"{self.encoder.describe()}, at most {self.length - 1} tokens.\n"
         )
+
+
+def export_folder(folder: Path, out: Path) -> None:
+    """Write the denoiser of an inverter's folder as ONNX (`unembed.onnx_denoiser.export_onnx`).
+
+    Args:
+        folder: From `Inverter.save_pretrained`.
+        out: File to write. ``denoiser.onnx`` in the folder itself is what a CPU then decodes with.
+
+    Raises:
+        CheckpointError: Not an inverter's folder, or the file cannot be written.
+        ConfigError: The extra is not installed.
+    """
+    export_onnx(_load(folder).denoiser, folder, out)
 
 
 def shipped_inverters() -> dict[str, Path]:
@@ -317,9 +388,9 @@ def as_unit_vectors(embeddings: Any, dimension: int) -> NDArray[np.float32]:
 def _load(folder: Path) -> Inverter:
     try:
         config = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
-        if config.get("format") != FORMAT:
+        if config.get("format") not in (FORMAT, SCALED_OR_SHARDED):
             raise CheckpointError(
-                f"format {FORMAT} in {folder / _CONFIG}",
+                f"format {FORMAT} or {SCALED_OR_SHARDED} in {folder / _CONFIG}",
                 str(config.get("format")),
                 "Upgrade unembed, or export the inverter again",
             )
@@ -333,27 +404,26 @@ def _load(folder: Path) -> Inverter:
             f"an inverter's config.json in {folder}", str(error), "Copy the folder again"
         ) from error
     tokenizer = TextTokenizer.load(folder / _TOKENIZER, token_ids)
-    card = folder / _CARD
     with torch.device("meta"):
         denoiser = Denoiser(sizes)
     try:
-        weights = {name: w.float() for name, w in load_file(folder / _WEIGHTS).items()}
-        denoiser.load_state_dict(weights, assign=True)
-    except (OSError, SafetensorError, RuntimeError) as error:
+        denoiser.load_state_dict(load_weights(folder), assign=True)
+    except RuntimeError as error:
         raise CheckpointError(
-            f"whole weights that fit config.json in {folder / _WEIGHTS}",
+            f"weights that fit config.json in {folder}",
             " ".join(str(error).split())[:300],
-            "Copy the file again",
+            "Copy the files again",
         ) from error
-    return Inverter(
-        denoiser,
-        tokenizer,
-        encoder,
-        diffusion,
-        config.get("training"),
-        card.read_text(encoding="utf-8") if card.is_file() else None,
-        fingerprint,
+    card, curves = folder / _CARD, folder / CURVES
+    text = card.read_text(encoding="utf-8") if card.is_file() else None
+    inverter = Inverter(
+        denoiser, tokenizer, encoder, diffusion, config.get("training"), text, fingerprint
     )
+    inverter.storage = stored_as(folder)
+    inverter.curves = curves.read_bytes() if curves.is_file() else None
+    if (folder / FILE).is_file() and onnx_is_here():
+        inverter.onnx = OnnxDenoiser(folder / FILE)
+    return inverter
 
 
 def _mix(seed: int, index: int) -> int:

@@ -1,34 +1,64 @@
-"""A contract that every registered strategy meets, and what greedy promises beyond it."""
+"""What every registered strategy promises, on any length, batch, budget and seed."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+from types import SimpleNamespace
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from unembed.decoding import STRATEGIES, Canvas, DecodingStep, find_strategy
-from unembed.decoding.greedy import greedy, most_probable
+from unembed.decoding import STRATEGIES, Canvas, DecodingStep, find_strategy, strategy_options
+from unembed.decoding.base import Strategy
 from unembed.diffusion import Linear, LogLinear
 from unembed.errors import ConfigError
 
-VOCABULARY, MASK = 11, 10
+VOCABULARY, PAD, END, MASK = 11, 0, 1, 10
+
+# One or more settings of each vector-only strategy that take different paths through it.
+VARIANTS = [
+    ("greedy", {}),
+    ("greedy", {"order": "margin"}),
+    ("greedy", {"order": "left-to-right"}),
+    ("greedy", {"lengths": 3}),
+    ("entropy-bounded", {}),
+    ("entropy-bounded", {"gamma": 5.0}),
+    ("entropy-bounded", {"lengths": 2}),
+    ("euler", {}),
+    ("euler", {"temperature": 0.5, "top_p": 0.8}),
+    ("euler", {"temperature": 0.0}),
+    ("euler-remask", {}),
+    ("euler-remask", {"threshold": 0.6, "probability": 1.0}),
+    ("euler-remask", {"probability": 0.9}),
+    ("two-stage", {}),
+    ("two-stage", {"noise": 1.0}),
+]
 
 
 class WordDenoiser:
-    """Wants token (row's own number + position) at each position, surest in the middle."""
+    """Likes token (the row's own number + position) at each position, the middle most of all.
 
-    def __init__(self, length: int) -> None:
-        self.length = length
-        self.seen: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
+    What it says depends on a row's own tokens and vector only, as that of a real one does; the
+    mask token is what it likes best, so that a strategy that forgets to rule it out is found out.
+    """
 
-    def wanted(self, embedding: torch.Tensor) -> torch.Tensor:
-        first = (embedding[:, 0] * 100).round().long()
-        return (first[:, None] + torch.arange(self.length)) % MASK
+    def __init__(self, length: int, sharpness: float = 2.0) -> None:
+        self.length, self.sharpness = length, sharpness
+        self.seen: list[SimpleNamespace] = []
 
     def __call__(self, tokens, embedding, t, where):
-        self.seen.append((tokens.clone(), t.clone(), where.clone()))
-        logits = torch.zeros(len(tokens), self.length, VOCABULARY)
-        sureness = 5.0 - (torch.arange(self.length) - self.length // 2).abs() * 0.1
-        wanted = self.wanted(embedding)
-        logits.scatter_(2, wanted[..., None], sureness.expand(len(tokens), -1)[..., None].clone())
-        logits[..., MASK] = 50.0  # the mask must never be chosen, however probable
+        self.seen.append(SimpleNamespace(tokens=tokens.clone(), t=t, where=where.clone()))
+        assert tokens.shape == where.shape == (len(embedding), self.length)
+        assert len(t) == len(embedding)
+        first = (embedding[:, 0] * 100).round().long()
+        shift = (tokens == MASK).sum(dim=1)[:, None]
+        wanted = (first[:, None] + torch.arange(self.length) + shift) % MASK
+        logits = torch.sin(torch.arange(VOCABULARY) * 1.7 + embedding[:, :1, None] * 9)
+        logits = logits.expand(-1, self.length, -1).clone()
+        sureness = self.sharpness - (torch.arange(self.length) - self.length // 2).abs() * 0.1
+        logits.scatter_add_(2, wanted[..., None], sureness.expand_as(wanted)[..., None].clone())
+        logits[..., MASK] = 50.0
         return logits[where]
 
 
@@ -36,90 +66,223 @@ def embeddings(batch: int) -> torch.Tensor:
     return (torch.arange(batch)[:, None] / 100).expand(-1, 3).clone()
 
 
-def generators(batch: int) -> list[torch.Generator]:
-    return [torch.Generator().manual_seed(row) for row in range(batch)]
+def generators(batch: int, seed: int = 0) -> list[torch.Generator]:
+    return [torch.Generator().manual_seed(1000 * seed + row) for row in range(batch)]
 
 
-@pytest.mark.parametrize("name", STRATEGIES)
-@pytest.mark.parametrize("steps", [1, 3, 8, 50])
-@pytest.mark.parametrize("length", [1, 2, 8])
-def test_contract(name, steps, length):
-    denoiser = WordDenoiser(length)
-    canvas = Canvas(length, MASK, LogLinear())
-    shown: list[DecodingStep] = []
-    decoded = STRATEGIES[name](
+class Reads:
+    """A scorer without an encoder: the share of even tokens is the cosine."""
+
+    def __init__(self, batch: int, budget: int = 20) -> None:
+        self.known: list[dict[tuple[int, ...], float]] = [{} for _ in range(batch)]
+        self.budget = budget
+
+    def __call__(self, rows: Sequence[int], token_ids) -> torch.Tensor:
+        found = []
+        for row, ids in zip(rows, torch.as_tensor(token_ids).tolist(), strict=True):
+            key = tuple(ids)
+            if key not in self.known[row] and self.remaining(row) > 0:
+                self.known[row][key] = sum(token % 2 == 0 for token in ids) / len(ids)
+            found.append(self.known[row].get(key, float("-inf")))
+        return torch.tensor(found)
+
+    def vectors(self, rows: Sequence[int], token_ids):
+        cosines = self(rows, token_ids).clamp(-1.0, 1.0)
+        return torch.stack([cosines, (1.0 - cosines**2).sqrt()], dim=1).numpy()
+
+    def remaining(self, row: int) -> int:
+        return self.budget - len(self.known[row])
+
+    @property
+    def calls(self) -> torch.Tensor:
+        return torch.tensor([len(known) for known in self.known])
+
+
+def canvas_of(length: int, schedule=None) -> Canvas:
+    return Canvas(length, MASK, schedule or LogLinear(), END, PAD)
+
+
+def run(strategy: Strategy, length: int, batch: int = 3, steps: int = 4, seed: int = 0, **more):
+    rows = more.pop("rows", range(batch))
+    denoiser = more.pop("denoiser", None) or WordDenoiser(length)
+    scorer = Reads(len(rows)) if strategy.needs_encoder else None
+    return strategy(
         denoiser,
-        embeddings(4),
-        canvas,
+        embeddings(batch)[list(rows)],
+        more.pop("canvas", None) or canvas_of(length),
         steps=steps,
-        generators=generators(4),
+        generators=[generators(batch, seed)[row] for row in rows],
+        scorer=scorer,
+        **more,
+    )
+
+
+def every_variant(test):
+    """Each variant of the vector-only strategies, and every other registered strategy as it is."""
+    covered = {name for name, _ in VARIANTS}
+    rest = [(name, {}) for name in STRATEGIES if name not in covered]
+    cases = [
+        pytest.param(n, o, id="-".join([n, *map(str, o.values())])) for n, o in VARIANTS + rest
+    ]
+    return pytest.mark.parametrize(("name", "options"), cases)(test)
+
+
+def usable(options: dict, steps: int) -> bool:
+    return options.get("lengths", 1) == 1 or steps > 1
+
+
+@every_variant
+@settings(max_examples=10, deadline=None)
+@given(data=st.data())
+def test_every_position_is_filled_within_the_budget(name, options, data):
+    length = data.draw(st.integers(1, 9), "length")
+    steps = data.draw(st.integers(1, 12).filter(lambda n: usable(options, n)), "steps")
+    batch = data.draw(st.integers(1, 4), "batch")
+    schedule = data.draw(st.sampled_from([Linear(), LogLinear()]), "schedule")
+    denoiser = WordDenoiser(length, data.draw(st.floats(0, 8), "sharpness"))
+    shown: list[DecodingStep] = []
+    strategy = find_strategy(name, **options)
+    decoded = run(
+        strategy,
+        length,
+        batch,
+        steps,
+        denoiser=denoiser,
+        canvas=canvas_of(length, schedule),
         on_step=shown.append,
     )
-    assert decoded.tokens.shape == decoded.confidences.shape == decoded.order.shape == (4, length)
+    assert decoded.tokens.shape == decoded.confidences.shape == decoded.order.shape
+    assert decoded.tokens.shape == (batch, length)
     assert not (decoded.tokens == MASK).any()
-    assert torch.equal(decoded.tokens, denoiser.wanted(embeddings(4)))
-    assert ((decoded.confidences > 0) & (decoded.confidences <= 1)).all()
-    assert decoded.passes == len(denoiser.seen) <= steps
-    assert decoded.order.min() >= 1 and decoded.order.max() <= decoded.passes
-    assert decoded.encoder_calls == 0
-    first_tokens, first_t, _ = denoiser.seen[0]
-    assert (first_tokens == MASK).all() and (first_t == 1.0).all()
-    for tokens, _, where in denoiser.seen:
-        assert not (where & (tokens != MASK)).any(), "only masked positions are projected"
-    assert [step.index for step in shown] == list(range(1, decoded.passes + 1))
+    assert ((decoded.tokens >= 0) & (decoded.tokens < VOCABULARY)).all()
+    assert ((decoded.confidences > 0) & (decoded.confidences <= 1 + 1e-6)).all()
+    assert (decoded.order <= steps).all() or strategy.needs_encoder
+    assert (decoded.passes >= 1).all()
+    if not strategy.needs_encoder:
+        assert (decoded.passes <= steps * options.get("lengths", 1)).all()
+        assert decoded.encoder_calls.tolist() == [0] * batch
+    else:
+        assert (decoded.encoder_calls <= 20).all()
+    asked = sum(len(seen.tokens) for seen in denoiser.seen)
+    assert int(decoded.passes.sum()) <= asked
+    for seen in denoiser.seen:
+        assert not (seen.where & (seen.tokens != MASK)).any(), "only masked positions are projected"
+        assert ((seen.t > 0) & (seen.t <= 1)).all()
+    assert [step.index for step in shown] == list(range(1, len(shown) + 1))
+    assert shown[-1].index == shown[-1].total
     assert torch.equal(shown[-1].tokens, decoded.tokens)
+    assert shown[-1].mask_ratio.tolist() == [0.0] * batch
 
 
-@pytest.mark.parametrize("name", STRATEGIES)
-def test_a_text_does_not_depend_on_its_batch(name):
-    canvas = Canvas(8, MASK, Linear())
-
-    def run(rows: slice) -> torch.Tensor:
-        return (
-            STRATEGIES[name](
-                WordDenoiser(8),
-                embeddings(6)[rows],
-                canvas,
-                steps=5,
-                generators=generators(6)[rows],
-            )
-        ).tokens
-
-    whole = run(slice(0, 6))
-    for row in range(6):
-        assert torch.equal(run(slice(row, row + 1))[0], whole[row])
+@every_variant
+@settings(max_examples=6, deadline=None)
+@given(data=st.data())
+def test_a_text_depends_on_its_vector_and_seed_alone(name, options, data):
+    length = data.draw(st.integers(1, 8), "length")
+    steps = data.draw(st.integers(2, 6), "steps")
+    seed = data.draw(st.integers(0, 5), "seed")
+    rows = data.draw(st.permutations(range(5)), "rows")[: data.draw(st.integers(1, 5), "batch")]
+    strategy = find_strategy(name, **options)
+    whole = run(strategy, length, 5, steps, seed)
+    again = run(strategy, length, 5, steps, seed)
+    part = run(strategy, length, 5, steps, seed, rows=rows)
+    for field in ("tokens", "confidences", "order", "passes", "encoder_calls"):
+        assert torch.equal(getattr(whole, field), getattr(again, field)), field
+        alone, together = getattr(part, field), getattr(whole, field)[list(rows)]
+        assert torch.allclose(alone.double(), together.double(), atol=1e-6), field
 
 
-def test_greedy_settles_the_surest_first_and_keeps_what_it_settled():
-    denoiser = WordDenoiser(8)
-    decoded = greedy(denoiser, embeddings(1), Canvas(8, MASK, Linear()), steps=8)
-    assert decoded.order[0].argmin() == 4
-    by_pass = decoded.confidences[0][decoded.order[0].argsort()]
-    assert (by_pass.diff() <= 1e-6).all()
-    for (before, _, _), (after, _, _) in zip(denoiser.seen, denoiser.seen[1:], strict=False):
-        kept = before != MASK
-        assert torch.equal(before[kept], after[kept])
+@every_variant
+def test_it_draws_from_the_generators_alone(name, options):
+    strategy = find_strategy(name, **options)
+    torch.manual_seed(0)
+    before = torch.random.get_rng_state()
+    first = run(strategy, 6, steps=5, seed=1, denoiser=WordDenoiser(6, 0.0))
+    assert torch.equal(before, torch.random.get_rng_state())
+    others = [run(strategy, 6, steps=5, seed=s, denoiser=WordDenoiser(6, 0.0)) for s in range(2, 8)]
+    differs = any(not torch.equal(first.tokens, other.tokens) for other in others)
+    assert differs == (name not in ("greedy", "entropy-bounded")) or strategy.needs_encoder
 
 
-@pytest.mark.parametrize(("steps", "sizes"), [(8, [1] * 8), (3, [3, 2, 3]), (1, [8])])
-def test_greedy_spreads_positions_evenly_and_tells_the_timestep(steps, sizes):
-    denoiser = WordDenoiser(8)
-    decoded = greedy(denoiser, embeddings(2), Canvas(8, MASK, Linear()), steps=steps)
-    counts = torch.bincount(decoded.order[0])[1:].tolist()
-    assert counts == sizes
-    masked = [float((tokens == MASK).float().mean()) for tokens, _, _ in denoiser.seen]
-    times = [float(t[0]) for _, t, _ in denoiser.seen]
-    assert times == pytest.approx(masked)
+@pytest.mark.parametrize(("name", "options"), VARIANTS)
+def test_what_is_settled_stays_unless_the_strategy_takes_back(name, options):
+    shown: list[DecodingStep] = []
+    strategy = find_strategy(name, **options)
+    canvas, denoiser = canvas_of(8, Linear()), WordDenoiser(8, 0.5)
+    run(strategy, 8, 6, 8, canvas=canvas, denoiser=denoiser, on_step=shown.append)
+    taken_back = 0
+    for before, after in pairwise(shown):
+        assert torch.equal(after.changed, before.tokens != after.tokens)
+        taken_back += int(((before.tokens != MASK) & after.changed).sum())
+    takes_back = name in ("euler-remask", "two-stage")
+    if options.get("probability") == 1.0:
+        takes_back = False  # what is doubtful is refused before it is ever shown
+    if "lengths" not in options:  # the last step may show another hypothesis than those before
+        assert (taken_back > 0) == takes_back
 
 
-def test_confidence_is_the_probability_without_the_mask_token():
-    logits = torch.randn(5, VOCABULARY, generator=torch.Generator().manual_seed(0)) * 3
-    expected = logits[:, :MASK].softmax(dim=-1).max(dim=-1)
-    probabilities, guesses = most_probable(logits.clone(), MASK)
-    torch.testing.assert_close(probabilities, expected.values)
-    assert torch.equal(guesses, expected.indices)
+@pytest.mark.parametrize("name", [n for n in STRATEGIES if not find_strategy(n).needs_encoder])
+def test_nothing_is_asked_behind_the_end(name):
+    denoiser = WordDenoiser(8, 3.0)
+    run(find_strategy(name), 8, 6, 8, denoiser=denoiser)
+    behind = 0
+    for seen in denoiser.seen:
+        ends = (seen.tokens == END).long()
+        late = ends.cumsum(dim=1) - ends > 0
+        behind += int(late.sum())
+        assert not (seen.where & late).any()
+        assert not (seen.tokens[late] == MASK).any()
+    assert behind > 0, "no text ended before the last position"
 
 
 def test_an_unknown_strategy_is_refused_with_the_known_ones():
     with pytest.raises(ConfigError, match="greedy"):
         find_strategy("psychic")
+
+
+def test_an_unknown_option_is_refused_with_the_known_ones():
+    with pytest.raises(ConfigError, match=r"greedy \(order, lengths\); found 'courage'"):
+        find_strategy("greedy", courage=3)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("greedy", {"order": "random"}, "order among confidence, margin, left-to-right"),
+        ("greedy", {"lengths": 0}, "lengths of at least 1; found 0"),
+        ("greedy", {"lengths": 2.5}, "lengths of type int; found 2.5"),
+        ("greedy", {"lengths": "two"}, "lengths of type int; found 'two'"),
+        ("greedy", {"lengths": True}, "lengths of type int; found True"),
+        ("entropy-bounded", {"gamma": -1}, "gamma of at least 0"),
+        ("entropy-bounded", {"gamma": float("nan")}, "gamma of at least 0; found nan"),
+        ("euler", {"temperature": -0.1}, "temperature of at least 0"),
+        ("euler", {"top_p": 0}, "top_p above 0 and at most 1; found 0"),
+        ("euler", {"top_p": 1.1}, "top_p above 0 and at most 1; found 1.1"),
+        ("euler-remask", {"probability": 2}, "probability of at least 0 and at most 1"),
+        ("euler-remask", {"threshold": -1}, "threshold of at least 0 and at most 1"),
+        ("two-stage", {"noise": 1.5}, "noise of at least 0 and at most 1"),
+        ("two-stage", {"top_p": 0}, "top_p above 0"),
+    ],
+)
+def test_bad_options_are_refused(name, options, message):
+    with pytest.raises(ConfigError, match=message.replace("(", r"\(")):
+        find_strategy(name, **options)
+
+
+def test_options_may_be_text_as_on_the_command_line():
+    assert find_strategy("euler", temperature="0.5") == find_strategy("euler", temperature=0.5)
+    assert find_strategy("euler", temperature=1) == find_strategy("euler")
+    assert find_strategy("greedy", lengths="3", order="margin").lengths == 3
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_every_option_has_a_plain_default_and_is_documented(name):
+    options = strategy_options(name)
+    assert all(type(value) in (int, float, bool, str) for value in options.values())
+    documentation = " ".join(str(c.__doc__) for c in STRATEGIES[name].__mro__)
+    assert all(f"{option}:" in documentation for option in options)
+
+
+def test_several_lengths_need_two_passes():
+    with pytest.raises(ConfigError, match="at least 2 passes"):
+        run(find_strategy("greedy", lengths=2), 4, steps=1)

@@ -1,65 +1,95 @@
-"""Sequential greedy decoding: settle the most confident positions, look again, repeat."""
+"""Sequential greedy decoding: settle the surest positions, look again, repeat."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from unembed.decoding.base import Canvas, Decoded, DecodingStep, OnStep
+from unembed.decoding.base import (
+    Canvas,
+    Decoded,
+    OnStep,
+    Scorer,
+    require_among,
+    require_between,
+)
+from unembed.decoding.lengths import decode_lengths
+from unembed.decoding.state import State, even_share, mask_surest, most_probable, spread
 from unembed.diffusion import DenoiserFn
 
+ORDERS = ("confidence", "margin", "left-to-right")
 
-def greedy(
-    denoiser: DenoiserFn,
-    embedding: Tensor,
-    canvas: Canvas,
-    *,
-    steps: int,
-    generators: Sequence[torch.Generator] = (),
-    on_step: OnStep | None = None,
-) -> Decoded:
-    """Each pass settles the positions whose best token is most probable; no randomness.
 
-    The L positions are spread evenly over ``steps`` passes (one a pass when ``steps`` is L or
-    more). See `Strategy` for the arguments. The order by confidence is that of MaskGIT (Chang et
-    al., 2022, arXiv 2202.04200) and LLaDA (Nie et al., 2025, arXiv 2502.09992).
+@dataclass(frozen=True)
+class Greedy:
+    """Each pass settles the surest masked positions with their likeliest tokens; no randomness.
+
+    What is masked is spread evenly over the passes left: one position a pass when ``steps`` is L
+    or more. The order by confidence is that of MaskGIT (Chang et al., 2022, arXiv 2202.04200) and
+    LLaDA (Nie et al., 2025, arXiv 2502.09992), the one by margin that of Kim et al. (2025, arXiv
+    2502.06768).
+
+    Attributes:
+        order: Which positions come first: ``confidence`` (probability of the likeliest token),
+            ``margin`` (its lead over the second) or ``left-to-right``.
+        lengths: How many likely lengths are tried and ranked, from 1 (`decode_lengths`).
     """
-    batch, length = len(embedding), canvas.length
-    total = min(steps, length)
-    tokens = canvas.blank(batch, embedding.device)  # [B, L]
-    confidences = torch.zeros(batch, length, device=embedding.device)
-    order = torch.zeros(batch, length, dtype=torch.long, device=embedding.device)
-    settled = 0
-    for index in range(1, total + 1):
-        masked = tokens == canvas.mask_id  # [B, L], L - settled true in every row
-        mask_ratio = torch.full((batch,), 1.0 - settled / length, device=embedding.device)
-        logits = denoiser(tokens, embedding, canvas.schedule.timestep(mask_ratio), masked)
-        probabilities, guesses = most_probable(logits, canvas.mask_id)
 
-        best = torch.full_like(confidences, -1.0)
-        best[masked] = probabilities
-        candidates = torch.zeros_like(tokens)
-        candidates[masked] = guesses
-        count = round(length * index / total) - settled
-        chosen = best.topk(count, dim=1).indices  # [B, count]
-        tokens.scatter_(1, chosen, candidates.gather(1, chosen))
-        confidences.scatter_(1, chosen, best.gather(1, chosen))
-        order.scatter_(1, chosen, index)
-        settled += count
-        if on_step is not None:
-            on_step(DecodingStep(index, total, tokens.cpu().clone(), confidences.cpu().clone()))
-    return Decoded(tokens, confidences, order, total)
+    order: str = "confidence"
+    lengths: int = 1
+    needs_encoder: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        require_among("order", self.order, ORDERS)
+        require_between("lengths", self.lengths, 1)
+
+    def __call__(
+        self,
+        denoiser: DenoiserFn,
+        embedding: Tensor,
+        canvas: Canvas,
+        *,
+        steps: int,
+        generators: Sequence[torch.Generator] = (),
+        on_step: OnStep | None = None,
+        scorer: Scorer | None = None,
+    ) -> Decoded:
+        """See `Strategy`."""
+        if self.lengths > 1:
+            return decode_lengths(
+                self.fill, denoiser, embedding, canvas, self.lengths, steps, on_step
+            )
+        state = State(embedding, canvas)
+        total = min(steps, canvas.length)
+        for index in range(1, total + 1):
+            if self.fill(state, denoiser, total - index + 1):
+                state.show(on_step, index, index)
+                break
+            state.show(on_step, index, total)
+        return state.decoded()
+
+    def fill(self, state: State, denoiser: DenoiserFn, passes: int) -> bool:
+        """One pass of those left; whether nothing is masked after it."""
+        masked = state.masked
+        logits = state.logits(denoiser, masked)
+        probabilities, guesses = most_probable(logits)
+        best = spread(probabilities, masked, 0.0)
+        sureness = best
+        if self.order == "margin":
+            sureness = spread(margins(logits), masked, 0.0)
+        elif self.order == "left-to-right":
+            sureness = torch.arange(0.0, -masked.shape[1], -1.0, device=best.device).expand_as(best)
+        chosen = mask_surest(sureness, masked, even_share(masked, passes))
+        state.settle(chosen, spread(guesses, masked, 0), best)
+        return not bool(state.masked.any())
 
 
-def most_probable(logits: Tensor, mask_id: int) -> tuple[Tensor, Tensor]:
-    """Probability and id of the likeliest token, the mask token excluded: [M, V] → [M], [M].
-
-    The logits are the caller's to spend: their column of the mask token is overwritten, which
-    saves a copy of the largest tensor of decoding.
-    """
-    logits = logits.float()
-    logits[:, mask_id] = -torch.inf
-    best, guesses = logits.max(dim=-1)
-    return (best - logits.logsumexp(dim=-1)).exp(), guesses
+def margins(logits: Tensor) -> Tensor:
+    """Probability of the likeliest token less that of the second: float32 [M, V] → [M]."""
+    top = logits.topk(2, dim=-1).values
+    pair = (top - logits.logsumexp(dim=-1, keepdim=True)).exp()  # [M, 2]
+    return pair[:, 0] - pair[:, 1]

@@ -1,0 +1,228 @@
+"""Decoding: the plain sampler against ours with the same result, and passes against accuracy.
+
+    python -m benchmarks.decoding --texts dev.parquet
+
+The plain side does what the published sampler does: one text at a time, as many passes as there
+are positions, every position projected and every probability worked out in every pass. Both sides
+have the same weights and float32; their tokens are compared. What counts are the ratios, medians of
+rounds in which the sides take turns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from benchmarks.machine import alternate, matmul_rate, median_ratio, print_table
+from unembed.config import DataSection
+from unembed.data.pieces import cut_pieces
+from unembed.data.sources import read_texts
+from unembed.decoding import STRATEGIES, Canvas, find_strategy
+from unembed.denoiser import Denoiser, DenoiserSizes
+from unembed.device import choose_compute
+from unembed.diffusion import make_schedule
+from unembed.encoders.sentence import load_encoder
+from unembed.evaluation.metrics import token_accuracy
+from unembed.evaluation.summary import summarise
+from unembed.inverter import Inverter, as_unit_vectors, export_folder
+from unembed.onnx_denoiser import FILE
+
+PLAIN_TEXTS = 4  # of a batch: the plain side's time per text does not depend on how many there are
+SETTINGS: list[tuple[str, dict[str, str | float], tuple[float, float] | None]] = [
+    ("greedy", {}, None),
+    ("greedy", {"order": "margin"}, None),
+    ("greedy", {"order": "left-to-right"}, None),
+    ("greedy", {"lengths": 3}, None),
+    ("entropy-bounded", {}, None),
+    ("euler", {}, None),
+    ("euler", {"temperature": 0.5}, None),
+    ("euler-remask", {"temperature": 0.5}, None),
+    ("two-stage", {"temperature": 0.5}, None),
+    ("greedy", {}, (0.0, 1.0)),
+]
+
+
+def canvas_of(inverter: Inverter) -> Canvas:
+    """The canvas that `Inverter.invert` uses."""
+    ids = inverter.tokenizer
+    schedule = make_schedule(inverter.diffusion["schedule"], inverter.diffusion["rate"])
+    return Canvas(inverter.length, ids.mask_id, schedule, ids.end_id, ids.pad_id)
+
+
+def plain_greedy(denoiser: Denoiser, vector: Tensor, canvas: Canvas) -> Tensor:
+    """Ids [L] of one vector [D], in the plainest way.
+
+    It shares one rule with ours, without which the results could not be compared: what follows a
+    settled end token is padding.
+    """
+    tokens = torch.full((1, canvas.length), canvas.mask_id)
+    for _ in range(canvas.length):
+        masked = tokens == canvas.mask_id
+        t = canvas.schedule.timestep(masked.float().mean(dim=1))
+        logits = denoiser(tokens, vector[None], t)  # [1, L, V]
+        logits[..., canvas.mask_id] = -torch.inf
+        probabilities = logits.softmax(dim=-1)  # [1, L, V]
+        best, guesses = probabilities.max(dim=-1)
+        best = torch.where(masked, best, -1.0)
+        place = int(best.argmax(dim=-1))
+        if masked[0, place]:
+            tokens[0, place] = guesses[0, place]
+        ids = tokens[0].tolist()
+        if canvas.end_id in ids:
+            rest = tokens[0, ids.index(canvas.end_id) + 1 :]
+            rest[rest == canvas.mask_id] = canvas.pad_id or 0
+    return tokens[0]
+
+
+def decoding_operations(sizes: DenoiserSizes, passes: int, batch: int, projected: int) -> int:
+    """Operations of the matrix products of decoding, two for each multiplication.
+
+    Args:
+        sizes: Of the denoiser.
+        passes: Over the whole batch.
+        batch: Sequences B.
+        projected: Positions whose logits were asked for, over all passes.
+    """
+    hidden, length = sizes.hidden, sizes.length
+    position = sizes.layers * (4 * hidden**2 + 2 * hidden * sizes.feed_forward)
+    position += sizes.layers * 2 * length * hidden  # scores and mixing
+    text = (6 * sizes.layers + 2) * hidden**2  # modulation
+    return 2 * (passes * batch * (length * position + text) + projected * hidden * sizes.vocab_size)
+
+
+def with_onnx(inverter: Inverter, folder: Path) -> Inverter:
+    """The same inverter, decoding with ONNX Runtime."""
+    inverter.save_pretrained(folder)
+    export_folder(folder, folder / FILE)
+    return Inverter.from_pretrained(folder)
+
+
+def compare_speed(sides: dict[str, Inverter], vectors: NDArray[np.float32], rounds: int) -> None:
+    """Texts a second at batch 1 and 64 beside the plain side, and the share of the rate."""
+    inverter = sides["ours"]
+    canvas, denoiser = canvas_of(inverter), inverter.denoiser
+    asked = {"positions": 0, "passes": 0}
+
+    def counted(*given: Tensor) -> Tensor:
+        asked["positions"] += int(given[3].sum())
+        asked["passes"] += len(given[0])
+        logits: Tensor = denoiser(*given)
+        return logits
+
+    rate, rows = matmul_rate(), []
+    with torch.inference_mode():
+        whole = torch.from_numpy(vectors[:64])
+        greedy = find_strategy("greedy")
+        found = greedy(counted, whole, canvas, steps=canvas.length, generators=[]).tokens
+        same = [torch.equal(plain_greedy(denoiser, whole[i], canvas), found[i]) for i in range(16)]
+        for batch in (1, 64):
+
+            def plain(count: int = min(batch, PLAIN_TEXTS)) -> None:
+                for row in range(count):
+                    plain_greedy(denoiser, whole[row], canvas)
+
+            def ours(side: Inverter, count: int = batch) -> None:
+                side.invert(vectors[:count], batch_size=count)
+
+            work: dict[str, Callable[[], object]] = {"plain": plain}
+            work |= {name: partial(ours, side) for name, side in sides.items()}
+            seconds = alternate(work, rounds)
+            seconds["plain"] = [s * batch / min(batch, PLAIN_TEXTS) for s in seconds["plain"]]
+            for name, times in seconds.items():
+                ratio = median_ratio(seconds["plain"], times)
+                speed = batch / statistics.median(times)
+                rows.append([str(batch), name, f"{speed:.1f}", f"{ratio:.2f} x"])
+    rate = max(rate, matmul_rate())
+    operations = decoding_operations(denoiser.sizes, 1, asked["passes"], asked["positions"])
+    print(
+        f"\n{torch.get_num_threads()} threads, float32; {sum(same)} of {len(same)} texts the same\n"
+    )
+    print_table(["batch", "side", "texts/s", "against plain"], rows)
+    for name in sides:
+        share = operations / statistics.median(seconds[name]) / rate
+        print(f"\n{name} at batch 64: {share:.0%} of the measured {rate / 1e9:.0f} GFLOP/s")
+
+
+def compare_strategies(
+    inverter: Inverter, vectors: NDArray[np.float32], originals: list[list[int]], seed: int
+) -> None:
+    """Token accuracy of every vector-only strategy after 4, 8, 16, ... passes."""
+    budgets = [n for n in (4, 8, 16, 32, 64) if n < 2 * inverter.length]
+    rows = []
+    for name, options, guidance in SETTINGS:
+        cells = [" ".join([name, *(f"{k}={v}" for k, v in options.items())])]
+        if guidance is not None:
+            cells[0] += " guidance={:g}:{:g}".format(*guidance)
+        for steps in budgets:
+            found = inverter.invert(
+                vectors, strategy=name, options=options, guidance=guidance, steps=steps, seed=seed
+            )
+            values: list[float | None] = [
+                token_accuracy(a, b.token_ids) for a, b in zip(originals, found, strict=True)
+            ]
+            figure = summarise(values, seed)
+            passes = statistics.mean(item.passes for item in found)
+            cells.append("missing" if figure is None else f"{figure.mean:.3f} ({passes:.1f})")
+        rows.append(cells)
+        print(" ".join(cells), flush=True)
+    print(f"\ntoken accuracy (passes spent) of {len(originals)} texts, seed {seed}\n")
+    print_table(["strategy", *(f"{n} passes" for n in budgets)], rows)
+    missing = [n for n in STRATEGIES if n not in {name for name, _, _ in SETTINGS}]
+    print(f"\nnot in the table, they call the encoder: {', '.join(missing) or 'none'}")
+
+
+def pieces_of(inverter: Inverter, texts: Path, limit: int) -> tuple[list[str], list[list[int]]]:
+    """The first pieces of held-out texts, cut as in training."""
+    settings = DataSection.model_validate(
+        {"length": inverter.length, **inverter.trained.get("config", {}).get("data", {})}
+    )
+    passages = [text for text, _ in zip(read_texts(texts, "text"), range(4 * limit), strict=False)]
+    pieces = cut_pieces(passages, inverter.tokenizer, settings)
+    chosen = np.random.default_rng(0).permutation(len(pieces))[:limit]
+    return [pieces[i].text for i in chosen], [list(pieces[i].token_ids) for i in chosen]
+
+
+def main() -> None:
+    """Parse, measure, print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--checkpoint", default="minilm")
+    parser.add_argument("--texts", type=Path, help="held-out texts, for the table of strategies")
+    parser.add_argument("--limit", type=int, default=256, help="texts of that table")
+    parser.add_argument("--rounds", type=int, default=5, help="0: no timing")
+    parser.add_argument("--onnx", action="store_true", help="time ONNX Runtime as well")
+    parser.add_argument("--quick", action="store_true", help="bfloat16 for the table of strategies")
+    options = parser.parse_args()
+    inverter = Inverter.from_pretrained(options.checkpoint)
+    generator = np.random.default_rng(0)
+    vectors = as_unit_vectors(
+        generator.standard_normal((64, inverter.encoder.dimension)), inverter.encoder.dimension
+    )
+    steps: list[Callable[[], None]] = []
+    if options.texts is not None:
+        texts, originals = pieces_of(inverter, options.texts, options.limit)
+        encoder = load_encoder(inverter.encoder.name, compute=choose_compute("cpu", "float32"))
+        vectors = encoder.encode(texts)
+        steps.append(lambda: compare_strategies(inverter, vectors, originals, 0))
+    if options.rounds:
+        with TemporaryDirectory() as folder:
+            sides = {"ours": inverter}
+            if options.onnx:
+                sides["ours, ONNX Runtime"] = with_onnx(inverter, Path(folder))
+            compare_speed(sides, vectors, options.rounds)
+    if options.quick:
+        inverter.to(choose_compute("cpu", "bfloat16"))
+    for step in steps:
+        step()
+
+
+if __name__ == "__main__":
+    main()

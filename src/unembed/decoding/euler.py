@@ -1,0 +1,124 @@
+"""Sampling the reverse process in uniform time steps, with or without re-masking."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from unembed.decoding.base import Canvas, Decoded, OnStep, Scorer, require_between
+from unembed.decoding.sampling import sample, uniforms
+from unembed.decoding.state import State, after_end, spread
+from unembed.diffusion import DenoiserFn
+
+
+@dataclass(frozen=True)
+class Euler:
+    """Ancestral sampling from t = 1 to t = 0 in ``steps`` equal parts.
+
+    From t to s < t each masked position is unmasked with probability
+    (alpha_s - alpha_t) / (1 - alpha_t) and then holds a draw from the denoiser's distribution (the
+    reverse process of MDLM, Sahoo et al., 2024, arXiv 2406.07524). Which positions are unmasked
+    does not depend on the denoiser, so it is asked about those alone, and not at all where there
+    are none.
+
+    Attributes:
+        temperature: Of the draws, from 0 (the likeliest token) on; 1 is the denoiser's own
+            distribution.
+        top_p: Draw among the likeliest tokens with this probability together, above 0 to 1.
+    """
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    needs_encoder: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        require_between("temperature", self.temperature, 0.0)
+        require_between("top_p", self.top_p, 0.0, 1.0, open_low=True)
+
+    def __call__(
+        self,
+        denoiser: DenoiserFn,
+        embedding: Tensor,
+        canvas: Canvas,
+        *,
+        steps: int,
+        generators: Sequence[torch.Generator],
+        on_step: OnStep | None = None,
+        scorer: Scorer | None = None,
+    ) -> Decoded:
+        """See `Strategy`."""
+        state = State(embedding, canvas)
+        for index in range(1, steps + 1):
+            self.transition(state, denoiser, 1.0, (index, steps), generators)
+            state.show(on_step, index, steps)
+        return state.decoded()
+
+    def transition(
+        self,
+        state: State,
+        denoiser: DenoiserFn,
+        start: float,
+        step: tuple[int, int],
+        generators: Sequence[torch.Generator],
+    ) -> None:
+        """Step i of n on the way from t = start to 0: from t to s = start (1 - i / n)."""
+        index, steps = step
+        t, s = (
+            torch.full((1,), start * (1.0 - i / steps), device=state.embedding.device)
+            for i in (index - 1, index)
+        )
+        schedule = state.canvas.schedule
+        rate = (schedule.alpha(s) - schedule.alpha(t)) / (1.0 - schedule.alpha(t))
+        u = uniforms(generators, (2, state.canvas.length), state.embedding)  # [B, 2, L]
+        chosen = state.masked & (u[:, 0] < rate if index < steps else True)
+        if not bool(chosen.any()):
+            return
+        logits = state.logits(denoiser, chosen, t.expand(len(chosen)))
+        tokens, sure = sample(logits, u[:, 1][chosen], self.temperature, self.top_p)
+        state.settle(chosen, spread(tokens, chosen, 0), spread(sure, chosen, 0.0))
+
+
+@dataclass(frozen=True)
+class EulerRemask(Euler):
+    """`Euler` that takes tokens back: after every step but the last some are masked again.
+
+    A token settled with a confidence of at most ``threshold`` is masked again with probability
+    ``probability``. The two forms of arXiv 2602.11047 are its corners: by probability alone
+    (threshold 1, the default, any token with p = 0.05) and by threshold alone (probability 1).
+    What is masked is filled again by the steps to come, the last of which fills everything; with
+    probability 1 a doubtful token is thus refused as soon as it is drawn.
+
+    Attributes:
+        threshold: Highest confidence that may be taken back, 0 to 1.
+        probability: Of taking back such a token after a step, 0 to 1.
+    """
+
+    threshold: float = 1.0
+    probability: float = 0.05
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_between("threshold", self.threshold, 0.0, 1.0)
+        require_between("probability", self.probability, 0.0, 1.0)
+
+    def transition(
+        self,
+        state: State,
+        denoiser: DenoiserFn,
+        start: float,
+        step: tuple[int, int],
+        generators: Sequence[torch.Generator],
+    ) -> None:
+        """See `Euler.transition`; then the re-masking."""
+        super().transition(state, denoiser, start, step, generators)
+        u = uniforms(generators, (state.canvas.length,), state.embedding)  # [B, L]
+        if step[0] == step[1]:
+            return
+        doubtful = ~state.masked & (state.confidences <= self.threshold) & (u < self.probability)
+        if state.canvas.end_id is not None:  # nothing behind the end is worth a pass
+            doubtful &= ~after_end(state.tokens, state.canvas.end_id)
+        state.remask(doubtful)

@@ -1,0 +1,147 @@
+"""The sequences of a batch in the middle of decoding, and the passes over those unfinished."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from unembed.decoding.base import Canvas, Decoded, DecodingStep, OnStep
+from unembed.diffusion import DenoiserFn
+
+
+class State:
+    """Tokens, confidences and order of unmasking of B sequences, changed in place by a strategy.
+
+    What follows a settled end token is padding and is settled with it: a trained denoiser says so
+    anyway, nothing there is ever read, and no pass is spent on it.
+
+    Args:
+        embedding: Unit vectors [B, D].
+        canvas: Length, special tokens and schedule.
+        tokens: Ids to start from [B, L], the mask token where undecided; all masked when not given.
+        content_only: The end is given: no end token or padding is put before it.
+
+    Attributes:
+        tokens: Ids [B, L].
+        confidences: Probability of each settled token [B, L], 1 for implied padding; 0 where
+            undecided.
+        order: Pass in which each position was settled [B, L]; 0 where undecided or given.
+        passes: Denoiser passes spent on each sequence [B].
+    """
+
+    def __init__(
+        self,
+        embedding: Tensor,
+        canvas: Canvas,
+        tokens: Tensor | None = None,
+        content_only: bool = False,
+    ) -> None:
+        self.embedding, self.canvas = embedding, canvas
+        blank = canvas.blank(len(embedding), embedding.device)
+        self.tokens = blank if tokens is None else tokens.clone()
+        self.confidences = (self.tokens != canvas.mask_id).float()
+        self.order = torch.zeros_like(self.tokens)
+        self.passes = torch.zeros(len(self.tokens), dtype=torch.long, device=embedding.device)
+        self._forbidden = [canvas.mask_id]
+        if content_only:
+            self._forbidden += [i for i in (canvas.end_id, canvas.pad_id) if i is not None]
+        self._shown = blank.cpu()
+
+    @property
+    def masked(self) -> Tensor:
+        """Undecided positions, boolean [B, L]."""
+        return self.tokens == self.canvas.mask_id
+
+    def logits(self, denoiser: DenoiserFn, where: Tensor, t: Tensor | None = None) -> Tensor:
+        """One denoiser pass over the sequences that have a position in question.
+
+        Args:
+            denoiser: See `Strategy`.
+            where: Masked positions in question, boolean [B, L].
+            t: Timesteps [B]; those of each sequence's share of masked positions when not given.
+
+        Returns:
+            [M, V] for the M positions in row-major order, in float32, -infinity for the mask token;
+            the caller's to spend.
+        """
+        if t is None:
+            t = self.canvas.schedule.timestep(self.masked.float().mean(dim=1))
+        rows = where.any(dim=1)
+        self.passes += rows
+        given = (self.tokens, self.embedding, t, where)
+        logits = denoiser(*(given if rows.all() else (x[rows] for x in given))).float()
+        logits[:, self._forbidden] = -torch.inf
+        return logits
+
+    def settle(self, chosen: Tensor, tokens: Tensor, confidences: Tensor) -> None:
+        """Write the tokens and confidences [B, L] of the chosen positions, boolean [B, L]."""
+        self.tokens = torch.where(chosen, tokens, self.tokens)
+        self.confidences = torch.where(chosen, confidences, self.confidences)
+        self.order = torch.where(chosen, self.passes[:, None], self.order)
+        if self.canvas.end_id is not None and self.canvas.pad_id is not None:
+            late = after_end(self.tokens, self.canvas.end_id) & self.masked
+            self.tokens = self.tokens.masked_fill(late, self.canvas.pad_id)
+            self.confidences = self.confidences.masked_fill(late, 1.0)
+            self.order = torch.where(late, self.passes[:, None], self.order)
+
+    def remask(self, chosen: Tensor) -> None:
+        """Make the chosen positions undecided, and what follows an end token among them."""
+        if self.canvas.end_id is not None:
+            ends = chosen & (self.tokens == self.canvas.end_id)
+            chosen = chosen | (ends.cumsum(dim=1) > 0)
+        self.tokens = self.tokens.masked_fill(chosen, self.canvas.mask_id)
+        self.confidences = self.confidences.masked_fill(chosen, 0.0)
+
+    def show(self, on_step: OnStep | None, index: int, total: int, every: int = 1) -> None:
+        """Hand the state to a live display, if there is one: one of every so many sequences."""
+        if on_step is None:
+            return
+        tokens = self.tokens[::every].cpu().clone()
+        ratio = self.masked[::every].float().mean(dim=1).cpu()
+        confidences = self.confidences[::every].cpu().clone()
+        before = self._shown[::every]
+        on_step(DecodingStep(index, total, tokens, confidences, tokens != before, ratio))
+        self._shown = self.tokens.cpu().clone()
+
+    def decoded(self) -> Decoded:
+        """The result."""
+        return Decoded(self.tokens, self.confidences, self.order, self.passes)
+
+
+def after_end(tokens: Tensor, end_id: int) -> Tensor:
+    """Positions behind the first end token of each sequence, boolean [B, L]."""
+    ends = (tokens == end_id).long()
+    return ends.cumsum(dim=1) - ends > 0
+
+
+def mask_surest(sureness: Tensor, masked: Tensor, count: Tensor) -> Tensor:
+    """The ``count`` [B] surest masked positions of each sequence, boolean [B, L].
+
+    Args:
+        sureness: Any order [B, L]; the first of equals wins.
+        masked: Positions to choose from, boolean [B, L].
+        count: How many of each row.
+    """
+    sureness = sureness.masked_fill(~masked, -torch.inf)
+    ranking = sureness.argsort(dim=1, descending=True, stable=True)
+    places = torch.arange(masked.shape[1], device=masked.device).expand_as(ranking)
+    rank = torch.empty_like(ranking).scatter_(1, ranking, places)
+    return masked & (rank < count[:, None])
+
+
+def even_share(masked: Tensor, passes: int) -> Tensor:
+    """Positions to settle now [B] so that as many again in each of the passes left suffice."""
+    return (masked.sum(dim=1) + passes - 1) // passes
+
+
+def spread(values: Tensor, where: Tensor, fill: float) -> Tensor:
+    """Values [M] at the M true positions of ``where`` [B, L] in row-major order, else ``fill``."""
+    whole = torch.full(where.shape, fill, dtype=values.dtype, device=values.device)
+    whole[where] = values
+    return whole
+
+
+def most_probable(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Probability and id of the likeliest token: float32 [M, V] → [M], [M]."""
+    best, guesses = logits.max(dim=-1)
+    return (best - logits.logsumexp(dim=-1)).exp(), guesses

@@ -1,0 +1,303 @@
+"""Vectors from files, a chunk in memory at a time: .npy, .npz, Parquet, JSON lines."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unembed.data.files import count_lines, read_lines
+from unembed.data.sources import open_parquet
+from unembed.errors import EmbeddingError
+
+CHUNK = 1024
+_KEY = "embedding"
+_PACKED = (".gz", ".zst")
+_MATRIX = 2
+
+# Vectors of a file in order, float64 [n, D]; a row of NaN with a reason where there is none
+Raw = tuple[NDArray[np.float64], dict[int, str]]
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Some vectors of a file.
+
+    Attributes:
+        rows: Index of each in the file, from 0, ascending.
+        vectors: float64 [n, D], finite and not zero.
+        read: Rows of the file read so far.
+    """
+
+    rows: list[int]
+    vectors: NDArray[np.float64]
+    read: int
+
+
+@dataclass(frozen=True)
+class VectorFile:
+    """A file of vectors.
+
+    Attributes:
+        path: ``.npy`` (one vector [D] or many [N, D], memory-mapped), ``.npz`` (read in order from
+            the archive), ``.parquet`` (a column of lists) or ``.jsonl`` (objects with a key, or
+            bare lists; also ``.gz`` or ``.zst``).
+        key: Array of an ``.npz``, which may be left out for a single one; column or key of the
+            others, ``embedding`` if not given.
+        skip_bad: Pass over vectors that are zero, not finite, missing or of another size, and
+            count them in ``left_out``, by reason; else the first one is an error.
+        left_out: Filled while reading.
+    """
+
+    path: Path
+    key: str | None = None
+    skip_bad: bool = False
+    left_out: Counter[str] = field(default_factory=Counter)
+
+    def __len__(self) -> int:
+        """Rows, bad ones included.
+
+        Raises:
+            EmbeddingError: The file cannot be read.
+        """
+        kind = _kind(self.path)
+        if kind == ".parquet":
+            return int(open_parquet(self.path).metadata.num_rows)
+        if kind == ".jsonl":
+            return count_lines(self.path)
+        if kind == ".npz":
+            try:
+                with _member(self.path, self.key) as file:
+                    return _rows(_header(file)[0])
+            except ValueError as error:
+                raise _no_array(self.path, error) from error
+        return _rows(_map(self.path).shape)
+
+    def chunks(self, dimension: int) -> Iterator[Chunk]:
+        """The vectors in order.
+
+        Args:
+            dimension: Their size D.
+
+        Raises:
+            EmbeddingError: The file cannot be read, holds vectors of another size, or has a bad
+                one that is not to be skipped.
+        """
+        read = 0
+        for vectors, reasons in self._raw(dimension):
+            norms = np.linalg.norm(vectors, axis=1)
+            for row in np.flatnonzero(~np.isfinite(norms) | (norms == 0)).tolist():
+                found = "only zeros" if norms[row] == 0 else "NaN or infinity"
+                reasons.setdefault(row, found)
+            for row in sorted(reasons):
+                if not self.skip_bad:
+                    raise EmbeddingError(
+                        "finite, non-zero vectors",
+                        f"{reasons[row]} in vector {read + row} of {self.path} (counted from 0)",
+                        "Leave it out, or pass --skip-bad",
+                    )
+                self.left_out[reasons[row]] += 1
+            good = [row for row in range(len(vectors)) if row not in reasons]
+            first, read = read, read + len(vectors)
+            yield Chunk([first + row for row in good], vectors[good], read)
+
+    def _raw(self, dimension: int) -> Iterator[Raw]:
+        kind = _kind(self.path)
+        if kind == ".npy":
+            return _sliced(_map(self.path), dimension)
+        if kind == ".npz":
+            return _archived(self.path, self.key, dimension)
+        reader = _column if kind == ".parquet" else _lines
+        return reader(self.path, self.key or _KEY, dimension)
+
+
+def _kind(path: Path) -> str:
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    if suffixes and suffixes[-1] in _PACKED:
+        suffixes = [suffix for suffix in suffixes[:-1] if suffix in (".jsonl", ".json")]
+    last = suffixes[-1] if suffixes else ""
+    kind = ".jsonl" if last == ".json" else last
+    if kind not in (".npy", ".npz", ".parquet", ".jsonl"):
+        raise EmbeddingError(
+            "a file ending in .npy, .npz, .parquet or .jsonl (the last also .gz or .zst)",
+            str(path),
+            "Save the vectors with numpy.save",
+        )
+    if not path.is_file():
+        what = "NumPy array" if kind == ".npy" else "file of vectors"
+        found = "a folder" if path.is_dir() else "nothing there"
+        raise EmbeddingError(f"a {what} at {path}", found, "Save the vectors with numpy.save")
+    return kind
+
+
+def _map(path: Path) -> NDArray[Any]:
+    try:
+        array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+        if not isinstance(array, np.ndarray):
+            raise ValueError("an archive of arrays; name it .npz")
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise _no_array(path, error) from error
+    return array
+
+
+def _no_array(path: Path, error: Exception) -> EmbeddingError:
+    return EmbeddingError(
+        f"a NumPy array at {path}", str(error), "Save the vectors with numpy.save"
+    )
+
+
+def _rows(shape: tuple[int, ...]) -> int:
+    return shape[0] if len(shape) == _MATRIX else 1
+
+
+def _checked(shape: tuple[int, ...], kind: np.dtype[Any], dimension: int, path: Path) -> None:
+    """Refuse an array of another size or of what are no numbers."""
+    if kind.kind not in "fiub":
+        raise EmbeddingError(f"numbers in {path}", str(kind), "Save the vectors with numpy.save")
+    if len(shape) not in (1, _MATRIX) or shape[-1] != dimension:
+        raise EmbeddingError(
+            f"embeddings of {dimension} dimensions, [{dimension}] or [N, {dimension}]",
+            f"shape {list(shape)}",
+            "Use vectors of the encoder the inverter was trained for",
+        )
+
+
+def _sliced(array: NDArray[Any], dimension: int, path: Path | None = None) -> Iterator[Raw]:
+    _checked(array.shape, array.dtype, dimension, path or Path("the file"))
+    matrix = array[None] if array.ndim == 1 else array
+    for start in range(0, len(matrix), CHUNK):
+        yield np.asarray(matrix[start : start + CHUNK], dtype=np.float64), {}
+
+
+class _member:  # noqa: N801 - used as a function
+    """One array of an archive as a stream."""
+
+    def __init__(self, path: Path, key: str | None) -> None:
+        self._path, self._key = path, key
+
+    def __enter__(self) -> BinaryIO:
+        try:
+            self._archive = zipfile.ZipFile(self._path)
+        except (OSError, zipfile.BadZipFile) as error:
+            raise EmbeddingError(
+                f"an .npz archive at {self._path}", str(error), "Save it with numpy.savez"
+            ) from error
+        names = [n.removesuffix(".npy") for n in self._archive.namelist() if n.endswith(".npy")]
+        only = names[0] if len(names) == 1 else None
+        key = self._key or only
+        if key not in names:
+            self._archive.close()
+            asked = "one array" if self._key is None else f"an array {self._key!r}"
+            found = ", ".join(names) or "none"
+            raise EmbeddingError(f"{asked} in {self._path}", found, "Pass --key with its name")
+        return cast(BinaryIO, self._archive.open(f"{key}.npy"))
+
+    def __exit__(self, *error: object) -> None:
+        self._archive.close()
+
+
+def _header(file: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Shape, order and type of the array that follows."""
+    readers = {
+        (1, 0): np.lib.format.read_array_header_1_0,
+        (2, 0): np.lib.format.read_array_header_2_0,
+    }
+    version = np.lib.format.read_magic(file)
+    if version not in readers:
+        raise ValueError(f"version {version} of the format")
+    return readers[version](file)
+
+
+def _archived(path: Path, key: str | None, dimension: int) -> Iterator[Raw]:
+    try:
+        with _member(path, key) as file:
+            shape, by_columns, kind = _header(file)
+            _checked(shape, kind, dimension, path)
+            if by_columns and len(shape) == _MATRIX:
+                raise ValueError("an array stored column by column; save it with order='C'")
+            left = _rows(shape)
+            while left:
+                count = min(CHUNK, left)
+                data = file.read(count * dimension * kind.itemsize)
+                rows = np.frombuffer(data, dtype=kind).reshape(count, dimension)
+                left -= count
+                yield rows.astype(np.float64), {}
+    except (ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
+        raise _no_array(path, error) from error
+
+
+def _column(path: Path, key: str, dimension: int) -> Iterator[Raw]:
+    import pyarrow as pa
+
+    file = open_parquet(path)
+    names = file.schema_arrow.names
+    if key not in names:
+        raise EmbeddingError(
+            f"a column {key!r} in {path}",
+            f"the columns {', '.join(map(repr, names))}",
+            "Pass --column with the one that holds the vectors",
+        )
+    kind = file.schema_arrow.field(key).type
+    lists = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+    if not any(test(kind) for test in lists):
+        raise EmbeddingError(
+            f"lists of numbers in the column {key!r} of {path}", str(kind), "Pass --column"
+        )
+    try:
+        for batch in file.iter_batches(batch_size=CHUNK, columns=[key]):
+            yield _rows_of(batch.column(0).to_pylist(), dimension)
+    except (pa.ArrowException, OSError) as error:
+        raise EmbeddingError(
+            f"readable rows in {path}", str(error), "Copy the file again"
+        ) from error
+
+
+def _lines(path: Path, key: str, dimension: int) -> Iterator[Raw]:
+    values: list[Any] = []
+    for number, line in enumerate(read_lines(path), start=1):
+        try:
+            row = json.loads(line or b"")
+        except ValueError as error:
+            raise EmbeddingError(
+                "one JSON object or list a line",
+                f"line {number} of {path}: {error}",
+                "Correct the line",
+            ) from error
+        if isinstance(row, dict) and key not in row:
+            raise EmbeddingError(
+                f"a key {key!r} in line {number} of {path}",
+                f"the keys {', '.join(map(repr, row))}",
+                "Pass --key with the one that holds the vector",
+            )
+        values.append(row[key] if isinstance(row, dict) else row)
+        if len(values) == CHUNK:
+            yield _rows_of(values, dimension)
+            values = []
+    if values:
+        yield _rows_of(values, dimension)
+
+
+def _rows_of(values: list[Any], dimension: int) -> Raw:
+    """Lists → rows; what is no list of the right size becomes NaN and a reason."""
+    rows = np.full((len(values), dimension), np.nan)
+    reasons: dict[int, str] = {}
+    for index, value in enumerate(values):
+        if value is None:
+            reasons[index] = "no vector"
+        elif not isinstance(value, list):
+            reasons[index] = "no list of numbers"
+        elif len(value) != dimension:
+            reasons[index] = f"{len(value)} dimensions instead of {dimension}"
+        else:
+            try:
+                rows[index] = value
+            except (TypeError, ValueError, OverflowError):
+                reasons[index] = "no list of numbers"
+    return rows, reasons
