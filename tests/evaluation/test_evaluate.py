@@ -1,51 +1,19 @@
 import json
+import sys
 
 import numpy as np
 import pytest
 
 from unembed.data.pairs import Pairs
-from unembed.data.pieces import cut_pieces
 from unembed.encoders.base import FakeEncoder
-from unembed.errors import DataError, EncoderError
-from unembed.evaluation import evaluate as module
-from unembed.evaluation.evaluate import METRICS, evaluate, nearest_pairs
-from unembed.evaluation.metrics import token_set_f1
-from unembed.inverter import Inversion
+from unembed.errors import ConfigError, DataError, EncoderError
+from unembed.evaluation.attacks import Attack
+from unembed.evaluation.evaluate import evaluate, groups_of
+from unembed.evaluation.metrics import ESSENTIAL, METRICS, token_set_f1
+from unembed.evaluation.texts import Passage, Sample
 
-
-class LookupInverter:
-    """Recovers every text it knows, perfectly; what it does not know comes back empty."""
-
-    def __init__(self, encoder, config, texts):
-        self.encoder = encoder.identity
-        self.tokenizer = encoder.tokenizer
-        self.length = config.data.length
-        self.trained = {"config": config.model_dump()}
-        self.known = {encoder.encode([text])[0].tobytes(): text for text in texts}
-        self.calls = []
-
-    def require_encoder(self, encoder):
-        self.encoder.require_same(encoder.identity, "vectors")
-
-    def invert(self, vectors, **options):
-        self.calls.append((len(vectors), options))
-        texts = [self.known.get(vector.tobytes(), "") for vector in vectors]
-        return [
-            Inversion(text, ids, [1.0] * len(ids), passes=1, encoder_calls=0)
-            for text, ids in zip(texts, self.tokenizer.encode(texts), strict=True)
-        ]
-
-
-@pytest.fixture(scope="module")
-def pieces(passages, encoder, tiny_config):
-    found = cut_pieces(passages, encoder.tokenizer, tiny_config.data)
-    assert len({piece.text for piece in found}) == len(found), "the lookup needs distinct texts"
-    return found
-
-
-@pytest.fixture
-def lookup(encoder, tiny_config, pieces):
-    return LookupInverter(encoder, tiny_config, [piece.text for piece in pieces])
+GREEDY = {"strategy": "greedy", "steps": 3, "encoder_calls": 0, "options": {}, "guidance": None}
+CONTROLS = ["shuffled embedding", "no embedding", "nearest training text", "random tokens"]
 
 
 def test_a_perfect_inverter_scores_one_and_the_shuffled_control_does_not(
@@ -53,12 +21,12 @@ def test_a_perfect_inverter_scores_one_and_the_shuffled_control_does_not(
 ):
     report = evaluate(lookup, encoder, passages, limit=None)
     perfect = report.rows["inverter"]
-    assert {name: figure.mean for name, figure in perfect.items()} == pytest.approx(
-        dict.fromkeys(METRICS, 1.0), abs=1e-6
+    assert {name: perfect[name].mean for name in ESSENTIAL} == pytest.approx(
+        dict.fromkeys(ESSENTIAL, 1.0), abs=1e-6
     )
     shuffled = report.rows["shuffled embedding"]
     assert shuffled["exact match"].mean == 0.0
-    for name in METRICS:
+    for name in ESSENTIAL:
         assert shuffled[name].high < 0.9
         assert shuffled[name].n == perfect[name].n == len(pieces)
 
@@ -66,15 +34,16 @@ def test_a_perfect_inverter_scores_one_and_the_shuffled_control_does_not(
 def test_the_shuffled_control_is_the_recovery_of_another_text(lookup, encoder, passages, pieces):
     report = evaluate(lookup, encoder, passages, limit=None)
     ids = [piece.token_ids for piece in pieces]
-    others = ids[-1:] + ids[:-1]
+    half = len(ids) // 2
+    others = ids[-half:] + ids[:-half]
     by_hand = [token_set_f1(a, b) for a, b in zip(ids, others, strict=True)]
     figure = report.rows["shuffled embedding"]["token-set F1"]
     assert figure.mean == pytest.approx(np.mean(by_hand))
 
 
-def test_an_empty_recovery_has_no_cosine(encoder, tiny_config, passages, pieces):
+def test_an_empty_recovery_has_no_cosine(lookup_of, encoder, passages, pieces):
     half = [piece.text for piece in pieces[::2]]
-    inverter = LookupInverter(encoder, tiny_config, half)
+    inverter = lookup_of(half)
     report = evaluate(inverter, encoder, passages, limit=None)
     row = report.rows["inverter"]
     assert row["cosine"].n == len(half)
@@ -90,8 +59,9 @@ def test_an_empty_recovery_has_no_cosine(encoder, tiny_config, passages, pieces)
     assert report.examples[1].recovered == ""
 
 
-def test_an_inverter_that_recovers_nothing_has_no_cosine_at_all(encoder, tiny_config, passages):
-    report = evaluate(LookupInverter(encoder, tiny_config, []), encoder, passages)
+def test_an_inverter_that_recovers_nothing_has_no_cosine_at_all(lookup_of, encoder, passages):
+    report = evaluate(lookup_of([]), encoder, passages)
+    assert report.rows["inverter"]["token-set precision"] is None
     assert report.rows["inverter"]["cosine"] is None
     assert report.rows["inverter"]["token accuracy"].mean == 0.0
     assert json.loads(json.dumps(report.to_dict()))["rows"]["inverter"]["cosine"] is None
@@ -105,10 +75,105 @@ def test_the_nearest_training_text_is_a_row_of_its_own(lookup, encoder, passages
     assert report.notes == []
 
 
+def test_every_table_has_every_control(lookup, encoder, passages, pairs_folder):
+    texts = [Passage(text, {"domain": ("a", "b")[i % 2]}) for i, text in enumerate(passages)]
+    report = evaluate(lookup, encoder, texts, train_pairs=Pairs.open(pairs_folder))
+    assert list(report.rows) == ["inverter", *CONTROLS]
+    assert list(report.breakdowns) == ["length", "domain"]
+    for groups in report.breakdowns.values():
+        for group in groups.values():
+            assert list(group) == list(report.rows)
+    for row in report.rows.values():
+        assert list(row) == list(METRICS)
+    assert report.rows["random tokens"]["passes"] is None, "it makes none, which is not 0"
+    assert report.rows["nearest training text"]["calibration error"] is None
+    blind = report.rows["no embedding"]
+    assert blind["token-set recall"].high < report.rows["inverter"]["token-set recall"].low
+
+
+def test_groups_add_up_to_the_whole(lookup_of, encoder, passages, pieces):
+    texts = [Passage(text, {"lang": "ab"[i % 2]}) for i, text in enumerate(passages)]
+    inverter = lookup_of([piece.text for piece in pieces[::3]])
+    report = evaluate(inverter, encoder, texts, limit=None)
+    whole = report.rows["inverter"]["token-set F1"]
+    for groups in report.breakdowns.values():
+        figures = [group["inverter"]["token-set F1"] for group in groups.values()]
+        assert sum(figure.n for figure in figures) == whole.n == len(pieces)
+        total = sum(figure.n * figure.mean for figure in figures)
+        assert total / whole.n == pytest.approx(whole.mean)
+    assert list(report.breakdowns["lang"]) == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("tokens", "group"),
+    [(1, "1-3"), (4, "4-8"), (8, "4-8"), (9, "9-16"), (17, "17-24"), (32, "25-32"), (33, "33-")],
+)
+def test_groups_of_length(tokens, group):
+    assert list(groups_of(Sample("", [1] * tokens, {}))) == [("length", group)]
+
+
+def test_many_domains_share_a_last_group(lookup, encoder, passages, monkeypatch):
+    monkeypatch.setattr("unembed.evaluation.evaluate._MOST_GROUPS", 3)
+    texts = [Passage(text, {"domain": f"d{i:02}"}) for i, text in enumerate(passages)]
+    report = evaluate(lookup, encoder, texts, limit=None)
+    groups = list(report.breakdowns["domain"])
+    assert len(groups) == 4
+    assert groups[-1] == "others"
+
+
 def test_without_training_pairs_the_report_says_what_is_missing(lookup, encoder, passages):
     report = evaluate(lookup, encoder, passages)
-    assert set(report.rows) == {"inverter", "shuffled embedding"}
-    assert report.notes == ["nearest training text: not measured, no training pairs were given"]
+    assert set(report.rows) == {"inverter", *CONTROLS} - {"nearest training text"}
+    assert report.rows["inverter"]["informative recall"] is None
+    rarity, nearest = report.notes
+    assert rarity.startswith("informative recall: not measured, the training corpus is not known")
+    assert nearest == "nearest training text: not measured, no training pairs were given"
+
+
+def test_several_strategies_are_rows_of_their_own(inverter, encoder, passages):
+    specs = ["greedy:steps=2", Attack("greedy", steps=5)]
+    report = evaluate(inverter, encoder, passages, limit=20, strategy=specs)
+    assert list(report.rows)[:2] == ["greedy:steps=2", "greedy:steps=5"]
+    assert [report.rows[name]["passes"].mean for name in list(report.rows)[:2]] == [2.0, 5.0]
+    assert report.settings["attacks"]["greedy:steps=5"]["threat_model"] == "vector only"
+    assert len(report.examples) == 40
+    one = evaluate(inverter, encoder, passages, limit=20, steps=5)
+    for metric in ESSENTIAL:
+        assert one.rows["inverter"][metric] == report.rows["greedy:steps=5"][metric]
+
+
+def test_an_encoder_is_handed_only_to_who_may_call_it(lookup, encoder, passages):
+    calling = Attack("guided", encoder_calls=7, options={"beam": "2"})
+    report = evaluate(lookup, encoder, passages, limit=10, strategy=[calling, "greedy"])
+    given = [options for _, options in lookup.calls if options["strategy"] == "guided"]
+    assert given and all(options["encoder"] is encoder for options in given)
+    assert all(o["encoder_calls"] == 7 and o["options"] == {"beam": "2"} for o in given)
+    assert len(given) == 1, "the controls are decoded by greedy"
+    assert report.settings["controls_decoded_by"]["strategy"] == "greedy"
+    assert report.settings["threat_model"] == "vector + encoder"
+    rest = [options for _, options in lookup.calls if options["strategy"] == "greedy"]
+    assert rest and not any("encoder" in options for options in rest)
+
+
+def test_without_the_libraries_their_metrics_are_missing(lookup, encoder, passages, monkeypatch):
+    for name in ("sacrebleu.metrics.bleu", "rouge_score.rouge_scorer"):
+        monkeypatch.setitem(sys.modules, name, None)
+    report = evaluate(lookup, encoder, passages, limit=10)
+    row = report.rows["inverter"]
+    missing = [name for name in METRICS if row[name] is None]
+    assert {"BLEU (sentence)", "BLEU (corpus)", "ROUGE-L"} <= set(missing)
+    assert "exact match" not in missing
+    assert "BLEU: not measured, sacrebleu is not installed" in report.notes[0]
+    assert "ROUGE-L: not measured, rouge-score is not installed" in report.notes[1]
+
+
+def test_a_perfect_inverter_has_a_perfect_bleu(lookup, encoder, passages):
+    row = evaluate(lookup, encoder, passages).rows["inverter"]
+    assert row["BLEU (corpus)"].mean == pytest.approx(100.0)
+    assert row["ROUGE-L"].mean == 1.0
+    assert row["calibration error"].mean == pytest.approx(0.0)
+    assert row["length error"].mean == 0.0
+    assert row["milliseconds"].mean > 0.0
 
 
 def test_the_report_says_how_it_was_made(lookup, encoder, passages):
@@ -121,6 +186,9 @@ def test_the_report_says_how_it_was_made(lookup, encoder, passages):
         "seed": 5,
         "threat_model": "vector only",
         "encoder_calls": 0,
+        "attacks": {"inverter": {**GREEDY, "threat_model": "vector only"}},
+        "controls_decoded_by": GREEDY,
+        "bootstrap_resamples": 1000,
     }
     assert len(report.examples) == 10
     assert all(options["steps"] == 3 for _, options in lookup.calls)
@@ -181,8 +249,8 @@ def test_progress_reaches_the_total_of_every_stage(lookup, encoder, passages, pi
     pairs = Pairs.open(pairs_folder)
     evaluate(lookup, encoder, passages, train_pairs=pairs, limit=None, progress=note)
     assert last == {
-        "inverting": (len(pieces), len(pieces)),
-        "inverting shuffled embeddings": (len(pieces), len(pieces)),
+        "cutting the texts": (len(passages), 0),
+        **dict.fromkeys(["inverter", *CONTROLS], (len(pieces), len(pieces))),
         "searching the training texts": (len(pairs), len(pairs)),
     }
 
@@ -193,41 +261,13 @@ def test_a_real_inverter_beats_its_shuffled_control(inverter, encoder, passages)
     assert found["token-set F1"].mean > chance["token-set F1"].high
     assert found["cosine"].low > chance["cosine"].high
     again = evaluate(inverter, encoder, passages, limit=60, steps=4)
-    assert again == report
+    assert again.examples == report.examples
+    for name, row in again.rows.items():
+        same = {k: v for k, v in row.items() if k != "milliseconds"}
+        assert same == {k: v for k, v in report.rows[name].items() if k != "milliseconds"}
 
 
-# The nearest training text
-
-
-@pytest.mark.parametrize("chunk", [1, 7, 64, 100_000])
-def test_nearest_pairs_are_those_of_a_brute_force_search(pairs_folder, encoder, monkeypatch, chunk):
-    monkeypatch.setattr(module, "_CHUNK_ROWS", chunk)
-    pairs = Pairs.open(pairs_folder)
-    tokens, embeddings = pairs.rows(np.arange(len(pairs)))
-    queries = np.random.default_rng(0).standard_normal((20, 32)).astype(np.float32)
-    queries /= np.linalg.norm(queries, axis=1, keepdims=True)
-    found, cosines = nearest_pairs(pairs, queries, lambda *step: None)
-    for query, ids, cosine in zip(queries, found, cosines, strict=True):
-        similarity = [float(query @ other) for other in embeddings]
-        assert cosine == pytest.approx(max(similarity), abs=1e-5)
-        rows = [row for row, s in enumerate(similarity) if s > max(similarity) - 1e-5]
-        contents = [tokens[row].tolist() for row in rows]
-        assert ids in [row[: row.index(pairs.tokenizer.end_id)] for row in contents]
-
-
-class OppositePairs:
-    """Three pairs whose vectors all point away."""
-
-    tokenizer = FakeEncoder().tokenizer
-
-    def __len__(self):
-        return 3
-
-    def rows(self, indices):
-        tokens = self.tokenizer.pack([[1, 2]] * len(indices), 4).astype(np.int64)
-        return tokens, np.tile(np.float32([[-1.0, 0.0]]), (len(indices), 1))
-
-
-def test_a_best_cosine_below_zero_is_still_the_best():
-    query = np.float32([[1.0, 0.0]])
-    assert nearest_pairs(OppositePairs(), query, lambda *step: None) == ([[1, 2]], [-1.0])
+@pytest.mark.parametrize("strategy", [[], ["greedy", "greedy"]])
+def test_strategies_must_differ(lookup, encoder, passages, strategy):
+    with pytest.raises(ConfigError, match="different strategies"):
+        evaluate(lookup, encoder, passages, strategy=strategy)

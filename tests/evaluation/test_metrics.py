@@ -1,4 +1,5 @@
 from itertools import product
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -6,11 +7,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from unembed.evaluation.metrics import (
-    Figure,
+    BLEU_PARTS,
+    CALIBRATION_PARTS,
+    COLUMNS,
+    Recovery,
+    calibration_error,
+    calibration_sums,
+    corpus_bleu,
     exact_match,
-    summarise,
+    informative_recall,
+    make_ruler,
+    rarity,
     token_accuracy,
     token_set_f1,
+    token_set_precision,
+    token_set_recall,
 )
 
 tokens = st.lists(st.integers(0, 5), min_size=1, max_size=8)
@@ -49,53 +60,90 @@ def test_metrics_by_brute_force(original, recovered):
         harmonic = 0.0
     assert token_set_f1(original, recovered) == pytest.approx(harmonic)
     assert token_set_f1(original, original[::-1]) == 1.0
+    if recovered:
+        assert token_set_precision(original, recovered) == pytest.approx(
+            common / len(set(recovered))
+        )
+    assert token_set_recall(original, recovered) == pytest.approx(common / len(set(original)))
 
 
-def test_a_mean_by_hand():
-    figure = summarise([0.0, 1.0, 1.0, 1.0])
-    assert figure.mean == 0.75
-    assert figure.n == 4
-    assert (figure.low, figure.high) == (0.25, 1.0)
+def test_nothing_recovered_has_no_precision():
+    assert token_set_precision([1, 2], []) is None
+    assert token_set_recall([1, 2], []) == 0.0
 
 
-def test_missing_values_are_left_out_not_zero():
-    assert summarise([0.5, None, 1.0, None]) == summarise([0.5, 1.0])
-    assert summarise([0.5, None, 1.0, None]).n == 2
+def test_rare_tokens_weigh_more():
+    counts = np.array([97, 0, 1, 5, 5, 5], dtype=np.int64)
+    weights = rarity(counts, SimpleNamespace(special_ids={3, 4, 5}))
+    total = 98 + 1 + 2  # one more each, without the special tokens
+    assert weights == pytest.approx(
+        [-np.log(98 / total), np.log(total), -np.log(2 / total), 0, 0, 0]
+    )
+    assert informative_recall([0, 1], [0], weights) == pytest.approx(
+        weights[0] / (weights[0] + weights[1])
+    )
+    assert informative_recall([0, 1, 1], [1], weights) > 0.98
+    assert informative_recall([0, 1], [1, 0, 2], weights) == 1.0
 
 
-@pytest.mark.parametrize("values", [[], [None], [None, None]])
-def test_without_any_value_there_is_no_figure(values):
-    assert summarise(values) is None
+def test_calibration_by_hand():
+    sums = calibration_sums([1, 2, 3], [1, 9, 3, 4], [0.95, 0.91, 0.35, 0.31])
+    assert sums[9] == pytest.approx([2, 1.86, 1])
+    assert sums[3] == pytest.approx([2, 0.66, 1])
+    assert sums.sum(axis=0)[0] == 4
+    parts = np.array([*(sums[:, 1] - sums[:, 2]), 4.0])
+    assert calibration_error(parts) == pytest.approx((0.86 + 0.34) / 4)
+    assert calibration_sums([1], [1], [1.0])[9] == pytest.approx([1, 1, 1]), "1 is in the last bin"
 
 
-def test_one_value_is_its_own_interval():
-    assert summarise([0.3]) == Figure(0.3, 0.3, 0.3, 1)
+def test_bleu_is_that_of_the_library(minilm):
+    from sacrebleu.metrics.bleu import BLEU
+
+    ruler, _ = make_ruler(minilm.tokenizer, None)
+    texts = ["The cat sat on the mat, didn't it?", "A dog was seen in the old city by the river."]
+    wrong = ["the cat sat on a mat.", "a dog was seen by the old river in the city of glass."]
+    tokens, got = minilm.tokenizer.encode(texts), minilm.tokenizer.encode(wrong)
+    references = minilm.tokenizer.decode(tokens)
+    sums = np.zeros(len(BLEU_PARTS))
+    for text, ids, back, recovered, reference in zip(
+        texts, tokens, got, wrong, references, strict=True
+    ):
+        values, _ = ruler.measure(text, ids, Recovery(recovered, back))
+        found = dict(zip(COLUMNS, values, strict=True))
+        expected = BLEU(effective_order=True).sentence_score(recovered, [reference]).score
+        assert found["BLEU (sentence)"] == pytest.approx(expected)
+        assert 0 < found["ROUGE-L"] < 1
+        sums += [found[name] for name in BLEU_PARTS]
+    assert corpus_bleu(sums) == pytest.approx(BLEU().corpus_score(wrong, [references]).score)
 
 
-@given(st.lists(st.floats(-1, 1), min_size=1, max_size=20), st.integers(0, 3))
-def test_the_interval_contains_the_mean_and_stays_within_the_values(values, seed):
-    figure = summarise(values, seed, resamples=200)
-    assert figure.mean == pytest.approx(np.mean(values))
-    assert min(values) - 1e-9 <= figure.low <= figure.mean + 1e-9
-    assert figure.mean - 1e-9 <= figure.high <= max(values) + 1e-9
+def test_what_cannot_be_measured_is_missing(encoder):
+    ruler, notes = make_ruler(encoder.tokenizer, None)
+    assert len(notes) == 1 and notes[0].startswith("informative recall")
+    ids = encoder.tokenizer.encode(["the cat"])[0]
+    values, bins = ruler.measure("the cat", ids, Recovery("the cat", ids))
+    found = dict(zip(COLUMNS, values, strict=True))
+    for name in ("informative recall", "numbers", "URLs", "cosine", "passes", *CALIBRATION_PARTS):
+        assert np.isnan(found[name]), name
+    assert not bins.any()
+    assert found["exact match"] == 1.0
 
 
-def test_the_interval_is_that_of_the_seed():
-    values = np.random.default_rng(0).random(50).tolist()
-    assert summarise(values, seed=1) == summarise(values, seed=1)
-    assert summarise(values, seed=1).low != summarise(values, seed=2).low
+def test_rouge_is_missing_where_the_library_sees_no_word(encoder):
+    ruler, _ = make_ruler(encoder.tokenizer, None)
+    (ids,) = encoder.tokenizer.encode([". , ? !"])
+    values, _ = ruler.measure(". , ? !", ids, Recovery("", []))
+    assert np.isnan(values[COLUMNS.index("ROUGE-L")])
 
 
-def test_the_interval_is_near_the_normal_one():
-    values = np.random.default_rng(0).random(400)
-    half = 1.96 * values.std() / 20
-    figure = summarise(values.tolist())
-    assert figure.low == pytest.approx(values.mean() - half, abs=0.15 * half)
-    assert figure.high == pytest.approx(values.mean() + half, abs=0.15 * half)
-
-
-def test_figures_leave_the_global_random_state_alone():
-    np.random.seed(0)
-    before = np.random.get_state()[1].copy()
-    summarise([0.1, 0.2])
-    assert np.array_equal(np.random.get_state()[1], before)
+def test_an_exact_match_is_perfect_however_the_tokenizer_writes_it(minilm):
+    ruler, _ = make_ruler(minilm.tokenizer, np.ones(minilm.tokenizer.size, dtype=np.int64))
+    text = "I saw Zoë O'Brien (age 41.5) at www.example.org/a, not bob.smith@example.com."
+    ids = minilm.tokenizer.encode([text])[0]
+    (back,) = minilm.tokenizer.decode([ids])
+    assert back != text
+    values, _ = ruler.measure(text, ids, Recovery(back, ids, [1.0] * len(ids)))
+    found = dict(zip(COLUMNS, values, strict=True))
+    assert found["BLEU (sentence)"] == pytest.approx(100.0)
+    for name in ("numbers", "e-mail addresses", "URLs", "names", "ROUGE-L", "informative recall"):
+        assert found[name] == 1.0, name

@@ -1,12 +1,66 @@
-"""Metrics of recovered text, each a number per text, and their means with intervals."""
+"""What one recovered text is worth: a number per metric, or None where it cannot be computed."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from unembed.encoders.tokenizer import TextTokenizer
+from unembed.evaluation.spans import KINDS, span_recalls
+
+BINS = 10  # of the calibration error
+_NGRAMS = 4
+
+MEANS = (
+    *("token accuracy", "exact match", "token-set precision", "token-set recall", "token-set F1"),
+    *("informative recall", "BLEU (sentence)", "ROUGE-L", "cosine"),
+    *KINDS,
+    *("length error", "passes", "encoder calls", "milliseconds"),
+)
+BLEU_PARTS = (
+    *(f"matching {n}-grams" for n in range(1, _NGRAMS + 1)),
+    *(f"recovered {n}-grams" for n in range(1, _NGRAMS + 1)),
+    *("recovered words", "original words"),
+)
+CALIBRATION_PARTS = (*(f"overconfidence in bin {b}" for b in range(BINS)), "confident tokens")
+COLUMNS = (*MEANS, *BLEU_PARTS, *CALIBRATION_PARTS)
+CORPUS_BLEU, CALIBRATION = "BLEU (corpus)", "calibration error"
+
+# The order of tables
+METRICS = (*MEANS[:7], CORPUS_BLEU, *MEANS[7:13], CALIBRATION, *MEANS[13:])
+
+ESSENTIAL = ("token accuracy", "exact match", "token-set F1", "cosine")  # for the terminal
+
+_LATIN_WORD = re.compile(r"[a-z0-9]")
+
+
+@dataclass(frozen=True)
+class Recovery:
+    """What came back for one text, by a strategy or by a control.
+
+    Attributes:
+        text: The text.
+        token_ids: Its content tokens.
+        confidences: Probability of each token when it was settled; None for what is not decoded.
+        passes: Denoiser passes; None for what is not decoded.
+        encoder_calls: Texts embedded on the way; None for what is not decoded.
+        milliseconds: Share of its batch's decoding time; None for what is not decoded.
+        cosine: Of the recovered text, embedded again, with the original's vector; None where
+            there is no text to embed.
+    """
+
+    text: str
+    token_ids: list[int]
+    confidences: list[float] | None = None
+    passes: int | None = None
+    encoder_calls: int | None = None
+    milliseconds: float | None = None
+    cosine: float | None = None
 
 
 def token_accuracy(original: Sequence[int], recovered: Sequence[int]) -> float:
@@ -20,43 +74,183 @@ def exact_match(original: Sequence[int], recovered: Sequence[int]) -> float:
     return float(list(original) == list(recovered))
 
 
+def token_set_precision(original: Sequence[int], recovered: Sequence[int]) -> float | None:
+    """Share of the distinct recovered tokens that the original has; None when none came back."""
+    got = set(recovered)
+    return len(got & set(original)) / len(got) if got else None
+
+
+def token_set_recall(original: Sequence[int], recovered: Sequence[int]) -> float:
+    """Share of the original's distinct tokens that came back, anywhere, 0 to 1."""
+    wanted = set(original)
+    return len(wanted & set(recovered)) / len(wanted)
+
+
 def token_set_f1(original: Sequence[int], recovered: Sequence[int]) -> float:
     """Harmonic mean of precision and recall over the sets of tokens, order ignored, 0 to 1."""
     wanted, got = set(original), set(recovered)
     return 2.0 * len(wanted & got) / (len(wanted) + len(got))
 
 
+def informative_recall(
+    original: Sequence[int], recovered: Sequence[int], weights: NDArray[np.float64]
+) -> float:
+    """Token-set recall with each token weighted by its rarity: weights [V], see `rarity`."""
+    wanted = sorted(set(original))
+    back = sorted(set(wanted) & set(recovered))
+    return float(weights[back].sum() / weights[wanted].sum())
+
+
+def rarity(counts: NDArray[np.int64], tokenizer: TextTokenizer) -> NDArray[np.float64]:
+    """Information in nats of each token, −log of its frequency in a corpus, [V].
+
+    Args:
+        counts: How often each id occurs, [V]; special tokens are left out of the frequencies, and
+            one is added to each count, so that a token never seen is rare, not infinitely so.
+        tokenizer: Of the ids.
+    """
+    smoothed = counts.astype(np.float64) + 1.0
+    smoothed[list(tokenizer.special_ids)] = 0.0
+    weights = np.zeros_like(smoothed)
+    known = smoothed > 0
+    weights[known] = -np.log(smoothed[known] / smoothed.sum())
+    return weights
+
+
+def calibration_sums(
+    original: Sequence[int], recovered: Sequence[int], confidences: Sequence[float]
+) -> NDArray[np.float64]:
+    """Tokens, confidence and right tokens of one text in each bin of confidence, [bins, 3].
+
+    A token is right where the original has it at the same position.
+    """
+    sums = np.zeros((BINS, 3))
+    for place, (token, confidence) in enumerate(zip(recovered, confidences, strict=True)):
+        right = place < len(original) and original[place] == token
+        sums[min(int(confidence * BINS), BINS - 1)] += (1.0, confidence, float(right))
+    return sums
+
+
 @dataclass(frozen=True)
-class Figure:
-    """A mean over texts.
+class Ruler:
+    """Measures recoveries; build it with `make_ruler`.
 
     Attributes:
-        mean: The mean.
-        low: Lower end of the 95% bootstrap interval.
-        high: Upper end.
-        n: Texts it could be computed for.
+        tokenizer: Of the inverter.
+        weights: Information of each token [V]; None where the training corpus is unknown.
+        bleu: Scorer of `sacrebleu`, sentence by sentence; None where it is not installed.
+        rouge: Scorer of `rouge-score`; None where it is not installed.
     """
 
-    mean: float
-    low: float
-    high: float
-    n: int
+    tokenizer: TextTokenizer
+    weights: NDArray[np.float64] | None
+    bleu: Any
+    rouge: Any
+
+    def measure(
+        self, original: str, ids: Sequence[int], recovery: Recovery
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """The numbers of one text.
+
+        Args:
+            original: The text, as it was embedded.
+            ids: Its content tokens, at least one.
+            recovery: What came back.
+
+        Returns:
+            A value per name of ``COLUMNS``, not-a-number where it cannot be computed; and the
+            sums of `calibration_sums`.
+        """
+        got = recovery.token_ids
+        # Half of a tokenizer's changes (case, spaces) can never be recovered, so what the
+        # recovery is compared with has gone through it too: an exact match has BLEU 100.
+        (reference,) = self.tokenizer.decode([ids])
+        values: dict[str, float | None] = {
+            "token accuracy": token_accuracy(ids, got),
+            "exact match": exact_match(ids, got),
+            "token-set precision": token_set_precision(ids, got),
+            "token-set recall": token_set_recall(ids, got),
+            "token-set F1": token_set_f1(ids, got),
+            "cosine": recovery.cosine,
+            "length error": float(abs(len(got) - len(ids))),
+            "passes": recovery.passes,
+            "encoder calls": recovery.encoder_calls,
+            "milliseconds": recovery.milliseconds,
+        }
+        if self.weights is not None:
+            values["informative recall"] = informative_recall(ids, got, self.weights)
+        values |= span_recalls(original, recovery.text, self.tokenizer)
+        values |= self._overlaps(reference, recovery.text)
+        bins = np.zeros((BINS, 3))
+        if recovery.confidences is not None:
+            bins = calibration_sums(ids, got, recovery.confidences)
+            sums = (*(bins[:, 1] - bins[:, 2]), bins[:, 0].sum())
+            values |= dict(zip(CALIBRATION_PARTS, sums, strict=True))
+        found = [values.get(name) for name in COLUMNS]
+        return np.array([np.nan if v is None else v for v in found], dtype=np.float64), bins
+
+    def _overlaps(self, reference: str, text: str) -> Iterator[tuple[str, float]]:
+        """BLEU of the sentence (0 to 100), the sums that BLEU of the corpus needs, ROUGE-L."""
+        if self.bleu is not None:
+            score = self.bleu.sentence_score(text, [reference])
+            yield "BLEU (sentence)", score.score
+            parts = (*score.counts, *score.totals, score.sys_len, score.ref_len)
+            yield from zip(BLEU_PARTS, parts, strict=True)
+        # The library sees Latin letters and digits only
+        if self.rouge is not None and _LATIN_WORD.search(reference.lower()):
+            yield "ROUGE-L", self.rouge.score(reference, text)["rougeL"].fmeasure
 
 
-def summarise(
-    values: Sequence[float | None], seed: int = 0, resamples: int = 2000
-) -> Figure | None:
-    """Mean and percentile bootstrap interval; a value of None is left out.
+def make_ruler(
+    tokenizer: TextTokenizer, counts: NDArray[np.int64] | None
+) -> tuple[Ruler, list[str]]:
+    """A ruler, and notes of the metrics that it cannot measure.
 
-    Returns:
-        None when no value could be computed: a missing metric is never 0.
+    Args:
+        tokenizer: Of the inverter.
+        counts: How often each token occurs in the training corpus, [V]; None when unknown.
     """
-    known: NDArray[np.float64] = np.array([v for v in values if v is not None], dtype=np.float64)
-    if not len(known):
-        return None
-    generator = np.random.default_rng(seed)
-    means = [
-        known[generator.integers(len(known), size=len(known))].mean() for _ in range(resamples)
-    ]
-    low, high = np.quantile(means, [0.025, 0.975])
-    return Figure(float(known.mean()), float(low), float(high), len(known))
+    notes, bleu, rouge = [], None, None
+    try:
+        from sacrebleu.metrics.bleu import BLEU
+
+        bleu = BLEU(effective_order=True)
+    except ImportError:
+        notes.append(_missing("BLEU", "sacrebleu"))
+    try:
+        from rouge_score.rouge_scorer import RougeScorer
+
+        rouge = RougeScorer(["rougeL"])
+    except ImportError:
+        notes.append(_missing("ROUGE-L", "rouge-score"))
+    if counts is None:
+        notes.append(
+            "informative recall: not measured, the training corpus is not known (no training "
+            "pairs of the inverter's tokenizer were given)"
+        )
+    weights = None if counts is None else rarity(counts, tokenizer)
+    return Ruler(tokenizer, weights, bleu, rouge), notes
+
+
+def _missing(metric: str, package: str) -> str:
+    return f"{metric}: not measured, {package} is not installed (pip install 'unembed[evaluation]')"
+
+
+def corpus_bleu(sums: Sequence[float]) -> float:
+    """BLEU of a corpus, 0 to 100, from the sums of ``BLEU_PARTS`` over its texts."""
+    from sacrebleu.metrics.bleu import BLEU
+
+    whole = [round(value) for value in sums]
+    correct, total = whole[:_NGRAMS], whole[_NGRAMS:-2]
+    score = BLEU.compute_bleu(correct, total, whole[-2], whole[-1], smooth_method="exp")
+    return float(score.score)
+
+
+def calibration_error(sums: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Expected calibration error from sums [..., bins + 1] of ``CALIBRATION_PARTS`` over texts.
+
+    Equation 3 of Guo et al. (2017, arXiv 1706.04599): the gap between mean confidence and accuracy
+    of each bin, weighted by its share of the tokens.
+    """
+    result: NDArray[np.float64] = np.abs(sums[..., :-1]).sum(axis=-1) / sums[..., -1]
+    return result

@@ -1,0 +1,112 @@
+"""What is compared: a decoding strategy with its settings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from unembed.errors import ConfigError
+
+_FORM = "NAME[:steps=N][:encoder_calls=N][:guidance=FIRST/LAST][:option=value]…"
+
+
+@dataclass(frozen=True)
+class Attack:
+    """A decoding strategy with its settings.
+
+    Attributes:
+        strategy: A name of `unembed.decoding.STRATEGIES`.
+        steps: Denoiser passes per text; one per position when None.
+        encoder_calls: Texts it may embed per vector; 0 is the threat model *vector only*.
+        options: The strategy's own.
+        guidance: Strength of classifier-free guidance at the first and at the last pass.
+    """
+
+    strategy: str
+    steps: int | None = None
+    encoder_calls: int = 0
+    options: dict[str, Any] = field(default_factory=dict)
+    guidance: tuple[float, float] | None = None
+
+    @property
+    def threat_model(self) -> str:
+        """Whether the attacker has only the vector or may call the encoder too."""
+        return "vector + encoder" if self.encoder_calls else "vector only"
+
+    def arguments(self, encoder: Any) -> dict[str, Any]:
+        """The keywords for `Inverter.invert`; the encoder is only handed to who may call it."""
+        found: dict[str, Any] = {"strategy": self.strategy, "steps": self.steps}
+        if self.options:
+            found["options"] = self.options
+        if self.guidance is not None:
+            found["guidance"] = self.guidance
+        if self.encoder_calls:
+            found |= {"encoder": encoder, "encoder_calls": self.encoder_calls}
+        return found
+
+
+def parse_attack(text: str, steps: int | None = None) -> Attack:
+    """The attack that ``greedy:steps=8`` or ``euler:temperature=0.5`` names.
+
+    Args:
+        text: ``NAME[:steps=N][:encoder_calls=N][:guidance=FIRST/LAST][:option=value]…``.
+        steps: For one that does not say.
+
+    Raises:
+        ConfigError: Not of that form, or a number that is none.
+    """
+    name, *settings = text.strip().split(":")
+    options: dict[str, Any] = {}
+    for setting in settings:
+        key, equals, value = setting.partition("=")
+        if not (key and equals and value):
+            raise ConfigError(f"a strategy as {_FORM}", repr(text), "Correct --strategies")
+        options[key] = value
+    numbers: dict[str, Any] = {"steps": steps, "encoder_calls": 0}
+    for key in numbers.keys() & options.keys():
+        value = options.pop(key)
+        if not value.isdecimal():
+            raise ConfigError(f"a number of {key} in {text!r}", value, "Correct --strategies")
+        numbers[key] = int(value)
+    guidance = _strengths(text, options.pop("guidance", None))
+    return Attack(name, numbers["steps"], numbers["encoder_calls"], options, guidance)
+
+
+def _strengths(text: str, value: str | None) -> tuple[float, float] | None:
+    if value is None:
+        return None
+    first, _, last = value.partition("/")
+    try:
+        return float(first), float(last)
+    except ValueError as error:
+        raise ConfigError(
+            f"guidance=FIRST/LAST in {text!r}", value, "Say for example guidance=0/1"
+        ) from error
+
+
+def name_attacks(
+    strategy: str | Sequence[str | Attack] | Attack, steps: int | None
+) -> dict[str, Attack]:
+    """The rows of a table: ``inverter`` for one attack, each as it was spelled for several.
+
+    Raises:
+        ConfigError: None, one twice, or not of the right form.
+    """
+    given = [strategy] if isinstance(strategy, (str, Attack)) else list(strategy)
+    found: dict[str, Attack] = {}
+    for item in given:
+        attack = item if isinstance(item, Attack) else parse_attack(item, steps)
+        found[item.strip() if isinstance(item, str) else _spell(item)] = attack
+    if not given or len(found) < len(given):
+        raise ConfigError("different strategies", repr(given), "Correct --strategies")
+    return {"inverter": next(iter(found.values()))} if len(found) == 1 else found
+
+
+def _spell(attack: Attack) -> str:
+    settings: dict[str, Any] = {"steps": attack.steps}
+    settings["encoder_calls"] = attack.encoder_calls or None
+    settings["guidance"] = attack.guidance and "{:g}/{:g}".format(*attack.guidance)
+    settings |= attack.options
+    given = [f"{key}={value}" for key, value in settings.items() if value is not None]
+    return ":".join([attack.strategy, *given])

@@ -1,0 +1,130 @@
+"""Recovered texts on the disk as they come, so that an interrupted evaluation goes on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO
+
+from unembed.errors import DataError
+from unembed.evaluation.metrics import Recovery
+
+FOLDER = "decoded"
+_DIGITS = 12
+
+
+def settings_digest(settings: dict[str, Any]) -> str:
+    """SHA-256 of plain data, the same for equal data."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+
+
+class Journal:
+    """The recoveries of one row of the tables, in the order of the texts, one JSON object a line.
+
+    The name of the file holds a digest of what the recoveries depend on, so other settings are
+    another file. The first line says those settings; a last line without its end was cut short and
+    is removed.
+
+    Args:
+        folder: Of the report; nothing is kept when None.
+        name: Of the row.
+        settings: What the recoveries depend on, plain data.
+
+    Raises:
+        DataError: The folder cannot be written.
+    """
+
+    def __init__(self, folder: Path | None, name: str, settings: dict[str, Any]) -> None:
+        self._file: BinaryIO | None = None
+        self._finished: Iterator[bytes] = iter(())
+        if folder is None:
+            return
+        label = re.sub(r"[^\w.=-]+", "-", name)[:60]
+        where = folder / FOLDER
+        self.path = where / f"{label}-{settings_digest(settings)[:_DIGITS]}.jsonl"
+        try:
+            where.mkdir(parents=True, exist_ok=True)
+            if _whole_lines(self.path) == 0:
+                first = json.dumps({"row": name, "settings": settings}) + "\n"
+                self.path.write_text(first, encoding="utf-8")
+            self._file = self.path.open("ab")
+        except OSError as error:
+            raise DataError(f"a folder at {folder}", str(error), "Choose another --out") from error
+        self._finished = _lines_after_the_first(self.path)
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._file is not None:
+            self._file.close()
+
+    def read(self, originals: Sequence[str]) -> list[Recovery]:
+        """The finished recoveries of the next texts, as many as there are.
+
+        Raises:
+            DataError: What is on the disk belongs to other texts, or is damaged.
+        """
+        found = []
+        for original in originals:
+            line = next(self._finished, None)
+            if line is None:
+                break
+            try:
+                row = json.loads(line)
+                same = row.pop("original") == original
+                recovery = Recovery(**row)
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                raise self._wrong(str(error)) from error
+            if not same:
+                raise self._wrong("another text")
+            found.append(recovery)
+        return found
+
+    def append(self, originals: Sequence[str], recoveries: Sequence[Recovery]) -> None:
+        """Keep the recoveries of the next texts."""
+        if self._file is None:
+            return
+        for original, recovery in zip(originals, recoveries, strict=True):
+            line = json.dumps({"original": original, **asdict(recovery)}, ensure_ascii=False)
+            self._file.write(line.encode() + b"\n")
+        self._file.flush()
+
+    def _wrong(self, found: str) -> DataError:
+        return DataError(
+            f"the recoveries of these texts in {self.path}", found, "Delete the file, or the folder"
+        )
+
+
+def _whole_lines(path: Path) -> int:
+    """Lines with their ends; what follows the last end is cut off."""
+    if not path.exists():
+        return 0
+    count = end = 0
+    with path.open("rb+") as file:
+        for line in file:
+            if not line.endswith(b"\n"):
+                file.truncate(end)
+                break
+            count += 1
+            end += len(line)
+    return count
+
+
+def _lines_after_the_first(path: Path) -> Iterator[bytes]:
+    """The lines that are there now; those appended later are left out."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        file.readline()
+        while file.tell() < size:
+            yield file.readline()
