@@ -46,6 +46,8 @@ format: $(STAMP) ## rewrite the code in the house format
 bench: $(STAMP) ## run the benchmarks and print their tables (some minutes)
 	$(BIN)/python -m benchmarks.training
 	$(BIN)/python -m benchmarks.encoding
+	$(BIN)/python -m benchmarks.decoding
+	$(BIN)/python -m benchmarks.preparation
 
 clean: ## remove .venv, build results and caches (data/ and runs/ stay)
 	rm -rf $(VENV) build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache

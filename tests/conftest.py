@@ -61,7 +61,7 @@ def encoder():
 @pytest.fixture(scope="session")
 def minilm():
     """The real all-MiniLM-L6-v2, from the package that carries it."""
-    return load_encoder("all-MiniLM-L6-v2", compute=choose_compute("cpu"))
+    return load_encoder("all-MiniLM-L6-v2", compute=choose_compute("cpu", "float32"))
 
 
 @pytest.fixture(scope="session", params=list(architectures.TOKENIZERS))

@@ -84,7 +84,8 @@ def save(path, array):
 
 
 @pytest.mark.parametrize(
-    "command", ["prepare", "preflight", "inspect", "train", "export", "invert", "evaluate"]
+    "command",
+    ["prepare", "preflight", "inspect", "train", "plot", "export", "invert", "evaluate"],
 )
 def test_every_command_explains_itself(run, command):
     code, out, _ = run(command, "--help")
@@ -178,6 +179,25 @@ def test_invert_a_file_needs_no_encoder(run, inverter_folder, inverter, encoder,
     assert [item["text"] for item in json.loads(out)] == expected
 
 
+def test_invert_writes_files(run, inverter_folder, inverter, encoder, tmp_path):
+    vectors = encoder.encode(["dog dog", "cat cat", "the river"])
+    np.savez(tmp_path / "v.npz", a=vectors, b=vectors[:1] * np.nan)
+    arguments = ("invert", "--embedding", tmp_path / "v.npz", "--checkpoint", inverter_folder)
+    code, out, _ = run(*arguments, "--key", "a", "--out", tmp_path / "texts.jsonl")
+    assert (code, out) == (0, f"3 texts in {tmp_path / 'texts.jsonl'}\n")
+    lines = (tmp_path / "texts.jsonl").read_text(encoding="utf-8").splitlines()
+    expected = [item.text for item in inverter.invert(vectors)]
+    assert [json.loads(line)["text"] for line in lines] == expected
+    code, out, err = run(*arguments, "--key", "b", "--skip-bad")
+    assert (code, out) == (0, "")
+    assert err.endswith("note: 1 vectors left out: NaN or infinity\n")
+
+
+def test_invert_refuses_a_file_of_a_text(refused, inverter_folder, tmp_path):
+    message = refused("invert", "--text", "a", "--out", tmp_path / "x.jsonl")
+    assert "--out with --embedding only" in message
+
+
 def test_invert_takes_a_text_or_a_file(refused, inverter_folder, tmp_path):
     path = save(tmp_path / "v.npy", np.ones(32))
     both = refused("invert", "--text", "a", "--embedding", path, "--checkpoint", inverter_folder)
@@ -226,6 +246,41 @@ def test_invert_refuses_an_unknown_strategy(refused, inverter_folder, tmp_path):
     )
     assert "a strategy among greedy" in message
     assert "found 'magic'" in message
+
+
+def test_invert_passes_options_and_guidance_on(run, inverter_folder, tmp_path):
+    path = save(tmp_path / "v.npy", np.ones(32))
+    code, out, _ = run(
+        *("invert", "--embedding", path, "--checkpoint", inverter_folder, "--json"),
+        *("--strategy", "euler", "--option", "temperature=0.5", "--option", "top_p=0.9"),
+        *("--guidance", "0", "1.5", "--seed", 3, "--steps", 4),
+    )
+    (found,) = Inverter.from_pretrained(inverter_folder).invert(
+        np.ones(32),
+        strategy="euler",
+        options={"temperature": 0.5, "top_p": 0.9},
+        guidance=(0.0, 1.5),
+        seed=3,
+        steps=4,
+    )
+    assert code == 0
+    assert found.token_ids == [t for item in json.loads(out) for t in item["token_ids"]]
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("temperature", "an option of the form name=value"),
+        ("=1", "an option of the form name=value"),
+        ("heat=1", "an option of the strategy euler"),
+        ("temperature=hot", "temperature of type float"),
+        ("temperature=-1", "temperature of at least 0"),
+    ],
+)
+def test_invert_refuses_bad_options(refused, inverter_folder, tmp_path, option, message):
+    path = save(tmp_path / "v.npy", np.ones(32))
+    call = ("invert", "--embedding", path, "--checkpoint", inverter_folder)
+    assert message in refused(*call, "--strategy", "euler", "--option", option)
 
 
 def test_invert_refuses_a_checkpoint_that_is_not_there(refused):
@@ -285,9 +340,10 @@ def test_from_texts_to_an_inverter_and_its_evaluation(
     assert code == 0
     assert out.startswith("step 4, best validation loss ")
 
-    code, out, _ = run("export", training, folder)
+    code, out, _ = run("export", training, folder, "--onnx", folder / "denoiser.onnx")
     assert (code, out) == (0, f"inverter in {folder}\n")
     inverter = Inverter.from_pretrained(folder)
+    assert inverter.onnx is not None
     assert inverter.encoder == FakeEncoder().identity
     assert inverter.fingerprint.to_dict() == make_fingerprint(FakeEncoder()).to_dict()
 
@@ -301,8 +357,19 @@ def test_from_texts_to_an_inverter_and_its_evaluation(
     assert set(json.loads(out)["rows"]) == {
         "inverter",
         "shuffled embedding",
+        "no embedding",
         "nearest training text",
+        "random tokens",
     }
+
+    code, out, _ = run(
+        *("evaluate", "--texts", text_file, "--checkpoint", folder, "--limit", 5),
+        *("--strategies", "greedy:steps=2,greedy:steps=3", "--out", tmp_path / "report"),
+    )
+    assert code == 0
+    assert "greedy:steps=3" in out
+    names = {path.name for path in (tmp_path / "report").iterdir()}
+    assert names == {"report.json", "report.md", "report.html", "plots", "decoded"}
 
 
 def test_preflight_shows_what_it_checked(run, config_file, with_fake_encoder, pairs_folder):
@@ -333,8 +400,19 @@ def test_inspect_shows_what_is_there(run, pairs_folder, tmp_path):
     code, out, _ = run("inspect", pairs_folder)
     assert code == 0
     assert "pairs" in out and "the " in out
+    assert "writing systems Latin" in " ".join(out.split())
     code, out, _ = run("inspect", pairs_folder, "--json", "--examples", 2)
     assert (code, len(json.loads(out)["examples"])) == (0, 2)
+
+
+def test_inspect_names_the_first_dozen_languages(run, pairs_folder, monkeypatch):
+    found = {f"l{n:02d}": 30 - n for n in range(20)}
+    monkeypatch.setattr("unembed.data.inspect.detected_languages", lambda texts: (found, "made up"))
+    code, out, _ = run("inspect", pairs_folder)
+    said = " ".join(out.split())
+    assert code == 0
+    assert "languages l00 30, l01 29, " in said
+    assert "l11 19, 8 others 116 (made up)" in said
 
 
 def test_inspect_refuses_a_folder_without_pairs(refused, tmp_path):
@@ -505,6 +583,19 @@ def test_export_refuses_what_is_no_run(refused, tmp_path):
     assert "a training state at" in refused("export", tmp_path, out)
     assert "found 'newest'" in refused("export", tmp_path, out, "--which", "newest")
     assert "none.md" in refused("export", tmp_path, out, "--card", tmp_path / "none.md")
+    assert "found 'int4'" in refused("export", tmp_path, out, "--weights", "int4")
+    assert "found '5 pieces'" in refused("export", tmp_path, out, "--shard-size", "5 pieces")
+
+
+def test_plot_refuses_what_is_no_run_axis_or_picture(refused, tmp_path):
+    (tmp_path / "run").mkdir()
+    arguments = ("plot", tmp_path / "run", "--out")
+    assert "a run of `unembed train` at" in refused(*arguments, tmp_path / "x.png")
+    (tmp_path / "run" / "metrics.jsonl").write_text("")
+    assert "found an empty file" in refused(*arguments, tmp_path / "x.png")
+    assert ".png or .svg" in refused(*arguments, tmp_path / "x.gif")
+    (tmp_path / "run" / "metrics.jsonl").write_text('{"step": 1, "loss": 1.0}')
+    assert "found 'years'" in refused(*arguments, tmp_path / "x.png", "--x", "years")
 
 
 def test_evaluate_refuses_to_write_where_there_is_no_folder(refused, text_file, inverter_folder):

@@ -29,22 +29,31 @@ ALLOWED = {
     "decoding": "diffusion errors",
     "encoders": "device errors",
     "data": "config encoders errors",
-    "training": "config data denoiser device diffusion errors",
-    "training/export.py": "config data denoiser device diffusion encoders errors inverter",
-    "inverter": "decoding denoiser device diffusion encoders errors",
-    "inversion": "encoders errors inverter",
+    "training": "config data decoding denoiser device diffusion encoders errors",
+    "training/card.py": "denoiser encoders errors inverter",
+    "training/export.py": "data denoiser encoders errors inverter weights",
+    "training/start.py": "data denoiser errors inverter",
+    "scorer": "encoders",
+    "onnx_denoiser": "denoiser errors",
+    "weights": "errors",
+    "inverter": "decoding denoiser device diffusion encoders errors onnx_denoiser scorer weights",
+    "vectors": "data errors",
+    "inversion": "encoders errors inverter vectors",
     "evaluation": "config data encoders errors inverter",
     "terminal": "data decoding encoders errors evaluation inversion inverter",
     "audit": "config data device encoders errors evaluation inversion inverter",
     "demo": "config data decoding device encoders errors evaluation inversion inverter",
-    "cli": "audit config data demo device encoders errors evaluation inversion inverter terminal "
-    "training",
+    "commands": "config data device encoders errors evaluation inversion inverter onnx_denoiser "
+    "options terminal training vectors weights",
+    "cli": "commands demo errors",
+    "options": "errors",
     "__init__": "encoders errors evaluation inverter",  # the front door, opened lazily
     "__main__": "cli",
 }
 
 HEAVY = """
-datasets datasketch huggingface_hub numpy pandas pyarrow pydantic safetensors scipy
+accelerate datasets datasketch huggingface_hub numpy pandas py3langid pyarrow pydantic ray
+safetensors scipy
 sentence_transformers sklearn tokenizers torch transformers yaml
 """.split()
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from unembed.decoding import STRATEGIES, find_strategy, strategy_options
 from unembed.evaluation.evaluate import evaluate
 from unembed.inverter import Inverter, shipped_inverters
 
@@ -75,3 +76,21 @@ def test_any_length_of_text_gives_an_answer(inverter, minilm):
     results = inverter.invert(minilm.encode(texts), steps=4)
     assert len(results) == 2 and all(len(r.token_ids) <= 16 for r in results)
     assert np.isfinite([c for r in results for c in r.confidences]).all()
+
+
+def test_the_python_of_the_decoding_page_runs(minilm, monkeypatch, capsys):
+    text = (ROOT / "docs" / "decoding.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    monkeypatch.setattr("unembed.encoders.sentence.load_encoder", lambda *args: minilm)
+    exec("\n".join(blocks), {})
+    out = capsys.readouterr().out
+    assert "4/4 0%" in out, "the last step was not shown"
+
+
+def test_the_decoding_page_names_every_option_with_its_default():
+    text = (ROOT / "docs" / "decoding.md").read_text(encoding="utf-8")
+    for name in (name for name in STRATEGIES if not find_strategy(name).needs_encoder):
+        assert f"`{name}`" in text
+        for option, default in strategy_options(name).items():
+            shown = f"{default:g}" if isinstance(default, float) else str(default)
+            assert f"`{option}` ({shown})" in text, f"{name}: {option} ({shown})"

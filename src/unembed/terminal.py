@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.live import Live
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -36,13 +38,14 @@ if TYPE_CHECKING:  # torch is 200 MB that collecting texts does not need
     from unembed.encoders.preflight import Preflight
     from unembed.encoders.tokenizer import TextTokenizer
     from unembed.evaluation.evaluate import Evaluation
-    from unembed.evaluation.metrics import Figure
+    from unembed.evaluation.summary import Figure
     from unembed.inversion import RoundTrip
     from unembed.inverter import Inversion
 
 _SURE, _UNSURE = 0.7, 0.3
 _VERDICTS = {True: "[green]passed[/]", False: "[red]failed[/]", None: ""}
 _PICTURE_COLUMNS, _FRAMES = 110, 7
+_SHOWN = 12  # languages
 
 
 def _bar(*columns: str) -> Progress:
@@ -128,7 +131,7 @@ class StageDisplay(_Display):
     def update(self, stage: str, done: int, total: int) -> None:
         """Show how far a stage is."""
         if stage not in self.tasks:
-            self.tasks[stage] = self.bar.add_task(stage, total=total)
+            self.tasks[stage] = self.bar.add_task(escape(stage), total=total or None)
         self.bar.update(self.tasks[stage], completed=done)
 
 
@@ -137,6 +140,7 @@ class TrainingDisplay(_Display):
 
     def __init__(self, steps: int) -> None:
         super().__init__("{task.fields[figures]}")
+        self.bar.disable = os.environ.get("RANK", "0") != "0"  # of several processes the first
         self.task = self.bar.add_task("training", total=steps, figures="")
 
     def log(self, record: dict[str, float]) -> None:
@@ -284,34 +288,52 @@ def show_inversions(inversions: list[Inversion], as_json: bool) -> None:
         sys.stdout.write(item.text + "\n")
 
 
+def show_left_out(reasons: dict[str, int]) -> None:
+    """Vectors passed over, by reason, on standard error."""
+    for reason, count in reasons.items():
+        sys.stderr.write(f"note: {count} vectors left out: {reason}\n")
+
+
 def show_evaluation(report: Evaluation, as_json: bool) -> None:
     """Rows times metrics, each with its interval and sample size."""
     if as_json:
         _print_json(report.to_dict())
         return
-    from unembed.evaluation.evaluate import METRICS
+    from unembed.evaluation.metrics import ESSENTIAL
 
-    settings = report.settings
+    settings, attacks = report.settings, report.settings["attacks"]
+    first = f"{settings['strategy']}, {settings['passes']:g} passes, {settings['threat_model']}"
+    how = first if len(attacks) == 1 else f"{len(attacks)} strategies"
     table = Table(
-        title=f"{settings['texts']} texts, {settings['strategy']}, {settings['passes']} passes, "
-        f"{settings['threat_model']}, decoded from fully masked",
-        caption="mean [95% bootstrap interval] (n)",
+        title=f"{settings['texts']} texts, {how}, decoded from fully masked",
+        caption="mean (n), 95% bootstrap interval",
+        box=None,
+        padding=(0, 1, 0, 0),
     )
-    table.add_column("")
-    for name in METRICS:
-        table.add_column(name)
+    table.add_column("", overflow="fold")
+    for name in (*ESSENTIAL, "passes", "calls"):
+        table.add_column(name, no_wrap=name not in ESSENTIAL)
     for row, figures in report.rows.items():
-        table.add_row(row, *(_figure(figures[name]) for name in METRICS))
+        table.add_row(
+            Text(row),
+            *(_figure(figures[name]) for name in ESSENTIAL),
+            *(_plain_mean(figures[name]) for name in ("passes", "encoder calls")),
+        )
     console = Console()
     console.print(table)
     for note in report.notes:
-        console.print(f"note: {note}")
+        console.print(Text(f"note: {note}"))
 
 
 def _figure(figure: Figure | None) -> str:
     if figure is None:
         return "missing"
-    return f"{figure.mean:.3f} [{figure.low:.3f}, {figure.high:.3f}] ({figure.n})"
+    low, high = (f"{end:.3f}" for end in (figure.low, figure.high))
+    return f"{figure.mean:.3f} ({figure.n})\n{low}–{high}"
+
+
+def _plain_mean(figure: Figure | None) -> str:
+    return "" if figure is None else f"{figure.mean:g}"
 
 
 def show_preflight(report: Preflight, as_json: bool) -> None:
@@ -337,7 +359,9 @@ def show_inspection(report: Inspection, as_json: bool) -> None:
     before = report.vocabulary.get("before_trimming")
     size = f"{report.vocabulary['size']:,}" + (f" (trimmed from {before:,})" if before else "")
     shards = f"{report.shards}, {report.bytes / 2**20:.1f} MiB"
-    counts = report.languages or report.writing
+    languages = "not known: install unembed[languages] to detect them, or pass --source"
+    if report.languages:
+        languages = f"{_counts(report.languages, _SHOWN)} ({report.languages_are})"
     rows = {
         "pairs": f"{report.pairs:,}",
         "shards": shards if report.complete else f"{shards}, not complete",
@@ -347,7 +371,8 @@ def show_inspection(report: Inspection, as_json: bool) -> None:
         "vocabulary": f"{size}, {report.distinct_tokens:,} occur",
         "content tokens": quantiles,
         "left out": _counts(report.dropped) or "nothing was recorded",
-        "languages" if report.languages else "writing systems (sample)": _counts(counts),
+        "languages": languages,
+        "writing systems": f"{_counts(report.writing)} (letters in a sample)",
     }
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     table.add_column(style="bold")
@@ -359,8 +384,13 @@ def show_inspection(report: Inspection, as_json: bool) -> None:
     Console().print(table)
 
 
-def _counts(counts: dict[str, int]) -> str:
-    return ", ".join(f"{name} {count:,}" for name, count in counts.items())
+def _counts(counts: dict[str, int], most: int | None = None) -> str:
+    items = list(counts.items())
+    shown = [f"{name} {count:,}" for name, count in items[:most]]
+    rest = items[len(shown) :]
+    if rest:
+        shown.append(f"{len(rest)} others {sum(count for _, count in rest):,}")
+    return ", ".join(shown)
 
 
 def _print_json(data: Any) -> None:

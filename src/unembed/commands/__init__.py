@@ -1,0 +1,1 @@
+"""The commands, one file a topic; `cli.py` names them."""

@@ -1,0 +1,205 @@
+"""`prepare`, `preflight` and `inspect`: text → pairs, and what is in them."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from unembed.commands.loading import make_encoder
+from unembed.options import (
+    CharsOption,
+    ConfigOption,
+    DeviceOption,
+    DrawOption,
+    LangColumnOption,
+    LangsOption,
+    NearOption,
+    RayOption,
+    SamplesOption,
+    SeedOption,
+    SetOption,
+    SourcesOption,
+    StageOption,
+    TrustOption,
+    WorkersOption,
+)
+
+
+def prepare(
+    out: Annotated[Path, typer.Option("--out", help="Folder for the texts or prepared pairs.")],
+    sources: SourcesOption = None,
+    stage: StageOption = 2,
+    config: ConfigOption = "minilm",
+    column: Annotated[str, typer.Option("--column", help="Column that holds the text.")] = "text",
+    limit: Annotated[
+        int | None, typer.Option("--limit", min=1, help="Stop at about this many pairs.")
+    ] = None,
+    verify: Annotated[
+        bool,
+        typer.Option(
+            "--verify/--no-verify", help="Check the shards found; damaged ones are made again."
+        ),
+    ] = True,
+    settings: SetOption = None,
+    device: DeviceOption = "auto",
+    trust_remote_code: TrustOption = False,
+    langs: LangsOption = None,
+    n_samples: SamplesOption = None,
+    lang_column: LangColumnOption = "lang",
+    chars: CharsOption = (10, 100_000),
+    near_duplicates: NearOption = None,
+    seed: DrawOption = None,
+    ray: RayOption = None,
+    workers: WorkersOption = None,
+) -> None:
+    """Stage 1: collect text. Stage 2: text → (tokens, embedding) pairs. Killed, each resumes."""
+    from unembed.config import load_config
+    from unembed.data.encode import prepare_pairs
+    from unembed.data.sources import count_texts, read_texts
+    from unembed.terminal import PrepareDisplay
+
+    if stage == 1:
+        _only_in_stage(2, {"--limit": limit, "--ray": ray, "--workers": workers})
+        specs = [(spec, column, lang_column) for spec in sources or ["c4"]]
+        wanted = {"seed": seed or 0, "near_duplicates": near_duplicates}
+        _collect(specs, out, langs, n_samples, chars, wanted)
+        return
+    _only_in_stage(1, {"--langs": langs, "--n-samples": n_samples, "--seed": seed})
+    _only_in_stage(1, {"--near-duplicates": near_duplicates})
+    source = _one_source(sources)
+    chosen = load_config(config, settings or [])
+    next(read_texts(source, column), None)  # a wrong file fails before the encoder is loaded
+    load = partial(make_encoder, chosen.encoder.model_dump(), device, trust_remote_code)
+    with _cluster(ray, workers, device, load) as run:
+        encoder = load("auto")
+        with PrepareDisplay(count_texts(source), limit) as display:
+            manifest = prepare_pairs(
+                source,
+                out,
+                chosen,
+                encoder,
+                column=column,
+                limit=limit,
+                verify=verify,
+                progress=display.update,
+                run=run,
+            )
+    pairs = sum(shard["pairs"] for shard in manifest["shards"])
+    typer.echo(f"{pairs} pairs in {len(manifest['shards'])} shards in {out}")
+
+
+def preflight(
+    config: ConfigOption = "minilm",
+    data: Annotated[
+        Path | None, typer.Option("--data", help="Compare with the encoder of prepared pairs.")
+    ] = None,
+    settings: SetOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    device: DeviceOption = "auto",
+    trust_remote_code: TrustOption = False,
+) -> None:
+    """Check an encoder on known texts: dimension, unit length, determinism, prompt, agreement."""
+    from unembed.config import load_config
+    from unembed.data.pairs import Pairs
+    from unembed.encoders.preflight import PROBES
+    from unembed.encoders.preflight import preflight as run_preflight
+    from unembed.terminal import show_preflight
+
+    chosen = load_config(config, settings or [])
+    pairs = Pairs.open(data) if data is not None else None
+    encoder = make_encoder(chosen.encoder.model_dump(), device, trust_remote_code, "auto")
+    if pairs is not None:
+        pairs.encoder.require_same(encoder.identity, "pairs")
+    expected = pairs.fingerprint if pairs is not None else None
+    report = run_preflight(encoder, PROBES, expected)
+    show_preflight(report, as_json)
+    if not report.passed:
+        raise typer.Exit(1)
+
+
+def inspect(
+    data: Annotated[Path, typer.Argument(help="Folder of prepared pairs.")],
+    examples: Annotated[int, typer.Option("--examples", min=0, help="Texts to show.")] = 5,
+    png: Annotated[
+        Path | None, typer.Option("--png", help="Draw the histograms (needs matplotlib).")
+    ] = None,
+    source: Annotated[
+        Path | None, typer.Option("--source", help="Their source: counts languages by its column.")
+    ] = None,
+    lang_column: LangColumnOption = "lang",
+    seed: SeedOption = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Show what is in a folder of pairs: counts, languages, lengths, sizes, fingerprint, texts."""
+    from unembed.data.inspect import inspect_pairs, plot_inspection
+    from unembed.terminal import show_inspection
+
+    report = inspect_pairs(data, examples, seed, source, lang_column)
+    if png is not None:
+        plot_inspection(report, png)
+    show_inspection(report, as_json)
+
+
+def _only_in_stage(stage: int, options: dict[str, object]) -> None:
+    from unembed.errors import ConfigError
+
+    for name, value in options.items():
+        if value is not None:
+            raise ConfigError(f"{name} with --stage {stage} only", str(value), "Leave it out")
+
+
+def _one_source(sources: list[str] | None) -> Path:
+    from unembed.errors import ConfigError
+
+    if not sources or len(sources) > 1:
+        found = f"{len(sources)}" if sources else "none"
+        raise ConfigError(
+            "one --source", found, "Pass one file or folder (--stage 1 mixes several)"
+        )
+    return Path(sources[0])
+
+
+def _cluster(ray: str | None, workers: int | None, device: str, load: Any) -> Any:
+    """Who makes the shards, as a context: this process, or the workers of a Ray cluster."""
+    from unembed.errors import ConfigError
+
+    if ray is None:
+        if workers is not None:
+            raise ConfigError("--workers with --ray only", str(workers), "Add --ray local")
+        return nullcontext()
+    from unembed.data.distributed import ray_runner
+    from unembed.device import choose_compute
+
+    here = choose_compute(device)
+    alike = partial(load, str(here.dtype).removeprefix("torch."), here.device.type)
+    return ray_runner(ray, workers, alike, gpus=device != "cpu")
+
+
+def _collect(
+    specs: list[tuple[str, str, str]],
+    out: Path,
+    langs: str | None,
+    samples: int | None,
+    chars: tuple[int, int],
+    wanted: dict[str, Any],
+) -> None:
+    """Stage 1 of `prepare`."""
+    from unembed.data.raw.collect import CollectSettings, collect_texts
+    from unembed.data.raw.filters import Limits
+    from unembed.data.raw.sources import parse_source
+    from unembed.errors import ConfigError
+    from unembed.terminal import CollectDisplay, show_collection
+
+    if langs is None or samples is None:
+        raise ConfigError("--langs and --n-samples", "not both", "Say for example --langs en,de")
+    names = tuple(name.strip() for name in langs.split(","))
+    settings = CollectSettings(names, samples, limits=Limits(*chars), **wanted)
+    with CollectDisplay(samples) as display:
+        manifest = collect_texts(
+            [parse_source(*spec) for spec in specs], out, settings, display.update
+        )
+    show_collection(manifest, out)

@@ -1,0 +1,46 @@
+"""What several commands load: an encoder, an inverter."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import unembed
+
+
+def make_encoder(
+    settings: dict[str, Any],
+    device: str,
+    trust_remote_code: bool,
+    dtype: str = "float32",
+    only_on: str | None = None,
+) -> Any:
+    """The encoder; in float32, as a vector store's owner would run it, unless speed matters.
+
+    With ``only_on``, the number format is for that type of device, and chosen on others.
+    """
+    from unembed.device import choose_compute
+
+    compute = choose_compute(device, dtype)
+    if only_on not in (None, compute.device.type):
+        compute = choose_compute(device)
+    name, options = settings["name"], {k: v for k, v in settings.items() if k != "name"}
+    return unembed.load_encoder(
+        name, **options, trust_remote_code=trust_remote_code, compute=compute
+    )
+
+
+def encoder_settings(inverter: unembed.Inverter) -> dict[str, Any]:
+    """What `make_encoder` needs to load the encoder that an inverter inverts."""
+    identity = inverter.encoder
+    return {"name": identity.name, "revision": identity.revision, "prompt": identity.prompt}
+
+
+def make_inverter(checkpoint: str | None, config: str | None, device: str) -> unembed.Inverter:
+    """The inverter of a checkpoint, of a configuration's name, or the one that ships."""
+    from unembed.config import load_config
+
+    if config is not None:
+        load_config(config)
+    name = checkpoint or (Path(config).stem if config is not None else "minilm")
+    return unembed.Inverter.from_pretrained(name).to(device)

@@ -1,0 +1,173 @@
+"""`invert` and `evaluate`: vectors → texts, and how much came back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+import unembed
+from unembed.commands.loading import encoder_settings, make_encoder, make_inverter
+from unembed.options import (
+    CallsOption,
+    CheckpointOption,
+    DeviceOption,
+    GuidanceOption,
+    KeyOption,
+    OptionOption,
+    RecoveredOption,
+    SeedOption,
+    SkipBadOption,
+    StepsOption,
+    StrategiesOption,
+    StrategyOption,
+    TrustOption,
+    VectorColumnOption,
+    VectorsOption,
+    named_values,
+)
+
+
+def invert(
+    text: Annotated[
+        str | None, typer.Option("--text", help="Embed this, invert it, compare.")
+    ] = None,
+    embedding: VectorsOption = None,
+    key: KeyOption = None,
+    column: VectorColumnOption = None,
+    skip_bad: SkipBadOption = False,
+    out: RecoveredOption = None,
+    config: Annotated[
+        str | None, typer.Option("--config", "-c", help="Use the weights shipped for this config.")
+    ] = None,
+    checkpoint: CheckpointOption = None,
+    strategy: StrategyOption = "greedy",
+    option: OptionOption = None,
+    guidance: GuidanceOption = None,
+    encoder_calls: CallsOption = 0,
+    steps: StepsOption = None,
+    seed: SeedOption = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Show the tokens appearing.")] = False,
+    svg: Annotated[
+        Path | None, typer.Option("--svg", help="With --text: save the recovery as a picture.")
+    ] = None,
+    device: DeviceOption = "auto",
+    trust_remote_code: TrustOption = False,
+) -> None:
+    """Recover the text behind an embedding, from the vector alone unless calls are allowed."""
+    from unembed.errors import EmbeddingError
+
+    if text is not None and not text.strip():
+        raise EmbeddingError("a text with at least one visible character", repr(text), "Type one")
+    if (text is None) == (embedding is None):
+        found = "neither" if text is None else "both"
+        raise EmbeddingError("either --text or --embedding", found, "Pass one of them")
+    if text is not None and out is not None:
+        raise EmbeddingError("--out with --embedding only", "--text", "Leave it out")
+    from unembed.inversion import invert_text
+    from unembed.terminal import save_picture, show_round_trip, watcher
+    from unembed.vectors import VectorFile
+
+    source = None if embedding is None else VectorFile(embedding, key or column, skip_bad)
+    inverter = make_inverter(checkpoint, config, device)
+    options: dict[str, Any] = {"strategy": strategy, "steps": steps, "seed": seed}
+    options |= {"options": named_values(option), "guidance": guidance}
+    encoder: Any = None
+    if text is not None or encoder_calls:
+        encoder = make_encoder(encoder_settings(inverter), device, trust_remote_code)
+        options["encoder_calls"] = encoder_calls
+    seen: list[Any] = []
+    if svg is not None:
+        options["on_step"] = seen.append
+    elif watch and not as_json:
+        options["on_step"] = watcher(inverter.tokenizer)
+    if source is not None:
+        options["encoder"] = encoder
+        _invert_vectors(inverter, source, out, as_json, options)
+        return
+    assert text is not None
+    trip = invert_text(inverter, encoder, text, **options)
+    show_round_trip(trip, as_json)
+    if svg is not None:
+        save_picture(svg, trip, seen, inverter.tokenizer)
+
+
+def evaluate(
+    texts: Annotated[Path, typer.Option("--texts", help="Held-out texts: Parquet, JSONL, txt.")],
+    checkpoint: CheckpointOption = None,
+    train_pairs: Annotated[
+        Path | None,
+        typer.Option(
+            "--train-pairs", help="Prepared training pairs, for the nearest-text control."
+        ),
+    ] = None,
+    limit: Annotated[int, typer.Option("--limit", min=2, help="Pieces to evaluate.")] = 1000,
+    column: Annotated[str, typer.Option("--column", help="Column that holds the text.")] = "text",
+    strategy: StrategyOption = "greedy",
+    strategies: StrategiesOption = None,
+    steps: StepsOption = None,
+    seed: SeedOption = 0,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="FILE.json: the figures. A folder: the report; goes on there."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    device: DeviceOption = "auto",
+    trust_remote_code: TrustOption = False,
+) -> None:
+    """Measure what held-out texts' embeddings give away, beside controls."""
+    from unembed.data.manifest import write_json
+    from unembed.data.pairs import Pairs
+    from unembed.errors import DataError
+    from unembed.evaluation.report import write_report
+    from unembed.evaluation.texts import PassageFile
+    from unembed.terminal import StageDisplay, show_evaluation
+
+    if out is not None and not out.parent.is_dir():
+        raise DataError(f"a folder for {out}", f"nothing at {out.parent}", "Create it first")
+    folder = out if out is not None and out.suffix != ".json" else None
+    passages = PassageFile(texts, column)
+    next(iter(passages), None)  # a wrong file fails before the encoder is loaded
+    pairs = Pairs.open(train_pairs) if train_pairs is not None else None
+    inverter = make_inverter(checkpoint, None, device)
+    encoder = make_encoder(encoder_settings(inverter), device, trust_remote_code)
+    with StageDisplay() as display:
+        report = unembed.evaluate(
+            inverter,
+            encoder,
+            passages,
+            train_pairs=pairs,
+            limit=limit,
+            strategy=strategies.split(",") if strategies is not None else strategy,
+            steps=steps,
+            seed=seed,
+            folder=folder,
+            progress=display.update,
+        )
+    if folder is not None:
+        write_report(report, folder)
+    elif out is not None:
+        write_json(out, report.to_dict())
+    show_evaluation(report, as_json)
+
+
+def _invert_vectors(
+    inverter: unembed.Inverter,
+    source: Any,
+    out: Path | None,
+    as_json: bool,
+    options: dict[str, Any],
+) -> None:
+    """The vectors of a file, to another file or to the terminal."""
+    from unembed.inversion import invert_file, invert_to_file
+    from unembed.terminal import StageDisplay, show_inversions, show_left_out
+
+    if out is None:
+        show_inversions(invert_file(inverter, source, **options), as_json)
+    else:
+        with StageDisplay() as display:
+            count = invert_to_file(inverter, source, out, progress=display.update, **options)
+        typer.echo(f"{count} texts in {out}")
+    show_left_out(source.left_out)

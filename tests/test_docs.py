@@ -1,0 +1,72 @@
+"""The how-to is followed word by word: its files are written, its commands run."""
+
+import re
+import runpy
+import shlex
+from pathlib import Path
+
+import pytest
+
+from unembed import cli
+
+DOCS = Path(__file__).parents[1] / "docs"
+FENCE = re.compile(r"^```sh\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+FILE = re.compile(r"^cat > (\S+) <<'EOF'\n(.*?)^EOF$", re.MULTILINE | re.DOTALL)
+SMALLER = {"steps: 300": "steps: 12", "eval_every: 100": "eval_every: 6"}
+
+
+def steps(page):
+    """What a page asks the reader to do, in order: (file name, content) or ("", command)."""
+    for block in FENCE.findall(page):
+        if "pip install" in block:
+            continue
+        place = 0
+        for found in FILE.finditer(block):
+            yield from (("", line) for line in block[place : found.start()].splitlines() if line)
+            yield found[1], found[2]
+            place = found.end()
+        yield from (("", line) for line in block[place:].splitlines() if line)
+
+
+@pytest.fixture
+def follow(tmp_path, monkeypatch, capsys):
+    """Take a step in an empty folder; returns what it printed."""
+    monkeypatch.chdir(tmp_path)
+
+    def take(name, text):
+        if name:
+            Path(name).write_text(text, encoding="utf-8")
+            return ""
+        program, *arguments = shlex.split(text)
+        if program == "python":
+            runpy.run_path(arguments[0], run_name="__main__")
+        else:
+            assert program == "unembed", f"no such command here: {text}"
+            monkeypatch.setattr("sys.argv", [program, *arguments])
+            with pytest.raises(SystemExit) as ended:
+                cli.main()
+            assert ended.value.code in (0, None), f"{text}\n{capsys.readouterr().err}"
+        return capsys.readouterr().out
+
+    return take
+
+
+def test_your_own_encoder_can_be_followed(follow):
+    page = (DOCS / "your-own-encoder.md").read_text(encoding="utf-8")
+    for large, small in SMALLER.items():
+        assert large in page
+        page = page.replace(large, small)
+    said = {text: follow(name, text) for name, text in steps(page)}
+    commands = [text.split()[1] for text in said if text.startswith("unembed")]
+    assert sorted(set(commands)) == sorted(
+        "preflight prepare inspect train export invert evaluate".split()
+    )
+    told = {text.split()[1]: out for text, out in said.items() if text.startswith("unembed")}
+    assert "failed" not in told["preflight"]
+    inspected = " ".join(told["inspect"].split())
+    assert re.search(r"en \d+ \(passages, by the column 'lang' of raw\)", inspected)
+    assert "step 12" in told["train"]
+    assert len(told["invert"].splitlines()) == 2, "one text for each vector of the file"
+    assert "vector only" in told["evaluate"] and "nearest" in told["evaluate"]
+    assert Path("pairs.png").read_bytes().startswith(b"\x89PNG")
+    assert (Path("my-inverter") / "model.safetensors").is_file()
