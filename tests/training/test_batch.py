@@ -14,7 +14,7 @@ from unembed.diffusion import (
     mean_mask_ratio,
 )
 from unembed.training import linear_cross_entropy
-from unembed.training.batch import masked_batch, most_masked, rows_of
+from unembed.training.batch import ScoredPadding, masked_batch, most_masked, rows_of
 from unembed.training.linear_cross_entropy import ChunkedCrossEntropy
 
 from .helpers import make_config
@@ -78,6 +78,61 @@ def test_the_constant_number_is_never_exceeded_and_wastes_little(name, whole):
     assert max(found) <= most <= pairs * 32
     assert most < 1.25 * np.mean(found)
     assert {len(draw(x0, own, seed, most, name).index) for seed in range(5)} == {most}
+
+
+def test_a_sample_of_the_padding_gives_the_loss_of_all_of_it_on_average():
+    """Content is scored as before, padding a quarter as often with four times the weight."""
+    PAD = 58
+    x0 = torch.randint(0, PAD, (9, 12))
+    x0[:, 7:] = PAD
+    process, schedule = DiffusionSection(weight="elbo"), make_schedule("log-linear", 5.0)
+    shares, totals, plain_totals = [], [], []
+    for seed in range(200):
+        batches = [
+            masked_batch(
+                x0,
+                slice(None),
+                9,
+                process,
+                schedule,
+                MASK,
+                torch.Generator().manual_seed(seed),
+                padding=padding,
+            )
+            for padding in (None, ScoredPadding(PAD, 0.25))
+        ]
+        plain, sampled = batches
+        assert torch.equal(sampled.xt, plain.xt) and torch.equal(sampled.masked, plain.masked)
+        content = [b.targets != PAD for b in batches]
+        for name in ("index", "targets", "weights"):
+            kept = [getattr(b, name)[c] for b, c in zip(batches, content, strict=True)]
+            assert torch.equal(*kept), name
+        shares.append(float((~content[1]).sum() / (~content[0]).sum()))
+        plain_totals.append(float(plain.weights[~content[0]].sum()))
+        totals.append(float(sampled.weights[~content[1]].sum()))
+    assert 0.23 < np.mean(shares) < 0.27
+    assert 0.9 < np.sum(totals) / np.sum(plain_totals) < 1.1
+
+
+def test_processes_sample_the_same_padding_as_one():
+    x0 = torch.full((9, 12), 58)
+    process, schedule = DiffusionSection(), make_schedule("log-linear", 5.0)
+    parts = [
+        masked_batch(
+            x0[own],
+            own,
+            9,
+            process,
+            schedule,
+            MASK,
+            torch.Generator().manual_seed(0),
+            padding=ScoredPadding(58, 0.3),
+        )
+        for own in (slice(None), slice(0, 4), slice(4, 9))
+    ]
+    whole, first, second = parts
+    assert 0 < len(whole.index) < 0.5 * whole.masked.sum()
+    assert torch.equal(torch.cat([first.index, second.index + 4 * 12]), whole.index)
 
 
 def test_resident_pairs_are_the_same_pairs(pairs):

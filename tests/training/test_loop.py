@@ -2,6 +2,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,14 +12,18 @@ from safetensors.torch import load_file
 from scipy.stats import binom
 
 from unembed.config import validate_config
+from unembed.data.pairs import Pairs
+from unembed.denoiser import Denoiser
 from unembed.diffusion import diffusion_loss
 from unembed.encoders.base import FakeEncoder
 from unembed.errors import CheckpointError, TrainingError
+from unembed.inverter import Inverter
 from unembed.terminal import StopSignal
 from unembed.training import checkpoint, loop
 from unembed.training import step as step_module
 from unembed.training.checkpoint import BEST, LATEST, read_state
 from unembed.training.export import inverter_from_run
+from unembed.training.start import start_from
 
 from .helpers import CPU, make_config, records
 
@@ -225,7 +230,7 @@ def test_condition_dropout_and_noise_change_the_run_and_resume_exactly(pairs, tm
     assert not torch.equal(other["ema.positions"], whole["ema.positions"])
 
 
-def test_a_run_can_start_from_an_inverter_of_the_same_shape_only(pairs, tmp_path):
+def test_a_run_can_start_from_an_inverter_of_the_same_widths_only(pairs, tmp_path):
     loop.train(make_config(), pairs, tmp_path / "first", CPU)
     inverter_from_run(tmp_path / "first").save_pretrained(tmp_path / "inverter")
     start = str(tmp_path / "inverter")
@@ -241,6 +246,29 @@ def test_a_run_can_start_from_an_inverter_of_the_same_shape_only(pairs, tmp_path
     with pytest.raises(CheckpointError, match=r"training\.start_from .* to have sizes"):
         loop.train(wide, pairs, tmp_path / "third", CPU)
     assert not (tmp_path / "third" / LATEST).exists()
+
+
+def test_a_longer_and_deeper_run_starts_as_the_inverter_it_starts_from(pairs, tmp_path):
+    loop.train(make_config(), pairs, tmp_path / "first", CPU)
+    inverter_from_run(tmp_path / "first").save_pretrained(tmp_path / "inverter")
+    inverter = Inverter.from_pretrained(tmp_path / "inverter")
+    torch.manual_seed(1)
+    grown = Denoiser(replace(inverter.denoiser.sizes, length=20, layers=4))
+    start_from(str(tmp_path / "inverter"), grown, Pairs.open(pairs))
+
+    tokens = torch.randint(0, 20, (3, 12))
+    embedding, t = torch.randn(3, grown.sizes.embedding_dim), torch.rand(3)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            grown(tokens, embedding, t), inverter.denoiser(tokens, embedding, t)
+        )
+    assert torch.equal(grown.positions[12:], grown.positions[11].expand(8, -1))
+    with pytest.raises(CheckpointError, match="length and layers may be larger"):
+        start_from(
+            str(tmp_path / "inverter"),
+            Denoiser(replace(inverter.denoiser.sizes, length=8)),
+            Pairs.open(pairs),
+        )
 
 
 def stop_after(calls):

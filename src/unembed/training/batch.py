@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -68,6 +69,39 @@ def _sent(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor.to(device, non_blocking=True)
 
 
+@dataclass(frozen=True)
+class ScoredPadding:
+    """A sample of the masked padding, weighted so that the loss stays the same on average.
+
+    A third of the positions is padding, soon predicted almost surely: each costs a projection onto
+    the whole vocabulary and teaches next to nothing.
+
+    Attributes:
+        pad_id: Id of the padding token.
+        share: Probability with which a masked padding position is scored, above 0; its weight is
+            divided by it.
+    """
+
+    pad_id: int
+    share: float
+
+    def choose(
+        self, x0: Tensor, index: Tensor, weights: Tensor, draws: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The positions [M'] to score of the masked ones [M], and their weights.
+
+        Args:
+            x0: Clean ids [b, L]; on a GPU the host waits for them once.
+            index: Masked positions, flat row-major [M], on the host.
+            weights: Of each [M].
+            draws: Uniform in [0, 1), one a position [b, L].
+        """
+        is_padding = (x0.cpu().flatten() == self.pad_id)[index]
+        kept = ~is_padding | (draws.flatten()[index] < self.share)
+        weights = torch.where(is_padding, weights / self.share, weights)
+        return index[kept], weights[kept]
+
+
 def masked_batch(
     x0: Tensor,
     own: slice,
@@ -77,6 +111,7 @@ def masked_batch(
     mask_id: int,
     generator: torch.Generator,
     count: int = 0,
+    padding: ScoredPadding | None = None,
 ) -> Corrupted:
     """Draw timesteps and masks of a whole batch on the host, and apply this process's rows.
 
@@ -92,6 +127,7 @@ def masked_batch(
         mask_id: Id of the mask token.
         generator: Source of randomness.
         count: Masked positions to pad to with entries of weight 0, for shapes that never change.
+        padding: Which of the masked padding is scored; all of it when not given.
     """
     length, device = x0.shape[1], x0.device
     t = sample_timesteps(batch, generator)
@@ -100,6 +136,9 @@ def masked_batch(
     # The number of masked positions is settled here, on the host, which need not ask a GPU
     index = masked.flatten().nonzero()[:, 0]  # [M]
     weights = WEIGHTS[process.weight](schedule, t)[index // length]
+    if padding is not None:
+        draws = torch.rand(batch, length, generator=generator)[own]
+        index, weights = padding.choose(x0, index, weights, draws)
     missing = max(0, count - len(index))
     index, weights = F.pad(index, (0, missing)), F.pad(weights, (0, missing))
     masked, index = _sent(masked, device), _sent(index, device)

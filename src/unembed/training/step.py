@@ -12,7 +12,7 @@ from unembed.data.pairs import Pairs
 from unembed.denoiser import Denoiser
 from unembed.device import Compute
 from unembed.diffusion import Corrupted, Schedule, diffusion_loss, make_schedule, mean_mask_ratio
-from unembed.training.batch import RowsFn, masked_batch, most_masked, rows_of
+from unembed.training.batch import RowsFn, ScoredPadding, masked_batch, most_masked, rows_of
 from unembed.training.condition import perturb
 from unembed.training.context import with_own_samples
 from unembed.training.ema import EMA
@@ -138,8 +138,11 @@ def draw_batch(
     if settings.static_shapes:
         ratio = mean_mask_ratio(this.schedule)
         count = most_masked(len(x0), x0.shape[1], ratio, this.processes.count == 1)
+    padding = None
+    if settings.scored_padding < 1.0:
+        padding = ScoredPadding(this.pairs.tokenizer.pad_id, settings.scored_padding)
     batch = masked_batch(
-        x0, own, size, this.config.diffusion, this.schedule, mask_id, generator, count
+        x0, own, size, this.config.diffusion, this.schedule, mask_id, generator, count, padding
     )
     embedding = perturb(
         embedding, settings.condition_dropout, settings.embedding_noise, generator, size, own
