@@ -141,6 +141,8 @@ class TrainingSection(Section):
         self_context: Share of the visible tokens replaced by the denoiser's own samples.
         scored_padding: Share of the masked padding that is scored, weighted up to stand for all of
             it; a third of the positions is padding, which is soon predicted almost surely.
+        sampled_vocabulary: Tokens beside a batch's targets over which its softmax is taken, half
+            of them the most frequent and half random; null takes the whole vocabulary.
         ema_decay: Decay of the averaged weights; the early average is shorter.
         seed: Of the weights, the order of the data, the timesteps and the masks.
         eval_every: Steps between validations.
@@ -175,6 +177,7 @@ class TrainingSection(Section):
     embedding_noise: Fraction = 0.0
     self_context: Fraction = 0.0
     scored_padding: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    sampled_vocabulary: Annotated[int, Field(ge=2)] | None = None
     ema_decay: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.999
     seed: int = 0
     eval_every: Positive = 1000

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 DenoiserFn = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
-CrossEntropyFn = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+CrossEntropyFn = Callable[..., tuple[Tensor, Tensor]]  # arguments: see `diffusion_loss`
 
 MIN_T = 1e-3  # the weights diverge at t = 0
 
@@ -143,6 +143,19 @@ def corrupt(
 
 
 @dataclass(frozen=True)
+class Candidates:
+    """Part of the vocabulary over which a softmax is taken.
+
+    Attributes:
+        ids: Token ids, ascending [S]; every target of the batch is among them.
+        log_inclusion: Log-probability of each to be a candidate [S], taken off its logit.
+    """
+
+    ids: Tensor
+    log_inclusion: Tensor
+
+
+@dataclass(frozen=True)
 class Corrupted:
     """One corrupted batch, ready for the denoiser; build it with `corrupted`.
 
@@ -157,6 +170,7 @@ class Corrupted:
         targets: Clean ids there [M].
         weights: Weight of each cross-entropy [M].
         positions: How many positions could have been masked, over the batch.
+        candidates: What the softmax is taken over; the whole vocabulary when None.
     """
 
     xt: Tensor
@@ -166,6 +180,7 @@ class Corrupted:
     targets: Tensor
     weights: Tensor
     positions: int
+    candidates: Candidates | None = None
 
     def to(self, device: torch.device) -> Corrupted:
         """The same batch on another device."""
@@ -215,8 +230,9 @@ def diffusion_loss(
     in nats per position (MDLM eq. 10).
 
     Args:
-        cross_entropy: ``(xt, embedding, t, index [M], targets [M], weights [M])`` → the weighted
-            sum and the M cross-entropies without gradient. `cross_entropy_of` makes one from a
+        cross_entropy: ``(xt, embedding, t, index [M], targets [M], weights [M])`` and, where the
+            batch has them, the candidates → the weighted sum and the M cross-entropies without
+            gradient. `cross_entropy_of` makes one from a
             denoiser; the trainer has one that never holds all logits.
         batch: From `corrupt_batch`.
         embedding: Unit vectors [B, D].
@@ -225,9 +241,9 @@ def diffusion_loss(
         The loss (a scalar with gradient) and the cross-entropy of each masked position [M]
         (without).
     """
-    total, losses = cross_entropy(
-        batch.xt, embedding, batch.t, batch.index, batch.targets, batch.weights
-    )
+    given = (batch.xt, embedding, batch.t, batch.index, batch.targets, batch.weights)
+    chosen = () if batch.candidates is None else (batch.candidates,)
+    total, losses = cross_entropy(*given, *chosen)
     return total / batch.positions, losses
 
 

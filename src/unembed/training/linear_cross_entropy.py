@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unembed.denoiser import Denoiser
+from unembed.diffusion import Candidates
 
 # Logits at a time: few enough for a CPU's cache and allocator, enough to fill a GPU
 _CHUNK_LOGITS = {"cpu": 1 << 23, "cuda": 1 << 27}
@@ -95,6 +96,7 @@ class ChunkedCrossEntropy(nn.Module):
         index: Tensor,
         targets: Tensor,
         weights: Tensor,
+        candidates: Candidates | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Weighted sum and the M cross-entropies without gradient; see `diffusion_loss`."""
         h = self._features(xt, embedding, t).flatten(0, 1)[index]  # [M, H]
@@ -102,6 +104,9 @@ class ChunkedCrossEntropy(nn.Module):
         if torch.is_autocast_enabled(device):
             h = h.to(torch.get_autocast_dtype(device))  # it leaves in-place products alone
         table, bias = self.denoiser.token_table.weight, self.denoiser.output_bias
+        if candidates is not None:
+            table, bias = table[candidates.ids], bias[candidates.ids] - candidates.log_inclusion
+            targets = torch.searchsorted(candidates.ids, targets)
         with torch.autocast(device, enabled=False):
             total, losses = _LinearCrossEntropy.apply(  # type: ignore[no-untyped-call]
                 h, table, bias, targets, weights

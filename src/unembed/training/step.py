@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,6 +13,7 @@ from unembed.denoiser import Denoiser
 from unembed.device import Compute
 from unembed.diffusion import Corrupted, Schedule, diffusion_loss, make_schedule, mean_mask_ratio
 from unembed.training.batch import RowsFn, ScoredPadding, masked_batch, most_masked, rows_of
+from unembed.training.candidates import CandidateSampler
 from unembed.training.condition import perturb
 from unembed.training.context import with_own_samples
 from unembed.training.ema import EMA
@@ -23,7 +24,7 @@ from unembed.training.order import step_generator, training_rows
 from unembed.training.processes import Processes
 
 if TYPE_CHECKING:
-    from unembed.config import Config
+    from unembed.config import Config, TrainingSection
 
 
 @dataclass
@@ -42,6 +43,7 @@ class TrainingRun:
         optimizer: Of the denoiser's parameters.
         guard: Tells bad steps from good ones.
         facts: What must match when a saved state is loaded.
+        sampler: Draws the tokens that a step scores; all of them when None.
     """
 
     config: Config
@@ -55,6 +57,7 @@ class TrainingRun:
     optimizer: torch.optim.Optimizer
     guard: LossGuard
     facts: dict[str, Any]
+    sampler: CandidateSampler | None = None
 
     @property
     def compute(self) -> Compute:
@@ -86,7 +89,15 @@ def assemble(
         optimizer=optimizer,
         guard=LossGuard(settings, device),
         facts=facts,
+        sampler=_sampler(pairs, settings),
     )
+
+
+def _sampler(pairs: Pairs, settings: TrainingSection) -> CandidateSampler | None:
+    if settings.sampled_vocabulary is None:
+        return None
+    counts = pairs.token_counts()
+    return CandidateSampler(counts, settings.sampled_vocabulary)
 
 
 def optimiser_step(this: TrainingRun, step: int) -> Tensor:
@@ -154,4 +165,6 @@ def draw_batch(
             batch = with_own_samples(
                 this.denoiser, batch, embedding, chosen, draws[1], mask_id, this.schedule.timestep
             )
+    if this.sampler is not None:
+        batch = replace(batch, candidates=this.sampler.draw(batch.targets, generator))
     return batch, embedding

@@ -1,0 +1,76 @@
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+
+from unembed.denoiser import Denoiser, preset
+from unembed.diffusion import WEIGHTS, LogLinear, corrupt_batch, diffusion_loss
+from unembed.training import loop
+from unembed.training.candidates import CandidateSampler
+from unembed.training.checkpoint import LATEST
+from unembed.training.linear_cross_entropy import ChunkedCrossEntropy
+
+from .helpers import CPU, make_config
+
+V = 400
+COUNTS = (10_000 / np.arange(1, V + 1)).astype(np.int64)
+
+
+def seeded(seed):
+    return torch.Generator().manual_seed(seed)
+
+
+def test_every_target_and_the_most_frequent_tokens_are_candidates():
+    targets = torch.tensor([399, 7, 7, 250])
+    found = CandidateSampler(COUNTS, 40).draw(targets, seeded(0))
+    ids = found.ids.tolist()
+    assert ids == sorted(set(ids)) and {399, 7, 250, *range(20)} <= set(ids)
+    assert 40 <= len(ids) <= 43
+    assert torch.equal(found.ids, CandidateSampler(COUNTS, 40).draw(targets, seeded(0)).ids)
+    assert not torch.equal(found.ids, CandidateSampler(COUNTS, 40).draw(targets, seeded(1)).ids)
+
+
+def test_the_sum_over_candidates_estimates_the_sum_over_the_vocabulary():
+    """sum over S of exp(l - log inclusion) is unbiased where targets follow the counts."""
+    sampler, shares = CandidateSampler(COUNTS, 60), torch.from_numpy(COUNTS / COUNTS.sum())
+    logits = torch.randn(V, generator=seeded(3))
+    sums = []
+    for seed in range(400):
+        targets = torch.multinomial(shares, 50, replacement=True, generator=seeded(seed))
+        found = sampler.draw(targets, seeded(seed))
+        sums.append(float((logits[found.ids] - found.log_inclusion).exp().sum()))
+    assert np.mean(sums) == pytest.approx(float(logits.exp().sum()), rel=0.02)
+    assert np.std(sums) > 0
+
+
+def test_with_every_token_a_candidate_it_is_the_whole_softmax():
+    torch.manual_seed(0)
+    denoiser = Denoiser(preset("tiny", vocab_size=60, embedding_dim=16, length=8))
+    for parameter in denoiser.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    x0, embedding = torch.randint(0, 59, (5, 8)), F.normalize(torch.randn(5, 16), dim=1)
+    plain = corrupt_batch(x0, LogLinear(), WEIGHTS["elbo"], 59, seeded(1))
+    every = CandidateSampler(np.ones(60, dtype=np.int64), 1000).draw(plain.targets, seeded(2))
+    assert every.ids.tolist() == list(range(60))
+    results = []
+    for candidates in (None, every):
+        denoiser.zero_grad()
+        batch = plain.__class__(**{**vars(plain), "candidates": candidates})
+        loss, losses = diffusion_loss(ChunkedCrossEntropy(denoiser), batch, embedding)
+        loss.backward()
+        results.append([loss.detach(), losses, *(p.grad.clone() for p in denoiser.parameters())])
+    for whole, sampled in zip(*results, strict=True):
+        torch.testing.assert_close(sampled, whole, rtol=1e-4, atol=1e-6)
+
+
+def test_a_run_with_candidates_resumes_exactly_and_differs_from_one_without(pairs, tmp_path):
+    config = make_config(sampled_vocabulary=8)
+    loop.train(config, pairs, tmp_path / "whole", CPU)
+    stops = iter([False] * 4 + [True] + [False] * 100)
+    loop.train(config, pairs, tmp_path / "cut", CPU, should_stop=lambda: next(stops))
+    loop.train(config, pairs, tmp_path / "cut", CPU, resume=True)
+    loop.train(make_config(), pairs, tmp_path / "plain", CPU)
+    whole, cut, plain = (load_file(tmp_path / n / LATEST) for n in ("whole", "cut", "plain"))
+    assert all(torch.equal(tensor, cut[name]) for name, tensor in whole.items())
+    assert not torch.equal(whole["ema.positions"], plain["ema.positions"])
