@@ -103,7 +103,8 @@ class ChunkedCrossEntropy(nn.Module):
         device = h.device.type
         if torch.is_autocast_enabled(device):
             h = h.to(torch.get_autocast_dtype(device))  # it leaves in-place products alone
-        table, bias = self.denoiser.token_table.weight, self.denoiser.output_bias
+        table: Tensor = self.denoiser.token_table.weight
+        bias: Tensor = self.denoiser.output_bias
         if candidates is not None:
             table, bias = table[candidates.ids], bias[candidates.ids] - candidates.log_inclusion
             targets = torch.searchsorted(candidates.ids, targets)
