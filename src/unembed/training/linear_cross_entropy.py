@@ -44,11 +44,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
         for index, rows in enumerate(map(slice, bounds, bounds[1:]), start=1):
             logits = F.linear(h[rows], matrix, offset)  # [R, V]
             target, weight = targets[rows, None], weights[rows, None]  # [R, 1]
-            top, at = logits.max(dim=-1, keepdim=True)
-            wanted = logits.gather(1, target)
+            wanted, top = logits.gather(1, target), logits.amax(dim=-1, keepdim=True)
             p = logits.softmax(dim=-1)
-            # -log p_target, by way of the largest p so that nothing underflows
-            losses[rows] = (top.float() - p.gather(1, at).float().log() - wanted.float())[:, 0]
+            # -log p_target, by way of the largest p so that nothing underflows. Twice amax: on a
+            # CPU it is four times as quick as max, which also says where
+            largest = p.amax(dim=-1, keepdim=True)
+            losses[rows] = (top.float() - largest.float().log() - wanted.float())[:, 0]
             # d loss / d logits = weight * (p - onehot); the weight goes to the small factors
             p.scatter_add_(1, target, p.new_full(target.shape, -1.0))
             grad_bias += weights[rows].to(p) @ p
