@@ -155,6 +155,8 @@ class TrainingSection(Section):
         resident: Keep the pairs in the device's memory: ``auto`` where they fit on a GPU.
         static_shapes: Pad the masked positions of a batch to a constant number, with weight 0.
         compile: Run the network through ``torch.compile``.
+        shard: Of several processes give each a share of weights, gradients, moments and averages
+            in place of a copy (FSDP), for a denoiser too large for one device.
         tensorboard: Write curves for TensorBoard too, where that package is installed.
     """
 
@@ -187,6 +189,7 @@ class TrainingSection(Section):
     resident: Literal["auto", "always", "never"] = "auto"
     static_shapes: bool = False
     compile: bool = False
+    shard: bool = False
     tensorboard: bool = True
 
     @model_validator(mode="after")
@@ -195,6 +198,12 @@ class TrainingSection(Section):
             raise ValueError(
                 f"warmup_steps ({self.warmup_steps}) must be below steps ({self.steps})"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _a_shard_has_a_batch_size(self) -> TrainingSection:
+        if self.shard and self.batch_size == "auto":
+            raise ValueError("batch_size must be a number with shard: auto tries a whole copy")
         return self
 
     @property

@@ -1,9 +1,3 @@
-import os
-import socket
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -14,7 +8,7 @@ from unembed.training import processes as module
 from unembed.training.checkpoint import BEST, LATEST
 from unembed.training.processes import Processes
 
-from .helpers import CPU, make_config, records
+from .helpers import CPU, finish, make_config, records, start_two
 
 # Shares of 4 and 5 pairs, two batches a step, everything that is drawn switched on
 SETTINGS = {
@@ -50,28 +44,8 @@ loop.train(auto, pairs, out / "auto", CPU)
 
 @pytest.fixture(scope="module")
 def two_processes(pairs, tmp_path_factory):
-    """Runs of two processes, started as `torchrun --nproc-per-node 2` starts them."""
-    out, root = tmp_path_factory.mktemp("two"), Path(__file__).parents[2]
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    started = [
-        subprocess.Popen(
-            [sys.executable, "-c", SCRIPT, str(pairs), str(out)],
-            cwd=root,
-            env={
-                **os.environ,
-                "PYTHONPATH": f"{root / 'src'}:{root}",
-                **{"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"},
-                **{"LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)},
-            },
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    errors = [process.communicate(timeout=600)[1] for process in started]
-    assert [process.returncode for process in started] == [0, 0], errors
+    out = tmp_path_factory.mktemp("two")
+    finish(start_two(SCRIPT, pairs, out))
     return out
 
 

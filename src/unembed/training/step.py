@@ -21,6 +21,7 @@ from unembed.training.linear_cross_entropy import ChunkedCrossEntropy
 from unembed.training.optimizer import learning_rate, make_optimizer
 from unembed.training.order import step_generator, training_rows
 from unembed.training.processes import Processes
+from unembed.training.sharding import whole
 
 if TYPE_CHECKING:
     from unembed.config import Config
@@ -72,7 +73,7 @@ def assemble(
 ) -> TrainingRun:
     """Everything around a denoiser at step 0; it is moved to the device."""
     settings, device = config.training, processes.compute.device
-    denoiser.to(device).train()
+    processes.spread(denoiser.train())
     optimizer = make_optimizer(denoiser, settings)  # freezes the table, which wrapping must see
     return TrainingRun(
         config=config,
@@ -109,7 +110,7 @@ def optimiser_step(this: TrainingRun, step: int) -> Tensor:
             loss = loss * (processes.count / settings.accumulate)
             loss.backward()  # type: ignore[no-untyped-call]
         total += loss.detach() / processes.count
-    norm = torch.nn.utils.clip_grad_norm_(this.denoiser.parameters(), settings.clip_norm)
+    norm = whole(torch.nn.utils.clip_grad_norm_(this.denoiser.parameters(), settings.clip_norm))
     for group in this.optimizer.param_groups:
         group["lr"] = learning_rate(step, settings) * group["share"]
     total = processes.total(total)
