@@ -439,10 +439,11 @@ def test_what_is_logged_has_names_that_say_what_it_is(pairs, tmp_path, monkeypat
     lines = records(tmp_path)
     training = next(r for r in lines if "loss" in r)
     assert set(training) == {
-        *("step", "samples", "loss", "lr", "gradient_norm"),
+        *("step", "samples", "loss", "masked_accuracy", "lr", "gradient_norm"),
         *("samples_per_second", "share_of_peak", "seconds"),
     }
     assert 0.0 < training["share_of_peak"] < 1.0
+    assert 0.0 < training["masked_accuracy"] < 1.0
     validation = next(r for r in lines if "validation_loss" in r)
     assert set(validation) - {"decoded_cosine"} == {  # there is none while every text is empty
         *("step", "samples", "validation_loss", "masked_accuracy", "full_mask_cross_entropy"),

@@ -53,7 +53,7 @@ def test_two_processes_train_as_one_with_the_same_global_batch(two_processes, pa
     loop.train(make_config(**SETTINGS), pairs, tmp_path, CPU)
     one, two = records(tmp_path), records(two_processes / "whole")
     assert [r["step"] for r in one] == [r["step"] for r in two]
-    for key in ("loss", "gradient_norm", "validation_loss"):
+    for key in ("loss", "masked_accuracy", "gradient_norm", "validation_loss"):
         alone, shared = ([r[key] for r in lines if key in r] for lines in (one, two))
         assert alone and shared == pytest.approx(alone, rel=1e-5)
     alone, shared = (load_file(folder / LATEST) for folder in (tmp_path, two_processes / "whole"))

@@ -91,7 +91,8 @@ def assert_same_run(one, other):
     """Logged figures and states to rounding."""
     first, second = records(one), records(other)
     assert [r["step"] for r in first] == [r["step"] for r in second]
-    for key in ("loss", "gradient_norm", "validation_loss", "decoded_token_accuracy"):
+    figures = "loss masked_accuracy gradient_norm validation_loss decoded_token_accuracy".split()
+    for key in figures:
         here, there = ([r[key] for r in lines if key in r] for lines in (first, second))
         assert here and there == pytest.approx(here, rel=1e-5)
     for file in (LATEST, BEST):

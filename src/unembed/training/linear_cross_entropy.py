@@ -31,9 +31,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, h: Tensor, table: Tensor, bias: Tensor, targets: Tensor, weights: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor]:
         matrix, offset = table.to(h.dtype), bias.to(h.dtype)
         losses = torch.empty(len(h), device=h.device, dtype=torch.float32)
+        hits = torch.empty(len(h), device=h.device, dtype=torch.bool)
         grad_h = torch.empty_like(h)
         grad_table = torch.zeros_like(table)
         partial = torch.zeros_like(matrix)
@@ -45,6 +46,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             logits = F.linear(h[rows], matrix, offset)  # [R, V]
             target, weight = targets[rows, None], weights[rows, None]  # [R, 1]
             wanted, top = logits.gather(1, target), logits.amax(dim=-1, keepdim=True)
+            hits[rows] = (wanted == top)[:, 0]
             p = logits.softmax(dim=-1)
             # -log p_target, by way of the largest p so that nothing underflows. Twice amax: on a
             # CPU it is four times as quick as max, which also says where
@@ -61,8 +63,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
                     partial.zero_()
         ctx.save_for_backward(grad_h, grad_bias)
         ctx.grad_table = grad_table if ctx.needs_input_grad[1] else None
-        ctx.mark_non_differentiable(losses)
-        return (losses * weights).sum(), losses
+        ctx.mark_non_differentiable(losses, hits)
+        return (losses * weights).sum(), losses, hits
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -81,11 +83,16 @@ class ChunkedCrossEntropy(nn.Module):
         denoiser: The network.
         compile: Run its features through ``torch.compile``; the loss below is loops over chunks,
             which it would unroll.
+
+    Attributes:
+        tally: Positions scored since it was last set to zero, and how many of their tokens had the
+            largest logit (ties included), [2] on the device. Entries of weight 0 do not count.
     """
 
     def __init__(self, denoiser: Denoiser, compile: bool = False) -> None:
         super().__init__()
         self.denoiser = denoiser
+        self.tally = torch.zeros(2)
         self._features = torch.compile(denoiser.features) if compile else denoiser.features
 
     def forward(
@@ -104,7 +111,9 @@ class ChunkedCrossEntropy(nn.Module):
             h = h.to(torch.get_autocast_dtype(device))  # it leaves in-place products alone
         table, bias = self.denoiser.token_table.weight, self.denoiser.output_bias
         with torch.autocast(device, enabled=False):
-            total, losses = _LinearCrossEntropy.apply(  # type: ignore[no-untyped-call]
+            total, losses, hits = _LinearCrossEntropy.apply(  # type: ignore[no-untyped-call]
                 h, table, bias, targets, weights
             )
+        scored = weights > 0
+        self.tally = self.tally.to(h.device) + torch.stack([scored.sum(), (hits & scored).sum()])
         return total, losses

@@ -237,10 +237,13 @@ def _clock(this: TrainingRun, progress: Progress) -> Clock:
 
 def _record(this: TrainingRun, progress: Progress, loss: float, clock: Clock) -> dict[str, float]:
     """A line of the log; the loss is the mean over the good steps since the last one."""
-    settings = this.config.training
+    settings, scorer = this.config.training, this.scorer
+    scored, hits = this.processes.total(scorer.tally).tolist()
+    scorer.tally.zero_()
     record = {
         "step": progress.step,
         "loss": loss,
+        "masked_accuracy": hits / max(scored, 1.0),
         "lr": learning_rate(progress.step - 1, settings),
         "gradient_norm": this.guard.norm.item(),
         **clock.speed(progress.step),

@@ -37,7 +37,8 @@ class TrainingRun:
         rows: Pairs on the device by row number.
         processes: Who shares the batches, and on what device.
         denoiser: The network, whose weights are trained.
-        objective: What gives the loss and its gradient: around the denoiser, over all processes.
+        scorer: What gives the loss and its gradient: around the denoiser.
+        objective: The same over all processes.
         schedule: Of the forward process.
         ema: Averaged weights.
         optimizer: Of the denoiser's parameters.
@@ -50,6 +51,7 @@ class TrainingRun:
     rows: RowsFn
     processes: Processes
     denoiser: Denoiser
+    scorer: ChunkedCrossEntropy
     objective: nn.Module
     schedule: Schedule
     ema: EMA
@@ -75,13 +77,15 @@ def assemble(
     settings, device = config.training, processes.compute.device
     processes.spread(denoiser.train())
     optimizer = make_optimizer(denoiser, settings)  # freezes the table, which wrapping must see
+    scorer = ChunkedCrossEntropy(denoiser, settings.compile)
     return TrainingRun(
         config=config,
         pairs=pairs,
         rows=rows_of(pairs, settings, device),
         processes=processes,
         denoiser=denoiser,
-        objective=processes.wrap(ChunkedCrossEntropy(denoiser, settings.compile)),
+        scorer=scorer,
+        objective=processes.wrap(scorer),
         schedule=make_schedule(config.diffusion.schedule, config.diffusion.rate),
         ema=EMA(denoiser, settings.ema_decay),
         optimizer=optimizer,
