@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 from scipy.stats import binom
 
+from unembed import terminal
 from unembed.config import validate_config
 from unembed.diffusion import diffusion_loss
 from unembed.encoders.base import FakeEncoder
@@ -334,6 +335,51 @@ def test_sigterm_saves_and_the_run_goes_on_from_there(pairs, tmp_path):
     assert first.step == 5 and read_state(tmp_path / "cut" / LATEST)[1].step == 5
     loop.train(config, pairs, tmp_path / "cut", CPU, resume=True)
     assert same_tensors(tmp_path / "whole" / LATEST, tmp_path / "cut" / LATEST)
+
+
+def test_a_second_signal_stops_at_once_unless_it_is_an_echo_of_the_first(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(terminal.time, "monotonic", lambda: now[0])
+    with StopSignal() as stop:
+        assert not stop.requested()
+        for now[0] in (100.0, 101.0):  # a batch system's, and the launcher's that follows it
+            os.kill(os.getpid(), signal.SIGINT)
+            assert stop.requested()
+        now[0] = 103.0
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="limits of a process")
+def test_a_disk_that_really_refuses_keeps_the_old_state(pairs, tmp_path):
+    """No file may grow beyond a few kilobytes, which the state does."""
+    loop.train(make_config(steps=4, decoded_pairs=0), pairs, tmp_path, CPU)
+    before = (tmp_path / LATEST).read_bytes()
+    script = f"""
+import resource
+from pathlib import Path
+from tests.training.helpers import make_config, CPU
+from unembed.errors import TrainingError
+from unembed.training import loop
+resource.setrlimit(resource.RLIMIT_FSIZE, ({len(before) // 2}, resource.RLIM_INFINITY))
+config = make_config(steps=8, eval_every=100, decoded_pairs=0)
+try:
+    loop.train(config, Path({str(pairs)!r}), Path({str(tmp_path)!r}), CPU, resume=True)
+except TrainingError as error:
+    print(error)
+"""
+    root = Path(__file__).parents[2]
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=root,
+        env={**os.environ, "PYTHONPATH": f"{root / 'src'}:{root}"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "room to save" in done.stdout and "--resume" in done.stdout
+    assert (tmp_path / LATEST).read_bytes() == before
+    assert not list(tmp_path.glob("*.tmp"))
 
 
 @pytest.mark.parametrize("refused", [BEST, loop.METRICS])

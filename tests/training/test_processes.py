@@ -1,5 +1,10 @@
+import subprocess
+import sys
+import time
+
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 
 from unembed.errors import TrainingError
@@ -96,7 +101,7 @@ def test_other_ways_of_sharing_a_network_are_refused(monkeypatch):
         num_processes, process_index, distributed_type = 2, 0, "FSDP"
 
     monkeypatch.setattr(module, "Accelerator", lambda **_: Sharded())
-    with pytest.raises(TrainingError, match=r"with DDP.*FSDP"):
+    with pytest.raises(TrainingError, match=r"\(DDP\); found FSDP.*--set training\.shard=true"):
         Processes(CPU)
 
 
@@ -109,3 +114,30 @@ def test_a_batch_smaller_than_the_processes_is_refused(pairs, tmp_path, monkeypa
     monkeypatch.setattr(loop, "Processes", crowd)
     with pytest.raises(TrainingError, match="at least 16, one pair a process"):
         loop.train(make_config(), pairs, tmp_path, CPU)
+
+
+def test_a_launcher_that_is_terminated_lets_its_processes_save(pairs, tmp_path):
+    """`torchrun … -m unembed train`, and SIGTERM to torchrun, as a batch system sends it."""
+    config, run = tmp_path / "config.yaml", tmp_path / "run"
+    endless = make_config(steps=1_000_000, log_every=1, save_every=1_000_000, eval_every=1_000_000)
+    config.write_text(yaml.safe_dump(endless.model_dump()), encoding="utf-8")
+    launch = "-m torch.distributed.run --standalone --nproc-per-node 2".split()
+    train = "-m unembed train --device cpu --config".split()
+    launcher = subprocess.Popen(
+        [sys.executable, *launch, *train, config, "--data", pairs, "--out", run],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    try:
+        while launcher.poll() is None and not (
+            (run / loop.METRICS).exists() and len(records(run)) > 2
+        ):
+            time.sleep(0.2)
+        assert launcher.poll() is None and not (run / LATEST).exists()
+        launcher.terminate()
+        output = launcher.communicate(timeout=300)[0]
+    finally:
+        launcher.kill()
+    _, progress, _ = loop.read_state(run / LATEST)
+    assert progress.step == records(run)[-1]["step"] > 2, output
