@@ -19,7 +19,13 @@ from unembed.denoiser import Denoiser
 
 # Logits at a time: few enough for a CPU's cache and allocator, enough to fill a GPU
 _CHUNK_LOGITS = {"cpu": 1 << 23, "cuda": 1 << 27}
+_BLOCK = 64  # rows: what the kernels of a product divide it into
 _CHUNKS_PER_SUM = 8  # products added in the format of h before float32 takes their sum
+
+
+def _rows_at_a_time(device: str, vocabulary: int) -> int:
+    rows = max(1, _CHUNK_LOGITS.get(device, _CHUNK_LOGITS["cpu"]) // vocabulary)
+    return rows - rows % _BLOCK if rows > _BLOCK else rows
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -39,10 +45,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
         grad_table = torch.zeros_like(table)
         partial = torch.zeros_like(matrix)
         grad_bias = torch.zeros_like(bias)
-        limit = _CHUNK_LOGITS.get(h.device.type, _CHUNK_LOGITS["cpu"])
-        chunks = max(1, math.ceil(len(h) * len(table) / limit))
-        bounds = [len(h) * index // chunks for index in range(chunks + 1)]
-        for index, rows in enumerate(map(slice, bounds, bounds[1:]), start=1):
+        size = _rows_at_a_time(h.device.type, len(table))
+        chunks = math.ceil(len(h) / size)
+        for index in range(1, chunks + 1):
+            rows = slice((index - 1) * size, index * size)
             logits = F.linear(h[rows], matrix, offset)  # [R, V]
             target, weight = targets[rows, None], weights[rows, None]  # [R, 1]
             wanted, top = logits.gather(1, target), logits.amax(dim=-1, keepdim=True)
