@@ -9,13 +9,20 @@ from collections.abc import Callable, Sequence
 import torch
 
 
-def matmul_rate(dtype: torch.dtype = torch.float32, size: int = 2048, repeats: int = 12) -> float:
+def matmul_rate(
+    dtype: torch.dtype = torch.float32,
+    size: int = 2048,
+    repeats: int = 12,
+    device: torch.device | str = "cpu",
+) -> float:
     """Operations a second of a large square matrix product, the best of several runs."""
-    a, b = torch.randn(size, size).to(dtype), torch.randn(size, size).to(dtype)
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     best = float("inf")
     for _ in range(repeats):
         began = time.perf_counter()
-        a @ b
+        product = a @ b
+        if product.device.type != "cpu":
+            product[0, 0].item()  # waits for the device
         best = min(best, time.perf_counter() - began)
     return 2 * size**3 / best
 

@@ -1,6 +1,7 @@
 """Training speed: the trainer's step beside a plain loop, same network, same batch, in one run.
 
     python -m benchmarks.training [--size small|reference] [--batch 64] [--rounds 5]
+    python -m benchmarks.training --device cuda --size reference --batch 1024
     python -m benchmarks.training --memory [--vocabulary 262144] [--memory-batch 512]
 
 The plain loop projects every position onto the vocabulary, uses an unfused AdamW and a Python loop
@@ -8,6 +9,7 @@ for the averages, and reads the loss back every step. Both run in the number for
 `unembed train` chooses here (--dtype chooses another); --plain-dtype float32 lets the plain loop
 do without mixed precision. Operations are those the model needs (masked positions only), so both
 shares have the same numerator, and the denominator is the rate of a large product in that format.
+On a GPU the trainer's side is compiled, with the pairs in its memory and constant shapes.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ from torch.utils._pytree import tree_leaves
 
 from benchmarks.machine import alternate, matmul_rate, median_ratio, print_table
 from unembed.config import Config, validate_config
+from unembed.data.pairs import Pairs
 from unembed.denoiser import Denoiser, DenoiserSizes, preset
 from unembed.device import Compute, choose_compute
 from unembed.diffusion import (
@@ -44,50 +47,42 @@ from unembed.training.processes import Processes
 from unembed.training.speed import step_operations
 from unembed.training.step import TrainingRun, assemble, draw_batch, optimiser_step
 
-VOCABULARY, DIMENSION, LENGTH = 30_522, 384, 32
+VOCABULARY, DIMENSION, LENGTH, MASK = 30_522, 384, 32, 103
 STEPS_PER_ROUND = 2
 
 
-class SyntheticPairs:
+def synthetic_pairs(count: int, vocabulary: int = VOCABULARY) -> Pairs:
     """Random pairs in memory, in the place of prepared ones."""
-
-    def __init__(self, count: int, vocabulary: int = VOCABULARY) -> None:
-        generator = np.random.default_rng(0)
-        self.tokens = generator.integers(1000, vocabulary, (count, LENGTH))
-        vectors = generator.standard_normal((count, DIMENSION)).astype(np.float32)
-        self.vectors = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-        self.tokenizer = SimpleNamespace(mask_id=103)
-
-    def __len__(self) -> int:
-        return len(self.tokens)
-
-    def rows(self, indices: Any) -> tuple[Any, Any]:
-        """Token ids and vectors of the rows."""
-        return self.tokens[indices], self.vectors[indices]
+    generator = np.random.default_rng(0)
+    tokens = generator.integers(1000, vocabulary, (count, LENGTH)).astype(np.uint32)
+    vectors = generator.standard_normal((count, DIMENSION)).astype(np.float16)
+    tokenizer = cast(Any, SimpleNamespace(mask_id=MASK, pad_id=0))
+    return Pairs([tokens], [vectors], np.array([0, count]), {}, tokenizer)
 
 
-def config_of(batch: int) -> Config:
+def config_of(batch: int, device: torch.device) -> Config:
     """Settings of both loops."""
+    on_gpu = device.type == "cuda"
     training = {
         "batch_size": batch,
         "steps": 1000,
         "warmup_steps": 1,
         "validation_pairs": 1,
-        "resident": "never",
+        "resident": "always" if on_gpu else "never",
+        "compile": on_gpu,
+        "static_shapes": on_gpu,
     }
     return validate_config({"training": training, "diffusion": {"weight": "uniform"}}, "benchmark")
 
 
-def fast_side(
-    sizes: DenoiserSizes, config: Config, pairs: SyntheticPairs, compute: Compute
-) -> TrainingRun:
+def fast_side(sizes: DenoiserSizes, config: Config, pairs: Pairs, compute: Compute) -> TrainingRun:
     """What the trainer runs."""
     torch.manual_seed(0)
-    return assemble(config, cast(Any, pairs), Processes(compute), Denoiser(sizes), {})
+    return assemble(config, pairs, Processes(compute), Denoiser(sizes), {})
 
 
 def plain_step(
-    state: dict[str, Any], config: Config, pairs: SyntheticPairs, compute: Compute, step: int
+    state: dict[str, Any], config: Config, pairs: Pairs, compute: Compute, step: int
 ) -> float:
     """A straightforward training step; returns the loss, which waits for the device."""
     network, optimizer, averages = state["network"], state["optimizer"], state["averages"]
@@ -95,7 +90,8 @@ def plain_step(
     tokens, vectors = pairs.rows(np.arange(step * batch_size, (step + 1) * batch_size) % len(pairs))
     x0, embedding = torch.from_numpy(tokens), torch.from_numpy(vectors)
     schedule = make_schedule("log-linear", 5.0)
-    batch = corrupt_batch(x0, schedule, WEIGHTS["uniform"], 103, step_generator(0, step))
+    batch = corrupt_batch(x0, schedule, WEIGHTS["uniform"], MASK, step_generator(0, step))
+    batch, x0, embedding = (part.to(compute.device) for part in (batch, x0, embedding))
     with compute.autocast():
         logits = network(batch.xt, embedding, batch.t)  # [B, L, V]
     losses = F.cross_entropy(logits.float().view(-1, VOCABULARY), x0.view(-1), reduction="none")
@@ -110,15 +106,17 @@ def plain_step(
     return float(loss.detach())
 
 
-def compare_steps(size: str, batch: int, rounds: int, fast_dtype: str, plain_dtype: str) -> None:
+def compare_steps(
+    size: str, batch: int, rounds: int, device: str, fast_dtype: str, plain_dtype: str
+) -> None:
     """Samples a second and share of the machine's rate, both sides."""
     sizes = preset(size, vocab_size=VOCABULARY, embedding_dim=DIMENSION)
-    compute = choose_compute("cpu", fast_dtype)
-    plain_compute = compute if plain_dtype == "same" else choose_compute("cpu", plain_dtype)
-    config, pairs = config_of(batch), SyntheticPairs(batch * 8)
+    compute = choose_compute(device, fast_dtype)
+    plain_compute = compute if plain_dtype == "same" else choose_compute(device, plain_dtype)
+    config, pairs = config_of(batch, compute.device), synthetic_pairs(batch * 8)
     fast = fast_side(sizes, config, pairs, compute)
     torch.manual_seed(0)
-    network = Denoiser(sizes)
+    network = Denoiser(sizes).to(compute.device)
     plain = {
         "network": network,
         "optimizer": torch.optim.AdamW(network.parameters(), lr=1e-3, foreach=False, fused=False),
@@ -128,17 +126,19 @@ def compare_steps(size: str, batch: int, rounds: int, fast_dtype: str, plain_dty
 
     def run_fast() -> None:
         for _ in range(STEPS_PER_ROUND):
-            optimiser_step(fast, counter["fast"])
+            loss = optimiser_step(fast, counter["fast"])
             counter["fast"] += 1
+        loss.item()  # waits for a GPU
 
     def run_plain() -> None:
         for _ in range(STEPS_PER_ROUND):
             plain_step(plain, config, pairs, plain_compute, counter["plain"])
             counter["plain"] += 1
 
-    rate = matmul_rate(compute.dtype)
+    side = 2048 if compute.device.type == "cpu" else 8192
+    rate = matmul_rate(compute.dtype, side, device=compute.device)
     seconds = alternate({"plain": run_plain, "fast": run_fast}, rounds)
-    rate = max(rate, matmul_rate(compute.dtype))
+    rate = max(rate, matmul_rate(compute.dtype, side, device=compute.device))
     masked = mean_mask_ratio(fast.schedule) * batch * LENGTH
     operations = step_operations(sizes, batch, masked) * STEPS_PER_ROUND
     rows = []
@@ -148,9 +148,9 @@ def compare_steps(size: str, batch: int, rounds: int, fast_dtype: str, plain_dty
         format_ = _name(plain_compute if name == "plain" else compute)
         samples = f"{STEPS_PER_ROUND * batch / median:.1f}"
         rows.append([name, format_, samples, f"{share:.0%}"])
-    print(f"\n{size} size, batch {batch}, length {LENGTH}, vocabulary {VOCABULARY}, ")
-    print(f"{torch.get_num_threads()} threads; {_name(compute)} matrix products: ", end="")
-    print(f"{rate / 1e9:.0f} GFLOP/s\n")
+    print(f"\n{size} size, batch {batch}, length {LENGTH}, vocabulary {VOCABULARY}: ", end="")
+    print(f"{operations / STEPS_PER_ROUND / 1e9:,.0f} GFLOP a step; ")
+    print(f"{compute.describe()}: {rate / 1e9:,.0f} GFLOP/s in a product of {side} x {side}\n")
     print_table(["loop", "format", "samples/s", "share of the measured rate"], rows)
     ratio = median_ratio(seconds["plain"], seconds["fast"])
     print(f"\nfast / plain: {ratio:.2f} x (median of rounds)")
@@ -178,19 +178,20 @@ class LargestTensor(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return made
 
 
-def report_memory(size: str, vocabulary: int, batch: int, dtype: str) -> None:
+def report_memory(size: str, vocabulary: int, batch: int, device: str, dtype: str) -> None:
     """Peak memory of a training step, and the largest tensor of its forward and backward pass.
 
-    The peak is the process's own (its resident set), so this runs alone, before anything else.
+    The peak is the process's own (its resident set; on a GPU what was allocated there), so this
+    runs alone, before anything else.
     """
-    compute = choose_compute("cpu", dtype)
+    compute = choose_compute(device, dtype)
     sizes = preset(size, vocab_size=vocabulary, embedding_dim=DIMENSION)
-    config, pairs = config_of(batch), SyntheticPairs(batch + 1, vocabulary)
+    config, pairs = config_of(batch, compute.device), synthetic_pairs(batch + 1, vocabulary)
     this = fast_side(sizes, config, pairs, compute)
     weights = sum(p.nbytes for p in this.denoiser.parameters())
     began = time.perf_counter()
-    optimiser_step(this, 0)
-    seconds, peak = time.perf_counter() - began, _peak_bytes()
+    optimiser_step(this, 0).item()
+    seconds, peak = time.perf_counter() - began, _peak_bytes(compute.device)
 
     drawn, embedding = draw_batch(this, 0, step_generator(0, 0))
     with LargestTensor() as largest:
@@ -201,7 +202,7 @@ def report_memory(size: str, vocabulary: int, batch: int, dtype: str) -> None:
     rows = [
         ["weights, float32", f"{weights / 2**30:.2f}"],
         ["weights, gradients, averages, two moments", f"{5 * weights / 2**30:.2f}"],
-        ["peak of the process in a step", f"{peak / 2**30:.2f}"],
+        [f"peak in a step ({compute.device.type})", f"{peak / 2**30:.2f}"],
         [f"logits [{batch}, {LENGTH}, {vocabulary}], were they made", f"{logits * 4 / 2**30:.2f}"],
     ]
     print(f"\n{size} size, batch {batch}, vocabulary {vocabulary}, {_name(compute)}; ", end="")
@@ -213,7 +214,9 @@ def report_memory(size: str, vocabulary: int, batch: int, dtype: str) -> None:
         raise SystemExit("a tensor as large as the logits was made")
 
 
-def _peak_bytes() -> int:
+def _peak_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB
 
 
@@ -227,7 +230,7 @@ def attention_products(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 def compare_attention(rounds: int, compute: Compute) -> None:
     """Two batched products against the fused kernel, forward and forward with backward."""
     shape = (64, LENGTH, 3, 6, 64)  # as the network's joint projection leaves them
-    qkv = torch.randn(shape).to(compute.dtype).requires_grad_()
+    qkv = torch.randn(shape, device=compute.device).to(compute.dtype).requires_grad_()
     rows = []
     for backward in (False, True):
 
@@ -237,6 +240,7 @@ def compare_attention(rounds: int, compute: Compute) -> None:
                 out = out.transpose(1, 2).reshape(64, LENGTH, 384)
                 if backward:
                     out.sum().backward()
+            out[0, 0, 0].item()  # waits for a GPU
 
         fused = partial(run, F.scaled_dot_product_attention, backward)
         products = partial(run, attention_products, backward)
@@ -254,6 +258,7 @@ def main() -> None:
     parser.add_argument("--size", choices=["tiny", "small", "reference"], default="small")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--dtype", choices=["auto", "float32", "bfloat16"], default="auto")
     parser.add_argument("--plain-dtype", choices=["same", "float32", "bfloat16"], default="same")
     parser.add_argument("--memory", action="store_true", help="peak memory, nothing else")
@@ -263,10 +268,12 @@ def main() -> None:
     options = parser.parse_args()
     if options.memory:
         size = options.memory_size or "reference"
-        report_memory(size, options.vocabulary, options.memory_batch, options.dtype)
+        vocabulary, batch = options.vocabulary, options.memory_batch
+        report_memory(size, vocabulary, batch, options.device, options.dtype)
         return
-    compare_steps(options.size, options.batch, options.rounds, options.dtype, options.plain_dtype)
-    compare_attention(options.rounds, choose_compute("cpu", options.dtype))
+    formats = (options.dtype, options.plain_dtype)
+    compare_steps(options.size, options.batch, options.rounds, options.device, *formats)
+    compare_attention(options.rounds, choose_compute(options.device, options.dtype))
 
 
 if __name__ == "__main__":

@@ -84,6 +84,16 @@ def test_a_loaded_configuration_cannot_change():
         ("denoiser:\n  token_table: zeros", ["denoiser.token_table", "'zeros'", "'encoder'"]),
         ("diffusion:\n  schedule: cosine", ["diffusion.schedule", "'cosine'", "'linear'"]),
         ("diffusion:\n  weight: 1", ["diffusion.weight", "'reciprocal-t', 'elbo' or 'uniform'"]),
+        # the whole range, whichever end was passed
+        ("training:\n  lr: 5", ["training.lr:", "found 5", "a number above 0 and at most 1)"]),
+        ("data:\n  length: 2", ["data.length", "a whole number at least 4 and at most 2048)"]),
+        (
+            "training:\n  batch_size: 0",
+            ["training.batch_size:", "found 0", "at least 1 or 'auto')"],
+        ),
+        ("training:\n  patience: -1", ["training.patience:", "at least 1 or null)"]),
+        ("training:\n  milestones: [0]", ["training.milestones:", "found 0", "list, each a whole"]),
+        ("training:\n  compile: 1", ["training.compile:", "found 1", "true or false)"]),
         # values that do not go together
         ("data:\n  min_tokens: 40", ["data", "min_tokens (40)", "length - 1 (31)"]),
         ("denoiser:\n  heads: 7", ["denoiser", "heads (7)", "hidden (768)"]),
@@ -213,3 +223,8 @@ def test_every_key_of_the_denoiser_is_one_of_its_sizes_or_read():
     sizes = {field.name for field in dataclasses.fields(DenoiserSizes)}
     assert set(fields) - sizes == {"token_table"}
     assert ("denoiser", "token_table") in attributes_read()
+
+
+def test_a_bad_value_from_the_command_line_is_not_blamed_on_the_file():
+    with pytest.raises(ConfigError, match=r"found 5 in .*minilm\.yaml with --set training\.lr=5"):
+        load_config("minilm", ["training.lr=5"])

@@ -159,6 +159,8 @@ class TrainingSection(Section):
         resident: Keep the pairs in the device's memory: ``auto`` where they fit on a GPU.
         static_shapes: Pad the masked positions of a batch to a constant number, with weight 0.
         compile: Run the network through ``torch.compile``.
+        shard: Of several processes give each a share of weights, gradients, moments and averages
+            in place of a copy (FSDP), for a denoiser too large for one device.
         tensorboard: Write curves for TensorBoard too, where that package is installed.
     """
 
@@ -193,6 +195,7 @@ class TrainingSection(Section):
     resident: Literal["auto", "always", "never"] = "auto"
     static_shapes: bool = False
     compile: bool = False
+    shard: bool = False
     tensorboard: bool = True
 
     @model_validator(mode="after")
@@ -201,6 +204,12 @@ class TrainingSection(Section):
             raise ValueError(
                 f"warmup_steps ({self.warmup_steps}) must be below steps ({self.steps})"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _a_shard_has_a_batch_size(self) -> TrainingSection:
+        if self.shard and self.batch_size == "auto":
+            raise ValueError("batch_size must be a number with shard: auto tries a whole copy")
         return self
 
     @property
@@ -254,7 +263,8 @@ def load_config(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Conf
         raise ConfigError(f"a mapping in {path}", type(data).__name__, "Correct the file")
     for override in overrides:
         _apply(data, override)
-    return validate_config(data, where=str(path))
+    given = "".join(f" with --set {override}" for override in overrides)
+    return validate_config(data, where=f"{path}{given}")
 
 
 def validate_config(data: dict[str, Any], where: str) -> Config:
@@ -269,25 +279,65 @@ def validate_config(data: dict[str, Any], where: str) -> Config:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"]) or "the file"
         if first["type"] == "extra_forbidden":
-            known = ", ".join(_known_keys(first["loc"][:-1]))
+            known = ", ".join(_section_of(first["loc"][:-1])[0].model_fields)
             raise ConfigError(
                 f"one of the keys {known}", f"unknown key {key!r} in {where}", "Correct the key"
             ) from error
+        section, names = _section_of(first["loc"])
+        key = ".".join(names) or "the file"
+        message = first["msg"].removeprefix("Value error, ")
+        if names and names[-1] in section.model_fields:
+            message = (
+                f"{message} ({_allowed(section.model_json_schema()['properties'][names[-1]])})"
+            )
         raise ConfigError(
-            f"{key}: {first['msg'][0].lower()}{first['msg'][1:]}",
+            f"{key}: {message[0].lower()}{message[1:]}",
             f"{first['input']!r} in {where}",
             f"Correct {key}",
         ) from error
 
 
-def _known_keys(location: Sequence[int | str]) -> list[str]:
-    model: type[BaseModel] = Config
-    for part in location:
-        annotation = model.model_fields[str(part)].annotation
-        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+def _section_of(location: Sequence[int | str]) -> tuple[type[Section], list[str]]:
+    """The section that a validation error is about, and the names on the way, the key's included.
+
+    What pydantic adds behind a key (which kind of a union, which item of a list) is left out.
+    """
+    model: type[Section] = Config
+    names: list[str] = []
+    for part in map(str, location):
+        names.append(part)
+        annotation = model.model_fields[part].annotation
+        if not (isinstance(annotation, type) and issubclass(annotation, Section)):
             break
         model = annotation
-    return list(model.model_fields)
+    return model, names
+
+
+_KINDS = {
+    "integer": "a whole number",
+    "number": "a number",
+    "string": "text",
+    "boolean": "true or false",
+    "null": "null",
+}
+_BOUNDS = {
+    "exclusiveMinimum": "above",
+    "minimum": "at least",
+    "exclusiveMaximum": "below",
+    "maximum": "at most",
+}
+
+
+def _allowed(schema: dict[str, Any]) -> str:
+    """What a key's JSON schema allows, in words: its kind and its whole range."""
+    if "anyOf" in schema:
+        return " or ".join(map(_allowed, schema["anyOf"]))
+    if "const" in schema or "enum" in schema:
+        return " or ".join(repr(value) for value in schema.get("enum", [schema.get("const")]))
+    if schema.get("type") == "array":
+        return f"a list, each {_allowed(schema['items'])}"
+    bounds = " and ".join(f"{w} {schema[k]:g}" for k, w in _BOUNDS.items() if k in schema)
+    return f"{_KINDS.get(schema.get('type', ''), 'a section')} {bounds}".rstrip()
 
 
 def _apply(data: dict[str, Any], override: str) -> None:

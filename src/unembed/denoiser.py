@@ -142,7 +142,7 @@ class Block(nn.Module):
         x = torch.addcmul(x, gate_a, self.attention_out(h))
 
         h = modulate(self.norm_feed_forward(x), shift_f, scale_f)
-        h = self.down(F.gelu(self.up(h), approximate="tanh"))
+        h = self.down(F.gelu(self.up(h)))
         return torch.addcmul(x, gate_f, h)  # [B, L, H]
 
 

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from io import StringIO
@@ -46,6 +47,7 @@ _SURE, _UNSURE = 0.7, 0.3
 _VERDICTS = {True: "[green]passed[/]", False: "[red]failed[/]", None: ""}
 _PICTURE_COLUMNS, _FRAMES = 110, 7
 _SHOWN = 12  # languages
+_SAME_REQUEST = 2.0  # seconds
 
 
 def _bar(*columns: str) -> Progress:
@@ -155,15 +157,19 @@ class TrainingDisplay(_Display):
 
 
 class StopSignal:
-    """Turns SIGINT and SIGTERM into a request to save and stop; a second one stops at once."""
+    """Turns SIGINT and SIGTERM into a request to save and stop; a later second one stops at once.
+
+    One soon after the first is the same request: a batch system tells a whole job, and a launcher
+    among it tells its processes again.
+    """
 
     def __init__(self) -> None:
-        self._asked = False
+        self._asked: float | None = None  # when
         self._before: dict[signal.Signals, Any] = {}
 
     def requested(self) -> bool:
         """Whether a signal has come."""
-        return self._asked
+        return self._asked is not None
 
     def __enter__(self) -> StopSignal:
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -178,8 +184,11 @@ class StopSignal:
             signal.signal(number, handler)
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
-        self._asked = True
-        self._restore()
+        if self._asked is None:
+            self._asked = time.monotonic()
+        elif time.monotonic() - self._asked > _SAME_REQUEST:
+            self._restore()
+            signal.raise_signal(number)
 
 
 def watcher(tokenizer: TextTokenizer) -> OnStep:

@@ -1,6 +1,10 @@
 """A tiny configuration and how to look at a run; the pairs are a fixture."""
 
 import json
+import os
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 from unembed.config import Config, validate_config
@@ -41,3 +45,35 @@ def make_config(**training) -> Config:
 
 def records(run: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (run / loop.METRICS).read_text().splitlines()]
+
+
+def start_two(script: str, *arguments: Path) -> list[subprocess.Popen[str]]:
+    """Two processes of a script, started as `torchrun --nproc-per-node 2` starts them."""
+    root = Path(__file__).parents[2]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {
+        **os.environ,
+        "PYTHONPATH": f"{root / 'src'}:{root}",
+        **{"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"},
+        **{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)},
+    }
+    return [
+        subprocess.Popen(
+            [sys.executable, "-c", script, *map(str, arguments)],
+            cwd=root,
+            env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+
+
+def finish(started: list[subprocess.Popen[str]]) -> list[str]:
+    """What each wrote on its standard output, once all have ended well."""
+    written = [process.communicate(timeout=600) for process in started]
+    assert [process.returncode for process in started] == [0, 0], written
+    return [output for output, _ in written]

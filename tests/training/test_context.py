@@ -59,4 +59,13 @@ def test_samples_have_the_denoiser_s_distribution(denoiser):
 
 def test_nothing_chosen_is_nothing_done(denoiser):
     batch = corrupted_batch(8)
-    assert replace_some(denoiser, batch, 0.0)[0] is batch
+    assert torch.equal(replace_some(denoiser, batch, 0.0)[0].xt, batch.xt)
+
+
+def test_the_denoiser_is_asked_even_where_nothing_is_chosen(denoiser):
+    """Where its weights are shared out every process must take part in every pass."""
+    asked, features = [], denoiser.features
+    denoiser.features = lambda *given: asked.append(1) or features(*given)
+    replace_some(denoiser, corrupted_batch(8), 0.0)
+    del denoiser.features
+    assert asked

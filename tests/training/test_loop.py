@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 from scipy.stats import binom
 
+from unembed import terminal
 from unembed.config import validate_config
 from unembed.data.pairs import Pairs
 from unembed.denoiser import Denoiser
@@ -364,6 +365,51 @@ def test_sigterm_saves_and_the_run_goes_on_from_there(pairs, tmp_path):
     assert same_tensors(tmp_path / "whole" / LATEST, tmp_path / "cut" / LATEST)
 
 
+def test_a_second_signal_stops_at_once_unless_it_is_an_echo_of_the_first(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(terminal.time, "monotonic", lambda: now[0])
+    with StopSignal() as stop:
+        assert not stop.requested()
+        for now[0] in (100.0, 101.0):  # a batch system's, and the launcher's that follows it
+            os.kill(os.getpid(), signal.SIGINT)
+            assert stop.requested()
+        now[0] = 103.0
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="limits of a process")
+def test_a_disk_that_really_refuses_keeps_the_old_state(pairs, tmp_path):
+    """No file may grow beyond a few kilobytes, which the state does."""
+    loop.train(make_config(steps=4, decoded_pairs=0), pairs, tmp_path, CPU)
+    before = (tmp_path / LATEST).read_bytes()
+    script = f"""
+import resource
+from pathlib import Path
+from tests.training.helpers import make_config, CPU
+from unembed.errors import TrainingError
+from unembed.training import loop
+resource.setrlimit(resource.RLIMIT_FSIZE, ({len(before) // 2}, resource.RLIM_INFINITY))
+config = make_config(steps=8, eval_every=100, decoded_pairs=0)
+try:
+    loop.train(config, Path({str(pairs)!r}), Path({str(tmp_path)!r}), CPU, resume=True)
+except TrainingError as error:
+    print(error)
+"""
+    root = Path(__file__).parents[2]
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=root,
+        env={**os.environ, "PYTHONPATH": f"{root / 'src'}:{root}"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "room to save" in done.stdout and "--resume" in done.stdout
+    assert (tmp_path / LATEST).read_bytes() == before
+    assert not list(tmp_path.glob("*.tmp"))
+
+
 @pytest.mark.parametrize("refused", [BEST, loop.METRICS])
 def test_a_disk_full_at_any_file_keeps_the_old_state(pairs, tmp_path, monkeypatch, refused):
     loop.train(make_config(steps=4), pairs, tmp_path, CPU)
@@ -467,10 +513,11 @@ def test_what_is_logged_has_names_that_say_what_it_is(pairs, tmp_path, monkeypat
     lines = records(tmp_path)
     training = next(r for r in lines if "loss" in r)
     assert set(training) == {
-        *("step", "samples", "loss", "lr", "gradient_norm"),
+        *("step", "samples", "loss", "masked_accuracy", "lr", "gradient_norm"),
         *("samples_per_second", "share_of_peak", "seconds"),
     }
     assert 0.0 < training["share_of_peak"] < 1.0
+    assert 0.0 < training["masked_accuracy"] < 1.0
     validation = next(r for r in lines if "validation_loss" in r)
     assert set(validation) - {"decoded_cosine"} == {  # there is none while every text is empty
         *("step", "samples", "validation_loss", "masked_accuracy", "full_mask_cross_entropy"),

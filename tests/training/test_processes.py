@@ -1,11 +1,10 @@
-import os
-import socket
 import subprocess
 import sys
-from pathlib import Path
+import time
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 
 from unembed.errors import TrainingError
@@ -14,7 +13,7 @@ from unembed.training import processes as module
 from unembed.training.checkpoint import BEST, LATEST
 from unembed.training.processes import Processes
 
-from .helpers import CPU, make_config, records
+from .helpers import CPU, finish, make_config, records, start_two
 
 # Shares of 4 and 5 pairs, two batches a step, everything that is drawn switched on
 SETTINGS = {
@@ -50,28 +49,8 @@ loop.train(auto, pairs, out / "auto", CPU)
 
 @pytest.fixture(scope="module")
 def two_processes(pairs, tmp_path_factory):
-    """Runs of two processes, started as `torchrun --nproc-per-node 2` starts them."""
-    out, root = tmp_path_factory.mktemp("two"), Path(__file__).parents[2]
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    started = [
-        subprocess.Popen(
-            [sys.executable, "-c", SCRIPT, str(pairs), str(out)],
-            cwd=root,
-            env={
-                **os.environ,
-                "PYTHONPATH": f"{root / 'src'}:{root}",
-                **{"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"},
-                **{"LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)},
-            },
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    errors = [process.communicate(timeout=600)[1] for process in started]
-    assert [process.returncode for process in started] == [0, 0], errors
+    out = tmp_path_factory.mktemp("two")
+    finish(start_two(SCRIPT, pairs, out))
     return out
 
 
@@ -79,7 +58,7 @@ def test_two_processes_train_as_one_with_the_same_global_batch(two_processes, pa
     loop.train(make_config(**SETTINGS), pairs, tmp_path, CPU)
     one, two = records(tmp_path), records(two_processes / "whole")
     assert [r["step"] for r in one] == [r["step"] for r in two]
-    for key in ("loss", "gradient_norm", "validation_loss"):
+    for key in ("loss", "masked_accuracy", "gradient_norm", "validation_loss"):
         alone, shared = ([r[key] for r in lines if key in r] for lines in (one, two))
         assert alone and shared == pytest.approx(alone, rel=1e-5)
     alone, shared = (load_file(folder / LATEST) for folder in (tmp_path, two_processes / "whole"))
@@ -122,7 +101,7 @@ def test_other_ways_of_sharing_a_network_are_refused(monkeypatch):
         num_processes, process_index, distributed_type = 2, 0, "FSDP"
 
     monkeypatch.setattr(module, "Accelerator", lambda **_: Sharded())
-    with pytest.raises(TrainingError, match=r"with DDP.*FSDP"):
+    with pytest.raises(TrainingError, match=r"\(DDP\); found FSDP.*--set training\.shard=true"):
         Processes(CPU)
 
 
@@ -135,3 +114,30 @@ def test_a_batch_smaller_than_the_processes_is_refused(pairs, tmp_path, monkeypa
     monkeypatch.setattr(loop, "Processes", crowd)
     with pytest.raises(TrainingError, match="at least 16, one pair a process"):
         loop.train(make_config(), pairs, tmp_path, CPU)
+
+
+def test_a_launcher_that_is_terminated_lets_its_processes_save(pairs, tmp_path):
+    """`torchrun … -m unembed train`, and SIGTERM to torchrun, as a batch system sends it."""
+    config, run = tmp_path / "config.yaml", tmp_path / "run"
+    endless = make_config(steps=1_000_000, log_every=1, save_every=1_000_000, eval_every=1_000_000)
+    config.write_text(yaml.safe_dump(endless.model_dump()), encoding="utf-8")
+    launch = "-m torch.distributed.run --standalone --nproc-per-node 2".split()
+    train = "-m unembed train --device cpu --config".split()
+    launcher = subprocess.Popen(
+        [sys.executable, *launch, *train, config, "--data", pairs, "--out", run],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    try:
+        while launcher.poll() is None and not (
+            (run / loop.METRICS).exists() and len(records(run)) > 2
+        ):
+            time.sleep(0.2)
+        assert launcher.poll() is None and not (run / LATEST).exists()
+        launcher.terminate()
+        output = launcher.communicate(timeout=300)[0]
+    finally:
+        launcher.kill()
+    _, progress, _ = loop.read_state(run / LATEST)
+    assert progress.step == records(run)[-1]["step"] > 2, output

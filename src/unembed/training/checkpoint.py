@@ -23,6 +23,7 @@ from torch import Tensor
 from unembed.denoiser import Denoiser
 from unembed.errors import CheckpointError, TrainingError
 from unembed.training.ema import EMA
+from unembed.training.sharding import like, whole
 
 LATEST = "latest.safetensors"
 BEST = "best.safetensors"
@@ -53,7 +54,7 @@ class Progress:
 
 
 def save_state(
-    path: Path,
+    path: Path | None,
     denoiser: Denoiser,
     ema: EMA,
     optimizer: torch.optim.Optimizer | None,
@@ -63,8 +64,11 @@ def save_state(
 ) -> None:
     """Write a state under a temporary name and rename it over the old one.
 
+    Of a sharded denoiser all processes must call this: they put each tensor together.
+
     Args:
-        path: ``latest.safetensors``, ``best.safetensors`` or a milestone of a run.
+        path: ``latest.safetensors``, ``best.safetensors`` or a milestone of a run; with none
+            nothing is kept or written, as it is in all processes but one.
         denoiser: The live weights.
         ema: The averaged weights.
         optimizer: Its moments are saved when given; ``best`` and milestones go
@@ -84,7 +88,9 @@ def save_state(
                 tensors[f"optimizer.{moment}.{name}"] = optimizer.state[parameter][moment]
     if guard is not None:
         tensors[_GUARD] = guard
-    tensors = {name: tensor.contiguous().cpu() for name, tensor in tensors.items()}
+    tensors = {name: _kept(tensor, path is not None) for name, tensor in tensors.items()}
+    if path is None:
+        return
     metadata = {"progress": json.dumps(asdict(progress)), "facts": json.dumps(dict(facts))}
     temporary = path.with_name(path.name + ".tmp")
     with written(path):
@@ -96,6 +102,12 @@ def save_state(
         except (OSError, SafetensorError):
             temporary.unlink(missing_ok=True)
             raise
+
+
+def _kept(tensor: Tensor, here: bool) -> Tensor:
+    """The whole tensor in the host's memory; put together and dropped where it is not kept."""
+    together = whole(tensor)
+    return together.contiguous().cpu() if here else together.new_empty(0)
 
 
 @contextmanager
@@ -157,14 +169,14 @@ def restore(
     try:
         with torch.no_grad():
             for name, average in zip(ema.names, ema.averages, strict=True):
-                average.copy_(tensors[f"ema.{name}"])
+                average.copy_(like(tensors[f"ema.{name}"], average))
             for name, parameter in denoiser.named_parameters():
-                parameter.copy_(tensors[f"model.{name}"])
+                parameter.copy_(like(tensors[f"model.{name}"], parameter))
                 if f"optimizer.{_MOMENTS[0]}.{name}" not in tensors:
                     continue  # frozen so far: the optimiser starts it afresh
                 optimizer.state[parameter] = {
                     "step": torch.tensor(float(steps), device=parameter.device),
-                    **{m: tensors[f"optimizer.{m}.{name}"].to(parameter.device) for m in _MOMENTS},
+                    **{m: like(tensors[f"optimizer.{m}.{name}"], parameter) for m in _MOMENTS},
                 }
     except (KeyError, RuntimeError) as error:
         raise CheckpointError(

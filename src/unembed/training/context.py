@@ -48,9 +48,7 @@ def with_own_samples(
     chosen = chosen & ~batch.masked
     hidden = torch.where(chosen, mask_id, batch.xt)
     ratio = (chosen | batch.masked).float().mean(dim=1)
-    index = chosen.flatten().nonzero()[:, 0]
-    if not len(index):
-        return batch
+    index = chosen.flatten().nonzero()[:, 0]  # may be none; the pass takes all processes
     h = denoiser.features(hidden, embedding, timestep(ratio)).flatten(0, 1)[index]
     table, bias = denoiser.token_table.weight, denoiser.output_bias
     rows = max(1, _LOGITS // len(table))

@@ -20,7 +20,13 @@ from unembed.diffusion import Candidates
 
 # Logits at a time: few enough for a CPU's cache and allocator, enough to fill a GPU
 _CHUNK_LOGITS = {"cpu": 1 << 23, "cuda": 1 << 27}
+_BLOCK = 64  # rows: what the kernels of a product divide it into
 _CHUNKS_PER_SUM = 8  # products added in the format of h before float32 takes their sum
+
+
+def _rows_at_a_time(device: str, vocabulary: int) -> int:
+    rows = max(1, _CHUNK_LOGITS.get(device, _CHUNK_LOGITS["cpu"]) // vocabulary)
+    return rows - rows % _BLOCK if rows > _BLOCK else rows
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -32,24 +38,27 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, h: Tensor, table: Tensor, bias: Tensor, targets: Tensor, weights: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor]:
         matrix, offset = table.to(h.dtype), bias.to(h.dtype)
         losses = torch.empty(len(h), device=h.device, dtype=torch.float32)
+        hits = torch.empty(len(h), device=h.device, dtype=torch.bool)
         grad_h = torch.empty_like(h)
         grad_table = torch.zeros_like(table)
         partial = torch.zeros_like(matrix)
         grad_bias = torch.zeros_like(bias)
-        limit = _CHUNK_LOGITS.get(h.device.type, _CHUNK_LOGITS["cpu"])
-        chunks = max(1, math.ceil(len(h) * len(table) / limit))
-        bounds = [len(h) * index // chunks for index in range(chunks + 1)]
-        for index, rows in enumerate(map(slice, bounds, bounds[1:]), start=1):
+        size = _rows_at_a_time(h.device.type, len(table))
+        chunks = math.ceil(len(h) / size)
+        for index in range(1, chunks + 1):
+            rows = slice((index - 1) * size, index * size)
             logits = F.linear(h[rows], matrix, offset)  # [R, V]
             target, weight = targets[rows, None], weights[rows, None]  # [R, 1]
-            top, at = logits.max(dim=-1, keepdim=True)
-            wanted = logits.gather(1, target)
+            wanted, top = logits.gather(1, target), logits.amax(dim=-1, keepdim=True)
+            hits[rows] = (wanted == top)[:, 0]
             p = logits.softmax(dim=-1)
-            # -log p_target, by way of the largest p so that nothing underflows
-            losses[rows] = (top.float() - p.gather(1, at).float().log() - wanted.float())[:, 0]
+            # -log p_target, by way of the largest p so that nothing underflows. Twice amax: on a
+            # CPU it is four times as quick as max, which also says where
+            largest = p.amax(dim=-1, keepdim=True)
+            losses[rows] = (top.float() - largest.float().log() - wanted.float())[:, 0]
             # d loss / d logits = weight * (p - onehot); the weight goes to the small factors
             p.scatter_add_(1, target, p.new_full(target.shape, -1.0))
             grad_bias += weights[rows].to(p) @ p
@@ -61,8 +70,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
                     partial.zero_()
         ctx.save_for_backward(grad_h, grad_bias)
         ctx.grad_table = grad_table if ctx.needs_input_grad[1] else None
-        ctx.mark_non_differentiable(losses)
-        return (losses * weights).sum(), losses
+        ctx.mark_non_differentiable(losses, hits)
+        return (losses * weights).sum(), losses, hits
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -81,11 +90,16 @@ class ChunkedCrossEntropy(nn.Module):
         denoiser: The network.
         compile: Run its features through ``torch.compile``; the loss below is loops over chunks,
             which it would unroll.
+
+    Attributes:
+        tally: Positions scored since it was last set to zero, and how many of their tokens had the
+            largest logit (ties included), [2] on the device. Entries of weight 0 do not count.
     """
 
     def __init__(self, denoiser: Denoiser, compile: bool = False) -> None:
         super().__init__()
         self.denoiser = denoiser
+        self.tally = torch.zeros(2)
         self._features = torch.compile(denoiser.features) if compile else denoiser.features
 
     def forward(
@@ -109,7 +123,9 @@ class ChunkedCrossEntropy(nn.Module):
             table, bias = table[candidates.ids], bias[candidates.ids] - candidates.log_inclusion
             targets = torch.searchsorted(candidates.ids, targets)
         with torch.autocast(device, enabled=False):
-            total, losses = _LinearCrossEntropy.apply(  # type: ignore[no-untyped-call]
+            total, losses, hits = _LinearCrossEntropy.apply(  # type: ignore[no-untyped-call]
                 h, table, bias, targets, weights
             )
+        scored = weights > 0
+        self.tally = self.tally.to(h.device) + torch.stack([scored.sum(), (hits & scored).sum()])
         return total, losses

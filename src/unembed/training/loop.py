@@ -75,7 +75,7 @@ def train(
         CheckpointError: The folder holds another run, or a run and ``resume`` is false.
         TrainingError: Too few pairs, a bad loss (the last good state is kept), or a full disk.
     """
-    processes, pairs = Processes(compute), Pairs.open(data)
+    processes, pairs = Processes(compute, config.training.shard), Pairs.open(data)
     config = _with_batch_size(config, pairs, processes, run)
     settings = config.training
     this = _build(config, pairs, processes, words)
@@ -237,10 +237,13 @@ def _clock(this: TrainingRun, progress: Progress) -> Clock:
 
 def _record(this: TrainingRun, progress: Progress, loss: float, clock: Clock) -> dict[str, float]:
     """A line of the log; the loss is the mean over the good steps since the last one."""
-    settings = this.config.training
+    settings, scorer = this.config.training, this.scorer
+    scored, hits = this.processes.total(scorer.tally).tolist()
+    scorer.tally.zero_()
     record = {
         "step": progress.step,
         "loss": loss,
+        "masked_accuracy": hits / max(scored, 1.0),
         "lr": learning_rate(progress.step - 1, settings),
         "gradient_norm": this.guard.norm.item(),
         **clock.speed(progress.step),
@@ -258,13 +261,17 @@ def _validate(
     log: MetricsLog | None,
     encoder: Encoder | None,
 ) -> Progress:
-    """Measure the averaged weights in the first process, tell the others, keep the best."""
+    """Measure the averaged weights in the first process, tell the others, keep the best.
+
+    Where each holds a share of the weights all measure, since every pass takes all of them.
+    """
     figures: dict[str, float] = {}
-    if this.processes.first:
+    first = this.processes.first
+    if first or this.processes.sharded:
         with this.ema.applied():
             figures = validate(this.denoiser, this.pairs, this.config, this.compute)
             figures |= decode_held_out(
-                this.denoiser, this.pairs, this.config, this.compute, encoder
+                this.denoiser, this.pairs, this.config, this.compute, encoder if first else None
             )
         _write(log, {"step": progress.step, **figures})
     loss = this.processes.agreed(figures.get("validation_loss", 0.0))
@@ -282,11 +289,12 @@ def _out_of_patience(this: TrainingRun, progress: Progress) -> bool:
 
 def _save(this: TrainingRun, progress: Progress, path: Path) -> None:
     """Write a state, in the first process: all of it as the latest, else the averages."""
-    if not this.processes.first:
+    first = this.processes.first
+    if not (first or this.processes.sharded):
         return
     whole = path.name == LATEST
     save_state(
-        path,
+        path if first else None,
         this.denoiser,
         this.ema,
         this.optimizer if whole else None,

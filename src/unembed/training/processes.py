@@ -2,7 +2,8 @@
 
 Accelerate finds out who is there (``accelerate launch`` or ``torchrun``), picks each process's
 device, wraps the network for data-parallel training (DDP) and adds up over processes. Number
-formats stay with `unembed.device`: Accelerate's mixed precision is off.
+formats stay with `unembed.device`: Accelerate's mixed precision is off. Weights are shared out by
+PyTorch itself (`sharding`): Accelerate's way is for GPUs alone, where our tests do not run.
 """
 
 from __future__ import annotations
@@ -18,8 +19,10 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType, broadcast_object_list
 from torch import Tensor, nn
 
+from unembed.denoiser import Denoiser
 from unembed.device import Compute
 from unembed.errors import TrainingError
+from unembed.training.sharding import exchange_gradients, shard
 
 _T = TypeVar("_T")
 _KNOWN = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
@@ -30,27 +33,32 @@ class Processes:
 
     Args:
         compute: What this process would use alone.
+        shard: Give each of several processes a share of every tensor in place of a copy.
 
     Raises:
-        TrainingError: The launcher asks for another way than DDP (such as FSDP or DeepSpeed).
+        TrainingError: The launcher brings a way of its own to share a network (FSDP, DeepSpeed).
 
     Attributes:
         count: Processes of the run.
         rank: This one's number; the first, 0, logs and saves.
         compute: Device of this process, and the number format of the first.
+        sharded: Whether each holds a share of the weights only. Then all of them must take part
+            in whatever uses these.
     """
 
-    def __init__(self, compute: Compute) -> None:
+    def __init__(self, compute: Compute, shard: bool = False) -> None:
         cpu = compute.device.type == "cpu"
         self._accelerator = Accelerator(cpu=cpu, mixed_precision="no")
         self.count: int = self._accelerator.num_processes
         self.rank: int = self._accelerator.process_index
         if self._accelerator.distributed_type not in _KNOWN:
             raise TrainingError(
-                "one process, or several with DDP",
+                "one process, or several with a copy of the network each (DDP)",
                 str(self._accelerator.distributed_type),
-                "Launch with `torchrun` or `accelerate launch --multi_gpu`, without FSDP",
+                "Launch with `torchrun` or `accelerate launch --multi_gpu`, and for FSDP add "
+                "--set training.shard=true",
             )
+        self.sharded = shard and self.count > 1
         if self.count > 1:
             # Each would measure for itself which format is quicker, and they might disagree
             dtype = self.agreed(compute.dtype)
@@ -65,23 +73,31 @@ class Processes:
     def alone(self) -> Processes:
         """This process as if it were the only one, on the same device."""
         single = copy(self)
-        single.count, single.rank = 1, 0
+        single.count, single.rank, single.sharded = 1, 0, False
         return single
 
     def share(self, batch: int) -> slice:
         """Which samples of a batch are this process's."""
         return slice(batch * self.rank // self.count, batch * (self.rank + 1) // self.count)
 
+    def spread(self, denoiser: Denoiser) -> None:
+        """Move a denoiser to this process's device, as a share of it where it is to be sharded."""
+        denoiser.to(self.compute.device)
+        if self.sharded:
+            shard(denoiser, self.compute.device, self.count)
+
     def wrap(self, module: nn.Module) -> nn.Module:
-        """The module, with gradients averaged over processes; the same one when there is one."""
-        if self.count == 1:
+        """The module with gradients averaged over processes; itself where they are anyway."""
+        if self.count == 1 or self.sharded:
             return module
         wrapped: nn.Module = self._accelerator.prepare_model(module, device_placement=False)
         return wrapped
 
     def gradients(self, module: nn.Module, exchange: bool) -> AbstractContextManager[Any]:
         """Around a backward pass: exchange gradients at its end, or only add them up here."""
-        if exchange or self.count == 1:
+        if self.sharded:
+            exchange_gradients(module, exchange)
+        if exchange or self.count == 1 or self.sharded:
             return nullcontext()
         inside: AbstractContextManager[Any] = self._accelerator.no_sync(module)
         return inside

@@ -22,6 +22,7 @@ from unembed.training.linear_cross_entropy import ChunkedCrossEntropy
 from unembed.training.optimizer import learning_rate, make_optimizer
 from unembed.training.order import step_generator, training_rows
 from unembed.training.processes import Processes
+from unembed.training.sharding import whole
 
 if TYPE_CHECKING:
     from unembed.config import Config, TrainingSection
@@ -37,7 +38,8 @@ class TrainingRun:
         rows: Pairs on the device by row number.
         processes: Who shares the batches, and on what device.
         denoiser: The network, whose weights are trained.
-        objective: What gives the loss and its gradient: around the denoiser, over all processes.
+        scorer: What gives the loss and its gradient: around the denoiser.
+        objective: The same over all processes.
         schedule: Of the forward process.
         ema: Averaged weights.
         optimizer: Of the denoiser's parameters.
@@ -51,6 +53,7 @@ class TrainingRun:
     rows: RowsFn
     processes: Processes
     denoiser: Denoiser
+    scorer: ChunkedCrossEntropy
     objective: nn.Module
     schedule: Schedule
     ema: EMA
@@ -75,15 +78,17 @@ def assemble(
 ) -> TrainingRun:
     """Everything around a denoiser at step 0; it is moved to the device."""
     settings, device = config.training, processes.compute.device
-    denoiser.to(device).train()
+    processes.spread(denoiser.train())
     optimizer = make_optimizer(denoiser, settings)  # freezes the table, which wrapping must see
+    scorer = ChunkedCrossEntropy(denoiser, settings.compile)
     return TrainingRun(
         config=config,
         pairs=pairs,
         rows=rows_of(pairs, settings, device),
         processes=processes,
         denoiser=denoiser,
-        objective=processes.wrap(ChunkedCrossEntropy(denoiser, settings.compile)),
+        scorer=scorer,
+        objective=processes.wrap(scorer),
         schedule=make_schedule(config.diffusion.schedule, config.diffusion.rate),
         ema=EMA(denoiser, settings.ema_decay),
         optimizer=optimizer,
@@ -120,7 +125,7 @@ def optimiser_step(this: TrainingRun, step: int) -> Tensor:
             loss = loss * (processes.count / settings.accumulate)
             loss.backward()  # type: ignore[no-untyped-call]
         total += loss.detach() / processes.count
-    norm = torch.nn.utils.clip_grad_norm_(this.denoiser.parameters(), settings.clip_norm)
+    norm = whole(torch.nn.utils.clip_grad_norm_(this.denoiser.parameters(), settings.clip_norm))
     for group in this.optimizer.param_groups:
         group["lr"] = learning_rate(step, settings) * group["share"]
     total = processes.total(total)
