@@ -154,6 +154,10 @@ class Candidates:
     ids: Tensor
     log_inclusion: Tensor
 
+    def to(self, device: torch.device) -> Candidates:
+        """The same candidates on another device."""
+        return Candidates(self.ids.to(device), self.log_inclusion.to(device))
+
 
 @dataclass(frozen=True)
 class Corrupted:
@@ -192,6 +196,7 @@ class Corrupted:
             targets=self.targets.to(device, non_blocking=True),
             weights=self.weights.to(device, non_blocking=True),
             positions=self.positions,
+            candidates=None if self.candidates is None else self.candidates.to(device),
         )
 
 

@@ -42,4 +42,4 @@ class CandidateSampler:
         inclusion[self._frequent] = 1.0
         ids = chosen.nonzero()[:, 0]
         log_inclusion = inclusion[ids].log().float()
-        return Candidates(ids.to(targets.device), log_inclusion.to(targets.device))
+        return Candidates(ids, log_inclusion).to(targets.device)
