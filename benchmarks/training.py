@@ -86,12 +86,12 @@ def plain_step(
 ) -> float:
     """A straightforward training step; returns the loss, which waits for the device."""
     network, optimizer, averages = state["network"], state["optimizer"], state["averages"]
-    batch_size = config.training.pairs_a_pass
+    batch_size, device = config.training.pairs_a_pass, compute.device
     tokens, vectors = pairs.rows(np.arange(step * batch_size, (step + 1) * batch_size) % len(pairs))
     x0, embedding = torch.from_numpy(tokens), torch.from_numpy(vectors)
     schedule = make_schedule("log-linear", 5.0)
     batch = corrupt_batch(x0, schedule, WEIGHTS["uniform"], MASK, step_generator(0, step))
-    batch, x0, embedding = (part.to(compute.device) for part in (batch, x0, embedding))
+    batch, x0, embedding = batch.to(device), x0.to(device), embedding.to(device)
     with compute.autocast():
         logits = network(batch.xt, embedding, batch.t)  # [B, L, V]
     losses = F.cross_entropy(logits.float().view(-1, VOCABULARY), x0.view(-1), reduction="none")

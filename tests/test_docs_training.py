@@ -30,7 +30,9 @@ def test_the_page_s_commands_run(tiny_config, passages, tmp_path, monkeypatch, c
         *("prepare", "train", "plot", "export", "evaluate", "invert")
     }
     for line in commands:
-        small = line.replace("--config minilm", "--config tiny.yaml").replace(".parquet", ".txt")
+        small = re.sub(r"--config minilm\w*", "--config tiny.yaml", line).replace(
+            ".parquet", ".txt"
+        )
         small = small.replace("--limit 300", "--limit 4")
         monkeypatch.setattr("sys.argv", shlex.split(small))
         try:

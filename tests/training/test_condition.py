@@ -35,3 +35,16 @@ def test_the_same_generator_gives_the_same_batch(vectors):
         perturb(vectors, 0.2, 0.02, torch.Generator().manual_seed(7)) for _ in range(2)
     )
     assert torch.equal(first, second)
+
+
+def test_what_is_drawn_is_sent_without_waiting(monkeypatch):
+    """The draws are made on the host; a GPU would be waited for at a plain copy."""
+    waits, original = [], torch.Tensor.to
+
+    def spy(self, *args, **kwargs):
+        waits.append(not kwargs.get("non_blocking", False))
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(torch.Tensor, "to", spy)
+    perturb(torch.eye(4), 0.5, 0.1, torch.Generator())
+    assert waits == [False, False]

@@ -34,6 +34,7 @@ SHRUNK = (
     "training.log_every=1",
     "training.validation_pairs=4",
     "training.decoded_pairs=1",
+    "training.compile=false",
 )
 
 

@@ -45,6 +45,10 @@ held += [s[m] for s in this.optimizer.state.values() for m in ("exp_avg", "exp_a
 assert all(isinstance(tensor, DTensor) for tensor in held)
 print(sum(tensor.to_local().numel() for tensor in held) / sum(tensor.numel() for tensor in held))
 
+compile_ = torch.compile
+torch.compile = lambda function: compile_(function, backend="eager")  # graphs, no kernels
+loop.train(make_config(**SETTINGS, shard=True, compile=True), pairs, out / "compiled", CPU)
+
 asked = iter([False] * 4 + [True] + [False] * 100)
 assert loop.train(config, pairs, out / "cut", CPU, should_stop=lambda: next(asked)).step == 5
 if this.processes.first:
@@ -110,7 +114,8 @@ def one_process(pairs, tmp_path_factory):
 
 
 def test_two_shares_train_as_one_whole(sharded, one_process):
-    assert_same_run(one_process, sharded[0] / "whole")
+    for run in ("whole", "compiled"):
+        assert_same_run(one_process, sharded[0] / run)
     milestones = [f / "milestone-8.safetensors" for f in (one_process, sharded[0] / "whole")]
     assert load_file(milestones[0]).keys() == load_file(milestones[1]).keys()
 

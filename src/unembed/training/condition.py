@@ -36,9 +36,10 @@ def perturb(
     """
     batch, width = len(embedding) if batch is None else batch, embedding.shape[1]
     if noise:
-        drawn = torch.randn(batch, width, generator=generator)[own].to(embedding)
+        drawn = torch.randn(batch, width, generator=generator)[own]
+        drawn = drawn.to(embedding, non_blocking=True)  # the host does not wait for a GPU
         embedding = F.normalize(embedding + drawn * (noise / width**0.5), dim=1)
     if dropout:
         kept = torch.rand(batch, 1, generator=generator)[own] >= dropout
-        embedding = embedding * kept.to(embedding.device)
+        embedding = embedding * kept.to(embedding.device, non_blocking=True)
     return embedding

@@ -99,7 +99,7 @@ class ChunkedCrossEntropy(nn.Module):
     def __init__(self, denoiser: Denoiser, compile: bool = False) -> None:
         super().__init__()
         self.denoiser = denoiser
-        self.tally = torch.zeros(2)
+        self.tally = torch.zeros(2, device=denoiser.output_bias.device)
         self._features = torch.compile(denoiser.features) if compile else denoiser.features
 
     def forward(
@@ -127,5 +127,5 @@ class ChunkedCrossEntropy(nn.Module):
                 h, table, bias, targets, weights
             )
         scored = weights > 0
-        self.tally = self.tally.to(h.device) + torch.stack([scored.sum(), (hits & scored).sum()])
+        self.tally += torch.stack([scored.sum(), (hits & scored).sum()])
         return total, losses

@@ -237,13 +237,11 @@ def _clock(this: TrainingRun, progress: Progress) -> Clock:
 
 def _record(this: TrainingRun, progress: Progress, loss: float, clock: Clock) -> dict[str, float]:
     """A line of the log; the loss is the mean over the good steps since the last one."""
-    settings, scorer = this.config.training, this.scorer
-    scored, hits = this.processes.total(scorer.tally).tolist()
-    scorer.tally.zero_()
+    settings = this.config.training
     record = {
         "step": progress.step,
         "loss": loss,
-        "masked_accuracy": hits / max(scored, 1.0),
+        **_masked_accuracy(this),
         "lr": learning_rate(progress.step - 1, settings),
         "gradient_norm": this.guard.norm.item(),
         **clock.speed(progress.step),
@@ -252,6 +250,14 @@ def _record(this: TrainingRun, progress: Progress, loss: float, clock: Clock) ->
     if settings.on_bad_loss == "skip":
         record["skipped_steps"] = progress.skipped
     return record
+
+
+def _masked_accuracy(this: TrainingRun) -> dict[str, float]:
+    """Since the last call, over all processes; nothing where nothing was scored."""
+    tally = this.scorer.tally
+    scored, hits = this.processes.total(tally.clone()).tolist()
+    tally.zero_()
+    return {"masked_accuracy": hits / scored} if scored else {}
 
 
 def _validate(

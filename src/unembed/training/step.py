@@ -164,7 +164,8 @@ def draw_batch(
         embedding, settings.condition_dropout, settings.embedding_noise, generator, size, own
     )
     if settings.self_context:
-        draws = torch.rand(2, size, x0.shape[1], generator=generator)[:, own].to(x0.device)
+        draws = torch.rand(2, size, x0.shape[1], generator=generator)[:, own]
+        draws = draws.to(x0.device, non_blocking=True)
         chosen = draws[0] < settings.self_context
         with this.compute.autocast():
             batch = with_own_samples(
