@@ -31,6 +31,15 @@ def test_what_is_no_attack_is_refused(text):
         parse_attack(text)
 
 
+def test_what_repetition_costs_is_a_setting_of_an_attack():
+    attack = parse_attack("greedy:repetition=0.5")
+    assert attack == Attack("greedy", repetition=0.5)
+    assert attack.arguments(None)["repetition"] == 0.5
+    assert list(name_attacks([attack, "greedy"], None)) == ["greedy:repetition=0.5", "greedy"]
+    with pytest.raises(ConfigError, match=r"number of repetition .* found often"):
+        parse_attack("greedy:repetition=often")
+
+
 def test_one_attack_is_the_inverter_and_several_are_themselves():
     assert name_attacks("greedy", 4) == {"inverter": Attack("greedy", 4)}
     assert name_attacks(["greedy"], None) == {"inverter": Attack("greedy")}

@@ -8,7 +8,7 @@ from typing import Any
 
 from unembed.errors import ConfigError
 
-_FORM = "NAME[:steps=N][:encoder_calls=N][:guidance=FIRST/LAST][:option=value]…"
+_FORM = "NAME[:steps=N][:encoder_calls=N][:guidance=FIRST/LAST][:repetition=X][:option=value]…"
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,7 @@ class Attack:
         encoder_calls: Texts it may embed per vector; 0 is the threat model *vector only*.
         options: The strategy's own.
         guidance: Strength of classifier-free guidance at the first and at the last pass.
+        repetition: What repeated tokens cost; the default of `Inverter.invert` when None.
     """
 
     strategy: str
@@ -28,6 +29,7 @@ class Attack:
     encoder_calls: int = 0
     options: dict[str, Any] = field(default_factory=dict)
     guidance: tuple[float, float] | None = None
+    repetition: float | None = None
 
     @property
     def threat_model(self) -> str:
@@ -41,6 +43,8 @@ class Attack:
             found["options"] = self.options
         if self.guidance is not None:
             found["guidance"] = self.guidance
+        if self.repetition is not None:
+            found["repetition"] = self.repetition
         if self.encoder_calls:
             found |= {"encoder": encoder, "encoder_calls": self.encoder_calls}
         return found
@@ -50,7 +54,8 @@ def parse_attack(text: str, steps: int | None = None) -> Attack:
     """The attack that ``greedy:steps=8`` or ``euler:temperature=0.5`` names.
 
     Args:
-        text: ``NAME[:steps=N][:encoder_calls=N][:guidance=FIRST/LAST][:option=value]…``.
+        text: ``NAME[:steps=N][:encoder_calls=N][:guidance=FIRST/LAST][:repetition=X]`` and
+            ``[:option=value]…``.
         steps: For one that does not say.
 
     Raises:
@@ -70,7 +75,19 @@ def parse_attack(text: str, steps: int | None = None) -> Attack:
             raise ConfigError(f"a number of {key} in {text!r}", value, "Correct --strategies")
         numbers[key] = int(value)
     guidance = _strengths(text, options.pop("guidance", None))
-    return Attack(name, numbers["steps"], numbers["encoder_calls"], options, guidance)
+    penalty = _penalty(text, options.pop("repetition", None))
+    return Attack(name, numbers["steps"], numbers["encoder_calls"], options, guidance, penalty)
+
+
+def _penalty(text: str, value: str | None) -> float | None:
+    if value is None:
+        return None
+    try:
+        return float(value)
+    except ValueError as error:
+        raise ConfigError(
+            f"a number of repetition in {text!r}", value, "Correct --strategies"
+        ) from error
 
 
 def _strengths(text: str, value: str | None) -> tuple[float, float] | None:
@@ -107,6 +124,7 @@ def _spell(attack: Attack) -> str:
     settings: dict[str, Any] = {"steps": attack.steps}
     settings["encoder_calls"] = attack.encoder_calls or None
     settings["guidance"] = attack.guidance and "{:g}/{:g}".format(*attack.guidance)
+    settings["repetition"] = attack.repetition
     settings |= attack.options
     given = [f"{key}={value}" for key, value in settings.items() if value is not None]
     return ":".join([attack.strategy, *given])
