@@ -1,7 +1,8 @@
 import pytest
 
+from unembed.decoding import STRATEGIES, find_strategy
 from unembed.errors import ConfigError
-from unembed.evaluation.attacks import Attack, name_attacks, parse_attack
+from unembed.evaluation.attacks import ALL, Attack, name_attacks, parse_attack
 
 
 def test_an_attack_as_text():
@@ -59,3 +60,20 @@ def test_the_encoder_is_for_those_who_may_call_it():
         "encoder_calls": 50,
     }
     assert Attack("guided", 8, 50).threat_model == "vector + encoder"
+
+
+def test_all_is_every_registered_strategy_with_options_it_knows():
+    attacks = name_attacks("all", 8)
+    assert list(attacks) == list(ALL)
+    assert {attack.strategy for attack in attacks.values()} == set(STRATEGIES)
+    for attack in attacks.values():
+        needs = find_strategy(attack.strategy, **attack.options).needs_encoder
+        assert needs == (attack.encoder_calls > 0)
+        assert not needs or attack.limit, "calls are dear"
+    assert attacks["greedy"].steps == 8 and attacks["greedy:steps=32"].steps == 32
+
+
+@pytest.mark.parametrize("limit", ["0", "-3", "few"])
+def test_a_limit_is_a_number_from_one(limit):
+    with pytest.raises(ConfigError, match="a number of limit"):
+        parse_attack(f"greedy:limit={limit}")

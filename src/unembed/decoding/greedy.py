@@ -37,9 +37,9 @@ class Greedy:
     """Each pass settles the surest masked positions with their likeliest tokens; no randomness.
 
     What is masked is spread evenly over the passes left: one position a pass when ``steps`` is L
-    or more. Positions that would get the same token as a surer one in the same pass come last. The order by confidence is that of MaskGIT (Chang et al., 2022, arXiv 2202.04200) and
-    LLaDA (Nie et al., 2025, arXiv 2502.09992), the one by margin that of Kim et al. (2025, arXiv
-    2502.06768).
+    or more. Positions that would get the same token as a surer one in the same pass come last. The
+    order by confidence is that of MaskGIT (Chang et al., 2022, arXiv 2202.04200) and LLaDA (Nie et
+    al., 2025, arXiv 2502.09992), the one by margin that of Kim et al. (2025, arXiv 2502.06768).
 
     Attributes:
         order: Which positions come first: ``confidence`` (probability of the likeliest token),

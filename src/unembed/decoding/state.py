@@ -8,7 +8,6 @@ from torch import Tensor
 from unembed.decoding.base import Canvas, Decoded, DecodingStep, OnStep
 from unembed.diffusion import DenoiserFn
 
-
 DOUBTED = -1e9  # sureness below every other one
 
 

@@ -74,8 +74,8 @@ def described(evaluation: Evaluation) -> list[tuple[str, str]]:
         if attack["repetition"] is not None:
             chosen += f", repetition {attack['repetition']:g}"
         calls = f", at most {attack['encoder_calls']} calls" if attack["encoder_calls"] else ""
-        facts.append(
-            (name, f"{attack['strategy']}, {steps}{chosen}; {attack['threat_model']}{calls}")
-        )
+        some = f"; {attack['limit']} of the texts" if attack["limit"] else ""
+        about = f"{attack['strategy']}, {steps}{chosen}; {attack['threat_model']}{calls}{some}"
+        facts.append((name, about))
     facts.append(("controls decoded by", settings["controls_decoded_by"]["strategy"]))
     return facts
