@@ -12,7 +12,7 @@ _FORM = (
     "NAME[:steps=N][:encoder_calls=N][:limit=N][:guidance=FIRST/LAST][:repetition=X]"
     "[:option=value]…"
 )
-# ``all``: every strategy, those that call the encoder on fewer texts, with twins on the same ones
+# ``all``: every strategy; those that call the encoder are tried on fewer texts, all on the same
 ALL = (
     "greedy",
     "greedy:steps=32",
@@ -26,7 +26,6 @@ ALL = (
     "euler-remask:temperature=0.5",
     "euler-remask:temperature=0.5:threshold=0.3:probability=1",
     "two-stage:temperature=0.5",
-    "greedy:limit=32",
     "best-of:samples=1:encoder_calls=1:limit=32",
     "best-of:encoder_calls=16:limit=32",
     "guided-search:encoder_calls=300:limit=32",
