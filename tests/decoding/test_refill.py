@@ -27,7 +27,7 @@ def says(*wanted, sureness=6.0):
 def fill(holes, denoiser, favoured=None, seed=0):
     rows = {hole.row for hole in holes}
     rngs = {row: np.random.default_rng([seed, row]) for row in rows}
-    favoured = dict.fromkeys(rows, {}) | (favoured or {})
+    favoured = {row: {} for row in rows} | (favoured or {})
     return fill_holes(denoiser, torch.zeros(3, 4), CANVAS, holes, favoured, rngs)
 
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from unembed.config import DataSection
 from unembed.data.pairs import Pairs
 from unembed.encoders.base import Encoder
+from unembed.encoders.tokenizer import TextTokenizer
 from unembed.evaluation.attacks import Attack, name_attacks
 from unembed.evaluation.examples import Example, draw_indices, make_example
 from unembed.evaluation.journal import Journal
@@ -135,11 +136,7 @@ def evaluate(  # noqa: PLR0913 - the front door; all but the first three have a 
                 places, found = row.recoveries(part, partial(bench.show, row.name))
                 row.add(part, groups, places, found, ruler)
                 if row.name in attacks:
-                    examples += [
-                        make_example(first + i, row.name, chunk[i], recovery, ruler.tokenizer)
-                        for i, recovery in zip(places, found, strict=True)
-                        if first + i in kept
-                    ]
+                    examples += row.examples(part, places, found, kept, ruler.tokenizer)
     examples.sort(key=lambda example: (list(attacks).index(example.row), example.index))
     return _conclude(bench, rows, examples, notes)
 
@@ -212,6 +209,21 @@ class _Row:
             for group in (("", ""), *groups[place]):
                 tally = self.groups.setdefault(group, Tally(self.texts))
                 tally.add(part.first + place, values)
+
+    def examples(
+        self,
+        part: Part,
+        places: Sequence[int],
+        found: Sequence[Recovery],
+        kept: set[int],
+        tokenizer: TextTokenizer,
+    ) -> list[Example]:
+        """The recoveries of a chunk that are kept, beside their originals."""
+        return [
+            make_example(part.first + i, self.name, part.samples[i], recovery, tokenizer)
+            for i, recovery in zip(places, found, strict=True)
+            if part.first + i in kept
+        ]
 
     def figures(self, group: tuple[str, str], weights: NDArray[np.float64]) -> Figures:
         """Of the row's texts that are of a group; all missing where there are none."""
