@@ -27,48 +27,50 @@ from unembed.config import DataSection
 from unembed.data.pieces import cut_pieces
 from unembed.data.sources import read_texts
 from unembed.decoding import STRATEGIES, Canvas, find_strategy
+from unembed.decoding.repetition import DEFAULT as REPETITION
+from unembed.decoding.repetition import Repetition
 from unembed.denoiser import Denoiser, DenoiserSizes
 from unembed.device import choose_compute
-from unembed.diffusion import make_schedule
+from unembed.encoders.base import Encoder
 from unembed.encoders.sentence import load_encoder
-from unembed.evaluation.metrics import token_accuracy
-from unembed.evaluation.summary import summarise
+from unembed.evaluation.attacks import parse_attack
+from unembed.evaluation.metrics import token_accuracy, token_set_f1
 from unembed.inverter import Inverter, as_unit_vectors, export_folder
 from unembed.onnx_denoiser import FILE
 
 PLAIN_TEXTS = 4  # of a batch: the plain side's time per text does not depend on how many there are
-SETTINGS: list[tuple[str, dict[str, str | float], tuple[float, float] | None]] = [
-    ("greedy", {}, None),
-    ("greedy", {"order": "margin"}, None),
-    ("greedy", {"order": "left-to-right"}, None),
-    ("greedy", {"lengths": 3}, None),
-    ("entropy-bounded", {}, None),
-    ("euler", {}, None),
-    ("euler", {"temperature": 0.5}, None),
-    ("euler-remask", {"temperature": 0.5}, None),
-    ("two-stage", {"temperature": 0.5}, None),
-    ("greedy", {}, (0.0, 1.0)),
-]
-
-
-def canvas_of(inverter: Inverter) -> Canvas:
-    """The canvas that `Inverter.invert` uses."""
-    ids = inverter.tokenizer
-    schedule = make_schedule(inverter.diffusion["schedule"], inverter.diffusion["rate"])
-    return Canvas(inverter.length, ids.mask_id, schedule, ids.end_id, ids.pad_id)
+STRATEGIES_TABLE = (
+    "greedy",
+    "greedy:repetition=0",
+    "greedy:order=margin",
+    "greedy:order=left-to-right",
+    "greedy:lengths=3",
+    "entropy-bounded",
+    "euler:temperature=0.5",
+    "euler:temperature=1:repetition=0",
+    "euler-remask:temperature=0.5",
+    "euler-remask:temperature=0.5:threshold=0.3:probability=1",
+    "two-stage:temperature=0.5",
+    "greedy:guidance=0/1",
+    "best-of:samples=4:encoder_calls=4",
+)
 
 
 def plain_greedy(denoiser: Denoiser, vector: Tensor, canvas: Canvas) -> Tensor:
     """Ids [L] of one vector [D], in the plainest way.
 
-    It shares one rule with ours, without which the results could not be compared: what follows a
-    settled end token is padding.
+    It shares two rules with ours, without which the results could not be compared: what follows a
+    settled end token is padding, and each occurrence of a token costs the same penalty.
     """
+    special = (canvas.mask_id, canvas.end_id, canvas.pad_id)
     tokens = torch.full((1, canvas.length), canvas.mask_id)
     for _ in range(canvas.length):
         masked = tokens == canvas.mask_id
         t = canvas.schedule.timestep(masked.float().mean(dim=1))
         logits = denoiser(tokens, vector[None], t)  # [1, L, V]
+        for token in tokens[0].tolist():
+            if token not in special:
+                logits[..., token] -= REPETITION
         logits[..., canvas.mask_id] = -torch.inf
         probabilities = logits.softmax(dim=-1)  # [1, L, V]
         best, guesses = probabilities.max(dim=-1)
@@ -109,7 +111,7 @@ def with_onnx(inverter: Inverter, folder: Path) -> Inverter:
 def compare_speed(sides: dict[str, Inverter], vectors: NDArray[np.float32], rounds: int) -> None:
     """Texts a second at batch 1 and 64 beside the plain side, and the share of the rate."""
     inverter = sides["ours"]
-    canvas, denoiser = canvas_of(inverter), inverter.denoiser
+    canvas, denoiser = inverter.canvas, inverter.denoiser
     asked = {"positions": 0, "passes": 0}
 
     def counted(*given: Tensor) -> Tensor:
@@ -121,8 +123,10 @@ def compare_speed(sides: dict[str, Inverter], vectors: NDArray[np.float32], roun
     rate, rows = matmul_rate(), []
     with torch.inference_mode():
         whole = torch.from_numpy(vectors[:64])
-        greedy = find_strategy("greedy")
-        found = greedy(counted, whole, canvas, steps=canvas.length, generators=[]).tokens
+        penalised = Repetition().wrap(counted, canvas)
+        found = find_strategy("greedy")(
+            penalised, whole, canvas, steps=canvas.length, generators=[]
+        ).tokens
         same = [torch.equal(plain_greedy(denoiser, whole[i], canvas), found[i]) for i in range(16)]
         for batch in (1, 64):
 
@@ -153,31 +157,41 @@ def compare_speed(sides: dict[str, Inverter], vectors: NDArray[np.float32], roun
 
 
 def compare_strategies(
-    inverter: Inverter, vectors: NDArray[np.float32], originals: list[list[int]], seed: int
+    inverter: Inverter,
+    encoder: Encoder,
+    vectors: NDArray[np.float32],
+    originals: list[list[int]],
+    seed: int,
 ) -> None:
-    """Token accuracy of every vector-only strategy after 4, 8, 16, ... passes."""
+    """Token accuracy and token-set F1 of every strategy with 4, 8, 16, ... steps."""
     budgets = [n for n in (4, 8, 16, 32, 64) if n < 2 * inverter.length]
-    rows = []
-    for name, options, guidance in SETTINGS:
-        cells = [" ".join([name, *(f"{k}={v}" for k, v in options.items())])]
-        if guidance is not None:
-            cells[0] += " guidance={:g}:{:g}".format(*guidance)
+    rows: list[list[str]] = []
+    means: dict[tuple[str, int], tuple[float, float]] = {}
+    for name in STRATEGIES_TABLE:
+        rows.append([name])
         for steps in budgets:
-            found = inverter.invert(
-                vectors, strategy=name, options=options, guidance=guidance, steps=steps, seed=seed
+            attack = parse_attack(name, steps)
+            found = inverter.invert(vectors, seed=seed, **attack.arguments(encoder))
+            accuracy, f1 = (
+                statistics.mean(
+                    metric(a, b.token_ids) for a, b in zip(originals, found, strict=True)
+                )
+                for metric in (token_accuracy, token_set_f1)
             )
-            values: list[float | None] = [
-                token_accuracy(a, b.token_ids) for a, b in zip(originals, found, strict=True)
-            ]
-            figure = summarise(values, seed)
+            means[name, steps] = accuracy, f1
             passes = statistics.mean(item.passes for item in found)
-            cells.append("missing" if figure is None else f"{figure.mean:.3f} ({passes:.1f})")
-        rows.append(cells)
-        print(" ".join(cells), flush=True)
-    print(f"\ntoken accuracy (passes spent) of {len(originals)} texts, seed {seed}\n")
-    print_table(["strategy", *(f"{n} passes" for n in budgets)], rows)
-    missing = [n for n in STRATEGIES if n not in {name for name, _, _ in SETTINGS}]
-    print(f"\nnot in the table, they call the encoder: {', '.join(missing) or 'none'}")
+            rows[-1].append(f"{accuracy:.3f} / {f1:.3f} ({passes:.1f})")
+        print(" ".join(rows[-1]), flush=True)
+    print(f"\ntoken accuracy / token-set F1 (passes) of {len(originals)} texts, seed {seed}\n")
+    print_table(["strategy", *(f"{n} steps" for n in budgets)], rows)
+    few, many = min(8, budgets[-1]), budgets[-1]
+    lost = [100 * (b - a) for a, b in zip(means["greedy", few], means["greedy", many], strict=True)]
+    print(
+        f"\ngreedy, {few} steps against {many}: {lost[0]:.1f} points of accuracy less, "
+        f"{lost[1]:.1f} of F1"
+    )
+    absent = STRATEGIES.keys() - {name.partition(":")[0] for name in STRATEGIES_TABLE}
+    print(f"not in the table (python -m benchmarks.guided): {', '.join(absent) or 'none'}")
 
 
 def pieces_of(inverter: Inverter, texts: Path, limit: int) -> tuple[list[str], list[list[int]]]:
@@ -196,7 +210,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--checkpoint", default="minilm")
     parser.add_argument("--texts", type=Path, help="held-out texts, for the table of strategies")
-    parser.add_argument("--limit", type=int, default=256, help="texts of that table")
+    parser.add_argument("--limit", type=int, default=128, help="texts of that table")
     parser.add_argument("--rounds", type=int, default=5, help="0: no timing")
     parser.add_argument("--onnx", action="store_true", help="time ONNX Runtime as well")
     parser.add_argument("--quick", action="store_true", help="bfloat16 for the table of strategies")
@@ -211,7 +225,7 @@ def main() -> None:
         texts, originals = pieces_of(inverter, options.texts, options.limit)
         encoder = load_encoder(inverter.encoder.name, compute=choose_compute("cpu", "float32"))
         vectors = encoder.encode(texts)
-        steps.append(lambda: compare_strategies(inverter, vectors, originals, 0))
+        steps.append(lambda: compare_strategies(inverter, encoder, vectors, originals, 0))
     if options.rounds:
         with TemporaryDirectory() as folder:
             sides = {"ours": inverter}

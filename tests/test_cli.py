@@ -267,6 +267,17 @@ def test_invert_passes_options_and_guidance_on(run, inverter_folder, tmp_path):
     assert found.token_ids == [t for item in json.loads(out) for t in item["token_ids"]]
 
 
+@pytest.mark.parametrize("given", [(), ("--repetition", "0"), ("--repetition", "9")])
+def test_invert_hands_over_what_repetition_costs(run, inverter_folder, tmp_path, given):
+    path = save(tmp_path / "v.npy", np.ones(32))
+    _, out, _ = run(
+        *("invert", "--embedding", path, "--checkpoint", inverter_folder), "--json", *given
+    )
+    options = {"repetition": float(given[1])} if given else {}
+    (found,) = Inverter.from_pretrained(inverter_folder).invert(np.ones(32), **options)
+    assert found.token_ids == json.loads(out)[0]["token_ids"]
+
+
 @pytest.mark.parametrize(
     ("option", "message"),
     [

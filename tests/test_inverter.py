@@ -231,6 +231,17 @@ def test_guidance_runs_the_denoiser_twice_a_pass(inverter, vectors):
     assert [i.token_ids for i in guided] != [i.token_ids for i in plain]
 
 
+def test_repetition_costs_unless_it_is_free(inverter, vectors):
+    free, usual, dear = (
+        [i.token_ids for i in inverter.invert(vectors, repetition=r)] for r in (0.0, 2.0, 100.0)
+    )
+    assert usual == [i.token_ids for i in inverter.invert(vectors)]
+    assert any(len(set(ids)) < len(ids) for ids in free)
+    assert all(len(set(ids)) == len(ids) for ids in dear)
+    with pytest.raises(ConfigError, match="repetition of at least 0"):
+        inverter.invert(vectors, repetition=-1.0)
+
+
 class FirstGuess:
     """A strategy that asks the encoder about greedy's text and about nothing else."""
 

@@ -15,9 +15,11 @@ from huggingface_hub import ModelCard, ModelHubMixin, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from numpy.typing import NDArray
 
-from unembed.decoding import Canvas, Decoded, Strategy, find_strategy
+from unembed.decoding import Canvas, Decoded, find_strategy
 from unembed.decoding.base import OnStep
 from unembed.decoding.guidance import Guidance
+from unembed.decoding.repetition import DEFAULT as REPETITION
+from unembed.decoding.repetition import Repetition
 from unembed.denoiser import Denoiser, DenoiserSizes
 from unembed.device import Compute, choose_compute
 from unembed.diffusion import DenoiserFn, make_schedule
@@ -113,6 +115,13 @@ class Inverter(
         """Positions L: the longest text it writes is L - 1 tokens."""
         return self.denoiser.sizes.length
 
+    @property
+    def canvas(self) -> Canvas:
+        """What a strategy fills: length, special tokens, schedule."""
+        ids = self.tokenizer
+        schedule = make_schedule(self.diffusion["schedule"], self.diffusion["rate"])
+        return Canvas(self.length, ids.mask_id, schedule, ids.end_id, ids.pad_id)
+
     def to(self, device: Compute | str) -> Inverter:
         """Move to a device (``"cuda"``, ``"cpu"``, ``"auto"``); returns itself.
 
@@ -148,6 +157,7 @@ class Inverter(
         strategy: str = "greedy",
         options: Mapping[str, Any] | None = None,
         guidance: tuple[float, float] | None = None,
+        repetition: float = REPETITION,
         encoder: Encoder | None = None,
         encoder_calls: int = 0,
         steps: int | None = None,
@@ -165,6 +175,8 @@ class Inverter(
             options: Of the strategy, by name (docs/decoding.md).
             guidance: Strength of classifier-free guidance at the first and at the last pass, say
                 (0, 1); none when not given. Each pass then runs the denoiser twice.
+            repetition: Nats taken off a token's logit for each time the text has it already; 0 is
+                the denoiser's own distribution.
             encoder: The encoder that made the vectors, for a strategy that calls it.
             encoder_calls: Texts that may be embedded for each vector.
             steps: Denoiser passes per text; one per position when not given.
@@ -189,7 +201,7 @@ class Inverter(
         for name, value in (("steps", steps), ("batch_size", batch_size)):
             if value < 1:
                 raise ConfigError(f"{name} of at least 1", str(value), f"Correct {name}")
-        guide = None if guidance is None else Guidance(*guidance)
+        denoiser = self._prepared(guidance, repetition)
         if decode.needs_encoder:
             self._require_calls(strategy, encoder, encoder_calls)
         results: list[Inversion] = []
@@ -201,7 +213,17 @@ class Inverter(
             if decode.needs_encoder and encoder is not None:
                 scorer = EncoderScorer(encoder, self.tokenizer, part, encoder_calls)
             with self.compute.autocast():
-                decoded = self._decode(decode, part, steps, seeds, guide, on_step, scorer)
+                decoded = decode(
+                    denoiser,
+                    torch.from_numpy(part).to(self.compute.device),
+                    self.canvas,
+                    steps=steps,
+                    generators=[torch.Generator().manual_seed(k) for k in seeds],
+                    on_step=on_step,
+                    scorer=scorer,
+                )
+            if guidance is not None:
+                decoded = replace(decoded, passes=2 * decoded.passes)
             results.extend(self._inversions(decoded))
         return results
 
@@ -215,33 +237,14 @@ class Inverter(
             )
         self.require_encoder(encoder)
 
-    def _decode(
-        self,
-        strategy: Strategy,
-        vectors: NDArray[np.float32],
-        steps: int,
-        seeds: Sequence[int],
-        guidance: Guidance | None,
-        on_step: OnStep | None,
-        scorer: EncoderScorer | None,
-    ) -> Decoded:
-        """One batch [B, D]."""
-        schedule = make_schedule(self.diffusion["schedule"], self.diffusion["rate"])
-        ids = self.tokenizer
-        canvas = Canvas(self.length, ids.mask_id, schedule, ids.end_id, ids.pad_id)
+    def _prepared(self, guidance: tuple[float, float] | None, repetition: float) -> DenoiserFn:
+        """The network in its quickest form here, guided and kept from repeating itself."""
         denoiser: DenoiserFn = self.denoiser
         if self.onnx is not None and self.compute == choose_compute("cpu", "float32"):
             denoiser = self.onnx
-        decoded = strategy(
-            denoiser if guidance is None else guidance.wrap(denoiser, schedule),
-            torch.from_numpy(vectors).to(self.compute.device),
-            canvas,
-            steps=steps,
-            generators=[torch.Generator().manual_seed(seed) for seed in seeds],
-            on_step=on_step,
-            scorer=scorer,
-        )
-        return decoded if guidance is None else replace(decoded, passes=2 * decoded.passes)
+        if guidance is not None:
+            denoiser = Guidance(*guidance).wrap(denoiser, self.canvas.schedule)
+        return Repetition(repetition).wrap(denoiser, self.canvas)
 
     def _inversions(self, decoded: Decoded) -> list[Inversion]:
         rows = decoded.tokens.tolist()

@@ -27,6 +27,14 @@ GuidanceOption = Annotated[
     tuple[float, float] | None,
     typer.Option("--guidance", help="Classifier-free guidance: first and last strength."),
 ]
+RepetitionOption = Annotated[
+    float | None,
+    typer.Option(
+        "--repetition",
+        min=0.0,
+        help="Nats off a token for each time the text has it already (2 if not set); 0: off.",
+    ),
+]
 CallsOption = Annotated[
     int,
     typer.Option("--encoder-calls", min=0, help="Texts that may be embedded for each vector."),

@@ -102,8 +102,8 @@ def test_the_entropy_is_that_of_the_probabilities():
 def test_entropy_bounded_settles_what_the_bound_allows(gamma, sizes):
     table = torch.full((5, VOCABULARY), -torch.inf)
     table[0, 2] = table[1, 3] = 0.0
-    table[2, [2, 3]] = table[3, [4, 5]] = 0.0
-    table[4, [2, 3, 4, 5]] = 0.0
+    table[2, [4, 5]] = table[3, [5, 6]] = 0.0
+    table[4, [6, 7, 0, 1]] = 0.0
     decoded, denoiser = decode(EntropyBounded(gamma=gamma), table, steps=5)
     assert torch.bincount(decoded.order[0])[1:].tolist() == sizes
     assert decoded.passes.tolist() == [len(denoiser.seen)] == [len(sizes)]

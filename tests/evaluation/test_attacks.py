@@ -1,7 +1,8 @@
 import pytest
 
+from unembed.decoding import STRATEGIES, find_strategy
 from unembed.errors import ConfigError
-from unembed.evaluation.attacks import Attack, name_attacks, parse_attack
+from unembed.evaluation.attacks import ALL, Attack, name_attacks, parse_attack
 
 
 def test_an_attack_as_text():
@@ -31,6 +32,15 @@ def test_what_is_no_attack_is_refused(text):
         parse_attack(text)
 
 
+def test_what_repetition_costs_is_a_setting_of_an_attack():
+    attack = parse_attack("greedy:repetition=0.5")
+    assert attack == Attack("greedy", repetition=0.5)
+    assert attack.arguments(None)["repetition"] == 0.5
+    assert list(name_attacks([attack, "greedy"], None)) == ["greedy:repetition=0.5", "greedy"]
+    with pytest.raises(ConfigError, match=r"number of repetition .* found often"):
+        parse_attack("greedy:repetition=often")
+
+
 def test_one_attack_is_the_inverter_and_several_are_themselves():
     assert name_attacks("greedy", 4) == {"inverter": Attack("greedy", 4)}
     assert name_attacks(["greedy"], None) == {"inverter": Attack("greedy")}
@@ -50,3 +60,20 @@ def test_the_encoder_is_for_those_who_may_call_it():
         "encoder_calls": 50,
     }
     assert Attack("guided", 8, 50).threat_model == "vector + encoder"
+
+
+def test_all_is_every_registered_strategy_with_options_it_knows():
+    attacks = name_attacks("all", 8)
+    assert list(attacks) == list(ALL)
+    assert {attack.strategy for attack in attacks.values()} == set(STRATEGIES)
+    for attack in attacks.values():
+        needs = find_strategy(attack.strategy, **attack.options).needs_encoder
+        assert needs == (attack.encoder_calls > 0)
+        assert not needs or attack.limit, "calls are dear"
+    assert attacks["greedy"].steps == 8 and attacks["greedy:steps=32"].steps == 32
+
+
+@pytest.mark.parametrize("limit", ["0", "-3", "few"])
+def test_a_limit_is_a_number_from_one(limit):
+    with pytest.raises(ConfigError, match="a number of limit"):
+        parse_attack(f"greedy:limit={limit}")

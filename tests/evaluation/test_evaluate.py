@@ -12,7 +12,8 @@ from unembed.evaluation.evaluate import evaluate, groups_of
 from unembed.evaluation.metrics import ESSENTIAL, METRICS, token_set_f1
 from unembed.evaluation.texts import Passage, Sample
 
-GREEDY = {"strategy": "greedy", "steps": 3, "encoder_calls": 0, "options": {}, "guidance": None}
+GREEDY = {"strategy": "greedy", "steps": 3, "encoder_calls": 0, "options": {}}
+GREEDY |= dict.fromkeys(["guidance", "repetition", "limit"])
 CONTROLS = ["shuffled embedding", "no embedding", "nearest training text", "random tokens"]
 
 
@@ -104,6 +105,9 @@ def test_groups_add_up_to_the_whole(lookup_of, encoder, passages, pieces):
     assert list(report.breakdowns["lang"]) == ["a", "b"]
 
 
+OTHER_ROWS = {*CONTROLS} - {"nearest training text"}
+
+
 @pytest.mark.parametrize(
     ("tokens", "group"),
     [(1, "1-3"), (4, "4-8"), (8, "4-8"), (9, "9-16"), (17, "17-24"), (32, "25-32"), (33, "33-")],
@@ -119,6 +123,24 @@ def test_many_domains_share_a_last_group(lookup, encoder, passages, monkeypatch)
     groups = list(report.breakdowns["domain"])
     assert len(groups) == 4
     assert groups[-1] == "others"
+
+
+def test_a_costly_strategy_may_be_tried_on_fewer_texts(lookup, encoder, passages, tmp_path):
+    specs = ["best-of:samples=1:encoder_calls=1:limit=6", "greedy", "greedy:limit=6"]
+    texts = [Passage(text, {"domain": f"d{i % 3}"}) for i, text in enumerate(passages)]
+    report = evaluate(lookup, encoder, texts, limit=30, strategy=specs, folder=tmp_path)
+    decoded = [count for count, options in lookup.calls if options["strategy"] == "best-of"]
+    assert sum(decoded) == 6
+    counts = {name: row["token accuracy"].n for name, row in report.rows.items()}
+    assert counts == {specs[0]: 6, "greedy": 30, specs[2]: 6, **dict.fromkeys(OTHER_ROWS, 30)}
+    shown = {name: {e.index for e in report.examples if e.row == name} for name in specs}
+    assert shown[specs[0]] == shown[specs[2]] and len(shown[specs[0]]) == 6
+    assert shown["greedy"] == set(range(30))
+    for row in (specs[0], "greedy"):
+        of_groups = [group[row]["cosine"] for group in report.breakdowns["domain"].values()]
+        assert sum(figure.n for figure in of_groups if figure is not None) == counts[row]
+    again = evaluate(lookup, encoder, texts, limit=30, strategy=specs, folder=tmp_path)
+    assert again == report, "what is on the disk is not decoded again"
 
 
 def test_without_training_pairs_the_report_says_what_is_missing(lookup, encoder, passages):

@@ -17,6 +17,7 @@ from unembed.options import (
     KeyOption,
     OptionOption,
     RecoveredOption,
+    RepetitionOption,
     SeedOption,
     SkipBadOption,
     StepsOption,
@@ -45,6 +46,7 @@ def invert(
     strategy: StrategyOption = "greedy",
     option: OptionOption = None,
     guidance: GuidanceOption = None,
+    repetition: RepetitionOption = None,
     encoder_calls: CallsOption = 0,
     steps: StepsOption = None,
     seed: SeedOption = 0,
@@ -74,6 +76,8 @@ def invert(
     inverter = make_inverter(checkpoint, config, device)
     options: dict[str, Any] = {"strategy": strategy, "steps": steps, "seed": seed}
     options |= {"options": named_values(option), "guidance": guidance}
+    if repetition is not None:
+        options["repetition"] = repetition
     encoder: Any = None
     if text is not None or encoder_calls:
         encoder = make_encoder(encoder_settings(inverter), device, trust_remote_code)

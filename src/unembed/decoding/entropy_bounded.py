@@ -11,7 +11,15 @@ from torch import Tensor
 
 from unembed.decoding.base import Canvas, Decoded, OnStep, Scorer, require_between
 from unembed.decoding.lengths import decode_lengths
-from unembed.decoding.state import State, even_share, mask_surest, most_probable, spread
+from unembed.decoding.state import (
+    DOUBTED,
+    State,
+    even_share,
+    mask_surest,
+    most_probable,
+    said_before,
+    spread,
+)
 from unembed.diffusion import DenoiserFn
 
 
@@ -22,7 +30,8 @@ class EntropyBounded:
     Positions settled in the same pass are drawn from a product of marginals, which is wrong by at
     most the sum of their entropies less the largest one. Each pass takes the longest run U of the
     masked positions in rising entropy H with sum_U H - max_U H <= gamma (Ben-Hamu et al., 2025,
-    arXiv 2505.24857), at least one, and at least what the passes left require. A sequence
+    arXiv 2505.24857), at least one, and at least what the passes left require. Positions that would
+    get the same token as a surer one wait for another pass. A sequence
     is done when it is done: passes are spent where they are needed. Likeliest tokens, no
     randomness.
 
@@ -68,14 +77,16 @@ class EntropyBounded:
         masked = state.masked
         logits = state.logits(denoiser, masked)
         probabilities, guesses = most_probable(logits)
+        tokens = spread(guesses, masked, 0)
         entropy = spread(entropies(logits), masked, torch.inf)  # [B, L]
+        entropy = entropy.masked_fill(said_before(tokens, -entropy, masked), -DOUBTED)
         rising = entropy.sort(dim=1).values
         # Sorted, the largest of a run is its last: the sum of those before it is the bound's side.
         before = rising.cumsum(dim=1) - rising
-        fits = ((before <= self.gamma) & rising.isfinite()).sum(dim=1)
+        fits = ((before <= self.gamma) & (rising < -DOUBTED)).sum(dim=1)
         count = torch.maximum(fits, even_share(masked, passes))
         chosen = mask_surest(-entropy, masked, count)
-        state.settle(chosen, spread(guesses, masked, 0), spread(probabilities, masked, 0.0))
+        state.settle(chosen, tokens, spread(probabilities, masked, 0.0))
         return not bool(state.masked.any())
 
 

@@ -18,7 +18,15 @@ from unembed.decoding.base import (
     require_between,
 )
 from unembed.decoding.lengths import decode_lengths
-from unembed.decoding.state import State, even_share, mask_surest, most_probable, spread
+from unembed.decoding.state import (
+    DOUBTED,
+    State,
+    even_share,
+    mask_surest,
+    most_probable,
+    said_before,
+    spread,
+)
 from unembed.diffusion import DenoiserFn
 
 ORDERS = ("confidence", "margin", "left-to-right")
@@ -29,9 +37,9 @@ class Greedy:
     """Each pass settles the surest masked positions with their likeliest tokens; no randomness.
 
     What is masked is spread evenly over the passes left: one position a pass when ``steps`` is L
-    or more. The order by confidence is that of MaskGIT (Chang et al., 2022, arXiv 2202.04200) and
-    LLaDA (Nie et al., 2025, arXiv 2502.09992), the one by margin that of Kim et al. (2025, arXiv
-    2502.06768).
+    or more. Positions that would get the same token as a surer one in the same pass come last. The
+    order by confidence is that of MaskGIT (Chang et al., 2022, arXiv 2202.04200) and LLaDA (Nie et
+    al., 2025, arXiv 2502.09992), the one by margin that of Kim et al. (2025, arXiv 2502.06768).
 
     Attributes:
         order: Which positions come first: ``confidence`` (probability of the likeliest token),
@@ -83,8 +91,10 @@ class Greedy:
             sureness = spread(margins(logits), masked, 0.0)
         elif self.order == "left-to-right":
             sureness = torch.arange(0.0, -masked.shape[1], -1.0, device=best.device).expand_as(best)
+        tokens = spread(guesses, masked, 0)
+        sureness = sureness.masked_fill(said_before(tokens, sureness, masked), DOUBTED)
         chosen = mask_surest(sureness, masked, even_share(masked, passes))
-        state.settle(chosen, spread(guesses, masked, 0), best)
+        state.settle(chosen, tokens, best)
         return not bool(state.masked.any())
 
 

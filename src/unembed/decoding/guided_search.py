@@ -8,6 +8,7 @@ docs/decoding.md describes it.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -36,12 +37,16 @@ from unembed.decoding.edits import (
 )
 from unembed.decoding.greedy import Greedy
 from unembed.decoding.outlook import Words, content_of, likely_words, look_at, row_of
+from unembed.decoding.refill import fill_holes, make_hole
 from unembed.decoding.surrogate import predict_cosines
 from unembed.diffusion import DenoiserFn
 
 _COMBINATIONS, _CROSSINGS = 80, 12
 _GAIN_LIMITS = (-12.0, 6.0)  # nats beyond which an edit is not judged by the denoiser's word
 _PATIENCE = 5  # rounds in a row without a new text to embed
+_FAVOUR, _FAVOURERS = 3.0, 8  # nats for a word that all of so many nearest hypotheses have
+_HARM = 0.02  # of cosine, by which a token's doubt is multiplied by e
+_REFILLS_KEPT = 64
 
 
 @dataclass(frozen=True)
@@ -61,6 +66,8 @@ class GuidedSearch:
             choice of the hypotheses to edit, from 0.
         gain: Weight of an edit's gain in log-likelihood (nats) beside its predicted cosine,
             from 0.
+        refills: Copies of the nearest hypotheses with a span masked that the denoiser fills in each
+            round, from 0; they cost passes, no calls.
         probes: Single words embedded at the start to learn what they are worth, the likeliest by
             the denoiser, from 0; at most a sixth of the calls.
         curiosity: Weight of a prediction's standard deviation, from 0; it sinks to 0 as the calls
@@ -72,6 +79,7 @@ class GuidedSearch:
     proposals: int = 8
     likelihood: float = 0.0
     gain: float = 0.001
+    refills: int = 8
     probes: int = 48
     curiosity: float = 0.1
     enough: float = 0.9999
@@ -80,7 +88,7 @@ class GuidedSearch:
     def __post_init__(self) -> None:
         for name in ("beam", "proposals"):
             require_between(name, getattr(self, name), 1)
-        for name in ("likelihood", "gain", "probes", "curiosity"):
+        for name in ("likelihood", "gain", "refills", "probes", "curiosity"):
             require_between(name, getattr(self, name), 0.0)
         require_between("enough", self.enough, -1.0, 1.0)
 
@@ -119,6 +127,7 @@ class GuidedSearch:
             searching = [text for text in texts if not text.finished]
             if not searching:
                 return _decoded(texts, scorer, canvas, embedding.device)
+            self._refill(searching, denoiser, embedding, canvas)
             batches = [self._propose(text, canvas, scorer) for text in searching]
             _embed(searching, batches, canvas, scorer)
 
@@ -140,6 +149,32 @@ class GuidedSearch:
         for (row, tokens), outlook, spent in zip(new, outlooks, passes, strict=True):
             texts[row].outlooks[tokens] = outlook
             texts[row].passes += spent
+
+    def _refill(
+        self, texts: Sequence[_Text], denoiser: DenoiserFn, embedding: Tensor, canvas: Canvas
+    ) -> None:
+        """Have the denoiser fill holes in the hypotheses to edit."""
+        holes, favoured, rngs = [], {}, {}
+        for text in texts:
+            parents = [tokens for tokens in self._parents(text) if tokens]
+            if len(text.known) < 2 or not parents:  # noqa: PLR2004 - the start and an answer
+                continue
+            doubts = _doubts(text, parents)
+            favoured[text.row], rngs[text.row] = _favoured(text), text.rng
+            for k in range(self.refills):
+                tokens, doubt = parents[k % len(parents)], doubts[k % len(parents)]
+                own = text.outlooks[tokens].own
+                holes.append(make_hole(text.row, tokens, own, doubt, canvas, text.rng))
+        if not holes:
+            return
+        filled, passes = fill_holes(denoiser, embedding, canvas, holes, favoured, rngs)
+        by_row = {text.row: text for text in texts}
+        for hole, (tokens, gain), spent in zip(holes, filled, passes, strict=True):
+            text = by_row[hole.row]
+            text.passes += spent
+            text.refilled[tokens] = gain
+        for text in texts:
+            text.refilled = dict(list(text.refilled.items())[-_REFILLS_KEPT:])
 
     def _propose(self, text: _Text, canvas: Canvas, scorer: Scorer) -> list[Tokens]:
         """The edited copies most worth a call; at first the single words."""
@@ -192,6 +227,7 @@ class _Text:
         self.made: list[int] = []  # passes spent when a hypothesis was made
         self.place: dict[Tokens, int] = {}
         self.outlooks: dict[Tokens, Outlook] = {}
+        self.refilled: dict[Tokens, float] = {}  # with the gain in nats, the latest last
         self.idle, self.calls, self.finished = 0, 0, False
 
     @property
@@ -211,6 +247,29 @@ class _Text:
         self.cosines.append(cosine)
         self.vectors.append(vector)
         self.made.append(self.passes)
+
+
+def _doubts(text: _Text, parents: Sequence[Tokens]) -> list[NDArray[np.float64]]:
+    """How much each token of each parent is in question.
+
+    What the denoiser doubts, and what the encoder's answers so far say is better left out.
+    """
+    shorter = [parent[:j] + parent[j + 1 :] for parent in parents for j in range(len(parent))]
+    mean, _ = predict_cosines(text.known, text.vectors, text.cosines, shorter)
+    doubts, start = [], 0
+    for parent in parents:
+        harm = mean[start : start + len(parent)] - text.cosines[text.place[parent]]
+        start += len(parent)
+        unlikely = 1.0 - np.exp(text.outlooks[parent].own)
+        doubts.append(unlikely * np.exp(np.clip(harm / _HARM, -4.0, 4.0)))
+    return doubts
+
+
+def _favoured(text: _Text) -> dict[int, float]:
+    """The words of the nearest hypotheses, and the nats they are favoured by."""
+    best = text.nearest(_FAVOURERS)
+    counts = Counter(token for tokens in best for token in set(tokens))
+    return {token: _FAVOUR * count / len(best) for token, count in counts.items()}
 
 
 def _candidates(text: _Text, parents: Sequence[Tokens], canvas: Canvas) -> dict[Tokens, float]:
@@ -233,6 +292,8 @@ def _candidates(text: _Text, parents: Sequence[Tokens], canvas: Canvas) -> dict[
             add(apply_edits(parent, [edit]), edit.gain)
         for several in combined_edits(singles, _COMBINATIONS, text.rng) if singles else ():
             add(apply_edits(parent, several), sum(e.gain for e in several) - 1.0)
+    for tokens, gain in text.refilled.items():
+        add(tokens, gain)
     for tokens, gain in crossings(parents, _CROSSINGS, text.rng):
         add(tokens, gain)
     return found

@@ -8,6 +8,8 @@ from torch import Tensor
 from unembed.decoding.base import Canvas, Decoded, DecodingStep, OnStep
 from unembed.diffusion import DenoiserFn
 
+DOUBTED = -1e9  # sureness below every other one
+
 
 class State:
     """Tokens, confidences and order of unmasking of B sequences, changed in place by a strategy.
@@ -127,6 +129,24 @@ def mask_surest(sureness: Tensor, masked: Tensor, count: Tensor) -> Tensor:
     places = torch.arange(masked.shape[1], device=masked.device).expand_as(ranking)
     rank = torch.empty_like(ranking).scatter_(1, ranking, places)
     return masked & (rank < count[:, None])
+
+
+def said_before(tokens: Tensor, sureness: Tensor, masked: Tensor) -> Tensor:
+    """Masked positions whose token is also that of a surer masked one, boolean [B, L].
+
+    Places that would get the same word in the same pass rarely mean it twice: the denoiser has not
+    seen yet that the word has found its place.
+
+    Args:
+        tokens: Likeliest token of each position [B, L].
+        sureness: The order they are settled in [B, L]; the first of equals comes first.
+        masked: Positions to choose from, boolean [B, L].
+    """
+    ranking = sureness.masked_fill(~masked, -torch.inf).argsort(dim=1, descending=True, stable=True)
+    ranked = tokens.gather(1, ranking)  # [B, L], the surest first
+    same = ranked[:, :, None] == ranked[:, None, :]  # [B, L, L]
+    again = torch.zeros_like(masked).scatter_(1, ranking, same.tril(-1).any(dim=2))
+    return again & masked
 
 
 def even_share(masked: Tensor, passes: int) -> Tensor:

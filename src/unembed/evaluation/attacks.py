@@ -8,7 +8,28 @@ from typing import Any
 
 from unembed.errors import ConfigError
 
-_FORM = "NAME[:steps=N][:encoder_calls=N][:guidance=FIRST/LAST][:option=value]…"
+_FORM = (
+    "NAME[:steps=N][:encoder_calls=N][:limit=N][:guidance=FIRST/LAST][:repetition=X]"
+    "[:option=value]…"
+)
+# ``all``: every strategy; those that call the encoder are tried on fewer texts, all on the same
+ALL = (
+    "greedy",
+    "greedy:steps=32",
+    "greedy:repetition=0",
+    "greedy:order=margin",
+    "greedy:order=left-to-right",
+    "greedy:lengths=3",
+    "entropy-bounded",
+    "euler:temperature=0.5",
+    "euler:repetition=0",
+    "euler-remask:temperature=0.5",
+    "euler-remask:temperature=0.5:threshold=0.3:probability=1",
+    "two-stage:temperature=0.5",
+    "best-of:samples=1:encoder_calls=1:limit=32",
+    "best-of:encoder_calls=16:limit=32",
+    "guided-search:encoder_calls=300:limit=32",
+)
 
 
 @dataclass(frozen=True)
@@ -21,6 +42,8 @@ class Attack:
         encoder_calls: Texts it may embed per vector; 0 is the threat model *vector only*.
         options: The strategy's own.
         guidance: Strength of classifier-free guidance at the first and at the last pass.
+        repetition: What repeated tokens cost; the default of `Inverter.invert` when None.
+        limit: Texts it is tried on, drawn from those of the evaluation; all when None.
     """
 
     strategy: str
@@ -28,6 +51,8 @@ class Attack:
     encoder_calls: int = 0
     options: dict[str, Any] = field(default_factory=dict)
     guidance: tuple[float, float] | None = None
+    repetition: float | None = None
+    limit: int | None = None
 
     @property
     def threat_model(self) -> str:
@@ -41,6 +66,8 @@ class Attack:
             found["options"] = self.options
         if self.guidance is not None:
             found["guidance"] = self.guidance
+        if self.repetition is not None:
+            found["repetition"] = self.repetition
         if self.encoder_calls:
             found |= {"encoder": encoder, "encoder_calls": self.encoder_calls}
         return found
@@ -50,7 +77,8 @@ def parse_attack(text: str, steps: int | None = None) -> Attack:
     """The attack that ``greedy:steps=8`` or ``euler:temperature=0.5`` names.
 
     Args:
-        text: ``NAME[:steps=N][:encoder_calls=N][:guidance=FIRST/LAST][:option=value]…``.
+        text: ``NAME[:steps=N][:encoder_calls=N][:limit=N][:guidance=FIRST/LAST][:repetition=X]``
+            and ``[:option=value]…``.
         steps: For one that does not say.
 
     Raises:
@@ -63,14 +91,26 @@ def parse_attack(text: str, steps: int | None = None) -> Attack:
         if not (key and equals and value):
             raise ConfigError(f"a strategy as {_FORM}", repr(text), "Correct --strategies")
         options[key] = value
-    numbers: dict[str, Any] = {"steps": steps, "encoder_calls": 0}
+    numbers: dict[str, Any] = {"steps": steps, "encoder_calls": 0, "limit": None}
     for key in numbers.keys() & options.keys():
         value = options.pop(key)
-        if not value.isdecimal():
+        if not value.isdecimal() or (key == "limit" and int(value) < 1):
             raise ConfigError(f"a number of {key} in {text!r}", value, "Correct --strategies")
         numbers[key] = int(value)
     guidance = _strengths(text, options.pop("guidance", None))
-    return Attack(name, numbers["steps"], numbers["encoder_calls"], options, guidance)
+    penalty = _penalty(text, options.pop("repetition", None))
+    return Attack(name, options=options, guidance=guidance, repetition=penalty, **numbers)
+
+
+def _penalty(text: str, value: str | None) -> float | None:
+    if value is None:
+        return None
+    try:
+        return float(value)
+    except ValueError as error:
+        raise ConfigError(
+            f"a number of repetition in {text!r}", value, "Correct --strategies"
+        ) from error
 
 
 def _strengths(text: str, value: str | None) -> tuple[float, float] | None:
@@ -90,10 +130,13 @@ def name_attacks(
 ) -> dict[str, Attack]:
     """The rows of a table: ``inverter`` for one attack, each as it was spelled for several.
 
+    ``all`` stands for `ALL`.
+
     Raises:
         ConfigError: None, one twice, or not of the right form.
     """
-    given = [strategy] if isinstance(strategy, (str, Attack)) else list(strategy)
+    named = [strategy] if isinstance(strategy, (str, Attack)) else list(strategy)
+    given = [one for item in named for one in (ALL if item == "all" else (item,))]
     found: dict[str, Attack] = {}
     for item in given:
         attack = item if isinstance(item, Attack) else parse_attack(item, steps)
@@ -106,7 +149,9 @@ def name_attacks(
 def _spell(attack: Attack) -> str:
     settings: dict[str, Any] = {"steps": attack.steps}
     settings["encoder_calls"] = attack.encoder_calls or None
+    settings["limit"] = attack.limit
     settings["guidance"] = attack.guidance and "{:g}/{:g}".format(*attack.guidance)
+    settings["repetition"] = attack.repetition
     settings |= attack.options
     given = [f"{key}={value}" for key, value in settings.items() if value is not None]
     return ":".join([attack.strategy, *given])

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from unembed.config import DataSection
 from unembed.data.pairs import Pairs
 from unembed.encoders.base import Encoder
+from unembed.encoders.tokenizer import TextTokenizer
 from unembed.evaluation.attacks import Attack, name_attacks
 from unembed.evaluation.examples import Example, draw_indices, make_example
 from unembed.evaluation.journal import Journal
@@ -125,19 +126,17 @@ def evaluate(  # noqa: PLR0913 - the front door; all but the first three have a 
         for name, recover, batch, settings in bench.rows():
             made_by = {**settings, "texts": samples.digest, "limit": limit, "seed": seed}
             journal = stack.enter_context(Journal(folder, name, made_by | provenance))
-            rows.append(_Row(name, recover, batch, journal, len(samples)))
-        kept, examples = draw_indices(len(samples), seed), []
+            chosen = _drawn(attacks.get(name), len(samples), seed)
+            rows.append(_Row(name, recover, batch, journal, len(samples), chosen))
+        kept, examples, naming = draw_indices(len(samples), seed), [], _Groups()
         for first, chunk in samples.chunks(CHUNK):
             part = Part(encoder, first, chunk)
+            groups = [naming.of(sample) for sample in chunk]
             for row in rows:
-                found = row.recoveries(part, partial(bench.show, row.name))
-                row.add(part, found, ruler)
+                places, found = row.recoveries(part, partial(bench.show, row.name))
+                row.add(part, groups, places, found, ruler)
                 if row.name in attacks:
-                    places = [i for i in range(len(chunk)) if first + i in kept]
-                    examples += [
-                        make_example(first + i, row.name, chunk[i], found[i], ruler.tokenizer)
-                        for i in places
-                    ]
+                    examples += row.examples(part, places, found, kept, ruler.tokenizer)
     examples.sort(key=lambda example: (list(attacks).index(example.row), example.index))
     return _conclude(bench, rows, examples, notes)
 
@@ -153,47 +152,99 @@ def _same_tokens(inverter: Inverter, pairs: Pairs) -> bool:
     return pairs.tokenizer.digest == inverter.tokenizer.digest
 
 
+def _drawn(attack: Attack | None, texts: int, seed: int) -> NDArray[np.bool_]:
+    """Which texts a row is of: all, or as many as its attack is limited to, drawn with the seed."""
+    chosen = np.ones(texts, dtype=bool)
+    if attack is not None and attack.limit is not None and attack.limit < texts:
+        drawn = np.random.default_rng(seed).choice(texts, size=attack.limit, replace=False)
+        chosen[:] = False
+        chosen[drawn] = True
+    return chosen
+
+
 @dataclass
 class _Row:
-    """One row of the tables while it fills."""
+    """One row of the tables while it fills; ``chosen`` [N] says which texts it is of."""
 
     name: str
     recover: Recover
     batch: int
     journal: Journal
     texts: int
+    chosen: NDArray[np.bool_]
     groups: dict[tuple[str, str], Tally] = field(default_factory=dict)
     bins: NDArray[np.float64] = field(default_factory=lambda: np.zeros((BINS, 3)))
 
-    def recoveries(self, part: Part, show: Callable[[int], None]) -> list[Recovery]:
-        """Those of a chunk: what is finished on the disk, and the rest."""
-        originals = [sample.text for sample in part.samples]
+    def recoveries(
+        self, part: Part, show: Callable[[int], None]
+    ) -> tuple[list[int], list[Recovery]]:
+        """Those of a chunk, with their places in it: what is on the disk, and the rest."""
+        last = part.first + len(part.samples)
+        places = np.flatnonzero(self.chosen[part.first : last]).tolist()
+        mine = part if len(places) == len(part.samples) else part.some(places)
+        originals = [sample.text for sample in mine.samples]
         found = self.journal.read(originals)
-        show(part.first + len(found))
         for start in range(len(found), len(originals), self.batch):
+            show(part.first + places[start])
             stop = min(start + self.batch, len(originals))
-            new = self.recover(part, start, stop)
+            new = self.recover(mine, start, stop)
             self.journal.append(originals[start:stop], new)
             found += new
-            show(part.first + stop)
-        return found
+        show(last)
+        return places, found
 
-    def add(self, part: Part, found: Sequence[Recovery], ruler: Ruler) -> None:
-        """Measure the recoveries of a chunk."""
-        for index, (sample, recovery) in enumerate(zip(part.samples, found, strict=True)):
+    def add(
+        self,
+        part: Part,
+        groups: Sequence[Sequence[tuple[str, str]]],
+        places: Sequence[int],
+        found: Sequence[Recovery],
+        ruler: Ruler,
+    ) -> None:
+        """Measure the recoveries of some texts of a chunk, whose groups are given."""
+        for place, recovery in zip(places, found, strict=True):
+            sample = part.samples[place]
             values, bins = ruler.measure(sample.text, sample.token_ids, recovery)
             self.bins += bins
-            for group in (("", ""), *groups_of(sample)):
-                self._tally(group).add(part.first + index, values)
+            for group in (("", ""), *groups[place]):
+                tally = self.groups.setdefault(group, Tally(self.texts))
+                tally.add(part.first + place, values)
 
-    def _tally(self, group: tuple[str, str]) -> Tally:
-        if group not in self.groups:
-            label = group[0]
-            taken = sum(name == label for name, _ in self.groups)
-            if taken >= _MOST_GROUPS and group[1] != OTHERS:
-                return self._tally((label, OTHERS))
-            self.groups[group] = Tally(self.texts)
-        return self.groups[group]
+    def examples(
+        self,
+        part: Part,
+        places: Sequence[int],
+        found: Sequence[Recovery],
+        kept: set[int],
+        tokenizer: TextTokenizer,
+    ) -> list[Example]:
+        """The recoveries of a chunk that are kept, beside their originals."""
+        return [
+            make_example(part.first + i, self.name, part.samples[i], recovery, tokenizer)
+            for i, recovery in zip(places, found, strict=True)
+            if part.first + i in kept
+        ]
+
+    def figures(self, group: tuple[str, str], weights: NDArray[np.float64]) -> Figures:
+        """Of the row's texts that are of a group; all missing where there are none."""
+        return self.groups.get(group, Tally(self.texts)).figures(weights)
+
+
+class _Groups:
+    """Names the groups of texts, the same for all rows; what is too many is collected."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, set[str]] = {}
+
+    def of(self, sample: Sample) -> list[tuple[str, str]]:
+        """The groups of a text."""
+        found = []
+        for label, name in groups_of(sample):
+            known = self._known.setdefault(label, set())
+            if label == LENGTH or len(known) < _MOST_GROUPS:
+                known.add(name)
+            found.append((label, name if name in known else OTHERS))
+        return found
 
 
 def groups_of(sample: Sample) -> Iterator[tuple[str, str]]:
@@ -210,12 +261,12 @@ def _conclude(
     bench: Bench, rows: list[_Row], examples: list[Example], notes: list[str]
 ) -> Evaluation:
     weights = draw_blocks(block_count(bench.total), bench.seed)
-    figures = {row.name: row.groups["", ""].figures(weights) for row in rows}
+    figures = {row.name: row.figures(("", ""), weights) for row in rows}
     breakdowns: dict[str, dict[str, dict[str, Figures]]] = {}
-    for label, group in sorted(rows[0].groups, key=_in_order):
+    for label, group in sorted({group for row in rows for group in row.groups}, key=_in_order):
         if label:
             breakdowns.setdefault(label, {})[group] = {
-                row.name: row.groups[label, group].figures(weights) for row in rows
+                row.name: row.figures((label, group), weights) for row in rows
             }
     first = next(iter(bench.attacks.values()))
     passes = figures[rows[0].name]["passes"]

@@ -40,6 +40,10 @@ class Part:
         """Embeddings [N, D] of the texts."""
         return self.encoder.encode([sample.text for sample in self.samples])
 
+    def some(self, places: Sequence[int]) -> Part:
+        """A part of it: the texts at some places."""
+        return Part(self.encoder, self.first, [self.samples[place] for place in places])
+
     @property
     def shuffled(self) -> NDArray[np.float32]:
         """For each text the embedding of another."""

@@ -27,14 +27,16 @@ def draw_plots(evaluation: Evaluation, folder: Path) -> tuple[dict[str, str], li
         Name → SVG for use inside a page, without prologue; and notes of what is missing.
     """
     try:
-        from matplotlib import rc_context
+        from matplotlib import colormaps, rc_context
         from matplotlib.figure import Figure
     except ImportError:
         return {}, ["plots: not drawn, matplotlib is not installed (pip install 'unembed[plots]')"]
     found = {}
     for name, draw in _wanted(evaluation).items():
-        figure = Figure(figsize=(8, 4.5), layout="constrained")
-        draw(figure.subplots())
+        figure = Figure(figsize=(9, 4.5), layout="constrained")
+        axes = figure.subplots()
+        axes.set_prop_cycle(color=colormaps["tab20"].colors)  # as many rows are rarely more
+        draw(axes)
         # Marks are numbered by a hash; another salt for each, as the page holds them all
         with rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
             buffer = io.StringIO()
@@ -71,6 +73,11 @@ def _plain(text: str) -> str:
     return text.replace("$", r"\$")
 
 
+def _legend(ax: Any) -> None:
+    """Beside the axes, since the rows may be many."""
+    ax.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1.0, 1.0))
+
+
 def _bars(ax: Any, rows: dict[str, Figures], metrics: Sequence[str]) -> None:
     width = 0.8 / len(rows)
     for place, (name, figures) in enumerate(rows.items()):
@@ -97,7 +104,7 @@ def _errors(figures: Sequence[Any]) -> list[list[float]]:
 def _quality(ax: Any, evaluation: Evaluation) -> None:
     _bars(ax, evaluation.rows, ESSENTIAL)
     ax.set(ylabel="mean, 95% interval", title=f"{evaluation.settings['texts']} texts")
-    ax.legend(fontsize="small")
+    _legend(ax)
 
 
 def _by_group(label: str, groups: dict[str, dict[str, Figures]]) -> Callable[[Any], None]:
@@ -117,7 +124,7 @@ def _by_group(label: str, groups: dict[str, dict[str, Figures]]) -> Callable[[An
         rotation = 0 if label == LENGTH else 45
         ax.set_xticks(range(len(names)), [_plain(name) for name in names], rotation=rotation)
         ax.set(xlabel="tokens" if label == LENGTH else label, ylabel=_QUALITY)
-        ax.legend(fontsize="small")
+        _legend(ax)
 
     return draw
 
@@ -129,7 +136,7 @@ def _calibration(ax: Any, evaluation: Evaluation) -> None:
             points = [(found["confidence"], found["accuracy"]) for found in bins]
             ax.plot(*zip(*points, strict=True), "o-", label=_plain(row))
     ax.set(xlabel="confidence", ylabel="share of tokens that is right", xlim=(0, 1), ylim=(0, 1))
-    ax.legend(fontsize="small")
+    _legend(ax)
 
 
 def _against(cost: str, evaluation: Evaluation) -> Callable[[Any], None]:
@@ -145,7 +152,9 @@ def _against(cost: str, evaluation: Evaluation) -> Callable[[Any], None]:
                     capsize=3,
                     label=_plain(row),
                 )
+        # Searches spend hundreds of what others spend a few of, or none
+        ax.set_xscale("symlog" if cost == "encoder calls" else "log")
         ax.set(xlabel=f"{cost} per text", ylabel=_QUALITY)
-        ax.legend(fontsize="small")
+        _legend(ax)
 
     return draw

@@ -71,9 +71,11 @@ def described(evaluation: Evaluation) -> list[tuple[str, str]]:
         chosen = "".join(f", {key}={value}" for key, value in attack["options"].items())
         if attack["guidance"]:
             chosen += ", guidance {:g} to {:g}".format(*attack["guidance"])
+        if attack["repetition"] is not None:
+            chosen += f", repetition {attack['repetition']:g}"
         calls = f", at most {attack['encoder_calls']} calls" if attack["encoder_calls"] else ""
-        facts.append(
-            (name, f"{attack['strategy']}, {steps}{chosen}; {attack['threat_model']}{calls}")
-        )
+        some = f"; {attack['limit']} of the texts" if attack["limit"] else ""
+        about = f"{attack['strategy']}, {steps}{chosen}; {attack['threat_model']}{calls}{some}"
+        facts.append((name, about))
     facts.append(("controls decoded by", settings["controls_decoded_by"]["strategy"]))
     return facts
