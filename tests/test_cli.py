@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -453,6 +454,31 @@ def test_prepare_refuses_several_sources_or_none(refused, text_file, tmp_path, w
     assert "one --source; found 2" in refused("prepare", *twice, "--out", tmp_path / "pairs")
 
 
+def test_the_folders_are_in_data_if_none_are_named(run, passages, config_file, with_fake_encoder):
+    Path("texts.txt").write_text("".join(f"{text}\n" for text in passages), encoding="utf-8")
+    given = ("--source", "texts.txt", "--langs", "en", "--n-samples", 20)
+    assert run("prepare", "--stage", 1, *given)[0] == 0
+    code, out, _ = run("prepare", "--stage", 2, "-c", config_file, "--encode-batch", 512)
+    assert code == 0
+    assert out.endswith(f"in {Path('data', config_file.stem)}\n")
+    assert with_fake_encoder[-1]["batch_size"] == 512
+    manifest = json.loads(Path("data", config_file.stem, "manifest.json").read_text("utf-8"))
+    assert sum(shard["passages"] for shard in manifest["shards"]) == 20
+    code, _, err = run("inspect", Path("data", "raw"))
+    assert code == 2
+    assert "prepare --stage 2 --source" in err
+
+
+@pytest.mark.parametrize(("dtype", "code"), [("float32", 0), ("bfloat16", 0), ("int3", 2)])
+def test_the_format_of_the_encoder_can_be_named(
+    run, text_file, config_file, with_fake_encoder, dtype, code
+):
+    given = ("--source", text_file, "-c", config_file, "--dtype", dtype, "--device", "cpu")
+    assert run("prepare", *given, "--out", "pairs")[0] == code
+    if code == 0:
+        assert str(with_fake_encoder[-1]["compute"].dtype) == f"torch.{dtype}"
+
+
 # prepare --stage 1
 
 
@@ -488,6 +514,7 @@ def test_texts_are_collected_and_then_prepared(
         (("--n-samples", 5), "--langs"),
         (("--langs", "en,en", "--n-samples", 5), "different languages"),
         (("--langs", "en", "--n-samples", 5, "--limit", 7), "--limit with --stage 2"),
+        (("--langs", "en", "--n-samples", 5, "--encode-batch", 7), "--encode-batch with --stage 2"),
         (("--langs", "en", "--n-samples", 5, "--chars", 9, 8), "--chars"),
         (("--langs", "en", "--n-samples", 5, "--source", "none.txt"), "nothing at none.txt"),
         (("--langs", "en", "--n-samples", 5, "--column", "body"), "'text'"),

@@ -227,6 +227,8 @@ def _write_shards(
                 manifest["complete"] = entry["passages"] < job.settings.passages_per_shard
                 if manifest["complete"] and _totals(shards).pairs == entry["pairs"] == 0:
                     made.discard(job.out)
+                    for name in (MANIFEST, TOKENIZER):  # other settings may use the folder
+                        (job.out / name).unlink(missing_ok=True)
                     raise _no_piece(job, entry["dropped"])
             elif "dropped" not in shards[made.index]:  # made by a version that did not count them
                 del entry["dropped"]

@@ -12,6 +12,7 @@ from unembed.errors import DataError
 
 _BATCH_ROWS = 4096
 _BUFFER_BYTES = 1 << 20
+_LINE_BYTES = 64 << 20
 
 
 def read_texts(path: Path, column: str = "text", skip: int = 0) -> Iterator[str]:
@@ -106,7 +107,7 @@ def _read_jsonl(path: Path, column: str) -> Iterator[str]:
     for number, line in enumerate(_read_lines(path, column), start=1):
         try:
             row = json.loads(line) if line.strip() else {column: ""}
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:  # not JSON, a number too long, too deep
             raise DataError(
                 "one JSON object a line", f"line {number} of {path}: {error}", "Correct the line"
             ) from error
@@ -117,8 +118,13 @@ def _read_jsonl(path: Path, column: str) -> Iterator[str]:
 
 
 def _read_lines(path: Path, column: str) -> Iterator[str]:
-    for line in read_lines(path):
-        assert line is not None, "no limit was set"
+    for number, line in enumerate(read_lines(path, _LINE_BYTES), start=1):
+        if line is None:
+            raise DataError(
+                f"lines of at most {_LINE_BYTES >> 20} MiB",
+                f"a longer one, line {number} of {path}",
+                "Break it up, or let `unembed prepare --stage 1` pass over it",
+            )
         try:
             yield line.decode("utf-8")
         except UnicodeDecodeError as error:
