@@ -439,6 +439,15 @@ def test_prepare_refuses_a_corpus_without_the_column(refused, tmp_path, with_fak
     assert with_fake_encoder == [], "the encoder is not loaded for nothing"
 
 
+def test_prepare_refuses_a_source_without_texts_before_it_loads(
+    refused, tmp_path, with_fake_encoder
+):
+    source = tmp_path / "texts.txt"
+    source.touch()
+    assert "found an empty file" in refused("prepare", "--source", source, "--out", "pairs")
+    assert with_fake_encoder == []
+
+
 @pytest.mark.parametrize("content", [None, b"", b"not parquet"])
 def test_prepare_refuses_a_source_it_cannot_read(refused, tmp_path, with_fake_encoder, content):
     source = tmp_path / "texts.parquet"

@@ -64,7 +64,7 @@ def prepare(
     """Stage 1: collect text. Stage 2: text → (tokens, embedding) pairs. Killed, each resumes."""
     from unembed.config import load_config
     from unembed.data.encode import prepare_pairs
-    from unembed.data.sources import count_texts, read_texts
+    from unembed.data.sources import count_texts, require_texts
     from unembed.terminal import PrepareDisplay
 
     out = out or Path("data", "raw" if stage == 1 else Path(config).stem)
@@ -79,7 +79,7 @@ def prepare(
     _only_in_stage(1, {"--near-duplicates": near_duplicates})
     source = _one_source(sources)
     chosen = load_config(config, settings or [])
-    next(read_texts(source, column), None)  # a wrong file fails before the encoder is loaded
+    require_texts(source, column)  # before the encoder is loaded
     wanted = {**chosen.encoder.model_dump(), "batch_size": encode_batch}
     load = partial(make_encoder, wanted, device, trust_remote_code)
     with _cluster(ray, workers, device, dtype, load) as run:

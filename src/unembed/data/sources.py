@@ -39,6 +39,16 @@ def read_texts(path: Path, column: str = "text", skip: int = 0) -> Iterator[str]
     return islice(texts, skip, None)
 
 
+def require_texts(path: Path, column: str = "text") -> None:
+    """Refuse a wrong file, a wrong column or no text at all before anything is done for them.
+
+    Raises:
+        DataError: As `read_texts`, or there is no text.
+    """
+    if next(read_texts(path, column), None) is None:
+        raise DataError(f"texts in {path}", "an empty file", "Choose another source")
+
+
 def count_texts(path: Path) -> int:
     """Number of texts, blank ones included: from the footer of Parquet, else the number of lines.
 
