@@ -55,8 +55,8 @@ def cut_pieces(
         settings: Lengths, share of packing, windows and seed.
         first_index: Index of the first passage in its source.
         dropped: Counts the pieces left out, by reason: ``too_short``, ``too_long``, ``repeated``
-            (another window of the passage yields it too), ``not_round_trip``; and
-            passages that are ``empty`` or, as ``invalid_utf8``, half surrogate pairs.
+            (another window of the passage yields it too), ``not_round_trip``; and passages, as
+            ``empty`` or ``invalid_utf8`` (half a surrogate pair).
         round_trip: Leave out pieces whose tokens do not decode back to their text.
     """
     dropped = Counter() if dropped is None else dropped
@@ -92,18 +92,26 @@ def cut_pieces(
 def _sections(
     passages: Iterable[str], first_index: int, dropped: Counter[str]
 ) -> Iterator[tuple[int, str]]:
-    """Passages with their index; an enormous one in stretches, cut after a space if it has one."""
+    """Passages with their index, those left out that hold no text; enormous ones in stretches."""
     for index, passage in enumerate(passages, start=first_index):
-        if not is_unicode(passage) or not passage.strip():
-            dropped["empty" if is_unicode(passage) else "invalid_utf8"] += 1
-            continue
-        start = 0
-        while len(passage) - start > _SECTION:
-            stop = start + _SECTION
-            stop = max(passage.rfind(sign, start, stop) for sign in " \n") + 1 or stop
-            yield index, passage[start:stop]
-            start = stop
-        yield index, passage[start:]
+        if not is_unicode(passage):
+            dropped["invalid_utf8"] += 1
+        elif not passage.strip():
+            dropped["empty"] += 1
+        else:
+            for section in _stretches(passage):
+                yield index, section
+
+
+def _stretches(passage: str) -> Iterator[str]:
+    """Cut after a space where there is one."""
+    start = 0
+    while len(passage) - start > _SECTION:
+        stop = start + _SECTION
+        stop = max(passage.rfind(sign, start, stop) for sign in " \n") + 1 or stop
+        yield passage[start:stop]
+        start = stop
+    yield passage[start:]
 
 
 def _encoded(
