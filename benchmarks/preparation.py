@@ -4,7 +4,7 @@
         [--pieces 2000] [--rounds 3] [--sizes 1000,4000,16000] [--consumed 250]
 
 Without --texts the passages are made from a list of words. The acceptance sizes are --sizes
-10000,40000,160000 (a quarter of an hour or more on two cores).
+10000,40000,160000: 210,000 pieces, four minutes where two cores encode 1,000 a second.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Sentence segmenters side by side: ``python -m benchmarks.segmentation TEXTS.parquet``.
 
-The house's regular expression, and those of blingfire, pysbd and uniseg that are installed; none of
-them is a dependency. The file has the columns ``text`` and ``lang``.
+The house's regular expression, sentencex with the rules of each language and of English, and those
+of blingfire, pysbd and uniseg that are installed; these three are no dependencies. The file has the
+columns ``text`` and ``lang``.
 """
 
 from __future__ import annotations
@@ -10,21 +11,27 @@ import argparse
 import importlib
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 
 from benchmarks.machine import print_table
-from unembed.data.pieces import SENTENCE_END
+from unembed.config import DataSection
+from unembed.data.pieces import sentence_ends
 
 Segmenter = Callable[[str], int]
-_CANDIDATES = ("blingfire", "uniseg", "pysbd")
+_CANDIDATES = ("sentencex", "sentencex, en", "blingfire", "uniseg", "pysbd")
 
 
 def segmenters(language: str) -> dict[str, Segmenter]:
     """Name → function that counts the sentences of a text."""
-    found: dict[str, Segmenter] = {"regex": _count_by_regex}
+    found: dict[str, Segmenter] = {
+        "regex": partial(_count, DataSection()),
+        "sentencex": partial(_count, DataSection(segmenter="sentencex", language=language)),
+        "sentencex, en": partial(_count, DataSection(segmenter="sentencex")),
+    }
     modules: dict[str, Any] = {}
     for name in ("blingfire", "uniseg.sentencebreak", "pysbd"):
         try:
@@ -46,9 +53,8 @@ def segmenters(language: str) -> dict[str, Segmenter]:
     return found
 
 
-def _count_by_regex(text: str) -> int:
-    ends = [match.end() for match in SENTENCE_END.finditer(text)]
-    return len(ends) + (not ends or ends[-1] < len(text))
+def _count(settings: DataSection, text: str) -> int:
+    return len(set(sentence_ends(text, settings)))
 
 
 def main() -> None:

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -449,6 +450,15 @@ def test_prepare_refuses_a_corpus_without_the_column(refused, tmp_path, with_fak
     assert with_fake_encoder == [], "the encoder is not loaded for nothing"
 
 
+def test_prepare_refuses_a_source_without_texts_before_it_loads(
+    refused, tmp_path, with_fake_encoder
+):
+    source = tmp_path / "texts.txt"
+    source.touch()
+    assert "found an empty file" in refused("prepare", "--source", source, "--out", "pairs")
+    assert with_fake_encoder == []
+
+
 @pytest.mark.parametrize("content", [None, b"", b"not parquet"])
 def test_prepare_refuses_a_source_it_cannot_read(refused, tmp_path, with_fake_encoder, content):
     source = tmp_path / "texts.parquet"
@@ -462,6 +472,31 @@ def test_prepare_refuses_several_sources_or_none(refused, text_file, tmp_path, w
     assert "one --source" in refused("prepare", "--out", tmp_path / "pairs")
     twice = ("--source", text_file, "--source", text_file)
     assert "one --source; found 2" in refused("prepare", *twice, "--out", tmp_path / "pairs")
+
+
+def test_the_folders_are_in_data_if_none_are_named(run, passages, config_file, with_fake_encoder):
+    Path("texts.txt").write_text("".join(f"{text}\n" for text in passages), encoding="utf-8")
+    given = ("--source", "texts.txt", "--langs", "en", "--n-samples", 20)
+    assert run("prepare", "--stage", 1, *given)[0] == 0
+    code, out, _ = run("prepare", "--stage", 2, "-c", config_file, "--encode-batch", 512)
+    assert code == 0
+    assert out.endswith(f"in {Path('data', config_file.stem)}\n")
+    assert with_fake_encoder[-1]["batch_size"] == 512
+    manifest = json.loads(Path("data", config_file.stem, "manifest.json").read_text("utf-8"))
+    assert sum(shard["passages"] for shard in manifest["shards"]) == 20
+    code, _, err = run("inspect", Path("data", "raw"))
+    assert code == 2
+    assert "prepare --stage 2 --source" in err
+
+
+@pytest.mark.parametrize(("dtype", "code"), [("float32", 0), ("bfloat16", 0), ("int3", 2)])
+def test_the_format_of_the_encoder_can_be_named(
+    run, text_file, config_file, with_fake_encoder, dtype, code
+):
+    given = ("--source", text_file, "-c", config_file, "--dtype", dtype, "--device", "cpu")
+    assert run("prepare", *given, "--out", "pairs")[0] == code
+    if code == 0:
+        assert str(with_fake_encoder[-1]["compute"].dtype) == f"torch.{dtype}"
 
 
 # prepare --stage 1
@@ -499,6 +534,7 @@ def test_texts_are_collected_and_then_prepared(
         (("--n-samples", 5), "--langs"),
         (("--langs", "en,en", "--n-samples", 5), "different languages"),
         (("--langs", "en", "--n-samples", 5, "--limit", 7), "--limit with --stage 2"),
+        (("--langs", "en", "--n-samples", 5, "--encode-batch", 7), "--encode-batch with --stage 2"),
         (("--langs", "en", "--n-samples", 5, "--chars", 9, 8), "--chars"),
         (("--langs", "en", "--n-samples", 5, "--source", "none.txt"), "nothing at none.txt"),
         (("--langs", "en", "--n-samples", 5, "--column", "body"), "'text'"),

@@ -56,8 +56,25 @@ def test_a_device_that_is_not_there_is_refused(name):
 
 
 def test_an_unknown_format_is_refused():
-    with pytest.raises(ConfigError, match=r"auto, float32 or bfloat16; found 'float16'"):
-        choose_compute("cpu", "float16")
+    with pytest.raises(ConfigError, match=r"auto, float32, bfloat16, float16; found 'int8'"):
+        choose_compute("cpu", "int8")
+
+
+@pytest.mark.parametrize(
+    ("bfloat16", "capability", "training", "expected"),
+    [
+        (True, (8, 0), False, torch.bfloat16),
+        (False, (7, 5), False, torch.float16),
+        (False, (7, 5), True, torch.float32),
+        (False, (6, 1), False, torch.float32),
+    ],
+)
+def test_a_gpu_without_bfloat16_encodes_in_float16_if_it_has_units_for_it(
+    monkeypatch, bfloat16, capability, training, expected
+):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **options: bfloat16)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert device._quickest_format(torch.device("cuda"), training) is expected
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

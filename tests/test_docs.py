@@ -6,8 +6,10 @@ import shlex
 from pathlib import Path
 
 import pytest
+from typer.main import get_command
 
 from unembed import cli
+from unembed.config import shipped_configs
 
 DOCS = Path(__file__).parents[1] / "docs"
 FENCE = re.compile(r"^```sh\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -26,6 +28,23 @@ def steps(page):
             yield found[1], found[2]
             place = found.end()
         yield from (("", line) for line in block[place:].splitlines() if line)
+
+
+COMMAND = re.compile(r"^(?:#   )?unembed .*$|`(unembed [^`]+)`", re.MULTILINE)
+PAGES = [DOCS.parent / "README.md", *sorted(DOCS.glob("*.md")), *shipped_configs().values()]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_command_on_a_page_has_the_options_it_is_given(page):
+    known = {
+        name: {option for parameter in command.params for option in parameter.opts}
+        for name, command in get_command(cli.app).commands.items()
+    }
+    for found in COMMAND.finditer(page.read_text(encoding="utf-8")):
+        words = found[0].strip("`").removeprefix("#   ").split("#")[0].split()
+        given = {word.split("=")[0] for word in words if word.startswith("--")}
+        if len(words) > 1 and not words[1].startswith("-"):
+            assert given - {"--help"} <= known[words[1]], found[0]
 
 
 @pytest.fixture

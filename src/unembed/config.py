@@ -31,11 +31,19 @@ class EncoderSection(Section):
         revision: The Hub revision (a branch, tag or commit).
         prompt: Text put before each document; null takes what the model's own files or the
             catalogue say.
+        prompt_name: In place of ``prompt``: the name that the text has in the model's own files.
     """
 
     name: str = "all-MiniLM-L6-v2"
     revision: str | None = None
     prompt: str | None = None
+    prompt_name: str | None = None
+
+    @model_validator(mode="after")
+    def _one_prompt(self) -> EncoderSection:
+        if self.prompt is not None and self.prompt_name is not None:
+            raise ValueError(f"prompt_name ({self.prompt_name}) must be null where prompt is given")
+        return self
 
 
 class VocabularySection(Section):
@@ -61,6 +69,9 @@ class DataSection(Section):
         passages_per_shard: Passages of source text in a shard, the unit of resuming.
         windows: Times each passage is cut, every time from another place; pieces that come out
             twice are kept once.
+        segmenter: Where sentences end: ``regex``, at the end marks of many scripts, or
+            ``sentencex``, the library, which also knows abbreviations.
+        language: ISO 639 code of the language whose rules ``sentencex`` follows.
         vocabulary: Trimming of the vocabulary.
     """
 
@@ -70,6 +81,8 @@ class DataSection(Section):
     seed: int = 0
     passages_per_shard: Positive = 8192
     windows: Annotated[int, Field(ge=1, le=64)] = 1
+    segmenter: Literal["regex", "sentencex"] = "regex"
+    language: str = "en"
     vocabulary: VocabularySection = VocabularySection()
 
     @model_validator(mode="after")

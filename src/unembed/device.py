@@ -13,6 +13,8 @@ from unembed.errors import ConfigError
 
 _PLAINLY_FASTER = 1.5
 _PROBE_SIZE, _PROBE_ROUNDS = 384, 5
+_FORMATS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_FLOAT16_UNITS = (7, 0)  # CUDA capability from which there are tensor cores
 
 
 @dataclass(frozen=True)
@@ -42,15 +44,17 @@ class Compute:
         return f"{name}, {str(self.dtype).removeprefix('torch.')}"
 
 
-def choose_compute(device: str = "auto", dtype: str = "auto") -> Compute:
+def choose_compute(device: str = "auto", dtype: str = "auto", *, training: bool = True) -> Compute:
     """Turn the user's words into a device and a number format.
 
     Args:
         device: ``auto`` (CUDA, then Apple's MPS, then the CPU) or any torch device name.
-        dtype: ``auto``, ``float32`` or ``bfloat16``. ``auto`` is bfloat16 where it is quicker: on
-            a GPU with units for it, and on a CPU that multiplies it plainly faster than float32,
-            which is measured (some milliseconds, once): of two processors with AVX-512 bfloat16
-            one was four times as fast with it, the other half as fast.
+        dtype: ``auto``, ``float32``, ``bfloat16`` or ``float16``. ``auto`` is bfloat16 where it is
+            quicker: on a GPU with units for it, and on a CPU that multiplies it plainly faster than
+            float32, which is measured (some milliseconds, once): of two processors with AVX-512
+            bfloat16 one was four times as fast with it, the other half as fast.
+        training: With gradients, for which float16 is too narrow; without, ``auto`` is float16 on
+            a GPU that has units for it and none for bfloat16.
 
     Raises:
         ConfigError: The device or the format does not exist here.
@@ -67,12 +71,12 @@ def choose_compute(device: str = "auto", dtype: str = "auto") -> Compute:
             f"{device!r} ({reason})",
             "Use --device auto or --device cpu",
         ) from error
-    formats = {"float32": torch.float32, "bfloat16": torch.bfloat16}
     if dtype == "auto":
-        return Compute(chosen, torch.bfloat16 if _bfloat16_is_quicker(chosen) else torch.float32)
-    if dtype not in formats:
-        raise ConfigError("a dtype of auto, float32 or bfloat16", repr(dtype), "Correct the dtype")
-    return Compute(chosen, formats[dtype])
+        return Compute(chosen, _quickest_format(chosen, training))
+    if dtype not in _FORMATS:
+        known = ", ".join(_FORMATS)
+        raise ConfigError(f"a dtype of auto, {known}", repr(dtype), "Correct the dtype")
+    return Compute(chosen, _FORMATS[dtype])
 
 
 def replica_devices(device: torch.device) -> list[torch.device]:
@@ -89,6 +93,15 @@ def _best_device() -> str:
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def _quickest_format(device: torch.device, training: bool) -> torch.dtype:
+    if _bfloat16_is_quicker(device):
+        return torch.bfloat16
+    if training or device.type != "cuda":
+        return torch.float32
+    has_units = torch.cuda.get_device_capability(device) >= _FLOAT16_UNITS
+    return torch.float16 if has_units else torch.float32
 
 
 def _bfloat16_is_quicker(device: torch.device) -> bool:

@@ -85,7 +85,8 @@ SourcesOption = Annotated[
     typer.Option(
         "--source",
         help="Parquet, JSONL, plain text, the last two also .gz or .zst, or a folder of them. "
-        "Stage 1 also: c4, hf:NAME[:CONFIG][:COLUMN], any of them with :WEIGHT; repeatable.",
+        "Stage 1 also: c4 (if not set), hf:NAME[:CONFIG][:COLUMN], any with :WEIGHT; repeatable. "
+        "Stage 2 takes data/raw if not set.",
     ),
 ]
 StageOption = Annotated[
@@ -109,8 +110,28 @@ NearOption = Annotated[
     typer.Option(
         "--near-duplicates",
         min=0.1,
-        max=0.99,
+        max=0.95,
         help="Stage 1: leave out texts about this similar (say 0.8) to another, by MinHash.",
+    ),
+]
+
+# Of `prepare --stage 2`
+DtypeOption = Annotated[
+    str,
+    typer.Option(
+        "--dtype", help="Of the encoder: auto (what is quickest here), float32, bfloat16, float16."
+    ),
+]
+BatchOption = Annotated[
+    int | None,
+    typer.Option(
+        "--encode-batch", min=1, help="Texts encoded at once; by their tokens if not set."
+    ),
+]
+PreparedOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--out", help="Folder for the texts (data/raw if not set) or pairs (data/CONFIG)."
     ),
 ]
 

@@ -234,9 +234,11 @@ def test_a_wrong_column_is_refused_before_anything_is_written(tmp_path, tiny_con
 
 def test_a_source_without_a_long_enough_piece_is_refused(tmp_path, tiny_config, encoder):
     source = tmp_path / "short.txt"
-    source.write_text("no.\n" * 20, encoding="utf-8")
+    source.write_text("dog.\n" * 20, encoding="utf-8")
     with pytest.raises(DataError, match="pieces of 3 tokens or more"):
         prepare_pairs(source, tmp_path / "out", tiny_config, encoder)
+    shorter = changed(tiny_config, "data", min_tokens=1)  # what the message advises
+    assert prepare_pairs(source, tmp_path / "out", shorter, encoder)["complete"]
 
 
 def test_stretches_of_the_source_may_yield_nothing(tmp_path, tiny_config, encoder):
@@ -260,6 +262,7 @@ def test_stretches_of_the_source_may_yield_nothing(tmp_path, tiny_config, encode
         ("[]", "found list"),
         ("{}", "found None"),
         ('{"format": 99}', "found 99"),
+        ('{"format": 1, "kind": "texts"}', "unembed prepare --stage 2 --source"),
     ],
 )
 def test_a_manifest_that_cannot_be_read_is_refused(tmp_path, text, said):

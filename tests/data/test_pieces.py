@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from unembed.config import DataSection
-from unembed.data.pieces import cut_pieces
+from unembed.data import pieces
+from unembed.data.pieces import cut_pieces, sentence_ends
 from unembed.encoders.base import FakeEncoder
 from unembed.encoders.tokenizer import TextTokenizer
 
@@ -175,6 +176,37 @@ def test_sentences_end_where_a_reader_ends_them(passage, expected):
     assert texts([passage], TOKENIZERS["word pieces"], pack=0.0, length=32) == expected
 
 
+@pytest.mark.parametrize(
+    ("language", "passage", "expected"),
+    [
+        (
+            "en",
+            "Dr. Smith met the U.S. army. He left.",
+            ["Dr. Smith met the U.S. army.", "He left."],
+        ),
+        ("de", "Am 3. Mai kam er. Dann nicht.", ["Am 3. Mai kam er.", "Dann nicht."]),
+        ("en", "A title\nA line\n\n\nA paragraph.", ["A title", "A line", "A paragraph."]),
+        ("zh", "这是第一句话。这是第二句！", ["这是第一句话。", "这是第二句！"]),
+        ("hi", "वह घर गया। कौन आया?", ["वह घर गया।", "कौन आया?"]),
+        ("ar", "أين البيت؟ هو هنا. حسنا", ["أين البيت؟", "هو هنا.", "حسنا"]),
+        ("no such", "One. Two.", ["One.", "Two."]),
+    ],
+)
+def test_the_library_knows_abbreviations(language, passage, expected):
+    given = {"segmenter": "sentencex", "language": language}
+    assert texts([passage], TOKENIZERS["bytes"], pack=0.0, length=64, **given) == expected
+
+
+@given(
+    st.one_of(st.text(max_size=200), st.text(alphabet="ab .!?。\n\r\"'é😀字\u0301।", max_size=99))
+)
+def test_the_ends_ascend_to_that_of_the_text(text):
+    for segmenter in ("regex", "sentencex"):
+        ends = sentence_ends(text, section(segmenter=segmenter))
+        assert ends == sorted(ends)
+        assert ends[-1] == len(text)
+
+
 @pytest.mark.parametrize("name", TOKENIZERS)
 @pytest.mark.parametrize("passage", ["", " ", "\n\n", "\t \u3000", "\u200b"])
 def test_nothing_visible_gives_nothing(name, passage):
@@ -188,6 +220,35 @@ def test_emoji_are_kept_whole():
     assert tokenizer.decode(tokenizer.pack([p.token_ids for p in pieces], 12)) == [
         piece.text for piece in pieces
     ]
+
+
+def test_an_enormous_passage_is_tokenised_in_stretches(monkeypatch):
+    monkeypatch.setattr(pieces, "_SECTION", 100)
+    monkeypatch.setattr(pieces, "_TOGETHER", 250)
+    seen = []
+
+    class Watched:
+        def __getattr__(self, name):
+            return getattr(WORDS, name)
+
+        def encodings(self, passages):
+            seen.append(sum(map(len, passages)))
+            return WORDS.encodings(passages)
+
+    long = " ".join([PASSAGE] * 50)
+    words = " ".join(texts([PASSAGE, long, PASSAGE], Watched())).split()
+    assert words == " ".join([PASSAGE, long, PASSAGE]).split(), "no word is lost or cut"
+    assert sum(seen) == len(long) + 2 * len(PASSAGE)
+    assert max(seen) <= 250 + 100
+    unspaced = texts(["x" * 1000], TOKENIZERS["bytes"], pack=0.0)
+    assert "".join(unspaced) == "x" * 1000
+
+
+def test_half_a_surrogate_pair_is_left_out_and_counted():
+    dropped = Counter()
+    found = cut_pieces(["the cat \ud800.", PASSAGE], WORDS, section(), dropped=dropped)
+    assert found == cut_pieces(["", PASSAGE], WORDS, section())
+    assert dropped["invalid_utf8"] == 1
 
 
 def test_no_passages_give_no_pieces():

@@ -5,6 +5,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from unembed.data import sources
 from unembed.data.sources import count_texts, read_texts
 from unembed.errors import DataError
 
@@ -84,12 +85,29 @@ def test_blank_lines_of_jsonl_are_empty_texts(tmp_path):
 
 @pytest.mark.parametrize(
     ("line", "said"),
-    [("{broken", "line 2 of"), ('["list"]', "'list'"), ('"string"', "'str'"), ("7", "'int'")],
+    [
+        ("{broken", "line 2 of"),
+        ('["list"]', "'list'"),
+        ('"string"', "'str'"),
+        ("7", "'int'"),
+        ('{"text": "a", "n": ' + "9" * 5000 + "}", "line 2 of"),
+        ('{"text": "a", "n": ' + "[" * 100_000 + "]" * 100_000 + "}", "line 2 of"),
+    ],
 )
 def test_a_line_that_is_no_object_is_refused(tmp_path, line, said):
     path = tmp_path / "texts.jsonl"
     path.write_text('{"text": "a"}\n' + line + "\n", encoding="utf-8")
     assert said in refusal(path)
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "txt"])
+def test_an_enormous_line_is_refused_by_its_number(tmp_path, monkeypatch, kind):
+    monkeypatch.setattr(sources, "_LINE_BYTES", 1 << 20)
+    path = tmp_path / f"texts.{kind}"
+    path.write_text('{"text": "a"}\n' + "x" * (3 << 20) + "\n", encoding="utf-8")
+    said = refusal(path)
+    assert "lines of at most 1 MiB" in said
+    assert f"line 2 of {path}" in said
 
 
 def test_lines_keep_their_spaces_and_lose_their_ends(tmp_path):

@@ -67,6 +67,12 @@ def test_an_empty_text_is_refused_with_its_position(encoder, empty):
         check_texts([empty])
 
 
+@pytest.mark.parametrize("text", ["half a pair \ud800", "a stray byte \udcff"])
+def test_a_text_that_no_tokenizer_reads_is_refused(text):
+    with pytest.raises(EmbeddingError, match=r"UTF-8 can write; found .* at position 1"):
+        check_texts(["fine", text])
+
+
 def test_progress_counts_every_text(encoder):
     seen = []
     encoder.encode(TEXTS, seen.append)

@@ -13,19 +13,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from sentence_transformers import SentenceTransformer
 
 from unembed.device import Compute, choose_compute, replica_devices
 from unembed.encoders import catalog, sentence
 from unembed.encoders.base import Encoder, EncoderIdentity
-from unembed.encoders.sentence import (
-    SentenceEncoder,
-    load_encoder,
-    plan_batches,
-    run_batches,
-)
+from unembed.encoders.sentence import SentenceEncoder, load_encoder
 from unembed.errors import EmbeddingError, EncoderError
 
 ENTRY = catalog.find("all-MiniLM-L6-v2")
@@ -104,37 +97,44 @@ def test_order_survives_batching_by_length(minilm, vectors, monkeypatch, threads
     assert len(seen) > 2, "several batches"
 
 
-@given(st.lists(st.integers(0, 50), max_size=40), st.integers(1, 100))
-def test_batches_hold_every_text_once_within_the_budget(lengths, budget):
-    batches = plan_batches(lengths, budget)
-    assert sorted(row for batch in batches for row in batch) == list(range(len(lengths)))
-    for batch in batches:
-        assert len(batch) == 1 or len(batch) * max(lengths[row] for row in batch) <= budget
+class Waiting:
+    """A tokenizer and a model; the model's first batch ends when the second window is tokenised."""
 
+    def __init__(self, tokenizer):
+        self.tokenizer, self.windows, self.second = tokenizer, [], threading.Event()
+        self.device, self.batches = torch.device("cpu"), []
 
-def test_batches_put_texts_of_like_length_together():
-    assert plan_batches([9, 1, 8, 1, 10], 20) == [[4, 0], [2, 1], [3]]
-
-
-@pytest.mark.usefixtures("_threads")
-@pytest.mark.parametrize("threads", [1, 3])
-def test_every_batch_runs_and_the_number_of_threads_is_restored(threads):
-    torch.set_num_threads(threads)
-    done = []
-    assert list(run_batches(done.append, [[0, 1], [2], [3, 4, 5]], threads)) == [2, 1, 3]
-    assert torch.get_num_threads() == threads
-    assert sorted(done) == [[0, 1], [2], [3, 4, 5]]
+    def encode(self, texts, **options):
+        self.batches.append(list(texts))
+        if "batch_size" not in options:
+            self.windows.append(list(texts))
+            if len(self.windows) == 2:
+                self.second.set()
+            return self.tokenizer.encode(texts)
+        assert self.second.wait(20), "the next window is not tokenised meanwhile"
+        return np.array([[len(text), 1.0] for text in texts])
 
 
 @pytest.mark.usefixtures("_threads")
-@pytest.mark.parametrize("threads", [1, 3])
-def test_an_error_in_a_batch_reaches_the_caller(threads):
-    def work(batch):
-        if batch == [2]:
-            raise EncoderError("a", "b", "C")
+def test_the_next_window_is_tokenised_while_one_is_encoded(encoder, monkeypatch):
+    monkeypatch.setattr(sentence, "_WINDOW", 4)
+    both = Waiting(encoder.tokenizer)
+    model = SentenceEncoder(both, EncoderIdentity("m", None, 2, "0", ""), both)
+    words = ["cat", "house", "a", "river", "dog", "bird"]
+    vectors = model.encode(words)
+    assert (vectors[:, 0] / vectors[:, 1]).round().tolist() == [3, 5, 1, 5, 3, 4]
+    assert both.windows == [words[:4], words[4:]]
 
-    with pytest.raises(EncoderError):
-        list(run_batches(work, [[0, 1], [2], [3, 4, 5]], threads))
+
+@pytest.mark.usefixtures("_threads")
+def test_a_batch_has_as_many_texts_as_asked_for(encoder):
+    both = Waiting(encoder.tokenizer)
+    both.second.set()
+    identity = EncoderIdentity("m", None, 2, "0", "")
+    model = SentenceEncoder(both, identity, encoder.tokenizer, batch_size=3)
+    model.encode(["cat", "dog", "bird", "the cat sleeps", "the dog", "a", "red"])
+    assert sorted(map(len, both.batches)) == [1, 3, 3]
+    assert "the cat sleeps" in both.batches[0], "the longest first"
 
 
 def test_no_texts_give_no_vectors(minilm):
@@ -218,9 +218,12 @@ def test_the_name_of_a_prompt_is_not_taken_for_its_text(packaged, monkeypatch, e
     monkeypatch.setattr(sentence, "from_transformers", lambda tokenizer: encoder.tokenizer)
     message = refusal(str(packaged), prompt="query")
     assert "expected the text of a prompt; found 'query', the name of one" in message
-    assert "Write the text itself, 'q: '" in message
+    assert "Pass it as encoder.prompt_name, or write the text itself, 'q: '" in message
     for text in ("q: ", "", "another: "):
         assert load_encoder(str(packaged), prompt=text).identity.prompt == text
+    assert load_encoder(str(packaged), prompt_name="query").identity.prompt == "q: "
+    message = refusal(str(packaged), prompt_name="quary")
+    assert "a prompt of the model's own: 'query', 'document'; found 'quary'" in message
 
 
 # Several GPUs

@@ -11,13 +11,16 @@ import typer
 
 from unembed.commands.loading import make_encoder
 from unembed.options import (
+    BatchOption,
     CharsOption,
     ConfigOption,
     DeviceOption,
     DrawOption,
+    DtypeOption,
     LangColumnOption,
     LangsOption,
     NearOption,
+    PreparedOption,
     RayOption,
     SamplesOption,
     SeedOption,
@@ -30,7 +33,7 @@ from unembed.options import (
 
 
 def prepare(
-    out: Annotated[Path, typer.Option("--out", help="Folder for the texts or prepared pairs.")],
+    out: PreparedOption = None,
     sources: SourcesOption = None,
     stage: StageOption = 2,
     config: ConfigOption = "minilm",
@@ -46,6 +49,8 @@ def prepare(
     ] = True,
     settings: SetOption = None,
     device: DeviceOption = "auto",
+    dtype: DtypeOption = "auto",
+    encode_batch: BatchOption = None,
     trust_remote_code: TrustOption = False,
     langs: LangsOption = None,
     n_samples: SamplesOption = None,
@@ -59,11 +64,13 @@ def prepare(
     """Stage 1: collect text. Stage 2: text → (tokens, embedding) pairs. Killed, each resumes."""
     from unembed.config import load_config
     from unembed.data.encode import prepare_pairs
-    from unembed.data.sources import count_texts, read_texts
+    from unembed.data.sources import count_texts, require_texts
     from unembed.terminal import PrepareDisplay
 
+    out = out or Path("data", "raw" if stage == 1 else Path(config).stem)
     if stage == 1:
         _only_in_stage(2, {"--limit": limit, "--ray": ray, "--workers": workers})
+        _only_in_stage(2, {"--encode-batch": encode_batch})
         specs = [(spec, column, lang_column) for spec in sources or ["c4"]]
         wanted = {"seed": seed or 0, "near_duplicates": near_duplicates}
         _collect(specs, out, langs, n_samples, chars, wanted)
@@ -72,10 +79,11 @@ def prepare(
     _only_in_stage(1, {"--near-duplicates": near_duplicates})
     source = _one_source(sources)
     chosen = load_config(config, settings or [])
-    next(read_texts(source, column), None)  # a wrong file fails before the encoder is loaded
-    load = partial(make_encoder, chosen.encoder.model_dump(), device, trust_remote_code)
-    with _cluster(ray, workers, device, load) as run:
-        encoder = load("auto")
+    require_texts(source, column)  # before the encoder is loaded
+    wanted = {**chosen.encoder.model_dump(), "batch_size": encode_batch}
+    load = partial(make_encoder, wanted, device, trust_remote_code)
+    with _cluster(ray, workers, device, dtype, load) as run:
+        encoder = load(dtype)
         with PrepareDisplay(count_texts(source), limit) as display:
             manifest = prepare_pairs(
                 source,
@@ -100,6 +108,7 @@ def preflight(
     settings: SetOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     device: DeviceOption = "auto",
+    dtype: DtypeOption = "auto",
     trust_remote_code: TrustOption = False,
 ) -> None:
     """Check an encoder on known texts: dimension, unit length, determinism, prompt, agreement."""
@@ -111,7 +120,7 @@ def preflight(
 
     chosen = load_config(config, settings or [])
     pairs = Pairs.open(data) if data is not None else None
-    encoder = make_encoder(chosen.encoder.model_dump(), device, trust_remote_code, "auto")
+    encoder = make_encoder(chosen.encoder.model_dump(), device, trust_remote_code, dtype)
     if pairs is not None:
         pairs.encoder.require_same(encoder.identity, "pairs")
     expected = pairs.fingerprint if pairs is not None else None
@@ -155,15 +164,18 @@ def _only_in_stage(stage: int, options: dict[str, object]) -> None:
 def _one_source(sources: list[str] | None) -> Path:
     from unembed.errors import ConfigError
 
+    collected = Path("data", "raw")
+    if not sources and collected.is_dir():
+        return collected
     if not sources or len(sources) > 1:
-        found = f"{len(sources)}" if sources else "none"
+        found = f"{len(sources)}" if sources else f"none, and no folder {collected}"
         raise ConfigError(
             "one --source", found, "Pass one file or folder (--stage 1 mixes several)"
         )
     return Path(sources[0])
 
 
-def _cluster(ray: str | None, workers: int | None, device: str, load: Any) -> Any:
+def _cluster(ray: str | None, workers: int | None, device: str, dtype: str, load: Any) -> Any:
     """Who makes the shards, as a context: this process, or the workers of a Ray cluster."""
     from unembed.errors import ConfigError
 
@@ -174,7 +186,7 @@ def _cluster(ray: str | None, workers: int | None, device: str, load: Any) -> An
     from unembed.data.distributed import ray_runner
     from unembed.device import choose_compute
 
-    here = choose_compute(device)
+    here = choose_compute(device, dtype, training=False)
     alike = partial(load, str(here.dtype).removeprefix("torch."), here.device.type)
     return ray_runner(ray, workers, alike, gpus=device != "cpu")
 

@@ -21,9 +21,9 @@ def make_encoder(
     """
     from unembed.device import choose_compute
 
-    compute = choose_compute(device, dtype)
+    compute = choose_compute(device, dtype, training=False)
     if only_on not in (None, compute.device.type):
-        compute = choose_compute(device)
+        compute = choose_compute(device, training=False)
     name, options = settings["name"], {k: v for k, v in settings.items() if k != "name"}
     return unembed.load_encoder(
         name, **options, trust_remote_code=trust_remote_code, compute=compute

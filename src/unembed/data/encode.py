@@ -25,7 +25,7 @@ from unembed.data.manifest import (
     write_json,
 )
 from unembed.data.shards import CutShard, Job, Runner, ShardTask, make_here
-from unembed.data.sources import read_texts
+from unembed.data.sources import read_texts, require_texts
 from unembed.data.vocabulary import choose_kept, count_tokens
 from unembed.encoders.base import Encoder
 from unembed.encoders.preflight import Fingerprint, make_fingerprint
@@ -84,9 +84,7 @@ def prepare_pairs(
         EncoderError: The encoder is not the one the folder was begun with, or returns vectors that
             are not finite or not of unit length.
     """
-    if next(read_texts(source, column), None) is None:
-        # A wrong file or column fails here, before anything is written
-        raise DataError(f"texts in {source}", "an empty file", "Choose another source")
+    require_texts(source, column)
     _require_room(encoder, config.data.length - 1)
     out.mkdir(parents=True, exist_ok=True)
     job = Job(source, out, column, config.data, encoder.tokenizer, encoder.identity)
@@ -227,6 +225,8 @@ def _write_shards(
                 manifest["complete"] = entry["passages"] < job.settings.passages_per_shard
                 if manifest["complete"] and _totals(shards).pairs == entry["pairs"] == 0:
                     made.discard(job.out)
+                    for name in (MANIFEST, TOKENIZER):  # other settings may use the folder
+                        (job.out / name).unlink(missing_ok=True)
                     raise _no_piece(job, entry["dropped"])
             elif "dropped" not in shards[made.index]:  # made by a version that did not count them
                 del entry["dropped"]

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from unembed.config import DataSection
+from unembed.digest import file_digest
 from unembed.errors import DataError
 
 MANIFEST = "manifest.json"
@@ -43,6 +44,12 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         found = manifest.get("format") if isinstance(manifest, dict) else type(manifest).__name__
         raise DataError(f"format {FORMAT} in {path}", str(found), "Prepare the pairs again")
+    if manifest.get("kind") == "texts":
+        raise DataError(
+            f"prepared pairs in {folder}",
+            "texts that `unembed prepare --stage 1` collected",
+            f"Run `unembed prepare --stage 2 --source {folder} --out …`, and name its folder",
+        )
     missing = [key for key in _KEYS if key not in manifest]
     if missing:
         raise DataError(f"{', '.join(missing)} in {path}", "nothing", "Prepare the pairs again")
@@ -103,12 +110,6 @@ def array_digest(array: NDArray[Any]) -> str:
     buffer = BytesIO()
     np.save(buffer, array, allow_pickle=False)
     return hashlib.sha256(buffer.getbuffer()).hexdigest()
-
-
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_json(path: Path, data: dict[str, Any]) -> None:

@@ -5,21 +5,24 @@ from __future__ import annotations
 import re
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from tokenizers import Encoding
 
 from unembed.config import DataSection
+from unembed.encoders.base import is_unicode
 from unembed.encoders.tokenizer import TextTokenizer
 
 # An end mark (Latin, Arabic, Urdu, Indic, Armenian, Ethiopic), closing quotes or brackets
-# after it, then white space; CJK marks need none. docs/architecture.md says why it is no library.
+# after it, then white space; CJK marks need none.
 SENTENCE_END = re.compile(
     r"[.!?…\u061f\u06d4\u0964\u0965\u0589\u1362]+[\"'”’)\]]*\s+"
     r"|[。！？]+[」』”’）]*\s*|\n+"
 )
-
+_LINE = re.compile(r"[^\n]+\n*|\n+")
+_SECTION = 1 << 18  # characters of a passage tokenised at once
+_TOGETHER = 1 << 20  # characters of all passages whose tokens are in memory at once
 
 Positions = tuple[list[int], list[int | None]]  # first character and word of each token
 
@@ -52,21 +55,22 @@ def cut_pieces(
         settings: Lengths, share of packing, windows and seed.
         first_index: Index of the first passage in its source.
         dropped: Counts the pieces left out, by reason: ``too_short``, ``too_long``, ``repeated``
-            (another window of the passage yields it too), ``not_round_trip``.
+            (another window of the passage yields it too), ``not_round_trip``; and passages, as
+            ``empty`` or ``invalid_utf8`` (half a surrogate pair).
         round_trip: Leave out pieces whose tokens do not decode back to their text.
     """
     dropped = Counter() if dropped is None else dropped
     spans: list[str] = []
-    for index, (passage, encoding) in enumerate(
-        zip(passages, tokenizer.encodings(passages), strict=True), start=first_index
-    ):
+    sections = _sections(passages, first_index, dropped)
+    for index, passage, encoding in _encoded(sections, tokenizer):
         draw = zlib.crc32(f"{settings.seed}:{index}".encode()) / 2**32
         packed = draw < settings.pack
         where = _positions(encoding, tokenizer)
-        found = list(_spans(passage, where, settings.length - 1, packed))
+        ends = sentence_ends(passage, settings)
+        found = list(_spans(passage, ends, where, settings.length - 1, packed))
         if settings.windows > 1:
             for first in _window_starts(where, settings):
-                found.extend(_spans(passage, where, settings.length - 1, True, first))
+                found.extend(_spans(passage, ends, where, settings.length - 1, True, first))
             different = list(dict.fromkeys(found))
             dropped["repeated"] += len(found) - len(different)
             found = different
@@ -83,6 +87,68 @@ def cut_pieces(
         else:
             kept.append(piece)
     return _that_decode_back(kept, tokenizer, dropped) if round_trip else kept
+
+
+def _sections(
+    passages: Iterable[str], first_index: int, dropped: Counter[str]
+) -> Iterator[tuple[int, str]]:
+    """Passages with their index, those left out that hold no text; enormous ones in stretches."""
+    for index, passage in enumerate(passages, start=first_index):
+        if not is_unicode(passage):
+            dropped["invalid_utf8"] += 1
+        elif not passage.strip():
+            dropped["empty"] += 1
+        else:
+            for section in _stretches(passage):
+                yield index, section
+
+
+def _stretches(passage: str) -> Iterator[str]:
+    """Cut after a space where there is one."""
+    start = 0
+    while len(passage) - start > _SECTION:
+        stop = start + _SECTION
+        stop = max(passage.rfind(sign, start, stop) for sign in " \n") + 1 or stop
+        yield passage[start:stop]
+        start = stop
+    yield passage[start:]
+
+
+def _encoded(
+    sections: Iterable[tuple[int, str]], tokenizer: TextTokenizer
+) -> Iterator[tuple[int, str, Encoding]]:
+    """Add the tokens, a bounded number of characters at a time: they take a hundred times more."""
+    together: list[tuple[int, str]] = []
+    held = 0
+    for index, section in sections:
+        together.append((index, section))
+        held += len(section)
+        if held >= _TOGETHER:
+            yield from _with_tokens(together, tokenizer)
+            together, held = [], 0
+    yield from _with_tokens(together, tokenizer)
+
+
+def _with_tokens(
+    sections: list[tuple[int, str]], tokenizer: TextTokenizer
+) -> Iterator[tuple[int, str, Encoding]]:
+    encodings = tokenizer.encodings([section for _, section in sections])
+    for (index, section), encoding in zip(sections, encodings, strict=True):
+        yield index, section, encoding
+
+
+def sentence_ends(text: str, settings: DataSection) -> list[int]:
+    """Where sentences end, as character offsets; the end of the text is the last."""
+    if settings.segmenter == "regex":
+        return [match.end() for match in SENTENCE_END.finditer(text)] + [len(text)]
+    from sentencex import segment
+
+    ends, end = [], 0
+    for line in _LINE.findall(text):  # it takes the lines of a paragraph together
+        for sentence in segment(settings.language, line):
+            end += len(sentence)
+            ends.append(end)
+    return [*ends, len(text)]
 
 
 def _that_decode_back(
@@ -120,16 +186,15 @@ def _window_starts(where: Positions, settings: DataSection) -> list[int]:
 
 
 def _spans(
-    passage: str, where: Positions, most: int, packed: bool, first: int = 0
+    passage: str, ends: list[int], where: Positions, most: int, packed: bool, first: int = 0
 ) -> Iterator[str]:
-    """Stripped substrings of at most ``most`` tokens that end at sentence ends where possible.
+    """Stripped substrings of at most ``most`` tokens that stop at the ``ends`` where possible.
 
     They follow each other from the token ``first``.
     """
     starts, words = where
     start, token = starts[first] if first else 0, first
     total = len(starts)
-    ends = [match.end() for match in SENTENCE_END.finditer(passage)] + [len(passage)]
     end_tokens = _tokens_before(starts, ends)
     position = 0
     while token < total:

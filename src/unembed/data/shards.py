@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,11 +21,11 @@ from unembed.data.manifest import array_digest, shard_names, write_array
 from unembed.data.pieces import Piece, cut_pieces
 from unembed.data.sources import read_texts
 from unembed.encoders.base import Encoder, EncoderIdentity
+from unembed.encoders.batching import one_ahead
 from unembed.encoders.tokenizer import TextTokenizer
 from unembed.errors import DataError, EncoderError
 
 _UNIT_TOLERANCE = 1e-2
-_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -149,7 +148,7 @@ def make_here(
     encoder: Encoder, job: Job, tasks: Iterable[ShardTask], report: Report
 ) -> Generator[MadeShard]:
     """Make shards one after another; a thread reads and cuts the next while this one is encoded."""
-    for cut in _one_ahead(_cut_all(job, tasks)):
+    for cut in one_ahead(_cut_all(job, tasks)):
         yield make_shard(job, encoder, cut, report)
 
 
@@ -160,15 +159,6 @@ def _cut_all(job: Job, tasks: Iterable[ShardTask]) -> Iterator[CutShard]:
         yield cut
         if cut.passages < task.passages:
             return
-
-
-def _one_ahead(items: Iterator[_T]) -> Iterator[_T]:
-    """Yield items, each made by a thread while the one before is in use."""
-    with ThreadPoolExecutor(1) as pool:
-        coming = pool.submit(next, items, None)
-        while (item := coming.result()) is not None:
-            coming = pool.submit(next, items, None)
-            yield item
 
 
 def cut_shard(job: Job, reader: PassageReader, task: ShardTask) -> CutShard:

@@ -12,6 +12,7 @@ from unembed.errors import DataError
 
 _BATCH_ROWS = 4096
 _BUFFER_BYTES = 1 << 20
+_LINE_BYTES = 64 << 20
 
 
 def read_texts(path: Path, column: str = "text", skip: int = 0) -> Iterator[str]:
@@ -36,6 +37,16 @@ def read_texts(path: Path, column: str = "text", skip: int = 0) -> Iterator[str]
     }
     texts = chain.from_iterable(readers[file_format(file)](file, column) for file in files)
     return islice(texts, skip, None)
+
+
+def require_texts(path: Path, column: str = "text") -> None:
+    """Refuse a wrong file, a wrong column or no text at all before anything is done for them.
+
+    Raises:
+        DataError: As `read_texts`, or there is no text.
+    """
+    if next(read_texts(path, column), None) is None:
+        raise DataError(f"texts in {path}", "an empty file", "Choose another source")
 
 
 def count_texts(path: Path) -> int:
@@ -106,7 +117,7 @@ def _read_jsonl(path: Path, column: str) -> Iterator[str]:
     for number, line in enumerate(_read_lines(path, column), start=1):
         try:
             row = json.loads(line) if line.strip() else {column: ""}
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:  # not JSON, a number too long, too deep
             raise DataError(
                 "one JSON object a line", f"line {number} of {path}: {error}", "Correct the line"
             ) from error
@@ -117,8 +128,13 @@ def _read_jsonl(path: Path, column: str) -> Iterator[str]:
 
 
 def _read_lines(path: Path, column: str) -> Iterator[str]:
-    for line in read_lines(path):
-        assert line is not None, "no limit was set"
+    for number, line in enumerate(read_lines(path, _LINE_BYTES), start=1):
+        if line is None:
+            raise DataError(
+                f"lines of at most {_LINE_BYTES >> 20} MiB",
+                f"a longer one, line {number} of {path}",
+                "Break it up, or let `unembed prepare --stage 1` pass over it",
+            )
         try:
             yield line.decode("utf-8")
         except UnicodeDecodeError as error:

@@ -106,6 +106,21 @@ def check_texts(texts: Sequence[str]) -> None:
                 f"{text!r} at position {index}",
                 "Leave empty texts out",
             )
+        if not is_unicode(text):
+            raise EmbeddingError(
+                "a text that UTF-8 can write",
+                f"{text[:80]!r} at position {index}, with half a surrogate pair or a stray byte",
+                "Correct its encoding",
+            )
+
+
+def is_unicode(text: str) -> bool:
+    """Whether a tokenizer can read a text, not so with half a surrogate pair, as JSON may spell."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 class FakeEncoder:

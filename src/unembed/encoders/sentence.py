@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
@@ -16,8 +15,10 @@ import torch
 from numpy.typing import NDArray
 
 from unembed.device import Compute, choose_compute, replica_devices
+from unembed.digest import file_digest
 from unembed.encoders import catalog
 from unembed.encoders.base import EncoderIdentity, Progress, check_texts
+from unembed.encoders.batching import one_ahead, plan_batches, run_batches
 from unembed.encoders.tokenizer import TextTokenizer, from_transformers
 from unembed.errors import EncoderError
 
@@ -46,11 +47,13 @@ class SentenceEncoder:
         tokenizer: TextTokenizer,
         load: Callable[[Compute], SentenceTransformer] | None = None,
         replicas: Sequence[Compute] = (),
+        batch_size: int | None = None,
     ) -> None:
         self._model = model
         self._load = load
         self._waiting = list(replicas)
         self._models = [model]
+        self._batch_size = batch_size
         self.identity = identity
         self.tokenizer = tokenizer
 
@@ -63,7 +66,6 @@ class SentenceEncoder:
         """
         check_texts(texts)
         vectors = np.empty((len(texts), self.identity.dimension), dtype=np.float32)
-        on_cpu = self._model.device.type == "cpu"
         threads = self._open_threads(len(texts))
         free: SimpleQueue[SentenceTransformer] = SimpleQueue()
         for number in range(threads):
@@ -76,21 +78,28 @@ class SentenceEncoder:
             finally:
                 free.put(model)
 
-        budget = _TOKENS_PER_BATCH_CPU if on_cpu else _TOKENS_PER_BATCH
-        for start in range(0, len(texts), _WINDOW):
-            window = texts[start : start + _WINDOW]
-            lengths = [len(ids) for ids in self.tokenizer.encode(window)]
-            batches = [[start + row for row in rows] for rows in plan_batches(lengths, budget)]
+        # A thread tokenises the next window while this one is encoded
+        for batches in one_ahead(map(partial(self._plan, texts), range(0, len(texts), _WINDOW))):
             for count in run_batches(encode_batch, batches, threads):
                 if progress is not None:
                     progress(count)
         if not np.isfinite(vectors).all():
             raise EncoderError(
-                "finite embeddings", f"NaN or infinity from {self.identity.name}", "Use float32"
+                "finite embeddings",
+                f"NaN or infinity from {self.identity.name}",
+                "Use --dtype float32",
             )
         # Lengths made 1 in bfloat16 are off by up to 0.004
         vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), np.float32(1e-12))
         return vectors
+
+    def _plan(self, texts: Sequence[str], start: int) -> list[list[int]]:
+        """The batches of the window that starts there, each the places of its texts."""
+        lengths = [len(ids) for ids in self.tokenizer.encode(texts[start : start + _WINDOW])]
+        on_cpu = self._model.device.type == "cpu"
+        budget = _TOKENS_PER_BATCH_CPU if on_cpu else _TOKENS_PER_BATCH
+        batches = plan_batches(lengths, budget, self._batch_size)
+        return [[start + row for row in rows] for rows in batches]
 
     def _run(self, model: SentenceTransformer, texts: list[str]) -> Any:
         return model.encode(
@@ -153,60 +162,15 @@ class SentenceEncoder:
         return np.asarray(weight.detach().float().cpu().numpy())
 
 
-def plan_batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
-    """Group texts of like length, longest first, so that hardly any padding is computed.
-
-    Args:
-        lengths: Tokens of each text.
-        budget: Most tokens in a batch, padding included; a longer text is a batch by itself.
-
-    Returns:
-        Indices of the texts of each batch.
-    """
-    order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
-    batches: list[list[int]] = []
-    start = 0
-    while start < len(order):
-        count = max(1, budget // max(1, lengths[order[start]]))
-        batches.append(order[start : start + count])
-        start += count
-    return batches
-
-
-def run_batches(
-    work: Callable[[list[int]], None], batches: Sequence[list[int]], threads: int
-) -> Iterator[int]:
-    """Run every batch and yield its size when it is done, as many at a time as there are threads.
-
-    CPU cores that work on batches of their own need not wait for each other inside every product.
-    """
-    if threads == 1:
-        for batch in batches:
-            work(batch)
-            yield len(batch)
-        return
-    if not batches:
-        return
-    before = torch.get_num_threads()
-    work(batches[0])  # alone: what the libraries set up at their first call is not thread-safe
-    yield len(batches[0])
-    try:
-        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            running = [pool.submit(work, batch) for batch in batches[1:]]
-            for batch, done in zip(batches[1:], running, strict=True):
-                done.result()
-                yield len(batch)
-    finally:
-        torch.set_num_threads(before)
-
-
 def load_encoder(
     name: str = "all-MiniLM-L6-v2",
     *,
     revision: str | None = None,
     prompt: str | None = None,
+    prompt_name: str | None = None,
     trust_remote_code: bool = False,
     compute: Compute | None = None,
+    batch_size: int | None = None,
 ) -> SentenceEncoder:
     """Load an embedding model.
 
@@ -214,13 +178,15 @@ def load_encoder(
         name: A catalogue name, a local folder, or a Hub repository.
         revision: Hub branch, tag or commit.
         prompt: Overrides the document prompt of the model's files.
+        prompt_name: The prompt that the model's files have under this name.
         trust_remote_code: Run Python code that comes with the model. Needed by some models, and
             never done unless asked for.
         compute: Device and number format; chosen when not given.
+        batch_size: Texts encoded at once; by their number of tokens when not given.
 
     Raises:
         EncoderError: The model cannot be found or loaded, its weights are not the official ones,
-            it needs remote code that was not allowed, or the prompt is a prompt's name.
+            it needs remote code that was not allowed, or the prompt is one it does not know.
     """
     entry = catalog.find(name)
     if entry is not None and entry.remote_code and not trust_remote_code:
@@ -237,9 +203,9 @@ def load_encoder(
             f"SHA-256 {digest} in {folder}",
             "Reinstall the model from a source you trust",
         )
-    compute = compute or choose_compute()
+    compute = compute or choose_compute(training=False)
     model = _load(folder, entry, trust_remote_code, compute)
-    _refuse_prompt_name(model, prompt)
+    prompt = _chosen_prompt(model, prompt, prompt_name)
     dimension = model.get_embedding_dimension()
     if entry is not None and dimension != entry.dimension:
         raise EncoderError(
@@ -254,7 +220,8 @@ def load_encoder(
     )
     load = partial(_load, folder, entry, trust_remote_code)
     others = [Compute(each, compute.dtype) for each in replica_devices(compute.device)[1:]]
-    return SentenceEncoder(model, identity, from_transformers(model.tokenizer), load, others)
+    tokenizer = from_transformers(model.tokenizer)
+    return SentenceEncoder(model, identity, tokenizer, load, others, batch_size)
 
 
 def _resolve(
@@ -308,10 +275,7 @@ def _weights_digest(folder: Path) -> str:
         raise EncoderError(
             f"weights as .safetensors in {folder}", "none", "Convert the weights to safetensors"
         )
-    digests = []
-    for path in files:
-        with path.open("rb") as file:
-            digests.append(hashlib.file_digest(file, "sha256").hexdigest())
+    digests = [file_digest(path) for path in files]
     if len(digests) == 1:
         return digests[0]
     return hashlib.sha256("".join(digests).encode()).hexdigest()
@@ -347,15 +311,26 @@ def _document_prompt(model: SentenceTransformer, entry: catalog.CatalogEntry | N
     return _own_prompt(model) or (entry.prompt if entry is not None else "")
 
 
-def _refuse_prompt_name(model: SentenceTransformer, prompt: str | None) -> None:
-    """A word that names a prompt, put before every text, would make vectors no store holds."""
+def _chosen_prompt(model: SentenceTransformer, prompt: str | None, name: str | None) -> str | None:
+    """The prompt asked for, by its text or by its name; None where neither was given."""
     texts = getattr(model, "prompts", {})
+    if name is not None and name not in texts:
+        raise EncoderError(
+            f"a prompt of the model's own: {', '.join(map(repr, texts)) or 'it has none'}",
+            repr(name),
+            "Correct encoder.prompt_name, or write the text itself as encoder.prompt",
+        )
+    if name is not None:
+        return str(texts[name])
+    # A word that names a prompt, put before every text, would make vectors no store holds
     if prompt in texts and prompt not in texts.values():
         raise EncoderError(
             "the text of a prompt",
             f"{prompt!r}, the name of one",
-            f"Write the text itself, {texts[prompt]!r}; the model's own are {texts}",
+            f"Pass it as encoder.prompt_name, or write the text itself, {texts[prompt]!r}; "
+            f"the model's own are {texts}",
         )
+    return prompt
 
 
 def _own_prompt(model: SentenceTransformer) -> str:

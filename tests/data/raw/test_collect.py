@@ -190,6 +190,12 @@ def test_languages_that_are_none_are_refused(langs):
         CollectSettings(langs, 10)
 
 
+@pytest.mark.parametrize("near", [0.0, 0.99, float("nan")])
+def test_a_similarity_that_minhash_cannot_tell_is_refused(near):
+    with pytest.raises(DataError, match=r"similarity of 0\.1 to 0\.95"):
+        CollectSettings(("en",), 10, near_duplicates=near)
+
+
 PROCESS = """
 import sys
 from unembed import cli

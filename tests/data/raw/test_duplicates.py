@@ -2,7 +2,6 @@ import random
 
 import pytest
 
-from unembed.data.raw import duplicates
 from unembed.data.raw.duplicates import Duplicates, HashSet, text_hash
 
 
@@ -44,11 +43,13 @@ def test_five_million_near_duplicates_fit_into_a_quarter_of_a_gigabyte():
     pytest.importorskip("datasketch")
     seen = Duplicates(5_000_000, near=0.8)
     assert seen.nbytes == 25_000_000 + 9 * 25_000_000, "9 bands, 5 bytes each for a load of 80%"
+    for similarity in (0.1, 0.5, 0.7, 0.95):
+        most = Duplicates(5_000_000, near=similarity).nbytes
+        assert most <= 25_000_000 + (256 << 20), "however many bands"
 
 
-def test_a_full_set_forgets_and_says_so(monkeypatch):
-    monkeypatch.setattr(duplicates, "_MOST_SLOTS", 1 << 10)
-    found = HashSet(1_000_000)
+def test_a_full_set_forgets_and_says_so():
+    found = HashSet(1_000_000, most=1 << 10)
     for value in range(1, 2000):
         found.add(value << 40 | value)
     assert found.forgotten == 1999 - int(0.8 * 1024)

@@ -174,6 +174,13 @@ def test_a_wrong_checksum_of_gzip_is_an_error(tmp_path):
     assert "CRC check failed" in refusal(FileSource(str(path)))
 
 
+def test_a_file_of_which_no_line_can_be_read_says_why(tmp_path):
+    path = tmp_path / "texts.jsonl"
+    path.write_text("{\n" + '{"text": 3}\n' * 2, encoding="utf-8")
+    with pytest.raises(MissingLanguageError, match=r"none \(passed over: {'not_json': 1, 'no_te"):
+        list(FileSource(str(path)).texts("en", True, lambda reason: None))
+
+
 def test_a_utf16_file_yields_nothing_and_every_line_is_counted(tmp_path):
     path = tmp_path / "t.txt"
     path.write_bytes("one\ntwo\nthree".encode("utf-16"))

@@ -19,7 +19,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from unembed.data.manifest import file_digest, write_json
+from unembed.data.manifest import write_json
 from unembed.data.raw.duplicates import Duplicates
 from unembed.data.raw.filters import Limits
 from unembed.data.raw.mix import (
@@ -33,11 +33,13 @@ from unembed.data.raw.mix import (
     source_names,
 )
 from unembed.data.raw.sources import Weighted
+from unembed.digest import file_digest
 from unembed.errors import DataError
 
 MANIFEST = "manifest.json"
 FORMAT = 1
 KIND = "texts"
+NEAR = (0.1, 0.95)  # similarities of near-duplicates; above, MinHash has too few bands
 _GROUP_ROWS, _GROUP_CHARS = 4096, 8 << 20
 _REPORT_EVERY = 256
 
@@ -67,14 +69,22 @@ class CollectSettings:
     shard_rows: int = 50_000
 
     def __post_init__(self) -> None:
-        """Refuse languages that are none.
+        """Refuse languages that are none, and what no MinHash finds.
 
         Raises:
-            DataError: A language is blank or comes twice, or there is none.
+            DataError: A language is blank or comes twice, or there is none; or texts are to be left
+                out for a similarity that MinHash cannot tell.
         """
         if not self.langs or not all(self.langs) or len(set(self.langs)) < len(self.langs):
             raise DataError(
                 "different languages in --langs", repr(",".join(self.langs)), "Correct --langs"
+            )
+        least, most = NEAR
+        if self.near_duplicates is not None and not least <= self.near_duplicates <= most:
+            raise DataError(
+                f"a similarity of {least} to {most} for --near-duplicates",
+                str(self.near_duplicates),
+                "Correct it",
             )
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from unembed.errors import DataError
 
 _LEAST_SLOTS, _MOST_SLOTS = 1 << 10, 1 << 27  # 4 KiB, 512 MiB
+_MOST_BAND_SLOTS = 1 << 26  # 256 MiB, so that 5 million texts take below 1 GB in all
 _FULL = 0.8  # above, too many slots are looked at
 _PERMUTATIONS = 128
 _SHINGLE = 5
@@ -24,18 +25,19 @@ class HashSet:
     """A set of 64-bit hashes in 4 bytes a slot, as many slots as it will ever have.
 
     The 32 low bits of a hash say where to look, the 32 high ones are kept: a hash never seen is
-    taken for one that was about once in 10⁹ questions. At 107 million hashes (512 MiB) it stops
-    remembering new ones and counts them instead, so its memory never grows.
+    taken for one that was about once in 10⁹ questions. When four fifths of the slots are taken it
+    stops remembering new ones and counts them instead, so its memory never grows.
 
     Args:
         capacity: Hashes expected.
+        most: Slots at most.
 
     Attributes:
         forgotten: Hashes that found no place.
     """
 
-    def __init__(self, capacity: int) -> None:
-        slots = min(max(math.ceil(capacity / _FULL), _LEAST_SLOTS), _MOST_SLOTS)
+    def __init__(self, capacity: int, most: int = _MOST_SLOTS) -> None:
+        slots = min(max(math.ceil(capacity / _FULL), _LEAST_SLOTS), most)
         self._slots = np.zeros(slots, dtype=np.uint32).data
         self._room = int(slots * _FULL)
         self.forgotten = 0
@@ -130,7 +132,7 @@ class _Bands:
         shape = MinHashLSH(threshold=threshold, num_perm=_PERMUTATIONS)
         self._bands, self._rows = int(shape.b), int(shape.r)
         self._blank: Any = MinHash(num_perm=_PERMUTATIONS, hashfunc=zlib.crc32)
-        self.seen = HashSet(capacity * self._bands)
+        self.seen = HashSet(capacity * self._bands, _MOST_BAND_SLOTS)
 
     def add(self, text: str) -> bool:
         """Remember a text if none of its bands was seen; says whether it is new."""

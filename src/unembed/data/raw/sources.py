@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -97,16 +98,24 @@ class FileSource:
     def texts(self, lang: str, alone: bool, skip: Skip) -> Iterator[str]:
         """Yield the texts of a language, file by file in the order of names."""
         pick = Pick(self.column, self.lang_column, lang, LANG in self.pattern, alone)
-        found = False
+        found, passed_over = False, Counter[str]()
+
+        def count(reason: str) -> None:
+            passed_over[reason] += 1
+            skip(reason)
+
         for path in self._files(lang):
-            for text in read_rows(path, pick, skip):
+            for text in read_rows(path, pick, count):
                 found = True
                 yield text
         if not found:
             where = self.pattern.replace(LANG, lang)
             column = "" if pick.known else f" by the column {self.lang_column!r}"
+            rest = f" (passed over: {dict(passed_over)})" if passed_over else ""
             raise MissingLanguageError(
-                f"texts in {lang!r} in {where}{column}", "none", "Correct --langs or --source"
+                f"texts in {lang!r} in {where}{column}",
+                f"none{rest}",
+                "Correct --langs or --source",
             )
 
     def _found(self, lang: str) -> list[Path]:
