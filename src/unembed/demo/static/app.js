@@ -8,19 +8,19 @@ import { Settings } from "./settings.js";
 import { Strip } from "./strip.js";
 import { Vectors } from "./vectors.js";
 
-const EXAMPLES = [
-  "What are the side effects of this drug?",
-  "The patient was admitted on Monday with chest pain.",
-  "How do I reset the password of my bank account?",
-  "She is moving to Berlin next month.",
-  "The company will cut two hundred jobs in March.",
-];
+const EXAMPLES = {
+  Health: "What are the side effects of this drug?",
+  Hospital: "The patient was admitted on Monday with chest pain.",
+  Bank: "How do I reset the password of my bank account?",
+  Private: "She is moving to Berlin next month.",
+  Business: "The company will cut two hundred jobs in March.",
+};
 const AGAIN = 3000; // milliseconds between looks whether a lost server is back
 const QUIET = 30000; // ... without a word from the server before people are told
 
 const strip = new Strip(byId("strip"), byId("probe"));
 const vectors = new Vectors(() => model());
-const strategies = [new Settings("Strategy", changed), new Settings("Second strategy", changed)];
+const strategies = [new Settings("A", changed), new Settings("B", changed)];
 
 let offered = []; // what GET /models told
 let running = null; // AbortController of the decoding in progress
@@ -35,7 +35,7 @@ const comparing = () => byId("compare").checked;
 function changed() {
   const shown = comparing() ? strategies : strategies.slice(0, 1);
   byId("summary").textContent = shown.map((each) => each.summary).join("  vs  ");
-  byId("strategies").dataset.count = shown.length;
+  strategies[0].node.querySelector("legend").classList.toggle("hidden", !comparing());
   strategies[1].node.hidden = strategies[1].node.disabled = !comparing();
 }
 
@@ -54,6 +54,7 @@ function describeModel() {
   strategies[0].offer(model(), "greedy");
   strategies[1].offer(model(), "guided-search");
   changed();
+  blank();
 }
 
 /** The form as plain data, for a link and for a reload. */
@@ -105,6 +106,7 @@ function announce(text) {
 
 function notify(kind, text, { retry, label = "Try again" } = {}) {
   clearInterval(timer);
+  byId("countdown").textContent = "";
   const box = byId("notice");
   box.dataset.kind = kind;
   box.querySelector("p").textContent = text;
@@ -129,11 +131,12 @@ function explain(error, retry, so_far = "") {
 
 function countDown(error, retry) {
   let left = Math.max(1, Math.ceil(error.seconds));
-  const text = () => `${error.message} Trying again in ${left} s.`;
-  notify("busy", text(), { retry, label: "Try now" });
+  notify("busy", `${error.message} This tries again by itself.`, { retry, label: "Try now" });
+  const tell = () => (byId("countdown").textContent = `in ${left} s`);
+  tell();
   timer = setInterval(() => {
     left -= 1;
-    byId("notice").querySelector("p").textContent = text();
+    tell();
     if (left <= 0) byId("retry").click();
   }, 1000);
 }
@@ -156,24 +159,35 @@ async function invert() {
   if (!input) return;
   running?.abort();
   const mine = (running = new AbortController());
-  const asked = comparing() ? strategies : strategies.slice(0, 1);
-  const lanes = asked.map(({ request }, i) => {
-    const title = asked.length > 1 ? `${"AB"[i]}: ${strategies[i].summary}` : "What comes back";
-    return { lane: new Lane(title), body: { ...input, ...request, model: model().name, seed: Number(byId("seed").value) } };
-  });
-  byId("lanes").replaceChildren(...lanes.map(({ lane }) => lane.node));
-  byId("lanes").dataset.count = lanes.length;
+  const lanes = blank();
+  const shared = { ...input, model: model().name, seed: Number(byId("seed").value) };
   busy(true);
   announce("Inverting.");
+  reveal();
   const listen = watch();
   const ends = await Promise.allSettled(
-    lanes.map(({ lane, body }) => lane.run(body, mine.signal, listen)),
+    lanes.map((lane, i) => lane.run({ ...shared, ...strategies[i].request }, mine.signal, listen)),
   );
   listen.stop();
   if (running !== mine) return;
   running = null;
   busy(false);
   conclude(lanes, ends);
+}
+
+/** Fresh lanes, all redacted, for the strategies chosen. */
+function blank() {
+  const asked = comparing() ? strategies : strategies.slice(0, 1);
+  const titles = asked.length > 1 ? asked.map(({ summary }, i) => `${"AB"[i]}: ${summary}`) : ["What comes back"];
+  const lanes = titles.map((title) => new Lane(title, model().length));
+  byId("lanes").replaceChildren(...lanes.map(({ node }) => node));
+  return lanes;
+}
+
+/** Bring the result into view where it is not. */
+function reveal() {
+  const box = byId("lanes").getBoundingClientRect();
+  if (box.bottom > window.innerHeight || box.top < 0) byId("result").scrollIntoView();
 }
 
 /** Hears the events of all lanes: draws the embedding, tells the place in the queue. */
@@ -184,7 +198,6 @@ function watch() {
     quiet = setTimeout(() => notify("lost", "Nothing heard from the server for 30 seconds. It may be busy.",
       { retry: invert, label: "Start again" }), QUIET);
     if (event === "queued" && data.position > 0) {
-      announce(`Waiting. ${data.position} ahead of you.`);
       notify("busy", `The server is busy: ${data.position} ahead of you. This starts by itself.`);
     }
     if (event === "start") {
@@ -213,7 +226,7 @@ function conclude(lanes, ends) {
     return;
   }
   const { reason } = ends[failed];
-  const reached = lanes[failed].lane.progress;
+  const reached = lanes[failed].progress;
   if (reason.name === "AbortError") {
     announce("Stopped.");
     return;
@@ -241,10 +254,10 @@ function busy(on) {
 // Beginning
 
 function wire() {
-  byId("examples").replaceChildren(...EXAMPLES.map((text) => make("li", {}, make("button", { type: "button" }, text))));
-  byId("examples").addEventListener("click", ({ target }) => {
-    if (target.tagName === "BUTTON") byId("text").value = target.textContent;
-  });
+  for (const [label, text] of Object.entries(EXAMPLES)) {
+    const button = make("button", { type: "button", title: text, onclick: () => put(text) }, label);
+    byId("surprise").parentElement.before(make("li", {}, button));
+  }
   byId("text").addEventListener("keydown", (event) => {
     if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
     event.preventDefault();
@@ -268,11 +281,17 @@ function wire() {
     if (linked) restore(linked);
   });
   vectors.wire(() => choose("vector"));
+  byId("strategies").append(...strategies.map((each) => each.node));
+}
+
+function put(text) {
+  byId("text").value = text;
+  say(byId("text-error"), null);
 }
 
 async function surprise() {
   try {
-    byId("text").value = (await random()).text;
+    put((await random()).text);
     hush();
   } catch (error) {
     explain(error, surprise);
@@ -302,7 +321,7 @@ async function begin() {
     return;
   }
   const kept = history.state;
-  restore(fromFragment(location.hash) ?? kept ?? { text: EXAMPLES[0], lanes: [{}] });
+  restore(fromFragment(location.hash) ?? kept ?? { text: EXAMPLES.Health, lanes: [{}] });
   if (kept?.vector) vectors.remembered = kept.vector;
   choose(kept?.source ?? "text");
   byId("invert").disabled = false;

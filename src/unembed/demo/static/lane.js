@@ -4,6 +4,7 @@ import { decode } from "./api.js";
 import { make, number, percent, stamp } from "./dom.js";
 
 const FRAME = 130; // milliseconds that a step is shown for at least, so that people can follow
+const SURE = 0.6; // confidence from which a chip is marked strongly
 const SHOW = 3200; // ... unless the whole would then take longer than this
 
 const SPOKEN = { masked: "masked", guessed: "guessed", settled: "settled", end: "end", padding: "unused" };
@@ -13,9 +14,9 @@ const MEANING = { right: "right", wrong: "wrong", missing: "missing", extra: "ex
 const pause = (time) => new Promise((resolve) => setTimeout(resolve, time));
 
 export class Lane {
-  constructor(title) {
+  /** @param length Positions, all of them masked until `run`. */
+  constructor(title, length) {
     this.node = stamp("lane-template");
-    this.frames = [];
     const part = (selector) => this.node.querySelector(selector);
     this.parts = { chips: part(".chips"), play: part(".play"), range: part("input"), outcome: part(".outcome") };
     part("h2").textContent = title;
@@ -24,6 +25,7 @@ export class Lane {
     this.parts.range.setAttribute("aria-label", `Step of ${title}`);
     this.parts.range.addEventListener("input", () => this.#scrub());
     this.parts.play.addEventListener("click", () => this.#toggle());
+    this.#begin(length);
   }
 
   /**
@@ -37,7 +39,8 @@ export class Lane {
     try {
       for await (const { event, data } of decode(body, signal)) {
         heard(event, data);
-        if (event === "start") this.#begin(data);
+        if (event === "start") this.#state("running");
+        if (event === "start") this.dimension = data.dimension;
         if (event === "step") this.#add(data);
         if (event === "step") playing ??= this.#play();
         if (event === "done") result = data;
@@ -60,12 +63,10 @@ export class Lane {
     return last?.index ? `step ${last.index} of ${last.total}` : null;
   }
 
-  #begin({ length, dimension }) {
-    this.dimension = dimension;
+  #begin(length) {
     const tokens = Array.from({ length }, () => ({ text: "", confidence: 0, state: "masked" }));
     this.frames = [{ index: 0, total: 0, mask_ratio: 1, milliseconds: 0, tokens }];
     this.parts.chips.replaceChildren(...tokens.map(() => make("li", { className: "chip" })));
-    this.#state("running");
     this.show(0);
   }
 
@@ -116,8 +117,9 @@ export class Lane {
     frame.tokens.forEach((token, i) => paint(chips.children[i], token, i));
     range.value = at;
     range.setAttribute("aria-valuetext", `step ${frame.index} of ${frame.total}, ${percent(frame.mask_ratio)} masked`);
+    if (!frame.total) return; // not begun: nothing to count
     const write = (name, text) => (this.node.querySelector(`.${name}`).textContent = text);
-    write("count", `Step ${frame.index}${frame.total ? ` of ${frame.total}` : ""}`);
+    write("count", `Step ${frame.index} of ${frame.total}`);
     write("ratio", `${percent(frame.mask_ratio)} masked`);
     write("time", `${Math.round(frame.milliseconds)} ms`);
     const calls = frame.encoder_calls ? ` after ${frame.encoder_calls} calls` : "";
@@ -143,6 +145,7 @@ function paint(chip, token, position) {
   chip.dataset.state = token.state;
   chip.toggleAttribute("data-joined", joined && shown !== "");
   chip.toggleAttribute("data-changed", Boolean(token.changed) && token.state !== "padding");
+  chip.toggleAttribute("data-sure", token.state === "settled" && token.confidence >= SURE);
   chip.style.setProperty("--sure", token.confidence ?? 0);
   chip.title = `Position ${position + 1}: ${SPOKEN[token.state]}${sure}`;
   chip.replaceChildren(shown, make("span", { className: "hidden" }, ` ${SPOKEN[token.state]}${sure}`));

@@ -38,26 +38,26 @@ export class Settings {
     }
     const filled = [...groups].filter(([, options]) => options.length);
     this.select.replaceChildren(...filled.map(([label, all]) => make("optgroup", { label }, ...all)));
-    this.select.value = before in model.strategies ? before : Object.keys(model.strategies)[0];
+    this.select.value = Object.hasOwn(model.strategies, before) ? before : Object.keys(model.strategies)[0];
     this.#build();
   }
 
   #build() {
     const { model } = this;
     const strategy = model.strategies[this.select.value];
-    const fields = [
-      ...Object.entries(strategy.options).map(([name, option]) => field(`option.${name}`, title(name), option)),
-      field("steps", "Steps", { type: "int", default: model.default_steps, minimum: 1, maximum: model.max_steps }),
-    ];
-    if (model.guidance) {
-      fields.push(field("early", "Guidance, early", { type: "float", default: 0 }));
-      fields.push(field("late", "Guidance, late", { type: "float", default: 0 }));
-    }
+    const { temperature, ...options } = strategy.options;
+    const fields = [field("steps", "Steps", { type: "int", default: model.default_steps, minimum: 1, maximum: model.max_steps })];
     if (strategy.needs_encoder) {
       const most = model.max_encoder_calls;
       const usual = Math.min(CALLS, most);
       fields.push(field("calls", "Encoder calls", { type: "int", default: usual, minimum: 1, maximum: most }));
     }
+    if (temperature) fields.push(field("option.temperature", "Temperature", temperature));
+    if (model.guidance) {
+      fields.push(field("early", "Guidance, early", { type: "float", default: 0 }));
+      fields.push(field("late", "Guidance, late", { type: "float", default: 0 }));
+    }
+    fields.push(...Object.entries(options).map(([name, option]) => field(`option.${name}`, title(name), option)));
     this.fields.replaceChildren(...fields);
     this.node.querySelector(".threat").textContent = strategy.needs_encoder
       ? "The attacker holds the vector and may also embed guesses."
@@ -76,7 +76,7 @@ export class Settings {
 
   /** Take on values as `values` gives them; what this model does not know is passed over. */
   set values(wanted) {
-    if (wanted.strategy in this.model.strategies) this.select.value = wanted.strategy;
+    if (Object.hasOwn(this.model.strategies, wanted.strategy ?? "")) this.select.value = wanted.strategy;
     this.#build();
     for (const input of this.fields.querySelectorAll("input, select")) {
       const value = wanted[input.name];
