@@ -19,10 +19,10 @@ export TEXT
 RECENT := import sys; sys.exit(sys.version_info < (3, 11))
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format bench clean
+.PHONY: help install demo test lint format bench screenshots clean
 
 help: ## list these commands
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 	@echo
 	@echo "  make demo TEXT='your own sentence'"
 
@@ -48,6 +48,9 @@ bench: $(STAMP) ## run the benchmarks and print their tables (some minutes)
 	$(BIN)/python -m benchmarks.encoding
 	$(BIN)/python -m benchmarks.decoding
 	$(BIN)/python -m benchmarks.preparation
+
+screenshots: $(STAMP) ## take the pictures of the demo again, for the README (needs Chromium)
+	$(BIN)/python -m tests.browser.screenshots
 
 clean: ## remove .venv, build results and caches (data/ and runs/ stay)
 	rm -rf $(VENV) build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -2,12 +2,14 @@
 
 /** The server answered, and said no. */
 export class Refused extends Error {
-  constructor(problem, status, seconds) {
-    super(problem.detail || problem.title || `The server answered with status ${status}.`);
+  constructor(problem, status, seconds = problem.retry_after ?? null) {
+    super(sentence(problem.detail || problem.title || `The server answered with status ${status}`));
     this.status = status;
     this.seconds = seconds; // until it is worth asking again; null where the server did not say
   }
 }
+
+const sentence = (text) => `${text[0].toUpperCase()}${text.slice(1)}`.replace(/([^.!?…])$/, "$1.");
 
 /** No answer, or an answer that broke off. */
 export class Lost extends Error {}
@@ -22,8 +24,8 @@ async function send(path, options = {}) {
   }
   if (response.ok) return response;
   const problem = await response.json().catch(() => ({}));
-  const after = Number(response.headers.get("Retry-After") ?? NaN);
-  throw new Refused(problem, response.status, Number.isFinite(after) ? after : null);
+  const after = response.headers.get("Retry-After");
+  throw new Refused(problem, response.status, after && Number.isFinite(Number(after)) ? Number(after) : undefined);
 }
 
 const read = async (path) => (await send(path)).json();
@@ -42,7 +44,7 @@ export async function* decode(body, signal) {
     signal,
   });
   for await (const message of messages(response.body)) {
-    if (message.event === "error") throw new Refused(message.data, message.data.status, null);
+    if (message.event === "error") throw new Refused(message.data, message.data.status);
     yield message;
     if (message.event === "done") return;
   }
