@@ -75,7 +75,9 @@ class EntropyBounded:
         fits = ((before <= self.gamma) & rising.isfinite()).sum(dim=1)
         count = torch.maximum(fits, even_share(masked, passes))
         chosen = mask_surest(-entropy, masked, count)
-        state.settle(chosen, spread(guesses, masked, 0), spread(probabilities, masked, 0.0))
+        tokens, sure = spread(guesses, masked, 0), spread(probabilities, masked, 0.0)
+        state.guess(tokens, sure)
+        state.settle(chosen, tokens, sure)
         return not bool(state.masked.any())
 
 
