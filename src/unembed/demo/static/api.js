@@ -60,10 +60,7 @@ async function* messages(stream) {
       if (done) return;
       const blocks = (rest + value).split(/\r?\n\r?\n/);
       rest = blocks.pop();
-      for (const block of blocks) {
-        const message = parse(block);
-        if (message) yield message;
-      }
+      for (const block of blocks) yield parse(block);
     }
   } catch (error) {
     if (error.name === "AbortError") throw error;
@@ -73,7 +70,7 @@ async function* messages(stream) {
   }
 }
 
-/** One block of an event stream; null for comments that only keep the connection open. */
+/** One block of an event stream; without data, a comment, it is a sign of life. */
 function parse(block) {
   let event = "message";
   const data = [];
@@ -82,5 +79,5 @@ function parse(block) {
     if (field === "event") event = value;
     if (field === "data") data.push(value);
   }
-  return data.length ? { event, data: JSON.parse(data.join("\n")) } : null;
+  return data.length ? { event, data: JSON.parse(data.join("\n")) } : { event: "ping" };
 }

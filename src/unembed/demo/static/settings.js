@@ -12,8 +12,6 @@ const TITLES = {
   "guided-search": "Guided search",
 };
 
-const CALLS = 128; // suggested where a strategy may call the encoder
-
 export const titleOf = (name) => TITLES[name] ?? name;
 
 export class Settings {
@@ -48,9 +46,8 @@ export class Settings {
     const { temperature, ...options } = strategy.options;
     const fields = [field("steps", "Steps", { type: "int", default: model.default_steps, minimum: 1, maximum: model.max_steps })];
     if (strategy.needs_encoder) {
-      const most = model.max_encoder_calls;
-      const usual = Math.min(CALLS, most);
-      fields.push(field("calls", "Encoder calls", { type: "int", default: usual, minimum: 1, maximum: most }));
+      const calls = { type: "int", default: model.default_encoder_calls, minimum: 1, maximum: model.max_encoder_calls };
+      fields.push(field("calls", "Encoder calls", calls));
     }
     if (temperature) fields.push(field("option.temperature", "Temperature", temperature));
     if (model.guidance) {
@@ -96,8 +93,7 @@ export class Settings {
     }
     if (steps !== undefined) asked.steps = Number(steps);
     if (early !== undefined || late !== undefined) asked.guidance = [Number(early ?? 0), Number(late ?? 0)];
-    const spend = this.fields.querySelector("[name=calls]");
-    if (spend) asked.encoder_calls = Number(calls ?? spend.dataset.default);
+    if (calls !== undefined) asked.encoder_calls = Number(calls);
     return asked;
   }
 

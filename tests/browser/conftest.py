@@ -1,0 +1,81 @@
+"""A browser, a server of the tiny model, and pages that may not go wrong unseen."""
+
+import os
+import shutil
+
+import pytest
+from playwright.sync_api import sync_playwright
+
+from . import serving
+
+_CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if "browser" in item.path.parts:
+            item.add_marker(pytest.mark.browser)
+
+
+@pytest.fixture(scope="package")
+def chromium():
+    """Closed when these tests are done: while it runs, no other test may start an event loop."""
+    path = next((found for name in _CHROMIUM if (found := shutil.which(name))), None)
+    if path is None and os.environ.get("UNEMBED_BROWSER") == "required":
+        pytest.fail("UNEMBED_BROWSER=required, and there is no Chromium (apt-get install chromium)")
+    if path is None:
+        pytest.skip("no Chromium here for the tests of the page (apt-get install chromium)")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="package")
+def folder(inverter, tmp_path_factory):
+    path = tmp_path_factory.mktemp("browser") / "inverter"
+    inverter.save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="package")
+def server(chromium, folder):
+    """Serves the tiny model, as fast as it can."""
+    with serving.Server("tests.browser.serving", folder) as running:
+        yield running
+
+
+@pytest.fixture
+def slow(chromium, folder):
+    """Serves the tiny model at a pass every quarter of a second; a test may kill it."""
+    with serving.Server("tests.browser.serving", folder, "--pace", "0.25") as running:
+        yield running
+
+
+@pytest.fixture
+def open_page(chromium):
+    """Opens pages; what goes wrong in one unseen fails the test at its end."""
+    contexts, faults = [], []
+
+    def told(message):
+        # The network's own messages are what tests of failures provoke
+        if message.type in ("error", "warning") and "net::ERR" not in message.text:
+            faults.append(message.text)
+
+    def opened(address, **options):
+        context = chromium.new_context(
+            **{"viewport": {"width": 1280, "height": 900}, "reduced_motion": "reduce", **options}
+        )
+        context.set_default_timeout(20_000)
+        contexts.append(context)
+        page = context.new_page()
+        page.on("console", told)
+        page.on("pageerror", lambda error: faults.append(str(error)))
+        page.goto(address)
+        page.locator("#invert:enabled").wait_for()
+        return page
+
+    yield opened
+    for context in contexts:
+        context.close()
+    assert faults == []

@@ -1,0 +1,86 @@
+"""A server in a process of its own, which can be killed.
+
+As a command, the demo with the tiny encoder and denoiser: python -m tests.browser.serving FOLDER
+"""
+
+import argparse
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+_PATIENCE = 120  # seconds in which a server must have started
+
+
+class Server:
+    """Runs ``python -m MODULE ARGUMENTS --port PORT`` until the block ends.
+
+    Attributes:
+        address: Of the page.
+    """
+
+    def __init__(self, module, *arguments):
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        self.address = f"http://127.0.0.1:{port}/"
+        self.command = [sys.executable, "-m", module, *map(str, arguments), "--port", str(port)]
+
+    def __enter__(self):
+        self.start()
+        return self
+
+    def __exit__(self, *error):
+        self.kill()
+
+    def start(self):
+        """Start it and wait until it answers; after `kill`, on the same port."""
+        self.process = subprocess.Popen(self.command, cwd=ROOT, env=os.environ)
+        until = time.monotonic() + _PATIENCE
+        while time.monotonic() < until:
+            assert self.process.poll() is None, "the server has ended"
+            try:
+                urllib.request.urlopen(f"{self.address}health", timeout=2).close()
+                return
+            except OSError:
+                time.sleep(0.1)
+        self.kill()
+        raise AssertionError("the server does not answer")
+
+    def kill(self):
+        """End it as a power cut would."""
+        self.process.kill()
+        self.process.wait()
+
+
+def main():
+    from unembed.demo import server
+    from unembed.demo.app import create_app
+    from unembed.demo.asking import Demo
+    from unembed.demo.guard import Clients
+    from unembed.demo.limits import Limits
+    from unembed.demo.metrics import Metrics
+    from unembed.demo.model import ServedModel, SharedEncoder
+    from unembed.encoders.base import FakeEncoder
+    from unembed.inverter import Inverter
+
+    parser = argparse.ArgumentParser()
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--pace", type=float, default=0.0, help="seconds a denoiser pass takes")
+    given = parser.parse_args()
+    inverter = Inverter.from_pretrained(given.folder)
+    if given.pace:
+        inverter.denoiser.register_forward_hook(lambda *_: time.sleep(given.pace))
+    limits, metrics = Limits(rate=None), Metrics()
+    model = ServedModel("tiny", inverter, SharedEncoder(FakeEncoder()), limits, metrics)
+    app = create_app(Demo({"tiny": model}, limits, metrics, Clients(None, metrics), False))
+    server.run(app, server.bind("127.0.0.1", given.port), ready=lambda: None, seconds=1)
+
+
+if __name__ == "__main__":
+    main()
