@@ -1,6 +1,7 @@
 """A browser, a server of the tiny model, and pages that may not go wrong unseen."""
 
 import os
+import re
 import shutil
 
 import pytest
@@ -8,6 +9,7 @@ from playwright.sync_api import sync_playwright
 
 from . import serving
 
+_PROVOKED = re.compile(r"net::ERR|with a status of (422|429|503)")  # by tests of failures
 _CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
 
 
@@ -40,15 +42,8 @@ def folder(inverter, tmp_path_factory):
 
 @pytest.fixture(scope="package")
 def server(chromium, folder):
-    """Serves the tiny model, as fast as it can."""
+    """Serves the tiny model; who kills it starts it again."""
     with serving.Server("tests.browser.serving", folder) as running:
-        yield running
-
-
-@pytest.fixture
-def slow(chromium, folder):
-    """Serves the tiny model at a pass every quarter of a second; a test may kill it."""
-    with serving.Server("tests.browser.serving", folder, "--pace", "0.25") as running:
         yield running
 
 
@@ -58,8 +53,7 @@ def open_page(chromium):
     contexts, faults = [], []
 
     def told(message):
-        # The network's own messages are what tests of failures provoke
-        if message.type in ("error", "warning") and "net::ERR" not in message.text:
+        if message.type in ("error", "warning") and not _PROVOKED.search(message.text):
             faults.append(message.text)
 
     def opened(address, **options):

@@ -1,6 +1,7 @@
 """A server in a process of its own, which can be killed.
 
-As a command, the demo with the tiny encoder and denoiser: python -m tests.browser.serving FOLDER
+As a command, the demo with the tiny encoder and denoiser of a folder, as the models ``tiny`` and
+``slow``, a pass of which takes 0.4 seconds: python -m tests.browser.serving FOLDER
 """
 
 import argparse
@@ -14,6 +15,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 _PATIENCE = 120  # seconds in which a server must have started
+_PASS = 0.4  # seconds
 
 
 class Server:
@@ -71,14 +73,15 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("folder", type=Path)
     parser.add_argument("--port", type=int, required=True)
-    parser.add_argument("--pace", type=float, default=0.0, help="seconds a denoiser pass takes")
     given = parser.parse_args()
-    inverter = Inverter.from_pretrained(given.folder)
-    if given.pace:
-        inverter.denoiser.register_forward_hook(lambda *_: time.sleep(given.pace))
-    limits, metrics = Limits(rate=None), Metrics()
-    model = ServedModel("tiny", inverter, SharedEncoder(FakeEncoder()), limits, metrics)
-    app = create_app(Demo({"tiny": model}, limits, metrics, Clients(None, metrics), False))
+    limits, metrics, encoder = Limits(rate=None), Metrics(), SharedEncoder(FakeEncoder())
+    models = {}
+    for name in ("tiny", "slow"):
+        inverter = Inverter.from_pretrained(given.folder)
+        if name == "slow":
+            inverter.denoiser.register_forward_hook(lambda *_: time.sleep(_PASS))
+        models[name] = ServedModel(name, inverter, encoder, limits, metrics)
+    app = create_app(Demo(models, limits, metrics, Clients(None, metrics), log_texts=False))
     server.run(app, server.bind("127.0.0.1", given.port), ready=lambda: None, seconds=1)
 
 

@@ -104,6 +104,24 @@ def test_scrubbing_and_replaying(server, open_page):
     assert timeline.input_value() == last
 
 
+def test_every_step_is_shown_long_enough_to_be_seen(server, open_page):
+    page = open_page(server.address, reduced_motion="no-preference")
+    page.evaluate("""() => {
+        window.seen = [];
+        const note = () => {
+            const told = document.querySelector(".count").textContent;
+            if (told !== window.seen.at(-1)?.[0]) window.seen.push([told, performance.now()]);
+        };
+        const all = { childList: true, subtree: true, characterData: true };
+        new MutationObserver(note).observe(document.getElementById("lanes"), all);
+    }""")
+    invert(page)
+    seen = [(told, at) for told, at in page.evaluate("window.seen") if told]
+    assert [told for told, _ in seen] == [f"Step {i + 1} of {STEPS}" for i in range(len(seen))]
+    assert len(seen) > 4
+    assert seen[-1][1] - seen[0][1] > 100 * (len(seen) - 1)
+
+
 def test_two_strategies_on_the_same_vector(server, open_page):
     page = open_page(server.address)
     bodies = []

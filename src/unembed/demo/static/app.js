@@ -79,13 +79,13 @@ function restore({ text, model: name, seed, lanes }) {
 }
 
 /** Keep the form with this entry of the tab's history: a reload finds it, nobody else. */
-function remember(busy) {
-  history.replaceState({ ...state(), vector: vectors.remembered, source: source(), busy }, "");
+function remember(busy, address = location.href) {
+  history.replaceState({ ...state(), vector: vectors.remembered, source: source(), busy }, "", address);
 }
 
 async function share() {
   const address = new URL(`#${toFragment(state())}`, location.href).href;
-  history.replaceState(history.state, "", address);
+  remember(Boolean(running), address);
   const done = await navigator.clipboard?.writeText(address).then(() => true, () => false);
   const what = source() === "text" ? "Link" : "Link with the settings";
   flash(byId("share"), done ? `${what} copied` : "Link is in the address bar");
@@ -321,7 +321,7 @@ async function begin() {
     return;
   }
   const kept = history.state;
-  restore(fromFragment(location.hash) ?? kept ?? { text: EXAMPLES.Health, lanes: [{}] });
+  restore(kept ?? fromFragment(location.hash) ?? { text: EXAMPLES.Health, lanes: [{}] });
   if (kept?.vector) vectors.remembered = kept.vector;
   choose(kept?.source ?? "text");
   byId("invert").disabled = false;

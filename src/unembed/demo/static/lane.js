@@ -11,6 +11,9 @@ const SPOKEN = { masked: "masked", guessed: "guessed", settled: "settled", end: 
 const MARKS = { right: "✓", wrong: "≠", missing: "−", extra: "+" };
 const MEANING = { right: "right", wrong: "wrong", missing: "missing", extra: "extra" };
 
+// Who wants no motion sees the newest step as it comes, and goes through them with the timeline
+const still = matchMedia("(prefers-reduced-motion: reduce)");
+
 const pause = (time) => new Promise((resolve) => setTimeout(resolve, time));
 
 export class Lane {
@@ -42,7 +45,7 @@ export class Lane {
         if (event === "start") this.#state("running");
         if (event === "start") this.dimension = data.dimension;
         if (event === "step") this.#add(data);
-        if (event === "step") playing ??= this.#play();
+        if (event === "step") playing ??= this.#play(still.matches);
         if (event === "done") result = data;
       }
       this.open = false;
@@ -77,14 +80,14 @@ export class Lane {
     this.parts.range.disabled = this.parts.play.disabled = false;
   }
 
-  /** Go through the steps up to the newest, no faster than eyes can follow. */
-  async #play() {
+  /** Go through the steps up to the newest, no faster than eyes can follow; `skip`: to the newest at once. */
+  async #play(skip = false) {
     const turn = (this.turn = {}); // another turn, or none, ends this one
     const { play } = this.parts;
     play.textContent = "Pause";
     while (this.turn === turn && (this.open || this.at < this.frames.length - 1)) {
-      if (this.at < this.frames.length - 1) this.show(this.at + 1);
-      await pause(Math.min(FRAME, SHOW / (this.frames[this.at].total || 1)));
+      if (this.at < this.frames.length - 1) this.show(skip ? this.frames.length - 1 : this.at + 1);
+      await pause(skip ? 30 : Math.min(FRAME, SHOW / this.frames[this.at].total));
     }
     if (this.turn === turn) this.#halt();
   }
