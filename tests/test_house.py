@@ -43,7 +43,7 @@ ALLOWED = {
     "terminal": "data decoding encoders errors evaluation inversion inverter",
     "audit": "config data device encoders errors evaluation inversion inverter",
     "demo": "config data decoding device encoders errors evaluation inversion inverter",
-    "commands": "config data device encoders errors evaluation inversion inverter onnx_denoiser "
+    "commands": "config data demo device encoders errors evaluation inversion inverter onnx_denoiser "
     "options terminal training vectors weights",
     "cli": "commands demo errors",
     "options": "errors",
@@ -52,9 +52,9 @@ ALLOWED = {
 }
 
 HEAVY = """
-accelerate datasets datasketch huggingface_hub numpy pandas py3langid pyarrow pydantic ray
-safetensors scipy
-sentence_transformers sklearn tokenizers torch transformers yaml
+accelerate datasets datasketch fastapi huggingface_hub numpy pandas prometheus_client py3langid
+pyarrow pydantic ray safetensors scipy sentence_transformers sklearn starlette tokenizers torch
+transformers uvicorn yaml
 """.split()
 
 

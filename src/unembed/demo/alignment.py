@@ -38,7 +38,7 @@ def align_words(original: str, recovered: str, tokenizer: TextTokenizer) -> list
 
 
 def split_words(text: str) -> list[str]:
-    """Runs of letters, digits and their marks; a sign of Chinese or Japanese is a word by itself."""
+    """Runs of letters, digits and marks; a sign of Chinese or Japanese is a word by itself."""
     words: list[str] = []
     for kind, run in groupby(text, key=_class_of):
         if kind == "sign":

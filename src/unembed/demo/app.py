@@ -32,10 +32,10 @@ from unembed.demo.schemas import (
     InvertOut,
     InvertRequest,
     ModelsOut,
-    ProblemOut,
     QueueOut,
     RandomOut,
 )
+from unembed.demo.server import LOOPBACK
 from unembed.errors import UnembedError
 
 _STATIC = Path(__file__).parent / "static"
@@ -160,11 +160,7 @@ async def metrics(demo: Shared) -> Response:
     return Response(demo.metrics.page(counts), media_type=CONTENT_TYPE_LATEST)
 
 
-def create_app(
-    demo: Demo,
-    hosts: Sequence[str] = ("localhost", "127.0.0.1", "[::1]"),
-    origins: Sequence[str] = (),
-) -> FastAPI:
+def create_app(demo: Demo, hosts: Sequence[str] = LOOPBACK, origins: Sequence[str] = ()) -> FastAPI:
     """The application, ready to be served.
 
     Args:
@@ -174,7 +170,7 @@ def create_app(
     """
 
     @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
         for model in demo.models.values():
             await asyncio.to_thread(model.close)
@@ -186,11 +182,10 @@ def create_app(
         docs_url=None,
         redoc_url=None,
         lifespan=lifespan,
-        max_body_size=demo.limits.body_bytes,
         telemetry={"tracing": False, "metrics": False, "logs": False},
     )
     app.state.demo = demo
-    app.add_exception_handler(problems.Problem, problems.on_problem)
+    app.add_exception_handler(problems.ProblemError, problems.on_problem)
     app.add_exception_handler(UnembedError, problems.on_problem)
     app.add_exception_handler(HTTPException, problems.on_http_error)
     app.add_exception_handler(RequestValidationError, problems.on_invalid)

@@ -23,7 +23,7 @@ from unembed.demo.guard import Clients
 from unembed.demo.limits import Limits
 from unembed.demo.metrics import Metrics
 from unembed.demo.model import ServedModel
-from unembed.demo.problems import Problem
+from unembed.demo.problems import ProblemError
 from unembed.demo.schemas import DecodeRequest, EncodeRequest, InvertRequest
 from unembed.inverter import as_unit_vectors
 
@@ -56,13 +56,18 @@ class Demo:
         """A model by its name; the default one without.
 
         Raises:
-            Problem: There is none of that name.
+            ProblemError: There is none of that name.
         """
         if name is None:
             return next(iter(self.models.values()))
         if name not in self.models:
-            raise Problem(422, f"expected a model among {', '.join(self.models)}")
+            raise ProblemError(422, f"expected a model among {', '.join(self.models)}")
         return self.models[name]
+
+    def drain(self) -> None:
+        """Take no more work and send those that wait away."""
+        for model in self.models.values():
+            model.drain()
 
 
 class Asked:
@@ -71,10 +76,13 @@ class Asked:
     Args:
         demo: What the routes share.
         model: Which serves it.
-        job: All of it but how it is told.
+        plan: See `Job`.
+        given: Texts, or unit vectors [N, D].
+        seed: See `Job`.
+        watched: See `Job`.
 
     Raises:
-        Problem: The queue is full, or the server is shutting down.
+        ProblemError: The queue is full, or the server is shutting down.
     """
 
     def __init__(
@@ -90,9 +98,7 @@ class Asked:
         self._events: asyncio.Queue[tuple[str, Any]] = asyncio.Queue()
         self._loop = asyncio.get_running_loop()
         self._over = False
-        vectors = given if isinstance(given, np.ndarray) else None
-        texts = None if isinstance(given, np.ndarray) else given
-        self._job = Job(plan, texts, vectors, seed, watched, self._tell)
+        self._job = Job(plan, given, seed, watched, self._tell)
         self._worker = model.submit(self._job)
 
     def _tell(self, name: str, data: Any) -> None:
@@ -117,22 +123,21 @@ class Asked:
 
     def _log(self, name: str, data: Any) -> None:
         if self._demo.log_texts and name == "done":
-            originals = self._job.texts or [None] * len(self._job)
-            for text, found in zip(originals, data["results"], strict=True):
+            for text, found in zip(self._job.originals, data["results"], strict=True):
                 log.info("%r was recovered as %r", text, found["text"])
 
     async def result(self, request: Request) -> dict[str, Any]:
         """The data of the last event.
 
         Raises:
-            Problem: Of an ``error``; or the client has left.
+            ProblemError: Of an ``error``; or the client has left.
         """
         answer = asyncio.ensure_future(self._last())
         gone = asyncio.ensure_future(_disconnected(request))
         try:
             await asyncio.wait({answer, gone}, return_when=asyncio.FIRST_COMPLETED)
             if not answer.done():
-                raise Problem(408, "the client has left")
+                raise ProblemError(408, "the client has left")
             return answer.result()
         finally:
             answer.cancel()
@@ -144,7 +149,7 @@ class Asked:
         async for name, data in self.events():  # noqa: B007 - the last one is wanted
             pass
         if name == "error":
-            raise Problem(data["status"], data["detail"], data.get("retry_after"))
+            raise ProblemError(data["status"], data["detail"], data.get("retry_after"))
         return data
 
     def leave(self) -> None:
@@ -168,6 +173,8 @@ class EventStream(StreamingResponse):
         try:
             async with asyncio.timeout(self._seconds):
                 await super().__call__(scope, receive, send)
+        except TimeoutError:
+            log.warning("a client did not read its events in time")
         finally:
             self._asked.leave()
 
@@ -178,7 +185,7 @@ class EventStream(StreamingResponse):
                 continue
             if name == "done":
                 (result,) = data.pop("results")
-                data = {**result, **data}
+                data.update(result)
             text = json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
             yield f"event: {name}\ndata: {text}\n\n"
 
@@ -188,15 +195,17 @@ async def _disconnected(request: Request) -> None:
         pass
 
 
-def _too_slow(limits: Limits) -> Problem:
-    return Problem(504, f"not finished within the {limits.seconds:g} seconds a request may take")
+def _too_slow(limits: Limits) -> ProblemError:
+    return ProblemError(
+        504, f"not finished within the {limits.seconds:g} seconds a request may take"
+    )
 
 
 def encode(demo: Demo, body: EncodeRequest) -> Asked:
     """Queue a text to be embedded.
 
     Raises:
-        Problem: No such model, no usable text, or no room.
+        ProblemError: No such model, no usable text, or no room.
     """
     _check_text(body.text, demo.limits)
     return Asked(demo, demo.find(body.model), None, [body.text], watched=True)
@@ -206,7 +215,7 @@ def decode(demo: Demo, body: DecodeRequest) -> Asked:
     """Queue a text or a vector to be inverted while somebody watches.
 
     Raises:
-        Problem: No such model, no usable input, a setting above a limit, or no room.
+        ProblemError: No such model, no usable input, a setting above a limit, or no room.
         UnembedError: A setting or a vector is not usable.
     """
     model = demo.find(body.model)
@@ -222,31 +231,33 @@ def invert(demo: Demo, body: InvertRequest, scope: Scope) -> Asked:
     """Queue texts or vectors to be inverted.
 
     Raises:
-        Problem: As for `decode`; too many texts at once, or from this client.
+        ProblemError: As for `decode`; too many texts at once, or from this client.
         UnembedError: As for `decode`.
     """
     model = demo.find(body.model)
     plan = _plan(model, body, demo.limits)
-    given = body.texts if body.texts is not None else body.embeddings
-    assert given is not None
+    given: list[str] | NDArray[np.float32]
+    if body.texts is not None:
+        given = body.texts
+        for text in given:
+            _check_text(text, demo.limits)
+    else:
+        given = as_unit_vectors(body.embeddings, model.encoder.identity.dimension)
     if len(given) > demo.limits.vectors:
-        raise Problem(422, f"expected at most {demo.limits.vectors} at once; found {len(given)}")
-    for text in body.texts or ():
-        _check_text(text, demo.limits)
-    vectors = None
-    if body.embeddings is not None:
-        vectors = as_unit_vectors(body.embeddings, model.encoder.identity.dimension)
+        raise ProblemError(
+            422, f"expected at most {demo.limits.vectors} at once; found {len(given)}"
+        )
     problem = demo.clients.charge(scope, len(given) - 1) if len(given) > 1 else None
     if problem is not None:
         raise problem
-    return Asked(demo, model, plan, body.texts or vectors, body.seed)
+    return Asked(demo, model, plan, given, body.seed)
 
 
 def _check_text(text: str, limits: Limits) -> None:
     if not text.strip():
-        raise Problem(422, "expected a text with at least one visible character")
+        raise ProblemError(422, "expected a text with at least one visible character")
     if len(text) > limits.text_chars:
-        raise Problem(
+        raise ProblemError(
             422, f"expected a text of at most {limits.text_chars} characters; found {len(text)}"
         )
 
@@ -261,8 +272,8 @@ def _plan(model: ServedModel, body: DecodeRequest | InvertRequest, limits: Limit
         ("encoder_calls", calls, limits.encoder_calls),
     ):
         if value > most:
-            raise Problem(422, f"{name}: expected at most {most}; found {value}")
+            raise ProblemError(422, f"{name}: expected at most {most}; found {value}")
     if strategy.needs_encoder and calls < 1:
-        raise Problem(422, f"encoder_calls: expected at least 1 for {body.strategy}; found 0")
+        raise ProblemError(422, f"encoder_calls: expected at least 1 for {body.strategy}; found 0")
     guidance = None if body.guidance is None else (body.guidance[0], body.guidance[1])
     return Plan(body.strategy, strategy, steps, guidance, calls if strategy.needs_encoder else 0)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from unembed.decoding import Strategy
 from unembed.demo.limits import Limits
 from unembed.demo.metrics import Metrics
-from unembed.demo.problems import Problem, refusal
+from unembed.demo.problems import ProblemError, refusal
 from unembed.errors import UnembedError
 
 _LONGEST_WAIT = 60  # seconds that a client is told to wait at most
@@ -51,8 +51,7 @@ class Job:
 
     Attributes:
         plan: None: the texts are only embedded.
-        texts: To embed; None where vectors were given.
-        vectors: Unit vectors [N, D] in place of texts.
+        given: Texts to embed, or unit vectors [N, D].
         seed: Of the request; vector i draws from (seed, i), as it would alone.
         watched: Somebody wants to see the steps.
         tell: Takes the name of an event and its data; called from any thread.
@@ -60,8 +59,7 @@ class Job:
     """
 
     plan: Plan | None
-    texts: Sequence[str] | None
-    vectors: NDArray[np.float32] | None
+    given: Sequence[str] | NDArray[np.float32]
     seed: int
     watched: bool
     tell: Callable[[str, Any], None]
@@ -69,12 +67,17 @@ class Job:
 
     def __len__(self) -> int:
         """Texts or vectors."""
-        if self.texts is not None:
-            return len(self.texts)
-        return 0 if self.vectors is None else len(self.vectors)
+        return len(self.given)
+
+    @property
+    def originals(self) -> list[str | None]:
+        """The texts; None for each vector that came without."""
+        if isinstance(self.given, np.ndarray):
+            return [None] * len(self.given)
+        return list(self.given)
 
 
-class Abandoned(Exception):
+class AbandonedError(Exception):
     """Every client of a batch has left."""
 
 
@@ -110,14 +113,14 @@ class Worker:
         """Queue a job; it is told its place at once.
 
         Raises:
-            Problem: The queue is full, or the server is shutting down.
+            ProblemError: The queue is full, or the server is shutting down.
         """
         with self._changed:
             if self._closing:
                 raise shutting_down()
             if len(self._waiting) >= self._limits.queue:
                 self._metrics.refused("queue")
-                raise Problem(
+                raise ProblemError(
                     503,
                     f"{len(self._waiting)} requests are waiting already, which is the limit",
                     self._wait(),
@@ -127,7 +130,10 @@ class Worker:
             self._changed.notify()
 
     def leave(self, job: Job) -> None:
-        """A client has gone: its place in the queue is free at once, in a batch by the next step."""
+        """A client has gone: its place in the queue is free at once, in a batch by the next step.
+
+        A job that is over is left without effect.
+        """
         with self._changed:
             job.gone = True
             if job in self._waiting:
@@ -186,11 +192,11 @@ class Worker:
             self._metrics.served(self.name, seconds)
             self._seconds += 0.2 * (seconds - self._seconds)
 
-    def _attempt(self, jobs: list[Job]) -> Problem | None:
+    def _attempt(self, jobs: list[Job]) -> ProblemError | None:
         """Serve a batch; whatever happens, the thread lives on."""
         try:
             self._work(jobs)
-        except Abandoned:
+        except AbandonedError:
             return None
         except UnembedError as error:
             return refusal(error)
@@ -211,11 +217,11 @@ def describe(error: BaseException) -> str:
     return f"{type(error).__name__}{where}"
 
 
-def failure() -> Problem:
+def failure() -> ProblemError:
     """An error of the program: the client learns that it is one, and nothing else."""
-    return Problem(500, "the server failed; the fault is in its log")
+    return ProblemError(500, "the server failed; the fault is in its log")
 
 
-def shutting_down() -> Problem:
+def shutting_down() -> ProblemError:
     """No new work."""
-    return Problem(503, "the server is shutting down", 5)
+    return ProblemError(503, "the server is shutting down", 5)

@@ -40,7 +40,7 @@ def _strategy(name: str) -> StrategyOut:
     options = {
         option: Option(
             default=default,
-            type=type(default).__name__,  # type: ignore[arg-type]
+            type=type(default).__name__,
             description=told.get(option),
             choices=_CHOICES.get(option),
         )

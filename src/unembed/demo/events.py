@@ -35,9 +35,9 @@ class Speller:
             self._known[token] = start + text if text else name
         return self._known[token]
 
-    def all(self, tokens: list[int]) -> list[str]:
-        """Several tokens."""
-        return [self(token) for token in tokens]
+    def all(self, text: str) -> list[str]:
+        """The tokens of a text."""
+        return [self(token) for token in self.tokenizer.encode([text])[0]]
 
 
 def step_event(step: DecodingStep, row: int, speller: Speller, seconds: float) -> dict[str, Any]:
@@ -65,36 +65,45 @@ def step_event(step: DecodingStep, row: int, speller: Speller, seconds: float) -
 
 def _tokens(step: DecodingStep, row: int, speller: Speller) -> list[dict[str, Any]]:
     """A dictionary per position; what the denoiser would say where nothing is settled."""
-    ids = speller.tokenizer
-    settled = zip(step.tokens[row].tolist(), step.confidences[row].tolist(), strict=True)
-    changed = step.changed[row].tolist()
-    guesses: list[tuple[int, float]] | None = None
+    ids, states = speller.tokenizer, _states(step, row, speller.tokenizer)
+    tokens, sure = step.tokens[row].tolist(), step.confidences[row].tolist()
     if step.guesses is not None and step.guess_confidences is not None:
-        pair = step.guesses[row].tolist(), step.guess_confidences[row].tolist()
-        guesses = list(zip(*pair, strict=True))
-    found, ended = [], False
-    for place, (token, sure) in enumerate(settled):
-        state = "padding" if ended or token == ids.pad_id else "settled"
+        guesses = step.guesses[row].tolist(), step.guess_confidences[row].tolist()
+        for place, state in enumerate(states):
+            if state == "masked":
+                states[place] = "guessed"
+                tokens[place], sure[place] = guesses[0][place], guesses[1][place]
+    changed = step.changed[row].tolist()
+    return [
+        {
+            "text": "" if token in ids.special_ids else speller(token),
+            "confidence": round(p, 4),
+            "state": state,
+            "changed": new,
+        }
+        for token, p, state, new in zip(tokens, sure, states, changed, strict=True)
+    ]
+
+
+def _states(step: DecodingStep, row: int, ids: TextTokenizer) -> list[str]:
+    states, ended = [], False
+    for token in step.tokens[row].tolist():
         if token == ids.mask_id:
-            state = "masked"
-            if guesses is not None:
-                state, (token, sure) = "guessed", guesses[place]
-        elif token == ids.end_id and not ended:
-            state, ended = "end", True
-        text = "" if token in ids.special_ids else speller(token)
-        found.append(
-            {"text": text, "confidence": round(sure, 4), "state": state, "changed": changed[place]}
-        )
-    return found
+            states.append("masked")
+        elif ended or token == ids.pad_id:
+            states.append("padding")
+        else:
+            ended = token == ids.end_id
+            states.append("end" if ended else "settled")
+    return states
 
 
 def is_news(step: DecodingStep, before: DecodingStep | None, row: int) -> bool:
     """Whether a step changed anything for a text: others of its batch may take longer."""
     if before is None or bool(step.changed[row].any()) or float(step.mask_ratio[row]) > 0:
         return True
-    if step.encoder_calls is None or before.encoder_calls is None:
-        return float(before.mask_ratio[row]) > 0
-    return bool(step.encoder_calls[row] != before.encoder_calls[row])
+    calls = step.encoder_calls, before.encoder_calls
+    return calls[0] is not None and calls[1] is not None and bool(calls[0][row] != calls[1][row])
 
 
 def figures(

@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from unembed.demo.batching import describe, failure
 from unembed.demo.limits import Limits, RateLimiter, client_of, parse_rate
 from unembed.demo.metrics import Metrics
-from unembed.demo.problems import Problem
+from unembed.demo.problems import ProblemError, too_large
 
 log = logging.getLogger(__name__)
 
@@ -49,14 +49,14 @@ class Clients:
         self._limiter = None if rate is None else RateLimiter(*parse_rate(rate))
         self._metrics = metrics
 
-    def charge(self, scope: Scope, cost: int = 1) -> Problem | None:
+    def charge(self, scope: Scope, cost: int = 1) -> ProblemError | None:
         """Count texts of the client of a request; the refusal if there are too many."""
         address = (scope.get("client") or ("unknown", 0))[0]
         wait = self._limiter.take(client_of(address), cost) if self._limiter else 0
         if not wait:
             return None
         self._metrics.refused("rate")
-        return Problem(429, "too many requests from this address", wait)
+        return ProblemError(429, "too many requests from this address", wait)
 
 
 class Guard:
@@ -100,7 +100,7 @@ class Guard:
             if problem is not None:
                 await problem.to_response()(scope, receive, answer)
             else:
-                await self.app(scope, _Hurry(receive, self.limits.body_seconds), answer)
+                await self.app(scope, _Body(receive, self.limits), answer)
         except Exception as error:
             log.error("%s %s: %s", scope["method"], _route(scope), describe(error))
             if not status:
@@ -113,18 +113,26 @@ class Guard:
         self.metrics.answered(method if method in _METHODS else "other", route, status, seconds)
         log.info("%s %s %d %.0f ms", method, route, status, 1000 * seconds)
 
-    def _refusal(self, scope: Scope) -> Problem | None:
-        if host_of(Headers(scope=scope).get("host", "")) not in self.hosts:
+    def _refusal(self, scope: Scope) -> ProblemError | None:
+        headers = Headers(scope=scope)
+        if host_of(headers.get("host", "")) not in self.hosts:
             self.metrics.refused("host")
-            return Problem(421, "this server does not answer to that host name (--allow-host)")
+            return ProblemError(421, "this server does not answer to that host name (--allow-host)")
+        length = headers.get("content-length", "0")
+        if length.isdecimal() and int(length) > self.limits.body_bytes:
+            return too_large()
         return self.clients.charge(scope) if scope["method"] == "POST" else None
 
 
-class _Hurry:
-    """Receives a body that has to come in time."""
+class _Body:
+    """Receives a body, which has to come in time and must not be too large.
 
-    def __init__(self, receive: Receive, seconds: float) -> None:
-        self.receive, self.end = receive, time.monotonic() + seconds
+    The framework's own limit answers in plain text.
+    """
+
+    def __init__(self, receive: Receive, limits: Limits) -> None:
+        self.receive, self.left = receive, limits.body_bytes
+        self.end = time.monotonic() + limits.body_seconds
         self.complete = False
 
     async def __call__(self) -> Message:
@@ -135,6 +143,9 @@ class _Hurry:
                 message = await self.receive()
         except TimeoutError as error:
             raise HTTPException(408, "the body took too long to come") from error
+        self.left -= len(message.get("body", b""))
+        if self.left < 0:
+            raise HTTPException(413)
         self.complete = not message.get("more_body", False)
         return message
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unembed.decoding import DecodingStep
-from unembed.demo.batching import Abandoned, Job, Plan, Worker
+from unembed.demo.batching import AbandonedError, Job, Plan, Worker
 from unembed.demo.events import Speller, figures, is_news, step_event
 from unembed.demo.limits import Limits
 from unembed.demo.metrics import Metrics
@@ -89,7 +89,7 @@ class ServedModel:
         """Queue a job with the worker for it; returns that worker.
 
         Raises:
-            Problem: See `Worker.submit`.
+            ProblemError: See `Worker.submit`.
         """
         worker = self.workers[job.plan is not None and job.plan.strategy.needs_encoder]
         worker.submit(job)
@@ -117,19 +117,18 @@ class ServedModel:
 
     def _vectors(self, jobs: Sequence[Job]) -> list[NDArray[np.float32]]:
         """The vectors of each job; all texts are embedded together."""
-        texts = [text for job in jobs for text in job.texts or ()]
-        encoded = iter(self.encoder.encode(texts)) if texts else iter(())
+        texts = [text for job in jobs for text in job.originals if text is not None]
+        encoded = iter(self.encoder.encode(texts) if texts else ())
         return [
-            job.vectors if job.vectors is not None else np.stack([next(encoded) for _ in job.texts])
+            job.given
+            if isinstance(job.given, np.ndarray)
+            else np.stack([next(encoded) for _ in job.given])
             for job in jobs
-            if job.vectors is not None or job.texts is not None
         ]
 
     def _start(self, job: Job, vectors: NDArray[np.float32]) -> dict[str, Any]:
-        tokens = None
-        if job.texts is not None:
-            (ids,) = self.inverter.tokenizer.encode(job.texts)
-            tokens = self.speller.all(ids)
+        (text,) = job.originals
+        tokens = None if text is None else self.speller.all(text)
         return {
             "model": self.name,
             "encoder": self.encoder.identity.name,
@@ -160,8 +159,9 @@ class ServedModel:
         cosines = iter(self._cosines(found, vectors))
         each = iter(found)
         for job in jobs:
-            texts = job.texts or [None] * len(job)
-            results = [figures(next(each), text, next(cosines), self.speller) for text in texts]
+            results = [
+                figures(next(each), text, next(cosines), self.speller) for text in job.originals
+            ]
             job.tell("done", {"results": results, "milliseconds": milliseconds, "seed": job.seed})
 
     def _cosines(
@@ -186,7 +186,7 @@ class _Broadcast:
 
     def __call__(self, step: DecodingStep) -> None:
         if all(job.gone for job in self.jobs):
-            raise Abandoned
+            raise AbandonedError
         seconds, row = time.perf_counter() - self.began, 0
         for job in self.jobs:
             if job.watched and not job.gone and is_news(step, self.before, row):

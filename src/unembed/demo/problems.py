@@ -16,7 +16,7 @@ MEDIA_TYPE = "application/problem+json"
 _SHOWN = 8  # faults of a body
 
 
-class Problem(Exception):
+class ProblemError(Exception):
     """A request that is not served.
 
     Attributes:
@@ -58,21 +58,26 @@ class Problem(Exception):
         return JSONResponse(self.to_dict(), self.status, headers, MEDIA_TYPE)
 
 
-def refusal(error: UnembedError) -> Problem:
+def refusal(error: UnembedError) -> ProblemError:
     """A fault of the input, in the words it has everywhere else."""
-    return Problem(422, str(error))
+    return ProblemError(422, str(error))
+
+
+def too_large() -> ProblemError:
+    """More bytes than are read."""
+    return ProblemError(413, "the body is larger than this server reads")
 
 
 async def on_problem(request: Request, error: Exception) -> JSONResponse:
-    """Handler of `Problem` and `UnembedError`."""
-    assert isinstance(error, (Problem, UnembedError))
-    return (error if isinstance(error, Problem) else refusal(error)).to_response()
+    """Handler of `ProblemError` and `UnembedError`."""
+    assert isinstance(error, (ProblemError, UnembedError))
+    return (error if isinstance(error, ProblemError) else refusal(error)).to_response()
 
 
 async def on_http_error(request: Request, error: Exception) -> JSONResponse:
     """Handler of what the framework refuses: no such path, another method, too large a body."""
     assert isinstance(error, HTTPException)
-    response = Problem(error.status_code, _sentence(error)).to_response()
+    response = ProblemError(error.status_code, _sentence(error)).to_response()
     response.headers.update(error.headers or {})
     return response
 
@@ -82,11 +87,11 @@ async def on_invalid(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
     faults = error.errors()
     if any(fault["type"] == "json_invalid" for fault in faults):
-        return Problem(400, "expected a body of valid JSON").to_response()
+        return ProblemError(400, "expected a body of valid JSON").to_response()
     named = [{"field": _place(f["loc"]), "message": str(f["msg"])} for f in faults[:_SHOWN]]
     first = named[0]
     detail = f"{first['field']}: {first['message'][:1].lower()}{first['message'][1:]}"
-    return Problem(422, detail, errors=named).to_response()
+    return ProblemError(422, detail, errors=named).to_response()
 
 
 def _place(location: tuple[int | str, ...]) -> str:
@@ -97,6 +102,6 @@ def _sentence(error: HTTPException) -> str:
     known = {
         404: "nothing here; GET /docs lists what there is",
         405: "another method is expected here; GET /docs lists them",
-        413: "the body is larger than this server reads",
+        413: too_large().detail,
     }
     return known.get(error.status_code, str(error.detail))

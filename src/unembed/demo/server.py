@@ -1,16 +1,21 @@
-"""Running the application: its socket, its models, and how it stops."""
+"""Running the application: its socket, its log, and how it stops."""
 
 from __future__ import annotations
 
+import logging
 import socket
+import sys
 from collections.abc import Callable, Sequence
 from types import FrameType
-from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
 
+from unembed.demo.asking import Demo
 from unembed.errors import ConfigError
+
+LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
+_ANYWHERE = ("0.0.0.0", "::")
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -28,11 +33,12 @@ def bind(host: str, port: int) -> socket.socket:
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
         bound = socket.socket(family, kind, protocol)
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if sys.platform != "win32":  # where it would share a port that is taken
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind(address)
-    except (OSError, OverflowError) as error:
+    except OSError as error:
         raise ConfigError(
-            f"a free port {port} at the address {host}",
+            f"a free port {port} at {host}",
             str(error),
             "Choose another --port or --host",
         ) from error
@@ -40,32 +46,23 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 def address_of(bound: socket.socket) -> str:
-    """The URL of a bound socket."""
+    """The URL at which a bound socket is reached from this machine."""
     host, port = bound.getsockname()[:2]
+    if host in _ANYWHERE:
+        host = "localhost"
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-class _Server(uvicorn.Server):
-    """Says when it listens, and sends those who wait away when it is told to stop."""
+def hosts_of(host: str, allowed: Sequence[str]) -> list[str]:
+    """The Host headers that are answered: of this machine, the address bound, those allowed."""
+    own = [] if host in _ANYWHERE else [f"[{host}]" if ":" in host else host]
+    return [*LOOPBACK, *own, *allowed]
 
-    def __init__(
-        self, config: uvicorn.Config, ready: Callable[[], None], stopping: Callable[[], None]
-    ) -> None:
-        super().__init__(config)
-        self._ready, self._stopping = ready, stopping
 
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        self._ready()
-
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        self._stopping()
-        await super().shutdown(sockets)
-
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """A second signal does not wait for what runs."""
-        self.force_exit = self.should_exit
-        self.should_exit = True
+def write_log() -> None:
+    """Log to standard error: one line a request, without the texts."""
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
+    logging.getLogger("unembed.demo").setLevel(logging.INFO)
 
 
 def run(
@@ -73,34 +70,50 @@ def run(
     bound: socket.socket,
     *,
     ready: Callable[[], None],
-    seconds: float,
     proxies: Sequence[str] = (),
 ) -> None:
-    """Serve until SIGINT or SIGTERM, then finish what runs.
+    """Serve until SIGINT or SIGTERM, then finish what runs; a second signal does not wait.
 
     Args:
         app: From `create_app`.
         bound: From `bind`.
         ready: Called when it listens.
-        seconds: How long what runs may take to finish.
         proxies: Addresses whose X-Forwarded-For is believed.
     """
-    demo = app.state.demo
-
-    def stopping() -> None:
-        for model in demo.models.values():
-            model.drain()
-
-    options: dict[str, Any] = {"proxy_headers": bool(proxies), "forwarded_allow_ips": list(proxies)}
+    demo: Demo = app.state.demo
     config = uvicorn.Config(
         app,
         log_config=None,
         access_log=False,
         server_header=False,
-        timeout_graceful_shutdown=int(seconds) + 1,
         ws="none",
         http="h11",
         loop="asyncio",
-        **options,
+        proxy_headers=bool(proxies),
+        forwarded_allow_ips=list(proxies),
+        timeout_graceful_shutdown=int(demo.limits.seconds) + 1,
     )
-    _Server(config, ready, stopping).run(sockets=[bound])
+    _Server(config, ready, demo.drain).run(sockets=[bound])
+
+
+class _Server(uvicorn.Server):
+    """Says when it listens, and sends those who wait away when it is told to stop."""
+
+    def __init__(
+        self, config: uvicorn.Config, ready: Callable[[], None], drain: Callable[[], None]
+    ) -> None:
+        super().__init__(config)
+        self._ready, self._drain = ready, drain
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._ready()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._drain()
+        await super().shutdown(sockets)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        # Not what it does by itself: it would raise the signal again when all is done
+        self.force_exit = self.should_exit
+        self.should_exit = True
