@@ -2,7 +2,6 @@
 
 import os
 import re
-import shutil
 
 import pytest
 from playwright.sync_api import sync_playwright
@@ -10,7 +9,6 @@ from playwright.sync_api import sync_playwright
 from . import serving
 
 _PROVOKED = re.compile(r"net::ERR|with a status of (422|429|503)")  # by tests of failures
-_CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
 
 
 def pytest_collection_modifyitems(items):
@@ -22,7 +20,7 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture(scope="package")
 def chromium():
     """Closed when these tests are done: while it runs, no other test may start an event loop."""
-    path = next((found for name in _CHROMIUM if (found := shutil.which(name))), None)
+    path = serving.find_chromium()
     if path is None and os.environ.get("UNEMBED_BROWSER") == "required":
         pytest.fail("UNEMBED_BROWSER=required, and there is no Chromium (apt-get install chromium)")
     if path is None:

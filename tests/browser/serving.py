@@ -5,10 +5,11 @@ As a command, the demo with the tiny encoder and denoiser of a folder, as the mo
 """
 
 import argparse
-import os
+import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from pathlib import Path
@@ -16,6 +17,12 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 _PATIENCE = 120  # seconds in which a server must have started
 _PASS = 0.4  # seconds
+
+
+def find_chromium():
+    """Path of a browser; None where there is none."""
+    names = ("chromium", "chromium-browser", "google-chrome")
+    return next((found for name in names if (found := shutil.which(name))), None)
 
 
 class Server:
@@ -30,6 +37,7 @@ class Server:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
         self.address = f"http://127.0.0.1:{port}/"
+        self.log = tempfile.TemporaryFile("w+")  # noqa: SIM115 - as long as the server
         self.command = [sys.executable, "-m", module, *map(str, arguments), "--port", str(port)]
 
     def __enter__(self):
@@ -38,20 +46,24 @@ class Server:
 
     def __exit__(self, *error):
         self.kill()
+        self.log.close()
 
     def start(self):
         """Start it and wait until it answers; after `kill`, on the same port."""
-        self.process = subprocess.Popen(self.command, cwd=ROOT, env=os.environ)
+        self.log.truncate(0)
+        self.process = subprocess.Popen(
+            self.command, cwd=ROOT, stdout=self.log, stderr=subprocess.STDOUT
+        )
         until = time.monotonic() + _PATIENCE
-        while time.monotonic() < until:
-            assert self.process.poll() is None, "the server has ended"
+        while time.monotonic() < until and self.process.poll() is None:
             try:
                 urllib.request.urlopen(f"{self.address}health", timeout=2).close()
                 return
             except OSError:
                 time.sleep(0.1)
         self.kill()
-        raise AssertionError("the server does not answer")
+        self.log.seek(0)
+        raise RuntimeError(f"the server does not answer: {self.log.read()[-2000:]}")
 
     def kill(self):
         """End it as a power cut would."""

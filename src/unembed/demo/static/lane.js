@@ -9,7 +9,6 @@ const SHOW = 3200; // ... unless the whole would then take longer than this
 
 const SPOKEN = { masked: "masked", guessed: "guessed", settled: "settled", end: "end", padding: "unused" };
 const MARKS = { right: "✓", wrong: "≠", missing: "−", extra: "+" };
-const MEANING = { right: "right", wrong: "wrong", missing: "missing", extra: "extra" };
 
 // Who wants no motion sees the newest step as it comes, and goes through them with the timeline
 const still = matchMedia("(prefers-reduced-motion: reduce)");
@@ -131,10 +130,10 @@ export class Lane {
 
   #outcome(done) {
     const { outcome } = this.parts;
-    const pairs = done.alignment ?? done.tokens.map((token) => ({ recovered: clean(token.text).text }));
-    const words = done.alignment ?? (done.text ? done.text.split(/\s+/).map((recovered) => ({ recovered })) : pairs);
+    const words = done.alignment ?? done.text.split(/\s+/).filter(Boolean).map((recovered) => ({ recovered }));
     outcome.querySelector(".verdict").replaceChildren(...verdict(done, this.dimension));
     outcome.querySelector(".words").replaceChildren(...words.map(word));
+    outcome.querySelector(".key").hidden = !done.alignment;
     outcome.querySelector(".figures").replaceChildren(...figures(done));
     outcome.hidden = false;
   }
@@ -176,8 +175,8 @@ function word({ kind, original, recovered }) {
     { className: "word", "data-kind": kind },
     make("span", { className: "original" }, make("span", { className: "hidden" }, "original "), original || "—"),
     make("span", { className: "recovered" }, make("span", { className: "hidden" }, " recovered "), recovered || "—"),
-    make("span", { className: "sign", title: MEANING[kind] }, make("span", { "aria-hidden": "true" }, MARKS[kind]),
-      make("span", { className: "hidden" }, ` ${MEANING[kind]}.`)),
+    make("span", { className: "sign", title: kind }, make("span", { "aria-hidden": "true" }, MARKS[kind]),
+      make("span", { className: "hidden" }, ` ${kind}.`)),
   );
 }
 
