@@ -17,6 +17,15 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.browser)
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    """All tests that lack a browser are told in one line, not in one each."""
+    report = yield
+    if report.skipped and isinstance(report.longrepr, tuple):
+        report.longrepr = (__file__, 1, report.longrepr[2])
+    return report
+
+
 @pytest.fixture(scope="package")
 def chromium():
     """Closed when these tests are done: while it runs, no other test may start an event loop."""
@@ -24,7 +33,7 @@ def chromium():
     if path is None and os.environ.get("UNEMBED_BROWSER") == "required":
         pytest.fail("UNEMBED_BROWSER=required, and there is no Chromium (apt-get install chromium)")
     if path is None:
-        pytest.skip("no Chromium here for the tests of the page (apt-get install chromium)")
+        pytest.skip("the page needs a Chromium to be tested (apt-get install chromium)")
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path)
         yield browser

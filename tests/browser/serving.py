@@ -74,11 +74,8 @@ class Server:
 def main():
     from unembed.demo import server
     from unembed.demo.app import create_app
-    from unembed.demo.asking import Demo
-    from unembed.demo.guard import Clients
     from unembed.demo.limits import Limits
-    from unembed.demo.metrics import Metrics
-    from unembed.demo.model import ServedModel, SharedEncoder
+    from unembed.demo.loading import load_demo
     from unembed.encoders.base import FakeEncoder
     from unembed.inverter import Inverter
 
@@ -86,15 +83,15 @@ def main():
     parser.add_argument("folder", type=Path)
     parser.add_argument("--port", type=int, required=True)
     given = parser.parse_args()
-    limits, metrics, encoder = Limits(rate=None), Metrics(), SharedEncoder(FakeEncoder())
-    models = {}
-    for name in ("tiny", "slow"):
+
+    def load(name):
         inverter = Inverter.from_pretrained(given.folder)
         if name == "slow":
             inverter.denoiser.register_forward_hook(lambda *_: time.sleep(_PASS))
-        models[name] = ServedModel(name, inverter, encoder, limits, metrics)
-    app = create_app(Demo(models, limits, metrics, Clients(None, metrics), log_texts=False))
-    server.run(app, server.bind("127.0.0.1", given.port), ready=lambda: None, seconds=1)
+        return inverter
+
+    demo = load_demo(("tiny", "slow"), Limits(rate=None), load, lambda _: FakeEncoder())
+    server.run(create_app(demo), server.bind("127.0.0.1", given.port), ready=lambda: None)
 
 
 if __name__ == "__main__":

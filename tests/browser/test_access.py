@@ -161,3 +161,9 @@ def test_nothing_comes_from_elsewhere_and_nothing_is_inline(server, open_page):
         == 0
     )
     assert page.evaluate("document.fonts.check('16px Inter')")
+
+
+def test_the_page_leads_to_the_description_of_the_api(server, open_page):
+    page = open_page(server.address)
+    page.get_by_role("link", name="API").click()
+    expect(page.locator("body")).to_contain_text("/decode")

@@ -22,6 +22,7 @@ def wait_for_a_step(page):
 
 def told(page, words):
     expect(page.get_by_role("alert").filter(visible=True)).to_contain_text(words)
+    expect(page.locator("#notice")).to_be_in_viewport()
 
 
 def test_a_server_killed_half_way_and_started_again(server, open_page):

@@ -114,6 +114,7 @@ function notify(kind, text, { retry, label = "Try again" } = {}) {
   byId("retry").textContent = label;
   byId("retry").onclick = retry ? () => (hush(), retry()) : null;
   box.hidden = false;
+  box.scrollIntoView({ block: "nearest" });
 }
 
 function hush() {
