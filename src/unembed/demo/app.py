@@ -32,6 +32,7 @@ from unembed.demo.schemas import (
     InvertOut,
     InvertRequest,
     ModelsOut,
+    ProblemOut,
     QueueOut,
     RandomOut,
 )
@@ -39,7 +40,7 @@ from unembed.demo.server import LOOPBACK
 from unembed.errors import UnembedError
 
 _STATIC = Path(__file__).parent / "static"
-_PROBLEM = {problems.MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/ProblemOut"}}}
+_PROBLEM = {problems.MEDIA_TYPE: {"schema": ProblemOut.model_json_schema()}}
 _REFUSALS: dict[int | str, dict[str, Any]] = {
     status: {"description": told, "content": _PROBLEM}
     for status, told in {
@@ -57,6 +58,14 @@ _EVENTS = """The answer is a stream of server-sent events: `queued` (`position`:
 this one; again whenever it changes), `start` (the embedding and, for a text, its tokens), `step`
 after every denoiser pass, and `done` with the result or `error` with problem details. docs/demo.md
 describes them."""
+_EVENT = {
+    "type": "object",
+    "required": ["event", "data"],
+    "properties": {
+        "event": {"enum": ["queued", "start", "step", "done", "error"]},
+        "data": {"type": "string", "contentMediaType": "application/json"},
+    },
+}
 
 
 def _demo(request: Request) -> Demo:
@@ -96,13 +105,11 @@ async def encode(body: EncodeRequest, request: Request, demo: Shared) -> EncodeO
 
 @api.post(
     "/decode",
+    status_code=200,
     response_class=EventStream,
     responses={
         **_REFUSALS,
-        200: {
-            "description": _EVENTS,
-            "content": {"text/event-stream": {"schema": {"type": "string"}}},
-        },
+        200: {"description": _EVENTS, "content": {"text/event-stream": {"schema": _EVENT}}},
     },
 )
 async def decode(body: DecodeRequest, demo: Shared) -> EventStream:
