@@ -43,8 +43,8 @@ ALLOWED = {
     "terminal": "data decoding encoders errors evaluation inversion inverter",
     "audit": "config data device encoders errors evaluation inversion inverter",
     "demo": "config data decoding device encoders errors evaluation inversion inverter",
-    "commands": "config data demo device encoders errors evaluation inversion inverter onnx_denoiser "
-    "options terminal training vectors weights",
+    "commands": "config data demo device encoders errors evaluation inversion inverter "
+    "onnx_denoiser options terminal training vectors weights",
     "cli": "commands demo errors",
     "options": "errors",
     "__init__": "encoders errors evaluation inverter",  # the front door, opened lazily

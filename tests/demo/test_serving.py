@@ -10,8 +10,8 @@ from contextlib import contextmanager
 
 import httpx2 as httpx
 import pytest
-
 from benchmarks.serving import load
+
 from unembed.demo.metrics import Metrics
 
 from .conftest import parse_events

@@ -178,10 +178,12 @@ def require_between(
 ) -> None:
     """Refuse an option's value outside low..high, the ends included (``open_low``: not low).
 
+    An infinite one is outside too.
+
     Raises:
         ConfigError: Names the option, the value and the range.
     """
-    if not low <= value <= high or (open_low and value == low):
+    if not low <= value <= high or (open_low and value == low) or value == float("inf"):
         least = f"above {low:g}" if open_low else f"of at least {low:g}"
         most = f" and at most {high:g}" if high != float("inf") else ""
         raise ConfigError(f"{option} {least}{most}", f"{value}", f"Correct the option {option}")
