@@ -83,6 +83,8 @@ def test_the_theme_follows_the_system_until_it_is_chosen(server, open_page):
     page.get_by_role("button", name="Dark theme").click()
     assert lightness(page) > 220
     assert page.locator("#strip").evaluate("c => c.toDataURL()") != dark
+    page.emulate_media(color_scheme="dark")
+    assert lightness(page) > 220
 
 
 def test_everything_can_be_done_from_the_keyboard(server, open_page):

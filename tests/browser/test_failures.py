@@ -135,6 +135,15 @@ def test_waiting_in_the_queue_and_an_error_in_the_stream(server, open_page):
     expect(page.locator(".lane[data-state=done]")).to_be_visible()
 
 
+def test_a_text_longer_than_the_model_writes_is_said_to_be_cut(server, open_page):
+    page = open_page(server.address)
+    page.locator("#text").fill("the cat " * 9)
+    page.get_by_role("button", name="Invert", exact=True).click()
+    expect(page.locator("#embedding-note")).to_contain_text("longer than the model writes")
+    invert(page)
+    expect(page.locator("#embedding-note")).not_to_contain_text("longer")
+
+
 def test_what_the_server_refuses_is_told_in_its_words(server, open_page):
     page = open_page(server.address)
     page.get_by_text("Settings", exact=True).click()
@@ -145,6 +154,26 @@ def test_what_the_server_refuses_is_told_in_its_words(server, open_page):
     page.get_by_role("group", name="A").get_by_label("Steps").fill("4")
     page.get_by_role("button", name="Try again").click()
     expect(page.locator(".lane[data-state=done]")).to_be_visible()
+
+
+def test_a_server_that_says_nothing(server, open_page):
+    page = open_page(server.address)
+    page.clock.install()
+    asked = []
+
+    def hold_the_first(route):
+        asked.append(route)
+        if len(asked) > 1:
+            route.continue_()
+
+    page.route("**/decode", hold_the_first)
+    invert(page)
+    page.clock.run_for(31_000)
+    told(page, "Nothing heard from the server for 30 seconds.")
+    page.get_by_role("button", name="Start again").click()
+    page.clock.resume()
+    expect(page.locator(".lane[data-state=done]")).to_be_visible()
+    assert len(asked) == 2
 
 
 def test_an_empty_sentence_is_refused_at_the_field(server, open_page):

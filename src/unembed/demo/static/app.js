@@ -15,8 +15,12 @@ const EXAMPLES = {
   Private: "She is moving to Berlin next month.",
   Business: "The company will cut two hundred jobs in March.",
 };
+const CUT = "The text is longer than the model writes: part of it cannot come back.";
 const AGAIN = 3000; // milliseconds between looks whether a lost server is back
 const QUIET = 30000; // ... without a word from the server before people are told
+const SILENCE = "Nothing heard from the server for 30 seconds. It may be busy, or the connection lost.";
+
+const system = matchMedia("(prefers-color-scheme: dark)");
 
 const strip = new Strip(byId("strip"), byId("probe"));
 const vectors = new Vectors(() => model());
@@ -119,6 +123,7 @@ function notify(kind, text, { retry, label = "Try again" } = {}) {
 
 function hush() {
   clearInterval(timer);
+  timer = null;
   byId("notice").hidden = true;
 }
 
@@ -146,10 +151,10 @@ function countDown(error, retry) {
 function lookOut(message, retry) {
   const offline = navigator.onLine ? "" : " This device is offline.";
   notify("lost", `${message}${offline} Waiting for the server…`, { retry });
-  timer = setInterval(async () => {
-    if (!(await isThere()) || byId("notice").dataset.kind !== "lost") return;
+  const mine = (timer = setInterval(async () => {
+    if (!(await isThere()) || timer !== mine) return;
     notify("back", "The server is back. Your text and settings are still here.", { retry });
-  }, AGAIN);
+  }, AGAIN));
 }
 
 // Running
@@ -196,8 +201,8 @@ function watch() {
   let quiet;
   const heard = (event, data) => {
     clearTimeout(quiet);
-    quiet = setTimeout(() => notify("lost", "Nothing heard from the server for 30 seconds. It may be busy.",
-      { retry: invert, label: "Start again" }), QUIET);
+    quiet = setTimeout(() => notify("quiet", SILENCE, { retry: invert, label: "Start again" }), QUIET);
+    if (byId("notice").dataset.kind === "quiet") hush();
     if (event === "queued" && data.position > 0) {
       notify("busy", `The server is busy: ${data.position} ahead of you. This starts by itself.`);
     }
@@ -211,10 +216,12 @@ function watch() {
   return heard;
 }
 
-function embed({ embedding, encoder, dimension }) {
+function embed({ embedding, encoder, dimension, tokens, length }) {
   const most = strip.show(embedding);
   byId("embedding").dataset.state = "shown";
-  byId("embedding-note").textContent = `${dimension} numbers from ${encoder}. All that an attacker needs.`;
+  const told = `${dimension} numbers from ${encoder}. All that an attacker needs.`;
+  const longer = tokens?.length >= length; // the last position holds the end
+  byId("embedding-note").textContent = longer ? `${told} ${CUT}` : told;
   byId("scale-low").textContent = number(-most, 2);
   byId("scale-high").textContent = `+${number(most, 2)}`;
   byId("scale").hidden = false;
@@ -276,7 +283,11 @@ function wire() {
   byId("dismiss").addEventListener("click", hush);
   byId("surprise").addEventListener("click", surprise);
   byId("copy-vector").addEventListener("click", copyVector);
-  byId("theme").addEventListener("click", () => theme(byId("theme").getAttribute("aria-pressed") !== "true"));
+  system.onchange = () => theme(system.matches); // until the person chooses
+  byId("theme").addEventListener("click", () => {
+    system.onchange = null;
+    theme(byId("theme").getAttribute("aria-pressed") !== "true");
+  });
   window.addEventListener("hashchange", () => {
     const linked = fromFragment(location.hash);
     if (linked) restore(linked);
@@ -330,7 +341,5 @@ async function begin() {
 }
 
 wire();
-const system = matchMedia("(prefers-color-scheme: dark)");
-system.addEventListener("change", () => theme(system.matches));
 theme(system.matches);
 begin();

@@ -3,6 +3,7 @@
 import { byId, number, say } from "./dom.js";
 import { BadVector, check, fromNpy, fromText } from "./vector.js";
 
+const KEPT = 200_000; // characters, more than the longest vector has
 const SHOWN = 5; // significant digits of a row shown in the field
 
 export class Vectors {
@@ -54,7 +55,8 @@ export class Vectors {
 
   /** What a reload should find again. */
   get remembered() {
-    return byId("vector").value;
+    const text = byId("vector").value;
+    return text.length <= KEPT ? text : "";
   }
 
   set remembered(text) {
