@@ -11,8 +11,10 @@ from contextlib import contextmanager
 import httpx2 as httpx
 import pytest
 from benchmarks.serving import load
+from starlette.testclient import TestClient
 
 from unembed.demo.metrics import Metrics
+from unembed.demo.server import configure
 
 from .conftest import parse_events
 
@@ -181,6 +183,18 @@ def test_under_load_every_request_is_answered(folder):
         assert len(outcomes.first) == len(outcomes.whole) == outcomes.ends["done"]
         assert idle(client)
         assert client.get("/queue").json()[0]["waiting"] == 0
+
+
+@pytest.mark.parametrize(("proxies", "status"), [(["127.0.0.1"], 200), ([], 429)])
+def test_a_proxy_speaks_for_others_only_when_trusted(serve, proxies, status):
+    config = configure(serve(rate="1/minute").app, proxies)
+    config.load()
+    client = TestClient(config.loaded_app, "http://localhost", client=("127.0.0.1", 9))
+    answers = [
+        client.post("/encode", json={"text": TEXT}, headers={"x-forwarded-for": address})
+        for address in ("192.0.2.1", "192.0.2.2")
+    ]
+    assert [answer.status_code for answer in answers] == [200, status]
 
 
 def test_metrics_of_two_servers_are_apart():

@@ -81,7 +81,18 @@ def run(
         proxies: Addresses whose X-Forwarded-For is believed.
     """
     demo: Demo = app.state.demo
-    config = uvicorn.Config(
+    _Server(configure(app, proxies), ready, demo.drain).run(sockets=[bound])
+
+
+def configure(app: FastAPI, proxies: Sequence[str] = ()) -> uvicorn.Config:
+    """What uvicorn is told.
+
+    Args:
+        app: From `create_app`.
+        proxies: Addresses whose X-Forwarded-For is believed; uvicorn by itself believes loopback.
+    """
+    demo: Demo = app.state.demo
+    return uvicorn.Config(
         app,
         log_config=None,
         access_log=False,
@@ -93,7 +104,6 @@ def run(
         forwarded_allow_ips=list(proxies),
         timeout_graceful_shutdown=int(demo.limits.seconds) + 1,
     )
-    _Server(config, ready, demo.drain).run(sockets=[bound])
 
 
 class _Server(uvicorn.Server):
