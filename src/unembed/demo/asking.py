@@ -265,8 +265,9 @@ def _check_text(text: str, limits: Limits) -> None:
 def _plan(model: ServedModel, body: DecodeRequest | InvertRequest, limits: Limits) -> Plan:
     strategy = find_strategy(body.strategy, **body.options)
     steps = model.inverter.length if body.steps is None else body.steps
-    calls = DEFAULT_CALLS if body.encoder_calls is None else body.encoder_calls
-    calls = min(calls, limits.encoder_calls) if body.encoder_calls is None else calls
+    calls = body.encoder_calls
+    if calls is None:
+        calls = min(DEFAULT_CALLS, limits.encoder_calls)
     for name, value, most in (
         ("steps", steps, limits.steps),
         ("encoder_calls", calls, limits.encoder_calls),

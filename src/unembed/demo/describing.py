@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+from functools import cache
 
 from unembed.decoding import STRATEGIES, strategy_options
 from unembed.decoding.greedy import ORDERS
@@ -35,6 +36,7 @@ def describe_model(model: ServedModel, limits: Limits) -> ModelOut:
     )
 
 
+@cache
 def _strategy(name: str) -> StrategyOut:
     told = _told(STRATEGIES[name])
     options = {

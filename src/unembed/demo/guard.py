@@ -33,6 +33,7 @@ _HEADERS = {
     "X-Frame-Options": "DENY",
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
     "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
 }
 
@@ -166,5 +167,5 @@ def host_of(header: str) -> str | None:
 
 def _route(scope: Scope) -> str:
     """The path as it was declared, so that nobody can invent labels."""
-    route = scope.get("route")
-    return str(getattr(route, "path", "other"))
+    declared = getattr(scope.get("route"), "path", "other")
+    return "/static" if scope["path"].startswith("/static/") else str(declared)

@@ -50,16 +50,21 @@ def _operation(document: dict[str, Any], name: str, operation: dict[str, Any]) -
     for status, answer in operation["responses"].items():
         kinds = ", ".join(answer.get("content", {}))
         yield f"<dt>{escape(status)} <code>{escape(kinds)}</code></dt>"
-        yield f"<dd>{escape(answer.get('description', ''))}"
+        yield f"<dd>{escape(answer.get('description', '')).replace('Successful Response', '')}"
         json_schema = answer.get("content", {}).get("application/json", {}).get("schema")
         if json_schema is not None:
-            yield from _fields(document, json_schema)
+            yield from _fields(document, json_schema, answer=True)
         yield "</dd>"
     yield "</dl>\n</section>"
 
 
-def _fields(document: dict[str, Any], schema: dict[str, Any]) -> Iterator[str]:
-    """A table of an object's fields; of a list, those of what it holds."""
+def _fields(
+    document: dict[str, Any], schema: dict[str, Any], answer: bool = False
+) -> Iterator[str]:
+    """A table of an object's fields; of a list, those of what it holds.
+
+    Only a body's fields have defaults and may be left out.
+    """
     whole = _resolve(document, schema)
     if whole.get("type") == "array":
         yield "<p>A list of:</p>"
@@ -67,13 +72,15 @@ def _fields(document: dict[str, Any], schema: dict[str, Any]) -> Iterator[str]:
     if "properties" not in whole:
         return
     required = whole.get("required", [])
-    yield "<div class=wide><table><thead><tr><th>Field<th>Type<th>Default<th></tr></thead><tbody>"
+    default = "" if answer else "<th>Default"
+    yield f"<div class=wide><table><thead><tr><th>Field<th>Type{default}<th></tr></thead><tbody>"
     for name, field in whole["properties"].items():
-        default = json.dumps(field["default"]) if "default" in field else ""
-        need = "required" if name in required else ""
-        cells = (f"<code>{escape(name)}</code>", escape(_type(document, field)))
-        told = escape(" ".join(filter(None, (need, field.get("description", "")))))
-        yield f"<tr><td>{'<td>'.join(cells)}<td><code>{escape(default)}</code><td>{told}</tr>"
+        cells = [f"<code>{escape(name)}</code>", escape(_type(document, field))]
+        told = field.get("description", "")
+        if not answer:
+            given = "required" if name in required else json.dumps(field.get("default"))
+            cells.append(f"<code>{escape(given)}</code>")
+        yield f"<tr><td>{'<td>'.join(cells)}<td>{escape(told)}</tr>"
     yield "</tbody></table></div>"
 
 
