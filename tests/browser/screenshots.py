@@ -74,7 +74,7 @@ def main():
         for name, scheme, viewport, scale, act, last in (
             ("light", "light", _DESKTOP, 1.5, half_way, "#result"),
             ("dark", "dark", _DESKTOP, 1.5, compared, "#result"),
-            ("phone", "light", _PHONE, 2, half_way, ".words"),
+            ("phone", "light", _PHONE, 2, half_way, ".key"),
         ):
             path = given.out / f"demo-{name}.png"
             take(
