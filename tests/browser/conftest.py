@@ -2,9 +2,10 @@
 
 import os
 import re
+from pathlib import Path
 
 import pytest
-from playwright.sync_api import sync_playwright
+from playwright.sync_api import expect, sync_playwright
 
 from . import serving
 
@@ -13,7 +14,7 @@ _PROVOKED = re.compile(r"net::ERR|with a status of (422|429|503)")  # by tests o
 
 def pytest_collection_modifyitems(items):
     for item in items:
-        if "browser" in item.path.parts:
+        if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.browser)
 
 
@@ -34,6 +35,7 @@ def chromium():
         pytest.fail("UNEMBED_BROWSER=required, and there is no Chromium (apt-get install chromium)")
     if path is None:
         pytest.skip("the page needs a Chromium to be tested (apt-get install chromium)")
+    expect.set_options(timeout=20_000)  # milliseconds; machines are busy
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path)
         yield browser
