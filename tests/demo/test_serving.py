@@ -20,6 +20,8 @@ from .conftest import parse_events
 
 PAUSE = 0.2  # seconds of a step; 12 of them are a decoding
 TEXT = "the red dog sleeps."
+LONG = {"strategy": "euler", "steps": 100}  # takes 20 seconds if nobody leaves
+SOON = 5.0  # seconds, on a machine that is busy with other things
 
 
 @contextmanager
@@ -90,7 +92,7 @@ def test_steps_come_as_they_happen(one_by_one):
             times.append((name, time.monotonic()))
     assert [name for name, _ in times] == ["queued", "start", *["step"] * 12, "done"]
     steps = [when for name, when in times if name == "step"]
-    assert steps[-1] - steps[0] > 11 * PAUSE * 0.8
+    assert steps[-1] - steps[0] > 11 * PAUSE / 2
 
 
 def test_a_client_that_leaves_frees_its_slot_within_a_step(one_by_one):
@@ -100,10 +102,9 @@ def test_a_client_that_leaves_frees_its_slot_within_a_step(one_by_one):
         return figure(one_by_one, "unembed_batch_seconds_count", worker="inverter")
 
     before, left = ended(), figure(one_by_one, "unembed_abandoned_total", worker="inverter")
-    with decoding(one_by_one) as names:
+    with decoding(one_by_one, **LONG) as names:
         assert [next(names) for _ in range(3)] == ["queued", "start", "step"]
-    took = until(lambda: ended() > before)
-    assert took < 6 * PAUSE, "and not the eleven steps that were left"
+    assert until(lambda: ended() > before) < SOON
     assert figure(one_by_one, "unembed_abandoned_total", worker="inverter") == left + 1
     assert one_by_one.get("/queue").json()[0]["running"] == 0
 
@@ -112,9 +113,12 @@ def test_a_client_of_a_batch_answer_that_leaves_is_noticed(one_by_one):
     until(lambda: idle(one_by_one))
     left = figure(one_by_one, "unembed_abandoned_total", worker="inverter")
     with pytest.raises(httpx.ReadTimeout):
-        one_by_one.post("/invert", json={"texts": [TEXT]}, timeout=2 * PAUSE)
+        one_by_one.post("/invert", json={"texts": [TEXT], **LONG}, timeout=2 * PAUSE)
     until(lambda: figure(one_by_one, "unembed_abandoned_total", worker="inverter") == left + 1)
-    assert until(lambda: idle(one_by_one)) < 6 * PAUSE
+    with decoding(one_by_one, steps=1) as names:
+        began = time.monotonic()
+        assert list(names)[-1] == "done"
+        assert time.monotonic() - began < SOON, "the worker is free again"
 
 
 def test_the_queue_has_an_end_and_tells_the_place(one_by_one):
