@@ -19,10 +19,10 @@ export TEXT
 RECENT := import sys; sys.exit(sys.version_info < (3, 11))
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format bench clean
+.PHONY: help install demo serve test lint format bench screenshots clean
 
 help: ## list these commands
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 	@echo
 	@echo "  make demo TEXT='your own sentence'"
 
@@ -30,6 +30,9 @@ install: $(STAMP) ## create .venv with everything in it (the commands below do t
 
 demo: $(STAMP) ## embed a sentence, then recover it from the vector alone
 	@$(BIN)/unembed invert --text "$$TEXT"
+
+serve: $(STAMP) ## open the live demo in a browser (http://127.0.0.1:8080)
+	@$(BIN)/unembed serve --open
 
 test: $(STAMP) ## run the tests
 	@$(BIN)/pytest
@@ -48,6 +51,10 @@ bench: $(STAMP) ## run the benchmarks and print their tables (some minutes)
 	$(BIN)/python -m benchmarks.encoding
 	$(BIN)/python -m benchmarks.decoding
 	$(BIN)/python -m benchmarks.preparation
+	$(BIN)/python -m benchmarks.serving
+
+screenshots: $(STAMP) ## take the pictures of the demo again, for the README (needs Chromium)
+	$(BIN)/python -m tests.browser.screenshots
 
 clean: ## remove .venv, build results and caches (data/ and runs/ stay)
 	rm -rf $(VENV) build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
@@ -65,6 +72,6 @@ $(STAMP): pyproject.toml constraints.txt
 	fi
 	@touch $(UNFINISHED)
 	@echo "installing (the first time takes a few minutes)"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[embedded,dev]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[embedded,demo,dev]'
 	@rm -f $(UNFINISHED)
 	@touch $@

@@ -1,6 +1,8 @@
 """The commands, run in process with the fake encoder; a few as real processes."""
 
+import importlib.util
 import json
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -86,7 +88,7 @@ def save(path, array):
 
 @pytest.mark.parametrize(
     "command",
-    ["prepare", "preflight", "inspect", "train", "plot", "export", "invert", "evaluate"],
+    ["prepare", "preflight", "inspect", "train", "plot", "export", "invert", "evaluate", "serve"],
 )
 def test_every_command_explains_itself(run, command):
     code, out, _ = run(command, "--help")
@@ -98,7 +100,16 @@ def test_every_command_explains_itself(run, command):
 def test_help_lists_every_command(run):
     _, out, _ = run("--help")
     listed = {line.split()[1] for line in out.splitlines() if line.startswith("│ ")}
-    assert {"prepare", "preflight", "inspect", "train", "export", "invert", "evaluate"} <= listed
+    assert {
+        "prepare",
+        "preflight",
+        "inspect",
+        "train",
+        "export",
+        "invert",
+        "evaluate",
+        "serve",
+    } <= listed
 
 
 def test_a_process_answers_with_its_version():
@@ -660,3 +671,96 @@ def test_evaluate_refuses_texts_without_a_piece(run, inverter_folder, with_fake_
     )
     assert code == 2
     assert "at least 2 pieces" in err.splitlines()[-1]
+
+
+# serve
+
+
+@pytest.fixture
+def served(run, with_fake_encoder, monkeypatch):
+    """Run `serve` up to where it listens; returns its output and what would be served."""
+    seen = {}
+
+    def listen(app, bound, *, ready, proxies):
+        ready()
+        seen.update(app=app, demo=app.state.demo, proxies=proxies)
+        bound.close()
+
+    monkeypatch.setattr("unembed.demo.server.run", listen)
+    monkeypatch.setattr("unembed.demo.server.write_log", lambda: None)
+
+    def command(*arguments):
+        code, out, err = run("serve", "--port", 0, *arguments)
+        assert (code, err) == (0, "")
+        for model in seen["demo"].models.values():
+            model.close()
+        return out, seen
+
+    return command
+
+
+def test_serve_is_on_loopback_with_limits_unless_told_otherwise(served, inverter_folder):
+    out, seen = served("--checkpoint", inverter_folder)
+    assert out.startswith("open http://127.0.0.1:")
+    assert out.endswith(" (models: inverter; Ctrl+C stops)\n")
+    (guard,) = seen["app"].user_middleware
+    assert guard.kwargs["hosts"] == ["localhost", "127.0.0.1", "[::1]", "127.0.0.1"]
+    limits = seen["demo"].limits
+    assert (limits.rate, limits.queue, limits.seconds) == ("120/minute", 64, 60.0)
+    assert seen["demo"].log_texts is False and seen["proxies"] == []
+
+
+def test_serve_passes_its_options_on(served, inverter_folder, inverter, tmp_path):
+    inverter.save_pretrained(tmp_path / "other")
+    _, seen = served(
+        *("--checkpoint", inverter_folder, "--checkpoint", tmp_path / "other"),
+        *("--host", "0.0.0.0", "--allow-host", "demo.example", "--log-texts"),
+        *("--allow-origin", "https://friend.example", "--trust-proxy", "192.0.2.1"),
+        *("--rate", "none", "--max-queue", 3, "--max-seconds", 5, "--max-encoder-calls", 9),
+    )
+    assert list(seen["demo"].models) == ["inverter", "other"]
+    cors, guard = seen["app"].user_middleware
+    assert cors.kwargs["allow_origins"] == ["https://friend.example"]
+    assert guard.kwargs["hosts"] == ["localhost", "127.0.0.1", "[::1]", "demo.example"]
+    limits = seen["demo"].limits
+    assert (limits.rate, limits.queue, limits.seconds, limits.encoder_calls) == (None, 3, 5.0, 9)
+    assert seen["demo"].log_texts is True and seen["proxies"] == ["192.0.2.1"]
+
+
+@pytest.mark.parametrize(
+    ("screen", "opened"), [({}, False), ({"DISPLAY": ":0"}, True), ({"WAYLAND_DISPLAY": "w"}, True)]
+)
+def test_serve_opens_the_page_where_there_is_a_screen(
+    served, inverter_folder, monkeypatch, screen, opened
+):
+    pages = []
+    monkeypatch.setattr("webbrowser.open", pages.append)
+    monkeypatch.setattr("sys.platform", "linux")
+    for name in ("DISPLAY", "WAYLAND_DISPLAY"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in screen.items():
+        monkeypatch.setenv(name, value)
+    out, _ = served("--checkpoint", inverter_folder, "--open")
+    assert pages == ([out.split()[1]] if opened else [])
+
+
+def test_serve_fails_with_one_line(
+    refused, served, inverter_folder, inverter, tmp_path, monkeypatch
+):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert f"a free port {port} at 127.0.0.1; found" in refused("serve", "--port", port)
+    assert "192.0.2.1" in refused("serve", "--host", "192.0.2.1", "--port", 0)
+    assert "an inverter: a shipped one" in refused("serve", "--port", 0, "--checkpoint", "nothing")
+    assert "a rate such as 120/minute" in refused("serve", "--port", 0, "--rate", "fast")
+    inverter.save_pretrained(tmp_path / "there" / "inverter")
+    both = ("--checkpoint", inverter_folder, "--checkpoint", tmp_path / "there" / "inverter")
+    assert "checkpoints whose names differ" in refused("serve", "--port", 0, *both)
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        "importlib.util.find_spec",
+        lambda name, *rest: find(name, *rest) if name != "uvicorn" else None,
+    )
+    message = refused("serve")
+    assert "the packages of the extra demo; found no uvicorn" in message
+    assert "pip install 'unembed[demo]'" in message

@@ -44,8 +44,8 @@ ALLOWED = {
     "terminal": "data decoding encoders errors evaluation inversion inverter",
     "audit": "config data device encoders errors evaluation inversion inverter",
     "demo": "config data decoding device encoders errors evaluation inversion inverter",
-    "commands": "config data device encoders errors evaluation inversion inverter onnx_denoiser "
-    "options terminal training vectors weights",
+    "commands": "config data demo device encoders errors evaluation inversion inverter "
+    "onnx_denoiser options terminal training vectors weights",
     "cli": "commands demo errors",
     "options": "errors",
     "__init__": "encoders errors evaluation inverter",  # the front door, opened lazily
@@ -53,9 +53,9 @@ ALLOWED = {
 }
 
 HEAVY = """
-accelerate datasets datasketch huggingface_hub numpy pandas py3langid pyarrow pydantic ray
-safetensors scipy
-sentence_transformers sklearn tokenizers torch transformers yaml
+accelerate datasets datasketch fastapi huggingface_hub numpy pandas prometheus_client py3langid
+pyarrow pydantic ray safetensors scipy sentence_transformers sklearn starlette tokenizers torch
+transformers uvicorn yaml
 """.split()
 
 

@@ -59,6 +59,19 @@ def test_batch_size_changes_nothing(inverter, vectors, batch_size):
         assert one.confidences == pytest.approx(other.confidences, rel=1e-4)
 
 
+def test_vectors_of_several_calls_put_together_draw_as_in_their_own(inverter, vectors):
+    options = {"strategy": "euler", "steps": 6}
+    alone = inverter.invert(vectors[:2], seed=7, **options)
+    alone += inverter.invert(vectors[2:], seed=9, **options)
+    draws = [(7, 0), (7, 1), (9, 0), (9, 1)]
+    for batch_size in (3, 64):
+        both = inverter.invert(vectors, draws=draws, batch_size=batch_size, **options)
+        assert [item.token_ids for item in both] == [item.token_ids for item in alone]
+    assert [i.token_ids for i in inverter.invert(vectors, seed=7, **options)] != [
+        i.token_ids for i in alone
+    ]
+
+
 def test_the_same_call_gives_the_same_result(inverter, vectors):
     assert inverter.invert(vectors, seed=3) == inverter.invert(vectors, seed=3)
 

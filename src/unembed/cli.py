@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 import unembed
-from unembed.commands import data, recovery, training
+from unembed.commands import data, recovery, serving, training
 from unembed.errors import UnembedError
 
 app = typer.Typer(
@@ -47,6 +47,7 @@ plot = app.command()(training.plot)
 export = app.command()(training.export)
 invert = app.command()(recovery.invert)
 evaluate = app.command()(recovery.evaluate)
+serve = app.command()(serving.serve)
 
 
 def main() -> None:

@@ -164,6 +164,7 @@ class Inverter(
         batch_size: int = 64,
         seed: int = 0,
         first_index: int = 0,
+        draws: Sequence[tuple[int, int]] | None = None,
         on_step: OnStep | None = None,
     ) -> list[Inversion]:
         """Recover the text behind each vector, from the vector alone unless an encoder is given.
@@ -183,6 +184,8 @@ class Inverter(
             batch_size: Vectors decoded together; changes the speed, not the texts.
             seed: Of the strategies that sample; each vector draws from (seed, its index).
             first_index: Index of the first vector, for callers that hand over a part at a time.
+            draws: For each vector the (seed, index) it draws from, in place of the two above: for
+                callers that put vectors of several calls together.
             on_step: Called after every pass of every batch.
 
         Returns:
@@ -204,11 +207,12 @@ class Inverter(
         denoiser = self._prepared(guidance, repetition)
         if decode.needs_encoder:
             self._require_calls(strategy, encoder, encoder_calls)
+        if draws is None:
+            draws = [(seed, first_index + row) for row in range(len(vectors))]
         results: list[Inversion] = []
         for start in range(0, len(vectors), batch_size):
             part = vectors[start : start + batch_size]
-            first = first_index + start
-            seeds = [_mix(seed, index) for index in range(first, first + len(part))]
+            seeds = [_mix(*draw) for draw in draws[start : start + batch_size]]
             scorer = None
             if decode.needs_encoder and encoder is not None:
                 scorer = EncoderScorer(encoder, self.tokenizer, part, encoder_calls)

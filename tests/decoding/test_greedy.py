@@ -69,6 +69,23 @@ def test_positions_are_spread_evenly_and_the_timestep_is_told(steps, sizes):
     assert [float(t[0]) for _, t in denoiser.seen] == pytest.approx(masked)
 
 
+@pytest.mark.parametrize("strategy", [Greedy(), EntropyBounded(gamma=0.0)])
+def test_the_steps_show_what_is_held_likeliest_where_nothing_is_settled(strategy):
+    steps = []
+    decode(strategy, SURE, on_step=steps.append)
+    assert [step.guesses[0].tolist() for step in steps] == [
+        [2, 4, 6, 7],
+        [2, 4, 0, 7],  # the surest position is settled, so it is not asked about
+        [0, 4, 0, 7],
+        [0, 0, 0, 7],
+    ]
+    first = steps[0].guess_confidences[0]
+    assert first.tolist() == pytest.approx([0.5, 0.45, 0.9, 0.3], abs=1e-4), (
+        "probabilities without the mask token"
+    )
+    assert steps[-1].guess_confidences[0, :3].tolist() == [0, 0, 0]
+
+
 def test_passes_saved_by_an_early_end_are_not_spent():
     table = table_of({2: 0.5}, {END: 0.9}, {3: 0.6}, {3: 0.6}, {3: 0.6})
     decoded, denoiser = decode(Greedy(), table, ends=True)

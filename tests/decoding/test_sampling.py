@@ -32,7 +32,8 @@ def test_draws_have_the_probabilities_of_the_logits():
 def test_temperature_sharpens_and_zero_takes_the_likeliest():
     squared = [0.25 / 0.38, 0.09 / 0.38, 0.04 / 0.38, 0.0]
     assert shares(LOGITS, temperature=0.5) == pytest.approx(squared, abs=1e-3)
-    assert shares(LOGITS, temperature=0.0) == [1.0, 0.0, 0.0, 0.0]
+    for cold in (0.0, 1e-300, 1e-38, 1e-4):
+        assert shares(LOGITS, temperature=cold) == [1.0, 0.0, 0.0, 0.0]
 
 
 @pytest.mark.parametrize(

@@ -243,6 +243,8 @@ def test_an_unknown_strategy_is_refused_with_the_known_ones():
 def test_an_unknown_option_is_refused_with_the_known_ones():
     with pytest.raises(ConfigError, match=r"greedy \(order, lengths\); found 'courage'"):
         find_strategy("greedy", courage=3)
+    with pytest.raises(ConfigError, match="found 'name'"):
+        find_strategy("greedy", name="euler")
 
 
 @pytest.mark.parametrize(
@@ -255,7 +257,9 @@ def test_an_unknown_option_is_refused_with_the_known_ones():
         ("greedy", {"lengths": True}, "lengths of type int; found True"),
         ("entropy-bounded", {"gamma": -1}, "gamma of at least 0"),
         ("entropy-bounded", {"gamma": float("nan")}, "gamma of at least 0; found nan"),
+        ("entropy-bounded", {"gamma": float("inf")}, "gamma of at least 0; found inf"),
         ("euler", {"temperature": -0.1}, "temperature of at least 0"),
+        ("euler", {"temperature": 101}, "temperature of at least 0 and at most 100"),
         ("euler", {"top_p": 0}, "top_p above 0 and at most 1; found 0"),
         ("euler", {"top_p": 1.1}, "top_p above 0 and at most 1; found 1.1"),
         ("euler-remask", {"probability": 2}, "probability of at least 0 and at most 1"),

@@ -29,7 +29,7 @@ STRATEGIES: dict[str, type[Strategy]] = {
 }
 
 
-def find_strategy(name: str, **options: Any) -> Strategy:
+def find_strategy(name: str, /, **options: Any) -> Strategy:
     """The strategy registered under a name, with its options.
 
     Args:

@@ -56,6 +56,9 @@ class DecodingStep:
             calls the encoder; else None.
         encoder_calls: Texts embedded so far for each vector [B], where the strategy calls the
             encoder; else None.
+        guesses: The likeliest token of each position that was masked before the pass [B, L], where
+            the strategy asks about all of them; else None.
+        guess_confidences: Its probability [B, L]; 0 where the position was settled before.
     """
 
     index: int
@@ -66,6 +69,8 @@ class DecodingStep:
     mask_ratio: Tensor
     cosines: Tensor | None = None
     encoder_calls: Tensor | None = None
+    guesses: Tensor | None = None
+    guess_confidences: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -173,10 +178,12 @@ def require_between(
 ) -> None:
     """Refuse an option's value outside low..high, the ends included (``open_low``: not low).
 
+    An infinite one is outside too.
+
     Raises:
         ConfigError: Names the option, the value and the range.
     """
-    if not low <= value <= high or (open_low and value == low):
+    if not low <= value <= high or (open_low and value == low) or value == float("inf"):
         least = f"above {low:g}" if open_low else f"of at least {low:g}"
         most = f" and at most {high:g}" if high != float("inf") else ""
         raise ConfigError(f"{option} {least}{most}", f"{value}", f"Correct the option {option}")

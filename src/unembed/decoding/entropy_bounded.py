@@ -86,7 +86,9 @@ class EntropyBounded:
         fits = ((before <= self.gamma) & (rising < -DOUBTED)).sum(dim=1)
         count = torch.maximum(fits, even_share(masked, passes))
         chosen = mask_surest(-entropy, masked, count)
-        state.settle(chosen, tokens, spread(probabilities, masked, 0.0))
+        sure = spread(probabilities, masked, 0.0)
+        state.guess(tokens, sure)
+        state.settle(chosen, tokens, sure)
         return not bool(state.masked.any())
 
 

@@ -14,6 +14,8 @@ from unembed.decoding.sampling import sample, uniforms
 from unembed.decoding.state import State, after_end, spread
 from unembed.diffusion import DenoiserFn
 
+_HOTTEST = 100.0  # all tokens are about as likely as each other long before
+
 
 @dataclass(frozen=True)
 class Euler:
@@ -26,7 +28,7 @@ class Euler:
     are none.
 
     Attributes:
-        temperature: Of the draws, from 0 (the likeliest token) on; 1 is the denoiser's own
+        temperature: Of the draws, from 0 (the likeliest token) to 100; 1 is the denoiser's own
             distribution.
         top_p: Draw among the likeliest tokens with this probability together, above 0 to 1.
     """
@@ -36,7 +38,7 @@ class Euler:
     needs_encoder: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        require_between("temperature", self.temperature, 0.0)
+        require_between("temperature", self.temperature, 0.0, _HOTTEST)
         require_between("top_p", self.top_p, 0.0, 1.0, open_low=True)
 
     def __call__(

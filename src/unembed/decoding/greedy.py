@@ -85,13 +85,13 @@ class Greedy:
         masked = state.masked
         logits = state.logits(denoiser, masked)
         probabilities, guesses = most_probable(logits)
-        best = spread(probabilities, masked, 0.0)
+        best, tokens = spread(probabilities, masked, 0.0), spread(guesses, masked, 0)
+        state.guess(tokens, best)
         sureness = best
         if self.order == "margin":
             sureness = spread(margins(logits), masked, 0.0)
         elif self.order == "left-to-right":
             sureness = torch.arange(0.0, -masked.shape[1], -1.0, device=best.device).expand_as(best)
-        tokens = spread(guesses, masked, 0)
         sureness = sureness.masked_fill(said_before(tokens, sureness, masked), DOUBTED)
         chosen = mask_surest(sureness, masked, even_share(masked, passes))
         state.settle(chosen, tokens, best)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 _TOP = 256  # tokens that nearly always hold the nucleus
+_COLD = 1e-4  # temperature below which logits divided by it may overflow
 
 
 def uniforms(generators: Sequence[torch.Generator], shape: tuple[int, ...], to: Tensor) -> Tensor:
@@ -29,14 +30,14 @@ def sample(
     Args:
         logits: Float32 [M, V]; -infinity where a token must not be drawn.
         u: Uniform numbers in [0, 1) [M].
-        temperature: Divides the logits; 0 takes the likeliest token.
+        temperature: Divides the logits; 0, or next to it, takes the likeliest token.
         top_p: Probability of the likeliest tokens to draw from; 1 is all of them.
 
     Returns:
         The tokens [M], and the probability [M] that the denoiser itself gave each, whatever the
         temperature.
     """
-    if temperature == 0.0:
+    if temperature < _COLD:
         tokens = logits.argmax(dim=-1)
     else:
         p = (logits / temperature).softmax(dim=-1)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -47,6 +49,7 @@ class State:
         self._forbidden = [canvas.mask_id]
         if content_only:
             self._forbidden += [i for i in (canvas.end_id, canvas.pad_id) if i is not None]
+        self._guesses: tuple[Tensor, Tensor] | None = None
         self._shown = blank.cpu()
 
     @property
@@ -75,6 +78,10 @@ class State:
         logits[:, self._forbidden] = -torch.inf
         return logits
 
+    def guess(self, tokens: Tensor, confidences: Tensor) -> None:
+        """Keep what this pass finds likeliest, [B, L] each, for the next `show`."""
+        self._guesses = tokens, confidences
+
     def settle(self, chosen: Tensor, tokens: Tensor, confidences: Tensor) -> None:
         """Write the tokens and confidences [B, L] of the chosen positions, boolean [B, L]."""
         self.tokens = torch.where(chosen, tokens, self.tokens)
@@ -101,8 +108,13 @@ class State:
         tokens = self.tokens[::every].cpu().clone()
         ratio = self.masked[::every].float().mean(dim=1).cpu()
         confidences = self.confidences[::every].cpu().clone()
-        before = self._shown[::every]
-        on_step(DecodingStep(index, total, tokens, confidences, tokens != before, ratio))
+        changed = tokens != self._shown[::every]
+        step = DecodingStep(index, total, tokens, confidences, changed, ratio)
+        if self._guesses is not None:
+            guesses, sure = (x[::every].cpu().clone() for x in self._guesses)
+            step = replace(step, guesses=guesses, guess_confidences=sure)
+        on_step(step)
+        self._guesses = None
         self._shown = self.tokens.cpu().clone()
 
     def decoded(self) -> Decoded:

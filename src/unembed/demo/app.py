@@ -1,0 +1,213 @@
+"""The application: routes of the page and of its API."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import FileResponse, HTMLResponse, Response
+from fastapi.staticfiles import StaticFiles
+from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+
+import unembed
+from unembed.demo import asking, problems
+from unembed.demo.asking import Demo, EventStream
+from unembed.demo.describing import describe_model
+from unembed.demo.examples import EXAMPLES
+from unembed.demo.guard import Guard
+from unembed.demo.reference import reference_page
+from unembed.demo.schemas import (
+    DecodeRequest,
+    EncodeOut,
+    EncodeRequest,
+    HealthOut,
+    InvertOut,
+    InvertRequest,
+    ModelsOut,
+    ProblemOut,
+    QueueOut,
+    RandomOut,
+)
+from unembed.demo.server import LOOPBACK
+from unembed.errors import UnembedError
+
+_STATIC = Path(__file__).parent / "static"
+_PROBLEM = {problems.MEDIA_TYPE: {"schema": ProblemOut.model_json_schema()}}
+_REFUSALS: dict[int | str, dict[str, Any]] = {
+    status: {"description": told, "content": _PROBLEM}
+    for status, told in {
+        400: "The body is not valid JSON.",
+        408: "The body took too long to come.",
+        413: "The body is too large.",
+        422: "A field, a text or a vector that cannot be used.",
+        429: "Too many requests from this address; see Retry-After.",
+        500: "The server failed.",
+        503: "The queue is full or the server is shutting down; see Retry-After.",
+        504: "Not finished in the time a request may take.",
+    }.items()
+}
+_EVENTS = """The answer is a stream of server-sent events: `queued` (`position`: requests before
+this one; again whenever it changes), `start` (the embedding and, for a text, its tokens), `step`
+after every denoiser pass, and `done` with the result or `error` with problem details. docs/demo.md
+describes them."""
+_EVENT = {
+    "type": "object",
+    "required": ["event", "data"],
+    "properties": {
+        "event": {"enum": ["queued", "start", "step", "done", "error"]},
+        "data": {"type": "string", "contentMediaType": "application/json"},
+    },
+}
+
+
+def _demo(request: Request) -> Demo:
+    demo: Demo = request.app.state.demo
+    return demo
+
+
+Shared = Annotated[Demo, Depends(_demo)]
+pages, api = APIRouter(), APIRouter()
+
+
+@pages.api_route("/", methods=["GET", "HEAD"], include_in_schema=False)
+async def page() -> FileResponse:
+    """The page."""
+    return FileResponse(_STATIC / "index.html")
+
+
+@pages.get("/docs", include_in_schema=False)
+async def reference(request: Request) -> HTMLResponse:
+    """The API for readers."""
+    return HTMLResponse(reference_page(request.app.openapi()))
+
+
+@api.get("/models", response_model_exclude_none=True)
+async def models(demo: Shared) -> ModelsOut:
+    """The models served, the vectors they expect, and the strategies with their options."""
+    described = [describe_model(model, demo.limits) for model in demo.models.values()]
+    return ModelsOut(models=described, default=described[0].name)
+
+
+@api.post("/encode", responses=_REFUSALS)
+async def encode(body: EncodeRequest, request: Request, demo: Shared) -> EncodeOut:
+    """Embed a text."""
+    found = await asking.encode(demo, body).result(request)
+    return EncodeOut.model_validate(found)
+
+
+@api.post(
+    "/decode",
+    status_code=200,
+    response_class=EventStream,
+    responses={
+        **_REFUSALS,
+        200: {"description": _EVENTS, "content": {"text/event-stream": {"schema": _EVENT}}},
+    },
+)
+async def decode(body: DecodeRequest, demo: Shared) -> EventStream:
+    """Invert a text's embedding or a vector, told step by step."""
+    return EventStream(asking.decode(demo, body), demo.limits.seconds)
+
+
+@api.post("/invert", responses=_REFUSALS)
+async def invert(body: InvertRequest, request: Request, demo: Shared) -> InvertOut:
+    """Invert several texts' embeddings or vectors at once."""
+    found = await asking.invert(demo, body, request.scope).result(request)
+    return InvertOut.model_validate({**found, "model": demo.find(body.model).name})
+
+
+@api.get("/random")
+async def random_text() -> RandomOut:
+    """A sentence to try."""
+    return RandomOut(text=random.choice(EXAMPLES))
+
+
+@api.get("/queue")
+async def queue(demo: Shared) -> list[QueueOut]:
+    """How busy each worker is."""
+    busy = []
+    for model in demo.models.values():
+        for asks, worker in model.workers.items():
+            waiting, running = worker.counts
+            busy.append(
+                QueueOut(
+                    model=model.name,
+                    asks_encoder=asks,
+                    waiting=waiting,
+                    running=running,
+                    limit=demo.limits.queue,
+                )
+            )
+    return busy
+
+
+@api.get("/health")
+async def health(demo: Shared) -> HealthOut:
+    """Whether the server answers."""
+    return HealthOut(status="ok", models=list(demo.models))
+
+
+@api.get(
+    "/metrics",
+    response_class=Response,
+    responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
+)
+async def metrics(demo: Shared) -> Response:
+    """Figures for Prometheus."""
+    workers = [w for model in demo.models.values() for w in model.workers.values()]
+    counts = {worker.name: worker.counts for worker in workers}
+    return Response(demo.metrics.page(counts), media_type=CONTENT_TYPE_LATEST)
+
+
+def create_app(demo: Demo, hosts: Sequence[str] = LOOPBACK, origins: Sequence[str] = ()) -> FastAPI:
+    """The application, ready to be served.
+
+    Args:
+        demo: The models and the limits.
+        hosts: Names by which it answers (the Host header), without ports.
+        origins: Other web sites whose pages may call the API (CORS), as ``https://example.org``.
+    """
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        for model in demo.models.values():
+            await asyncio.to_thread(model.close)
+
+    app = FastAPI(
+        title="unembed",
+        version=unembed.__version__,
+        description="Embedding vectors turned back into text, step by step.",
+        docs_url=None,
+        redoc_url=None,
+        lifespan=lifespan,
+        telemetry={"tracing": False, "metrics": False, "logs": False},
+    )
+    app.state.demo = demo
+    app.add_exception_handler(problems.ProblemError, problems.on_problem)
+    app.add_exception_handler(UnembedError, problems.on_problem)
+    app.add_exception_handler(HTTPException, problems.on_http_error)
+    app.add_exception_handler(RequestValidationError, problems.on_invalid)
+    app.include_router(pages)
+    app.include_router(api)
+    app.mount("/static", StaticFiles(directory=_STATIC), name="static")
+    app.add_middleware(
+        Guard, hosts=hosts, limits=demo.limits, clients=demo.clients, metrics=demo.metrics
+    )
+    if origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=list(origins),
+            allow_methods=["GET", "POST"],
+            allow_headers=["Content-Type"],
+            expose_headers=["Retry-After"],
+        )
+    return app

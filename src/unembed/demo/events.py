@@ -1,0 +1,144 @@
+"""What the page is told: the state of a decoding and its result, as plain data."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from unembed.decoding import DecodingStep
+from unembed.demo.alignment import align_words
+from unembed.encoders.tokenizer import TextTokenizer
+from unembed.evaluation.metrics import exact_match, token_accuracy, token_set_f1
+from unembed.inverter import Inversion
+
+_WORD_STARTS = "▁Ġ"  # how vocabularies write that a word begins
+
+
+class Speller:
+    """Token ids as text, the vocabulary's signs for "joins" (##) and "starts a word" (▁, Ġ) kept.
+
+    Args:
+        tokenizer: Of the inverter.
+    """
+
+    def __init__(self, tokenizer: TextTokenizer) -> None:
+        self.tokenizer = tokenizer
+        self._known: dict[int, str] = {}
+
+    def __call__(self, token: int) -> str:
+        """One token; a byte-level vocabulary's is decoded, so that it can be read."""
+        if token not in self._known:
+            (name,), (text,) = (
+                self.tokenizer.token_strings([token]),
+                self.tokenizer.decode([[token]]),
+            )
+            start = name[:1] if name[:1] in _WORD_STARTS else ""
+            self._known[token] = start + text if text else name
+        return self._known[token]
+
+    def all(self, text: str) -> list[str]:
+        """The tokens of a text."""
+        return [self(token) for token in self.tokenizer.encode([text])[0]]
+
+
+def step_event(step: DecodingStep, row: int, speller: Speller, seconds: float) -> dict[str, Any]:
+    """One text after a denoiser pass.
+
+    Args:
+        step: The batch.
+        row: Which text of it.
+        speller: Of the model.
+        seconds: Since decoding began.
+    """
+    event: dict[str, Any] = {
+        "index": step.index,
+        "total": step.total,
+        "mask_ratio": round(float(step.mask_ratio[row]), 4),
+        "milliseconds": round(1000 * seconds, 1),
+        "tokens": _tokens(step, row, speller),
+    }
+    if step.cosines is not None:
+        event["cosine"] = round(float(step.cosines[row]), 4)
+    if step.encoder_calls is not None:
+        event["encoder_calls"] = int(step.encoder_calls[row])
+    return event
+
+
+def _tokens(step: DecodingStep, row: int, speller: Speller) -> list[dict[str, Any]]:
+    """A dictionary per position; what the denoiser would say where nothing is settled."""
+    ids, states = speller.tokenizer, _states(step, row, speller.tokenizer)
+    tokens, sure = step.tokens[row].tolist(), step.confidences[row].tolist()
+    if step.guesses is not None and step.guess_confidences is not None:
+        guesses = step.guesses[row].tolist(), step.guess_confidences[row].tolist()
+        for place, state in enumerate(states):
+            if state == "masked":
+                states[place] = "guessed"
+                tokens[place], sure[place] = guesses[0][place], guesses[1][place]
+    changed = step.changed[row].tolist()
+    return [
+        {
+            "text": "" if token in ids.special_ids else speller(token),
+            "confidence": round(p, 4),
+            "state": state,
+            "changed": new,
+        }
+        for token, p, state, new in zip(tokens, sure, states, changed, strict=True)
+    ]
+
+
+def _states(step: DecodingStep, row: int, ids: TextTokenizer) -> list[str]:
+    states, ended = [], False
+    for token in step.tokens[row].tolist():
+        if token == ids.mask_id:
+            states.append("masked")
+        elif ended or token == ids.pad_id:
+            states.append("padding")
+        else:
+            ended = token == ids.end_id
+            states.append("end" if ended else "settled")
+    return states
+
+
+def is_news(step: DecodingStep, before: DecodingStep | None, row: int) -> bool:
+    """Whether a step changed anything for a text: others of its batch may take longer."""
+    if before is None or bool(step.changed[row].any()) or float(step.mask_ratio[row]) > 0:
+        return True
+    calls = step.encoder_calls, before.encoder_calls
+    return calls[0] is not None and calls[1] is not None and bool(calls[0][row] != calls[1][row])
+
+
+def figures(
+    found: Inversion, original: str | None, cosine: float | None, speller: Speller
+) -> dict[str, Any]:
+    """A recovery, and how near it is to the original where that is known.
+
+    Args:
+        found: What came back.
+        original: The text that was embedded; None where only a vector was given.
+        cosine: Of the recovered text's embedding with the vector; None where nothing came back.
+        speller: Of the model.
+    """
+    tokens = [
+        {"text": speller(token), "confidence": round(sure, 4)}
+        for token, sure in zip(found.token_ids, found.confidences, strict=True)
+    ]
+    measured: dict[str, Any] = dict.fromkeys(
+        ("alignment", "token_accuracy", "exact_match", "token_f1")
+    )
+    ids = [] if original is None else speller.tokenizer.encode([original])[0]
+    if original is not None:
+        aligned = align_words(original, found.text, speller.tokenizer)
+        measured["alignment"] = [
+            {"kind": kind, "original": a, "recovered": b} for kind, a, b in aligned
+        ]
+    if ids:
+        measured["token_accuracy"] = token_accuracy(ids, found.token_ids)
+        measured["exact_match"] = exact_match(ids, found.token_ids) == 1.0
+        measured["token_f1"] = token_set_f1(ids, found.token_ids)
+    return {
+        "text": found.text,
+        "tokens": tokens,
+        **measured,
+        "cosine": None if cosine is None else round(cosine, 6),
+        "passes": found.passes,
+        "encoder_calls": found.encoder_calls,
+    }

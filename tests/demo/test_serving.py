@@ -1,0 +1,208 @@
+"""A real server: events as they happen, clients that leave, load, signals."""
+
+import asyncio
+import signal
+import subprocess
+import sys
+import threading
+import time
+from contextlib import contextmanager
+
+import httpx2 as httpx
+import pytest
+from benchmarks.serving import load
+from starlette.testclient import TestClient
+
+from unembed.demo.metrics import Metrics
+from unembed.demo.server import configure
+
+from .conftest import parse_events
+
+PAUSE = 0.2  # seconds of a step; 12 of them are a decoding
+TEXT = "the red dog sleeps."
+LONG = {"strategy": "euler", "steps": 100}  # takes 20 seconds if nobody leaves
+SOON = 5.0  # seconds, on a machine that is busy with other things
+
+
+@contextmanager
+def running(folder, *arguments):
+    """A server process and a client of it."""
+    command = [sys.executable, "-m", "tests.demo.tiny", str(folder), *map(str, arguments)]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding="utf-8"
+    )
+    try:
+        url = process.stdout.readline().strip()
+        assert url.startswith("http://127.0.0.1:"), process.stderr.read()
+        with httpx.Client(base_url=url, timeout=60, trust_env=False) as client:
+            yield process, client
+    finally:
+        process.kill()
+        process.communicate()
+
+
+@pytest.fixture(scope="module")
+def folder(_saved):
+    return _saved
+
+
+@pytest.fixture(scope="module")
+def one_by_one(folder):
+    """Serves one at a time, with room for one that waits."""
+    with running(folder, "--pause", PAUSE, "--together", 1, "--queue", 1) as (_, client):
+        yield client
+
+
+@contextmanager
+def decoding(client, **body):
+    """An open event stream; yields an iterator over the names of its events."""
+    with client.stream("POST", "/decode", json={"text": TEXT, **body}) as answer:
+        assert answer.status_code == 200, answer.read()
+        lines = answer.iter_lines()
+        yield (line.removeprefix("event: ") for line in lines if line.startswith("event: "))
+
+
+def figure(client, name, **labels):
+    """A sample of /metrics, 0 where there is none yet."""
+    inside = ",".join(f'{key}="{value}"' for key, value in sorted(labels.items()))
+    for line in client.get("/metrics").text.splitlines():
+        if line.startswith(f"{name}{{{inside}}} "):
+            return float(line.split()[-1])
+    return 0.0
+
+
+def until(condition, seconds=20.0):
+    """Seconds until it holds."""
+    began = time.monotonic()
+    while not condition():
+        assert time.monotonic() - began < seconds
+        time.sleep(0.02)
+    return time.monotonic() - began
+
+
+def idle(client):
+    return client.get("/queue").json()[0]["running"] == 0
+
+
+def test_steps_come_as_they_happen(one_by_one):
+    until(lambda: idle(one_by_one))
+    times = []
+    with decoding(one_by_one) as names:
+        for name in names:
+            times.append((name, time.monotonic()))
+    assert [name for name, _ in times] == ["queued", "start", *["step"] * 12, "done"]
+    steps = [when for name, when in times if name == "step"]
+    assert steps[-1] - steps[0] > 11 * PAUSE / 2
+
+
+def test_a_client_that_leaves_frees_its_slot_within_a_step(one_by_one):
+    until(lambda: idle(one_by_one))
+
+    def ended():
+        return figure(one_by_one, "unembed_batch_seconds_count", worker="inverter")
+
+    before, left = ended(), figure(one_by_one, "unembed_abandoned_total", worker="inverter")
+    with decoding(one_by_one, **LONG) as names:
+        assert [next(names) for _ in range(3)] == ["queued", "start", "step"]
+    assert until(lambda: ended() > before) < SOON
+    assert figure(one_by_one, "unembed_abandoned_total", worker="inverter") == left + 1
+    assert one_by_one.get("/queue").json()[0]["running"] == 0
+
+
+def test_a_client_of_a_batch_answer_that_leaves_is_noticed(one_by_one):
+    until(lambda: idle(one_by_one))
+    left = figure(one_by_one, "unembed_abandoned_total", worker="inverter")
+    with pytest.raises(httpx.ReadTimeout):
+        one_by_one.post("/invert", json={"texts": [TEXT], **LONG}, timeout=2 * PAUSE)
+    until(lambda: figure(one_by_one, "unembed_abandoned_total", worker="inverter") == left + 1)
+    with decoding(one_by_one, steps=1) as names:
+        began = time.monotonic()
+        assert list(names)[-1] == "done"
+        assert time.monotonic() - began < SOON, "the worker is free again"
+
+
+def test_the_queue_has_an_end_and_tells_the_place(one_by_one):
+    until(lambda: idle(one_by_one))
+    heard = []
+
+    def wait():
+        answer = one_by_one.post("/decode", json={"text": TEXT})
+        heard.extend(parse_events(answer.text))
+
+    with decoding(one_by_one) as first:
+        assert [next(first) for _ in range(2)] == ["queued", "start"]
+        second = threading.Thread(target=wait)
+        second.start()
+        until(lambda: one_by_one.get("/queue").json()[0]["waiting"] == 1)
+        third = one_by_one.post("/decode", json={"text": TEXT})
+        assert third.status_code == 503
+        assert int(third.headers["retry-after"]) == third.json()["retry_after"] >= 1
+        assert list(first)[-1] == "done"
+    second.join()
+    places = [data["position"] for name, data in heard if name == "queued"]
+    assert places == [1, 0] and heard[-1][0] == "done"
+
+
+def test_a_search_does_not_keep_the_others_waiting(one_by_one):
+    until(lambda: idle(one_by_one))
+    settings = {"strategy": "guided-search", "encoder_calls": 500, "options": {"enough": 1.0}}
+    with decoding(one_by_one, **settings) as search:
+        assert [next(search) for _ in range(2)] == ["queued", "start"]
+        with decoding(one_by_one, steps=1) as quick:
+            assert list(quick)[-1] == "done"
+        assert one_by_one.get("/queue").json()[1]["running"] == 1
+
+
+def test_sigterm_finishes_what_runs_and_sends_the_others_away(folder):
+    with running(folder, "--pause", PAUSE, "--together", 1) as (process, client):
+        heard = []
+
+        def wait():
+            answer = client.post("/decode", json={"text": TEXT})
+            heard.extend(parse_events(answer.text))
+
+        with decoding(client) as first:
+            assert [next(first) for _ in range(3)] == ["queued", "start", "step"]
+            second = threading.Thread(target=wait)
+            second.start()
+            until(lambda: client.get("/queue").json()[0]["waiting"] == 1)
+            process.send_signal(signal.SIGTERM)
+            assert list(first)[-1] == "done"
+        second.join()
+        name, problem = heard[-1]
+        assert (name, problem["status"]) == ("error", 503)
+        assert problem["detail"] == "the server is shutting down"
+        assert process.wait(timeout=20) == 0
+        with pytest.raises(httpx.ConnectError):
+            client.get("/health")
+        log = process.stderr.read()
+    assert "Traceback" not in log and "red dog" not in log
+
+
+def test_under_load_every_request_is_answered(folder):
+    with running(folder, "--pause", 0.01, "--together", 4, "--queue", 4) as (process, client):
+        outcomes = asyncio.run(load(str(client.base_url), 16, 3.0, process.pid))
+        assert outcomes.lost == 0, outcomes.ends
+        assert outcomes.ends["done"] >= 16 and outcomes.ends["503"] > 0
+        assert len(outcomes.first) == len(outcomes.whole) == outcomes.ends["done"]
+        assert idle(client)
+        assert client.get("/queue").json()[0]["waiting"] == 0
+
+
+@pytest.mark.parametrize(("proxies", "status"), [(["127.0.0.1"], 200), ([], 429)])
+def test_a_proxy_speaks_for_others_only_when_trusted(serve, proxies, status):
+    config = configure(serve(rate="1/minute").app, proxies)
+    config.load()
+    client = TestClient(config.loaded_app, "http://localhost", client=("127.0.0.1", 9))
+    answers = [
+        client.post("/encode", json={"text": TEXT}, headers={"x-forwarded-for": address})
+        for address in ("192.0.2.1", "192.0.2.2")
+    ]
+    assert [answer.status_code for answer in answers] == [200, status]
+
+
+def test_metrics_of_two_servers_are_apart():
+    one, other = Metrics(), Metrics()
+    one.refused("queue")
+    assert b'unembed_refused_total{reason="queue"} 1.0' in one.page({})
+    assert b'reason="queue"' not in other.page({})

@@ -1,0 +1,62 @@
+"""A server of tiny models, in this process or as one: python -m tests.demo.tiny FOLDER."""
+
+import argparse
+import time
+
+import torch
+import typer
+
+from unembed.demo import server
+from unembed.demo.app import create_app
+from unembed.demo.limits import Limits
+from unembed.demo.loading import load_demo
+from unembed.encoders.base import FakeEncoder
+from unembed.inverter import Inverter
+
+
+def slowed(inverter, seconds):
+    """The same inverter, whose every step takes some time."""
+    invert = inverter.invert
+
+    def slow_invert(vectors, *, on_step, **options):
+        def slow_step(step):
+            time.sleep(seconds)
+            on_step(step)
+
+        return invert(vectors, on_step=slow_step if seconds else on_step, **options)
+
+    inverter.invert = slow_invert
+    return inverter
+
+
+def tiny_demo(folders, pause=0.0, log_texts=False, encoder=None, **limits):
+    """A demo of inverters on disk with the fake encoder."""
+    return load_demo(
+        [str(folder) for folder in folders],
+        Limits(**{"rate": None, **limits}),
+        lambda folder: slowed(Inverter.from_pretrained(folder), pause),
+        lambda inverter: encoder or FakeEncoder(),
+        log_texts,
+    )
+
+
+def main():
+    """Serve until a signal; the first line printed is the address."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("folder")
+    parser.add_argument("--pause", type=float, default=0.0)
+    parser.add_argument("--queue", type=int, default=64)
+    parser.add_argument("--together", type=int, default=64)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    demo = tiny_demo(
+        [options.folder], options.pause, queue=options.queue, together=options.together
+    )
+    bound = server.bind("127.0.0.1", 0)
+    server.write_log()
+    app = create_app(demo)
+    server.run(app, bound, ready=lambda: typer.echo(server.address_of(bound)))
+
+
+if __name__ == "__main__":
+    main()
