@@ -152,6 +152,22 @@ def test_two_strategies_on_the_same_vector(server, open_page):
     assert page.locator(".timeline input").count() == 2
 
 
+def test_controls_that_do_not_apply_are_off_and_say_why(server, open_page):
+    page = open_page(server.address)
+    page.get_by_text("Settings", exact=True).click()
+    group = page.get_by_role("group", name="A")
+    for label, why in {
+        "Temperature": "This strategy draws nothing at random.",
+        "Encoder calls": "This strategy does not ask the encoder.",
+        "Guidance, late": "This model was not trained for guidance.",
+    }.items():
+        expect(group.get_by_label(label)).to_be_disabled()
+        expect(group.get_by_title(why).get_by_label(label)).to_be_visible()
+    group.get_by_label("Strategy").select_option("best-of")
+    expect(group.get_by_label("Temperature")).to_be_enabled()
+    expect(group.get_by_label("Encoder calls")).to_be_enabled()
+
+
 def test_a_share_link_restores_text_and_settings_and_sends_nothing(server, open_page):
     page = open_page(server.address)
     page.locator("#text").fill("my secret code & 100% more #1")
@@ -160,6 +176,8 @@ def test_a_share_link_restores_text_and_settings_and_sends_nothing(server, open_
     first = page.get_by_role("group", name="A")
     first.get_by_label("Strategy").select_option("euler-remask")
     first.get_by_label("Temperature").fill("0.25")
+    second = page.get_by_role("group", name="B")
+    second.get_by_label("Steps").fill("5")
     page.get_by_label("Seed").fill("42")
     page.get_by_role("button", name="Share link").click()
     link = page.url
@@ -175,6 +193,7 @@ def test_a_share_link_restores_text_and_settings_and_sends_nothing(server, open_
     other.get_by_text("Settings", exact=True).click()
     expect(group.get_by_label("Strategy")).to_have_value("euler-remask")
     expect(group.get_by_label("Temperature")).to_have_value("0.25")
+    expect(other.get_by_role("group", name="B").get_by_label("Steps")).to_have_value("5")
     expect(other.get_by_label("Compare with a second strategy")).to_be_checked()
     assert "secret" not in json.dumps([(url.split("#")[0], data) for url, data in requests])
     assert (

@@ -44,27 +44,31 @@ export class Settings {
     const { model } = this;
     const strategy = model.strategies[this.select.value];
     const { temperature, ...options } = strategy.options;
-    const fields = [field("steps", "Steps", { type: "int", default: model.default_steps, minimum: 1, maximum: model.max_steps })];
-    if (strategy.needs_encoder) {
-      const calls = { type: "int", default: model.default_encoder_calls, minimum: 1, maximum: model.max_encoder_calls };
-      fields.push(field("calls", "Encoder calls", calls));
-    }
-    if (temperature) fields.push(field("option.temperature", "Temperature", temperature));
-    if (model.guidance) {
-      fields.push(field("early", "Guidance, early", { type: "float", default: 0 }));
-      fields.push(field("late", "Guidance, late", { type: "float", default: 0 }));
-    }
-    fields.push(...Object.entries(options).map(([name, option]) => field(`option.${name}`, title(name), option)));
+    const steps = { type: "int", default: model.default_steps, minimum: 1, maximum: model.max_steps };
+    const calls = { type: "int", default: model.default_encoder_calls, minimum: 1, maximum: model.max_encoder_calls };
+    const strength = model.guidance && { type: "float", default: 0, minimum: 0 };
+    const fields = [
+      field("steps", "Steps", steps),
+      field("calls", "Encoder calls", strategy.needs_encoder && calls, "This strategy does not ask the encoder."),
+      field("option.temperature", "Temperature", temperature, "This strategy draws nothing at random."),
+      field("early", "Guidance, early", strength, "This model was not trained for guidance."),
+      field("late", "Guidance, late", strength, "This model was not trained for guidance."),
+      ...Object.entries(options).map(([name, option]) => field(`option.${name}`, title(name), option)),
+    ];
     this.fields.replaceChildren(...fields);
     this.node.querySelector(".threat").textContent = strategy.needs_encoder
       ? "The attacker holds the vector and may also embed guesses."
       : "The attacker holds the vector, nothing else.";
   }
 
+  get #inputs() {
+    return this.fields.querySelectorAll(":is(input, select):not([disabled])");
+  }
+
   /** What differs from the defaults, by field name; the strategy always. */
   get values() {
     const found = { strategy: this.select.value };
-    for (const input of this.fields.querySelectorAll("input, select")) {
+    for (const input of this.#inputs) {
       const value = input.type === "checkbox" ? String(input.checked) : input.value;
       if (value !== "" && value !== input.dataset.default) found[input.name] = value;
     }
@@ -75,7 +79,7 @@ export class Settings {
   set values(wanted) {
     if (Object.hasOwn(this.model.strategies, wanted.strategy ?? "")) this.select.value = wanted.strategy;
     this.#build();
-    for (const input of this.fields.querySelectorAll("input, select")) {
+    for (const input of this.#inputs) {
       const value = wanted[input.name];
       if (value === undefined) continue;
       if (input.type === "checkbox") input.checked = value === "true";
@@ -112,7 +116,13 @@ function typed(value, type) {
   return type === "str" ? value : Number(value);
 }
 
-function field(name, label, { type, default: usual, description, choices, minimum, maximum }) {
+/** A labelled control; without a description of it one that is switched off, and says why. */
+function field(name, label, option, why) {
+  if (!option) {
+    const off = make("input", { name, type: "text", disabled: true, placeholder: "–" });
+    return make("label", { title: why }, `${label} `, off);
+  }
+  const { type, default: usual, description, choices, minimum, maximum } = option;
   const dataset = String(usual);
   let input;
   if (choices) {
