@@ -172,7 +172,7 @@ def test_sigterm_finishes_what_runs_and_sends_the_others_away(folder):
         name, problem = heard[-1]
         assert (name, problem["status"]) == ("error", 503)
         assert problem["detail"] == "the server is shutting down"
-        assert process.wait(timeout=20) == 0
+        assert process.wait(timeout=120) == 0, "unloading torch takes long on a busy machine"
         with pytest.raises(httpx.ConnectError):
             client.get("/health")
         log = process.stderr.read()
