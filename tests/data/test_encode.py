@@ -307,7 +307,8 @@ def as_before_fingerprints(folder):
     """The folder as the first version of format 1 wrote it."""
     manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     del manifest["fingerprint"], manifest["round_trip"], manifest["source"]["digest"]
-    del manifest["pieces"]["windows"], manifest["pieces"]["vocabulary"]
+    for name in ("windows", "vocabulary", "segmenter", "language"):
+        del manifest["pieces"][name]
     for shard in manifest["shards"]:
         del shard["dropped"]
     (folder / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")

@@ -138,7 +138,9 @@ def _read_lines(path: Path, column: str) -> Iterator[str]:
         try:
             yield line.decode("utf-8")
         except UnicodeDecodeError as error:
-            raise DataError(f"UTF-8 text in {path}", str(error), "Convert the file") from error
+            raise DataError(
+                f"UTF-8 text in {path}", f"line {number}: {error}", "Convert the file"
+            ) from error
 
 
 def _as_text(value: object, path: Path, column: str) -> str:
