@@ -106,8 +106,8 @@ def test_other_ways_of_sharing_a_network_are_refused(monkeypatch):
 
 
 def test_a_batch_smaller_than_the_processes_is_refused(pairs, tmp_path, monkeypatch):
-    def crowd(compute):
-        processes = Processes(compute)
+    def crowd(compute, shard):
+        processes = Processes(compute, shard)
         processes.count = 16
         return processes
 

@@ -32,6 +32,7 @@ from unembed.training.checkpoint import (
 from unembed.training.log import METRICS, LogFn, MetricsLog
 from unembed.training.optimizer import learning_rate
 from unembed.training.processes import Processes
+from unembed.training.sharding import put_away
 from unembed.training.speed import Clock, product_rate, step_operations
 from unembed.training.start import start_from
 from unembed.training.step import TrainingRun, assemble, optimiser_step
@@ -279,6 +280,7 @@ def _validate(
             figures |= decode_held_out(
                 this.denoiser, this.pairs, this.config, this.compute, encoder if first else None
             )
+        put_away(this.denoiser)
         _write(log, {"step": progress.step, **figures})
     loss = this.processes.agreed(figures.get("validation_loss", 0.0))
     if not loss < progress.best_loss:

@@ -47,6 +47,17 @@ def exchange_gradients(module: nn.Module, now: bool) -> None:
             part.set_requires_gradient_sync(now, recurse=False)
 
 
+def put_away(module: nn.Module) -> None:
+    """Drop what a pass put together and no backward pass will drop: it is not the weights to come.
+
+    Args:
+        module: With or without a sharded denoiser in it.
+    """
+    for part in module.modules():
+        if isinstance(part, FSDPModule):
+            part.reshard()
+
+
 def whole(tensor: Tensor) -> Tensor:
     """A tensor put together from its shares, which takes all processes; others as they are."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
