@@ -35,7 +35,7 @@ def draw_plots(evaluation: Evaluation, folder: Path) -> tuple[dict[str, str], li
     for name, draw in _wanted(evaluation).items():
         figure = Figure(figsize=(9, 4.5), layout="constrained")
         axes = figure.subplots()
-        axes.set_prop_cycle(color=list(colormaps["tab20"](range(20))))  # as many rows are rarely more
+        axes.set_prop_cycle(color=[colormaps["tab20"](k) for k in range(20)])  # rows are many
         draw(axes)
         # Marks are numbered by a hash; another salt for each, as the page holds them all
         with rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
