@@ -49,7 +49,8 @@ CheckpointOption = Annotated[
 StrategiesOption = Annotated[
     str | None,
     typer.Option(
-        "--strategies", help="Several to compare: greedy,greedy:steps=8,… (docs/evaluation.md)."
+        "--strategies",
+        help="Several to compare: greedy,greedy:steps=8,… or all (docs/evaluation.md).",
     ),
 ]
 SeedOption = Annotated[int, typer.Option("--seed", min=0, help="Seed of everything drawn.")]

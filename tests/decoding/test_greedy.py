@@ -6,6 +6,7 @@ import torch
 from unembed.decoding import Canvas
 from unembed.decoding.entropy_bounded import EntropyBounded, entropies
 from unembed.decoding.greedy import Greedy, margins
+from unembed.decoding.repetition import Repetition
 from unembed.decoding.state import State, mask_surest, most_probable
 from unembed.denoiser import Denoiser, preset
 from unembed.diffusion import Linear, LogLinear
@@ -170,13 +171,16 @@ def test_masking_the_end_again_takes_what_follows_it_along():
     assert state.tokens.tolist() == [[MASK, 3, MASK, MASK, MASK], [MASK, 3, END, PAD, PAD]]
 
 
-def plain_twin(denoiser, vector, canvas):
+def plain_twin(denoiser, vector, canvas, penalty):
     """Greedy as one would first write it: one text, every position, every probability."""
     tokens = [canvas.mask_id] * canvas.length
     while canvas.mask_id in tokens:
         share = tokens.count(canvas.mask_id) / canvas.length
         t = canvas.schedule.timestep(torch.tensor([share]))
         p = denoiser(torch.tensor([tokens]), vector[None], t)[0].clone()  # [L, V]
+        for token in tokens:
+            if token not in (canvas.mask_id, canvas.end_id, canvas.pad_id):
+                p[:, token] -= penalty
         p[:, canvas.mask_id] = -torch.inf
         best, guesses = p.softmax(dim=-1).max(dim=-1)
         open_places = [i for i in range(canvas.length) if tokens[i] == canvas.mask_id]
@@ -191,7 +195,8 @@ def plain_twin(denoiser, vector, canvas):
     return tokens
 
 
-def test_the_batched_path_equals_its_plain_twin_token_for_token(encoder, passages):
+@pytest.mark.parametrize("penalty", [0.0, 2.0])
+def test_the_batched_path_equals_its_plain_twin_token_for_token(encoder, passages, penalty):
     """A real network: only masked positions projected, only unfinished texts, all at once."""
     ids = encoder.tokenizer
     canvas = Canvas(12, ids.mask_id, LogLinear(5.0), ids.end_id, ids.pad_id)
@@ -204,8 +209,9 @@ def test_the_batched_path_equals_its_plain_twin_token_for_token(encoder, passage
             network.output_bias[ids.end_id] = 5.0  # texts of different lengths
     vectors = torch.from_numpy(encoder.encode(passages[:12]))
     with torch.inference_mode():
-        found = Greedy()(network, vectors, canvas, steps=canvas.length)
-        expected = [plain_twin(network, vector, canvas) for vector in vectors]
+        denoiser = Repetition(penalty).wrap(network, canvas)
+        found = Greedy()(denoiser, vectors, canvas, steps=canvas.length)
+        expected = [plain_twin(network, vector, canvas, penalty) for vector in vectors]
     assert found.tokens.tolist() == expected
     assert len({tuple(row) for row in expected}) == 12
-    assert len(set(found.passes.tolist())) > 1, "no text was done before the others"
+    assert penalty or len(set(found.passes.tolist())) > 1, "no text was done before the others"
