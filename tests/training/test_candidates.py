@@ -11,7 +11,7 @@ from unembed.training.candidates import CandidateSampler
 from unembed.training.checkpoint import LATEST
 from unembed.training.linear_cross_entropy import ChunkedCrossEntropy
 
-from .helpers import CPU, make_config
+from .helpers import CPU, make_config, records
 
 V = 400
 COUNTS = (10_000 / np.arange(1, V + 1)).astype(np.int64)
@@ -74,3 +74,6 @@ def test_a_run_with_candidates_resumes_exactly_and_differs_from_one_without(pair
     whole, cut, plain = (load_file(tmp_path / n / LATEST) for n in ("whole", "cut", "plain"))
     assert all(torch.equal(tensor, cut[name]) for name, tensor in whole.items())
     assert not torch.equal(whole["ema.positions"], plain["ema.positions"])
+    logged = {n: [r for r in records(tmp_path / n) if "loss" in r] for n in ("whole", "plain")}
+    assert all("masked_accuracy" not in r for r in logged["whole"])
+    assert all("masked_accuracy" in r for r in logged["plain"])

@@ -126,6 +126,7 @@ class ChunkedCrossEntropy(nn.Module):
             total, losses, hits = _LinearCrossEntropy.apply(  # type: ignore[no-untyped-call]
                 h, table, bias, targets, weights
             )
-        scored = weights > 0
-        self.tally += torch.stack([scored.sum(), (hits & scored).sum()])
+        if candidates is None:  # the best of some tokens is not the best of all
+            scored = weights > 0
+            self.tally += torch.stack([scored.sum(), (hits & scored).sum()])
         return total, losses

@@ -231,6 +231,11 @@ def _clock(this: TrainingRun, progress: Progress) -> Clock:
     """A clock that knows what a step takes and what this machine can do."""
     sizes, settings = this.denoiser.sizes, this.config.training
     masked = this.samples * sizes.length * mean_mask_ratio(this.schedule)
+    counts = this.pairs.token_counts()
+    padding = float(counts[this.pairs.tokenizer.pad_id] / counts.sum())
+    masked *= 1.0 - padding * (1.0 - settings.scored_padding)
+    if settings.sampled_vocabulary is not None:
+        sizes = replace(sizes, vocab_size=min(sizes.vocab_size, settings.sampled_vocabulary))
     operations = step_operations(sizes, this.samples, masked, settings.table_lr > 0)
     rate = product_rate(this.compute) * this.processes.count
     return Clock(progress.step, progress.seconds, this.samples, operations, rate)
