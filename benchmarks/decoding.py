@@ -52,6 +52,7 @@ STRATEGIES_TABLE = (
     "euler-remask:temperature=0.5:threshold=0.3:probability=1",
     "two-stage:temperature=0.5",
     "greedy:guidance=0/1",
+    "greedy:guidance=0.5/0.5",
     "best-of:samples=4:encoder_calls=4",
 )
 

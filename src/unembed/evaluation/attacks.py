@@ -20,6 +20,7 @@ ALL = (
     "greedy:order=margin",
     "greedy:order=left-to-right",
     "greedy:lengths=3",
+    "greedy:guidance=0.5/0.5",
     "entropy-bounded",
     "euler:temperature=0.5",
     "euler:repetition=0",
