@@ -29,7 +29,7 @@ help: ## list these commands
 install: $(STAMP) ## create .venv with everything in it (the commands below do this by themselves)
 
 demo: $(STAMP) ## embed a sentence, then recover it from the vector alone
-	@$(BIN)/unembed invert --text "$$TEXT"
+	@$(BIN)/unembed invert --steps 8 --text "$$TEXT"
 
 serve: $(STAMP) ## open the live demo in a browser (http://127.0.0.1:8080)
 	@$(BIN)/unembed serve --open

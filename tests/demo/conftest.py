@@ -6,6 +6,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from unembed.demo.app import create_app
+from unembed.inverter import Inverter
 
 from .tiny import tiny_demo
 
@@ -42,6 +43,12 @@ def serve(inverter_folder):
 @pytest.fixture
 def client(serve):
     return serve()
+
+
+@pytest.fixture
+def served(inverter_folder):
+    """What the demo serves: the tiny inverter as it comes back from the disk, in float16."""
+    return Inverter.from_pretrained(inverter_folder)
 
 
 @pytest.fixture

@@ -105,7 +105,7 @@ def test_encode(client, encoder):
     assert long["truncated"] is True and len(long["tokens"]) == 12
 
 
-def test_decode_tells_the_steps_and_the_result(client, decode, encoder, inverter):
+def test_decode_tells_the_steps_and_the_result(client, decode, encoder, served):
     events = decode(client, text=TEXT, steps=4)
     names = [name for name, _ in events]
     assert names == ["queued", "start", *["step"] * (len(names) - 3), "done"]
@@ -121,10 +121,10 @@ def test_decode_tells_the_steps_and_the_result(client, decode, encoder, inverter
     assert steps[-1]["index"] == steps[-1]["total"] and steps[-1]["mask_ratio"] == 0
     assert [len(step["tokens"]) for step in steps] == [12] * len(steps)
     assert any(t["state"] == "guessed" and t["text"] for t in steps[0]["tokens"])
-    (expected,) = inverter.invert(encoder.encode([TEXT]), steps=4)
+    (expected,) = served.invert(encoder.encode([TEXT]), steps=4)
     assert done["text"] == expected.text
     assert done["passes"] == expected.passes and done["encoder_calls"] == 0
-    original = inverter.tokenizer.encode([TEXT])[0]
+    original = served.tokenizer.encode([TEXT])[0]
     assert done["token_accuracy"] == token_accuracy(original, expected.token_ids)
     again = encoder.encode([expected.text])[0] @ encoder.encode([TEXT])[0]
     assert done["cosine"] == pytest.approx(float(again), abs=1e-5)
@@ -142,10 +142,10 @@ def test_decode_takes_a_vector(client, decode, encoder):
 
 
 @pytest.mark.parametrize("strategy", list(STRATEGIES))
-def test_every_strategy_can_be_asked_for(client, decode, inverter, encoder, strategy):
+def test_every_strategy_can_be_asked_for(client, decode, served, encoder, strategy):
     events = decode(client, text=TEXT, strategy=strategy, steps=4, encoder_calls=12, seed=3)
     done = events[-1][1]
-    (expected,) = inverter.invert(
+    (expected,) = served.invert(
         encoder.encode([TEXT]),
         strategy=strategy,
         steps=4,
@@ -165,17 +165,17 @@ def test_every_strategy_can_be_asked_for(client, decode, inverter, encoder, stra
         assert 0 < last["encoder_calls"] <= 12
 
 
-def test_settings_reach_the_inverter(client, decode, inverter, encoder):
+def test_settings_reach_the_inverter(client, decode, served, encoder):
     settings = {"strategy": "euler", "options": {"temperature": 2, "top_p": "0.9"}, "steps": 6}
     guided = dict(decode(client, text=TEXT, guidance=[0, 1.5], seed=8, **settings))["done"]
-    (expected,) = inverter.invert(encoder.encode([TEXT]), guidance=(0.0, 1.5), seed=8, **settings)
+    (expected,) = served.invert(encoder.encode([TEXT]), guidance=(0.0, 1.5), seed=8, **settings)
     assert (guided["text"], guided["passes"]) == (expected.text, expected.passes)
 
 
-def test_invert_answers_for_several_in_order(client, inverter, encoder):
+def test_invert_answers_for_several_in_order(client, served, encoder):
     texts = [TEXT, "the cat eats the fish.", "rain"]
     told = client.post("/invert", json={"texts": texts, "strategy": "euler", "seed": 5}).json()
-    expected = inverter.invert(encoder.encode(texts), strategy="euler", seed=5)
+    expected = served.invert(encoder.encode(texts), strategy="euler", seed=5)
     assert [item["text"] for item in told["results"]] == [item.text for item in expected]
     assert told["model"] == "inverter" and told["seed"] == 5
     vectors = encoder.encode(texts).tolist()

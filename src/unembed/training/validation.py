@@ -12,6 +12,7 @@ from torch import Tensor
 from unembed.data.pairs import Pairs
 from unembed.decoding.base import Canvas
 from unembed.decoding.greedy import Greedy
+from unembed.decoding.repetition import Repetition
 from unembed.denoiser import Denoiser
 from unembed.device import Compute
 from unembed.diffusion import WEIGHTS, Corrupted, corrupt_batch, corrupted, make_schedule
@@ -86,7 +87,8 @@ def decode_held_out(
 ) -> dict[str, float]:
     """Decode the first ``decoded_pairs`` held-out rows from their embeddings alone, greedily.
 
-    Each starts from a full mask and gets one pass a position, as `unembed evaluate` does.
+    Each starts from a full mask and gets one pass a position and the default penalty for
+    repetition, as `unembed evaluate` has them.
 
     Args:
         denoiser: The network.
@@ -108,12 +110,12 @@ def decode_held_out(
     tokens, vectors = pairs.rows(np.arange(count))
     ids = pairs.tokenizer
     canvas = Canvas(tokens.shape[1], ids.mask_id, schedule, ids.end_id, ids.pad_id)
-    greedy = Greedy()
+    greedy, penalised = Greedy(), Repetition().wrap(denoiser, canvas)
     rows: list[list[int]] = []
     denoiser.eval()
     for part in torch.split(torch.from_numpy(vectors), _BATCH):
         with compute.autocast():
-            decoded = greedy(denoiser, part.to(compute.device), canvas, steps=canvas.length)
+            decoded = greedy(penalised, part.to(compute.device), canvas, steps=canvas.length)
         rows += decoded.tokens.tolist()
     denoiser.train()
 
