@@ -370,7 +370,7 @@ def test_the_shipped_inverter_loads():
     assert "minilm" in shipped_inverters()
     inverter = Inverter.from_pretrained()
     assert inverter.encoder.dimension == 384
-    assert inverter.length == 16
+    assert inverter.length == 32
 
 
 class Elsewhere(FakeEncoder):
