@@ -3,8 +3,8 @@
     unembed evaluate --texts dev.parquet --strategies all --out report/
     python -m benchmarks.paste report/report.md docs/results.md
 
-What stands between ``<!-- report -->`` and ``<!-- end of report -->`` is replaced. Headings go two
-levels down; the plots stay in the report.
+What stands between ``<!-- report -->`` and ``<!-- end of report -->`` is replaced. Headings go one
+level down; the plots stay in the report.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ _PLACE = re.compile(r"(<!-- report -->\n).*?(<!-- end of report -->)", re.DOTALL
 
 
 def as_section(report: str) -> str:
-    """A report (Markdown) as part of a page: no title, no plots, headings two levels down."""
+    """A report (Markdown) as part of a page: no title, no plots, headings a level down."""
     kept = [
-        f"##{line}" if line.startswith("#") else line
+        f"#{line}" if line.startswith("#") else line
         for line in report.splitlines()
         if not line.startswith(("# ", "![", "- note: plots"))
     ]

@@ -30,11 +30,11 @@ def test_a_report_becomes_a_section():
     section = as_section(REPORT)
     assert "plots" not in section and "What the embeddings" not in section
     assert [line for line in section.splitlines() if line.startswith("#")] == [
-        "#### Tokens",
-        "#### Examples",
-        "##### Good",
+        "### Tokens",
+        "### Examples",
+        "#### Good",
     ]
-    assert "| greedy | 0.5 |\n\n#### Examples" in section
+    assert "| greedy | 0.5 |\n\n### Examples" in section
 
 
 def test_it_takes_the_place_of_the_one_before_and_nothing_else():
