@@ -237,8 +237,8 @@ def diffusion_loss(
     Args:
         cross_entropy: ``(xt, embedding, t, index [M], targets [M], weights [M])`` and, where the
             batch has them, the candidates → the weighted sum and the M cross-entropies without
-            gradient. `cross_entropy_of` makes one from a
-            denoiser; the trainer has one that never holds all logits.
+            gradient. `cross_entropy_of` makes one from a denoiser, for the whole vocabulary; the
+            trainer has one that never holds all logits.
         batch: From `corrupt_batch`.
         embedding: Unit vectors [B, D].
 
