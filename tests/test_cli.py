@@ -345,6 +345,18 @@ def test_a_device_that_is_not_there_is_refused(refused, inverter_folder):
     assert "'toaster'" in message
 
 
+def test_the_format_of_the_denoiser_can_be_named(run, refused, inverter_folder, encoder, tmp_path):
+    np.save(tmp_path / "v.npy", encoder.encode(["dog dog", "cat cat"]))
+    given = ("invert", "--embedding", tmp_path / "v.npy", "--checkpoint", inverter_folder)
+    sure = {}
+    for dtype in ("float32", "bfloat16"):
+        code, out, _ = run(*given, "--json", "--device", "cpu", "--dtype", dtype)
+        assert code == 0
+        sure[dtype] = [item["confidences"] for item in json.loads(out)]
+    assert sure["float32"] != sure["bfloat16"]
+    assert "'float8'" in refused(*given, "--dtype", "float8")
+
+
 # prepare, train, export, evaluate
 
 

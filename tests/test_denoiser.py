@@ -10,6 +10,7 @@ from unembed.denoiser import (
     attention,
     parameter_counts,
     preset,
+    vocabulary_product,
 )
 from unembed.errors import CheckpointError
 
@@ -86,6 +87,20 @@ def test_where_selects_rows_of_the_full_logits(trained):
     torch.testing.assert_close(trained(tokens, embedding, t, where), expected)
     index = where.flatten().nonzero()[:, 0]
     torch.testing.assert_close(trained(tokens, embedding, t, index), expected)
+
+
+@pytest.mark.parametrize("rows", [0, 1, 7, 300])
+def test_without_gradients_logits_are_the_plain_product_in_float32(rows):
+    generator = torch.Generator().manual_seed(0)
+    h, table = (torch.randn(n, 24, generator=generator) for n in (rows, 2500))
+    bias = torch.randn(2500, generator=generator)
+    expected = F.linear(h, table, bias)
+    torch.testing.assert_close(vocabulary_product(h, table, bias), expected)
+    h = h.bfloat16()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        found = vocabulary_product(h, table, bias)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, F.linear(h.float(), table, bias))
 
 
 def test_a_row_does_not_depend_on_its_batch(trained):

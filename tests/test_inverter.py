@@ -51,6 +51,23 @@ def test_half_precision_vectors_decode(inverter, vectors):
     assert len(half) == 4 and all(item.passes == 12 for item in half)
 
 
+def test_another_format_decodes_and_leaves_the_weights_alone(inverter, vectors, tmp_path):
+    expected = inverter.invert(vectors)
+    before = {name: tensor.clone() for name, tensor in inverter.denoiser.state_dict().items()}
+    try:
+        inverter.to("cpu", "bfloat16")
+        coarse = inverter.invert(vectors)
+        assert [i.confidences for i in coarse] != [i.confidences for i in expected]
+        inverter.save_pretrained(tmp_path / "saved")
+    finally:
+        inverter.to("cpu")
+    assert inverter.invert(vectors) == expected, "a CPU's format is float32 unless another is asked"
+    for name, tensor in inverter.denoiser.state_dict().items():
+        assert torch.equal(tensor, before[name])
+    with pytest.raises(ConfigError, match="dtype"):
+        inverter.to("cpu", "float8")
+
+
 @pytest.mark.parametrize("batch_size", [1, 3, 64])
 def test_batch_size_changes_nothing(inverter, vectors, batch_size):
     found = inverter.invert(vectors, batch_size=batch_size)

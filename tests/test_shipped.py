@@ -46,6 +46,18 @@ def test_they_belong_to_the_packaged_encoder(inverter, minilm):
     assert inverter.tokenizer.digest == minilm.tokenizer.digest
 
 
+def test_bfloat16_writes_nearly_the_same(minilm):
+    inverter, vectors = Inverter.from_pretrained("minilm"), minilm.encode(SENTENCES)
+    expected = inverter.invert(vectors, steps=4)
+    found = inverter.to("cpu", "bfloat16").invert(vectors, steps=4)
+    same = [
+        a == b
+        for x, y in zip(expected, found, strict=True)
+        for a, b in zip(x.token_ids, y.token_ids, strict=False)
+    ]
+    assert np.mean(same) > 0.8
+
+
 def test_they_are_small_and_documented():
     folder = shipped_inverters()["minilm"]
     assert sum(path.stat().st_size for path in folder.iterdir()) < 60e6

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
@@ -108,6 +109,7 @@ class Inverter(
         self.storage = Storage()
         self.curves: bytes | None = None
         self._proved: Encoder | None = None
+        self._quick: Denoiser | None = None
         self.compute = choose_compute("cpu", "float32")
 
     @property
@@ -122,20 +124,30 @@ class Inverter(
         schedule = make_schedule(self.diffusion["schedule"], self.diffusion["rate"])
         return Canvas(self.length, ids.mask_id, schedule, ids.end_id, ids.pad_id)
 
-    def to(self, device: Compute | str) -> Inverter:
+    def to(self, device: Compute | str, dtype: str | None = None) -> Inverter:
         """Move to a device (``"cuda"``, ``"cpu"``, ``"auto"``); returns itself.
 
-        A CPU decodes in float32, so that every processor gives the same text; hand over a
-        `Compute` for another format.
+        Args:
+            device: Its name, or a device and a format.
+            dtype: Format of the matrix products: ``float32``, ``bfloat16``, ``float16`` or ``auto``
+                (what is quickest there). When not given that is float32 on a CPU, so that every
+                processor gives the same text, and ``auto`` elsewhere.
 
         Raises:
-            ConfigError: The device does not exist here.
+            ConfigError: The device or the format does not exist here.
         """
-        compute = device if isinstance(device, Compute) else choose_compute(device)
-        if compute is not device and compute.device.type == "cpu":
-            compute = Compute(compute.device, torch.float32)
+        if isinstance(device, Compute):
+            compute = device
+        else:
+            compute = choose_compute(device, dtype or "auto", training=False)
+            if dtype is None and compute.device.type == "cpu":
+                compute = Compute(compute.device, torch.float32)
         self.denoiser.to(compute.device)
         self.compute = compute
+        self._quick = None
+        if compute.dtype != torch.float32:  # else autocast converts the weights in every pass
+            self._quick = deepcopy(self.denoiser)
+            self._quick.blocks.to(compute.dtype)
         return self
 
     def require_encoder(self, encoder: Encoder) -> None:
@@ -243,7 +255,7 @@ class Inverter(
 
     def _prepared(self, guidance: tuple[float, float] | None, repetition: float) -> DenoiserFn:
         """The network in its quickest form here, guided and kept from repeating itself."""
-        denoiser: DenoiserFn = self.denoiser
+        denoiser: DenoiserFn = self._quick or self.denoiser
         if self.onnx is not None and self.compute == choose_compute("cpu", "float32"):
             denoiser = self.onnx
         if guidance is not None:

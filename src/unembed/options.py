@@ -151,6 +151,16 @@ WorkersOption = Annotated[
     ),
 ]
 
+# Of `invert` and `evaluate`
+DenoiserDtypeOption = Annotated[
+    str | None,
+    typer.Option(
+        "--dtype",
+        help="Of the denoiser: float32 (a CPU's, if not set: the same text on each), bfloat16, "
+        "float16, or auto (what is quickest here).",
+    ),
+]
+
 # The options of `plot` and `export`
 RunsArgument = Annotated[list[Path], typer.Argument(help="Folders of training runs.")]
 PictureOption = Annotated[Path, typer.Option("--out", help="The picture: .png or .svg.")]

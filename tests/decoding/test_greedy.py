@@ -97,9 +97,9 @@ def test_passes_saved_by_an_early_end_are_not_spent():
 
 def test_probability_and_margin_are_those_without_the_mask_token():
     logits = torch.randn(5, VOCABULARY, generator=torch.Generator().manual_seed(0)) * 3
-    logits[:, MASK] = -torch.inf  # as `State.logits` hands them over
+    logits[:, MASK] = -torch.inf  # as `State.read` hands them over
     expected = logits[:, :MASK].softmax(dim=-1).topk(2, dim=-1)
-    probabilities, guesses = most_probable(logits)
+    probabilities, guesses = most_probable(logits.clone())
     torch.testing.assert_close(probabilities, expected.values[:, 0])
     assert torch.equal(guesses, expected.indices[:, 0])
     torch.testing.assert_close(margins(logits), expected.values[:, 0] - expected.values[:, 1])

@@ -9,7 +9,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from unembed.decoding import STRATEGIES, Canvas, DecodingStep, find_strategy, strategy_options
+from unembed.decoding import (
+    STRATEGIES,
+    Canvas,
+    DecodingStep,
+    find_strategy,
+    state,
+    strategy_options,
+)
 from unembed.decoding.base import Strategy
 from unembed.diffusion import Linear, LogLinear
 from unembed.errors import ConfigError
@@ -190,6 +197,21 @@ def test_a_text_depends_on_its_vector_and_seed_alone(name, options, data):
         assert torch.equal(getattr(whole, field), getattr(again, field)), field
         alone, together = getattr(part, field), getattr(whole, field)[list(rows)]
         assert torch.allclose(alone.double(), together.double(), atol=1e-6), field
+
+
+@every_variant
+def test_logits_read_in_parts_give_the_same_as_all_at_once(name, options, monkeypatch):
+    strategy = find_strategy(name, **options)
+    whole, few = WordDenoiser(6), WordDenoiser(6)
+    expected = run(strategy, 6, 5, steps=5, denoiser=whole)
+    monkeypatch.setattr(state, "_TOGETHER", {"cpu": 4})
+    found = run(strategy, 6, 5, steps=5, denoiser=few)
+    assert len(few.seen) > len(whole.seen)
+    if not strategy.needs_encoder:  # guided search has parts of its own beside these
+        assert max(seen.where.sum() for seen in few.seen) < 4 + 6
+    assert sum(len(seen.tokens) for seen in few.seen) == sum(len(s.tokens) for s in whole.seen)
+    for field in ("tokens", "confidences", "order", "passes"):
+        torch.testing.assert_close(getattr(found, field), getattr(expected, field))
 
 
 @every_variant

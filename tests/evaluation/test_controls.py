@@ -17,6 +17,15 @@ def test_blindfolded_it_writes_the_same_whatever_the_vector(inverter, encoder):
     assert len({item.text for item in seeing}) == 3, "the inverter itself sees as before"
 
 
+def test_blindfolded_it_is_blind_in_every_format(inverter, encoder):
+    try:
+        blind = blindfold(inverter.to("cpu", "bfloat16"))
+        found = blind.invert(encoder.encode(["dog dog dog", "the river", "cat"]))
+    finally:
+        inverter.to("cpu")
+    assert len({item.text for item in found}) == 1
+
+
 def test_blindfolded_it_is_given_the_zero_vector(inverter, encoder):
     seen = []
 

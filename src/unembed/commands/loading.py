@@ -36,11 +36,13 @@ def encoder_settings(inverter: unembed.Inverter) -> dict[str, Any]:
     return {"name": identity.name, "revision": identity.revision, "prompt": identity.prompt}
 
 
-def make_inverter(checkpoint: str | None, config: str | None, device: str) -> unembed.Inverter:
+def make_inverter(
+    checkpoint: str | None, config: str | None, device: str, dtype: str | None = None
+) -> unembed.Inverter:
     """The inverter of a checkpoint, of a configuration's name, or the one that ships."""
     from unembed.config import load_config
 
     if config is not None:
         load_config(config)
     name = checkpoint or (Path(config).stem if config is not None else "minilm")
-    return unembed.Inverter.from_pretrained(name).to(device)
+    return unembed.Inverter.from_pretrained(name).to(device, dtype)

@@ -12,6 +12,7 @@ from unembed.commands.loading import encoder_settings, make_encoder, make_invert
 from unembed.options import (
     CallsOption,
     CheckpointOption,
+    DenoiserDtypeOption,
     DeviceOption,
     GuidanceOption,
     KeyOption,
@@ -56,6 +57,7 @@ def invert(
         Path | None, typer.Option("--svg", help="With --text: save the recovery as a picture.")
     ] = None,
     device: DeviceOption = "auto",
+    dtype: DenoiserDtypeOption = None,
     trust_remote_code: TrustOption = False,
 ) -> None:
     """Recover the text behind an embedding, from the vector alone unless calls are allowed."""
@@ -73,7 +75,7 @@ def invert(
     from unembed.vectors import VectorFile
 
     source = None if embedding is None else VectorFile(embedding, key or column, skip_bad)
-    inverter = make_inverter(checkpoint, config, device)
+    inverter = make_inverter(checkpoint, config, device, dtype)
     options: dict[str, Any] = {"strategy": strategy, "steps": steps, "seed": seed}
     options |= {"options": named_values(option), "guidance": guidance}
     if repetition is not None:
@@ -119,6 +121,7 @@ def evaluate(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     device: DeviceOption = "auto",
+    dtype: DenoiserDtypeOption = None,
     trust_remote_code: TrustOption = False,
 ) -> None:
     """Measure what held-out texts' embeddings give away, beside controls."""
@@ -135,7 +138,7 @@ def evaluate(
     passages = PassageFile(texts, column)
     next(iter(passages), None)  # a wrong file fails before the encoder is loaded
     pairs = Pairs.open(train_pairs) if train_pairs is not None else None
-    inverter = make_inverter(checkpoint, None, device)
+    inverter = make_inverter(checkpoint, None, device, dtype)
     encoder = make_encoder(encoder_settings(inverter), device, trust_remote_code)
     with StageDisplay() as display:
         report = unembed.evaluate(

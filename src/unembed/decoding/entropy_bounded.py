@@ -75,10 +75,10 @@ class EntropyBounded:
     def fill(self, state: State, denoiser: DenoiserFn, passes: int) -> bool:
         """One pass of those left; whether nothing is masked after it."""
         masked = state.masked
-        logits = state.logits(denoiser, masked)
-        probabilities, guesses = most_probable(logits)
+        found = state.read(denoiser, masked, lambda x, _: (entropies(x), *most_probable(x)))
+        in_nats, probabilities, guesses = found
         tokens = spread(guesses, masked, 0)
-        entropy = spread(entropies(logits), masked, torch.inf)  # [B, L]
+        entropy = spread(in_nats, masked, torch.inf)  # [B, L]
         entropy = entropy.masked_fill(said_before(tokens, -entropy, masked), -DOUBTED)
         rising = entropy.sort(dim=1).values
         # Sorted, the largest of a run is its last: the sum of those before it is the bound's side.

@@ -79,8 +79,12 @@ class Euler:
         chosen = state.masked & (u[:, 0] < rate if index < steps else True)
         if not bool(chosen.any()):
             return
-        logits = state.logits(denoiser, chosen, t.expand(len(chosen)))
-        tokens, sure = sample(logits, u[:, 1][chosen], self.temperature, self.top_p)
+        draws = u[:, 1][chosen]  # [M]
+
+        def draw(logits: Tensor, part: slice) -> tuple[Tensor, Tensor]:
+            return sample(logits, draws[part], self.temperature, self.top_p)
+
+        tokens, sure = state.read(denoiser, chosen, draw, t.expand(len(chosen)))
         state.settle(chosen, spread(tokens, chosen, 0), spread(sure, chosen, 0.0))
 
 

@@ -83,19 +83,22 @@ class Greedy:
     def fill(self, state: State, denoiser: DenoiserFn, passes: int) -> bool:
         """One pass of those left; whether nothing is masked after it."""
         masked = state.masked
-        logits = state.logits(denoiser, masked)
-        probabilities, guesses = most_probable(logits)
+        probabilities, guesses, *leads = state.read(denoiser, masked, self._read)
         best, tokens = spread(probabilities, masked, 0.0), spread(guesses, masked, 0)
         state.guess(tokens, best)
         sureness = best
         if self.order == "margin":
-            sureness = spread(margins(logits), masked, 0.0)
+            sureness = spread(leads[0], masked, 0.0)
         elif self.order == "left-to-right":
             sureness = torch.arange(0.0, -masked.shape[1], -1.0, device=best.device).expand_as(best)
         sureness = sureness.masked_fill(said_before(tokens, sureness, masked), DOUBTED)
         chosen = mask_surest(sureness, masked, even_share(masked, passes))
         state.settle(chosen, tokens, best)
         return not bool(state.masked.any())
+
+    def _read(self, logits: Tensor, _: slice) -> tuple[Tensor, ...]:
+        leads = (margins(logits),) if self.order == "margin" else ()
+        return (*most_probable(logits), *leads)
 
 
 def margins(logits: Tensor) -> Tensor:

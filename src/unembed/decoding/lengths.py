@@ -51,8 +51,10 @@ def decode_lengths(
         )
     count = max(min(count, canvas.length - 1), 1)
     first = State(embedding, canvas)
-    logits = first.logits(denoiser, first.masked)
-    ends = logits.log_softmax(dim=-1)[:, canvas.end_id].view(len(embedding), -1)  # [B, L]
+    (ends,) = first.read(
+        denoiser, first.masked, lambda x, _: (x.log_softmax(dim=-1)[:, canvas.end_id],)
+    )
+    ends = ends.view(len(embedding), -1)  # [B, L]
     ends, order = ends.sort(dim=1, descending=True, stable=True)
     if canvas.length > 1:
         useful = order > 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -105,15 +106,14 @@ def fill_holes(
     u = torch.tensor(np.stack([rngs[row].random((PASSES, canvas.length)) for row in rows]))
     width = max(len(favoured[row]) for row in rows)
     padded = [list(favoured[row].items()) for row in rows]
-    ids = torch.tensor([[t for t, _ in p] + [0] * (width - len(p)) for p in padded]).to(device)
-    nats = torch.tensor([[b for _, b in p] + [0.0] * (width - len(p)) for p in padded]).to(device)
+    ids = torch.tensor([[t for t, _ in p] + [0] * (width - len(p)) for p in padded]).long()
+    nats = torch.tensor([[b for _, b in p] + [0.0] * (width - len(p)) for p in padded]).float()
+    ids, nats = ids.to(device), nats.to(device)
     for index in range(PASSES):
         masked = state.masked
-        logits = state.logits(denoiser, masked)
         which = masked.nonzero()[:, 0]  # [M]
-        raised = logits.scatter_add(1, ids.long()[which], nats.float()[which])
-        drawn, _ = sample(raised, u[:, index].to(device)[masked])
-        sure = (logits.gather(1, drawn[:, None])[:, 0] - logits.logsumexp(dim=-1)).exp()
+        draw = partial(_draw, ids[which], nats[which], u[:, index].to(device)[masked])
+        drawn, sure = state.read(denoiser, masked, draw)
         sureness = spread(sure, masked, 0.0)
         chosen = mask_surest(sureness, masked, even_share(masked, PASSES - index))
         state.settle(chosen, spread(drawn, masked, 0), sureness)
@@ -125,3 +125,20 @@ def fill_holes(
     ]
     gains = [gain - hole.lost for gain, hole in zip(gained, holes, strict=True)]
     return list(zip(texts, gains, strict=True)), state.passes.tolist()
+
+
+def _draw(
+    raised: torch.Tensor, nats: torch.Tensor, u: torch.Tensor, logits: torch.Tensor, part: slice
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Tokens from logits [R, V] with some of them raised, and how sure the plain ones are of each.
+
+    Args:
+        raised: Ids for each of the M positions [M, W].
+        nats: By how much [M, W].
+        u: Uniform numbers [M].
+        logits: Of a part of the positions.
+        part: Which.
+    """
+    drawn, _ = sample(logits.scatter_add(1, raised[part], nats[part]), u[part])
+    sure = logits.gather(1, drawn[:, None])[:, 0] - logits.logsumexp(dim=-1)
+    return drawn, sure.exp()

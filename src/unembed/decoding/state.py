@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -11,6 +12,12 @@ from unembed.decoding.base import Canvas, Decoded, DecodingStep, OnStep
 from unembed.diffusion import DenoiserFn
 
 DOUBTED = -1e9  # sureness below every other one
+
+# Positions whose logits are held at a time: few for a CPU's allocator, enough to fill a GPU
+_TOGETHER = {"cpu": 256, "cuda": 4096}
+
+# Float32 logits [R, V], its to spend, and which of the M positions they are of → figures [R, ...]
+Reader = Callable[[Tensor, slice], tuple[Tensor, ...]]
 
 
 class State:
@@ -57,26 +64,35 @@ class State:
         """Undecided positions, boolean [B, L]."""
         return self.tokens == self.canvas.mask_id
 
-    def logits(self, denoiser: DenoiserFn, where: Tensor, t: Tensor | None = None) -> Tensor:
+    def read(
+        self, denoiser: DenoiserFn, where: Tensor, reader: Reader, t: Tensor | None = None
+    ) -> tuple[Tensor, ...]:
         """One denoiser pass over the sequences that have a position in question.
+
+        The logits of all of them, [M, V], would be the largest tensor of decoding, so they are made
+        and read for some sequences at a time.
 
         Args:
             denoiser: See `Strategy`.
             where: Masked positions in question, boolean [B, L].
+            reader: What is wanted of the logits; those of the mask token are -infinity.
             t: Timesteps [B]; those of each sequence's share of masked positions when not given.
 
         Returns:
-            [M, V] for the M positions in row-major order, in float32, -infinity for the mask token;
-            the caller's to spend.
+            The reader's figures [M, ...] for the M positions in row-major order.
         """
         if t is None:
             t = self.canvas.schedule.timestep(self.masked.float().mean(dim=1))
-        rows = where.any(dim=1)
-        self.passes += rows
-        given = (self.tokens, self.embedding, t, where)
-        logits = denoiser(*(given if rows.all() else (x[rows] for x in given))).float()
-        logits[:, self._forbidden] = -torch.inf
-        return logits
+        self.passes += where.any(dim=1)
+        found, first = [], 0
+        for rows in _together(where):
+            given = (x[rows] for x in (self.tokens, self.embedding, t, where))
+            logits = denoiser(*given).float()
+            logits[:, self._forbidden] = -torch.inf
+            part = slice(first, first + len(logits))
+            found.append(reader(logits, part))
+            first = part.stop
+        return tuple(torch.cat(figures) for figures in zip(*found, strict=True))
 
     def guess(self, tokens: Tensor, confidences: Tensor) -> None:
         """Keep what this pass finds likeliest, [B, L] each, for the next `show`."""
@@ -120,6 +136,16 @@ class State:
     def decoded(self) -> Decoded:
         """The result."""
         return Decoded(self.tokens, self.confidences, self.order, self.passes)
+
+
+def _together(where: Tensor) -> tuple[Tensor, ...]:
+    """Rows of the sequences with a position in question, those whose logits are made at once."""
+    counts = where.sum(dim=1)
+    rows = counts.nonzero()[:, 0]
+    most = _TOGETHER.get(where.device.type, _TOGETHER["cpu"])
+    part = (counts[rows].cumsum(dim=0) - 1) // most
+    _, sizes = torch.unique_consecutive(part, return_counts=True)
+    return torch.split(rows, sizes.tolist() or [0])
 
 
 def after_end(tokens: Tensor, end_id: int) -> Tensor:
@@ -174,6 +200,7 @@ def spread(values: Tensor, where: Tensor, fill: float) -> Tensor:
 
 
 def most_probable(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Probability and id of the likeliest token: float32 [M, V] → [M], [M]."""
-    best, guesses = logits.max(dim=-1)
-    return (best - logits.logsumexp(dim=-1)).exp(), guesses
+    """Probability and id of the likeliest token: float32 [M, V], spent → [M], [M]."""
+    best, guesses = logits.max(dim=-1, keepdim=True)
+    # In place: on a CPU another tensor of this size costs more than the arithmetic
+    return logits.sub_(best).exp_().sum(dim=-1).reciprocal(), guesses[:, 0]

@@ -41,7 +41,7 @@ def blindfold(inverter: Inverter) -> Inverter:
     """
     blind = copy.copy(inverter)
     # Nor may it see through another form of the network
-    vars(blind).update(denoiser=_Blindfolded(inverter.denoiser), onnx=None)
+    vars(blind).update(denoiser=_Blindfolded(inverter.denoiser), onnx=None, _quick=None)
     return blind
 
 

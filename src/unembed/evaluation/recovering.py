@@ -104,6 +104,7 @@ class Bench:
             digest.update(tensor.detach().float().cpu().numpy().tobytes())
         return {
             "weights": digest.hexdigest(),
+            "dtype": str(self.inverter.compute.dtype).removeprefix("torch."),
             "diffusion": self.inverter.diffusion,
             "tokenizer": self.inverter.tokenizer.digest,
             "encoder": self.encoder.identity.to_dict(),
