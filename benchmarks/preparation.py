@@ -1,10 +1,10 @@
 """Preparing pairs: speed beside the library's defaults, cost and memory by size, cold reading.
 
     python -m benchmarks.preparation [--texts FILE] [--only speed,scale,reading]
-        [--pieces 2000] [--rounds 3] [--sizes 1000,4000,16000] [--consumed 250]
+        [--pieces 6000] [--rounds 3] [--sizes 1000,4000,16000] [--consumed 250]
 
 Without --texts the passages are made from a list of words. The acceptance sizes are --sizes
-10000,40000,160000: 210,000 pieces, four minutes where two cores encode 1,000 a second.
+10000,40000,160000: 210,000 pieces, seven minutes where two cores encode 500 a second.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ from unembed.encoders.tokenizer import TextTokenizer
 from unembed.training.order import training_rows
 
 LAYERS, HIDDEN = 6, 384  # all-MiniLM-L6-v2
-LENGTH = 16
-READ_BATCH = 96  # the batch of minilm.yaml
+LENGTH = 32
+READ_BATCH = 128  # the batch of minilm.yaml
 BATCH_PASSAGES = 64
 WANTED_SPEED, WANTED_READING = 2.5, 20.0
 
@@ -83,9 +83,9 @@ def operations(lengths: Iterable[int]) -> float:
     return float(sum(2 * LAYERS * (n * weights + 2 * n * n * HIDDEN) for n in lengths))
 
 
-def compare_speed(texts: Iterable[str], folder: Path, pieces: int, rounds: int) -> None:
+def compare_speed(texts: Iterable[str], folder: Path, pieces: int, rounds: int, shard: int) -> None:
     """All of stage 2 beside `SentenceTransformer.encode` on the pieces it cuts."""
-    encoder, config = load_encoder(), settings(passages_per_shard=8192)
+    encoder, config = load_encoder(), settings(shard)
     source, outs = folder / "texts.jsonl", count()
     found = write_source(source, texts, encoder.tokenizer, config, pieces)
     plain = SentenceTransformer(str(package_folder()), device="cpu")
@@ -326,7 +326,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--texts", type=Path, help="Parquet, JSONL or text; made ones without")
     parser.add_argument("--only", default="speed,scale,reading", help="parts to run")
-    parser.add_argument("--pieces", type=int, default=2000, help="for the speed")
+    parser.add_argument("--pieces", type=int, default=6000, help="for the speed")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--sizes", default="1000,4000,16000", help="pieces, for cost and memory")
     parser.add_argument("--passages-per-shard", type=int, default=1024)
@@ -348,7 +348,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="unembed-") as name:
         folder = Path(name)
         if "speed" in parts:
-            compare_speed(texts, folder, options.pieces, options.rounds)
+            shard = options.passages_per_shard
+            compare_speed(texts, folder, options.pieces, options.rounds, shard)
         if "scale" in parts:
             sizes = [int(size) for size in options.sizes.split(",")]
             compare_sizes(texts, folder, sizes, options.passages_per_shard)

@@ -80,7 +80,7 @@ class Inverter(
         curves: Picture of the training (PNG) that is saved beside the card, where there is one.
 
     A folder that holds ``denoiser.onnx`` is decoded with ONNX Runtime on a CPU, where that is
-    installed: the same tokens, about twice as fast (docs/decoding.md).
+    installed: the same tokens (docs/decoding.md).
 
     Example:
         >>> inverter = Inverter.from_pretrained("minilm")
