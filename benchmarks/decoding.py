@@ -20,6 +20,7 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -30,7 +31,7 @@ from unembed.data.sources import read_texts
 from unembed.decoding import STRATEGIES, Canvas, find_strategy
 from unembed.decoding.repetition import DEFAULT as REPETITION
 from unembed.decoding.repetition import Repetition
-from unembed.denoiser import Denoiser, DenoiserSizes
+from unembed.denoiser import Denoiser, DenoiserSizes, vocabulary_product
 from unembed.device import choose_compute
 from unembed.encoders.base import Encoder
 from unembed.encoders.sentence import load_encoder
@@ -150,10 +151,8 @@ def compare_speed(sides: dict[str, Inverter], vectors: NDArray[np.float32], roun
                 rows.append([str(batch), name, f"{speed:.1f}", f"{ratio:.2f} x"])
     rate = max(rate, matmul_rate())
     operations = decoding_operations(denoiser.sizes, 1, asked["sequences"], asked["positions"])
-    print(
-        f"\n{torch.get_num_threads()} threads; ours beside plain: {sum(same)} of {len(same)} texts"
-    )
-    print("have the same tokens")
+    print(f"\n{torch.get_num_threads()} threads; texts with the same tokens:")
+    print(f"ours beside plain: {sum(same)} of {len(same)}")
     for name in list(sides)[1:]:
         pairs = zip(texts["ours"], texts[name], strict=True)
         alike = [a.token_ids == b.token_ids for a, b in pairs]
@@ -162,7 +161,29 @@ def compare_speed(sides: dict[str, Inverter], vectors: NDArray[np.float32], roun
     print_table(["batch", "side", "texts/s", "against plain"], rows)
     for name in sides:
         share = operations / statistics.median(seconds[name]) / rate
-        print(f"\n{name} at batch 64: {share:.0%} of the measured {rate / 1e9:.0f} GFLOP/s")
+        print(
+            f"\n{name} at batch 64: {share:.0%} of the {rate / 1e9:.0f} GFLOP/s measured in float32"
+        )
+
+
+def compare_products(denoiser: Denoiser, rounds: int) -> None:
+    """The vocabulary product as decoding makes it beside one call, by positions asked about."""
+    table, bias = denoiser.token_table.weight, denoiser.output_bias
+    rows = []
+    with torch.inference_mode():
+        for count in (1, 16, 64, 256):
+            h = torch.randn(count, denoiser.sizes.hidden)
+            seconds = alternate(
+                {
+                    "one call": partial(F.linear, h, table, bias),
+                    "ours": partial(vocabulary_product, h, table, bias),
+                },
+                4 * rounds,
+            )
+            times = [f"{1e3 * statistics.median(s):.1f}" for s in seconds.values()]
+            rows.append([str(count), *times, f"{median_ratio(*seconds.values()):.2f} x"])
+    print("\nvocabulary product, milliseconds\n")
+    print_table(["positions", "one call", "ours", ""], rows)
 
 
 def compare_strategies(
@@ -246,6 +267,7 @@ def main() -> None:
                 sides["ours, ONNX Runtime"] = with_onnx(inverter, Path(folder))
             timed = np.resize(vectors, (64, vectors.shape[1]))  # repeated where they are fewer
             compare_speed(sides, timed, options.rounds)
+            compare_products(inverter.denoiser, options.rounds)
     if options.quick:
         inverter.to(choose_compute("cpu", "bfloat16"))
     for step in steps:
