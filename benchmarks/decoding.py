@@ -162,7 +162,7 @@ def compare_speed(sides: dict[str, Inverter], vectors: NDArray[np.float32], roun
     for name in sides:
         share = operations / statistics.median(seconds[name]) / rate
         print(
-            f"\n{name} at batch 64: {share:.0%} of the {rate / 1e9:.0f} GFLOP/s measured in float32"
+            f"\n{name}, batch 64: {share:.0%} of the {rate / 1e9:.0f} GFLOP/s of float32"
         )
 
 
