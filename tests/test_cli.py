@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import shutil
 import socket
 import subprocess
 import sys
@@ -9,7 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
+from safetensors.torch import load_file
 
 import unembed
 from unembed import cli
@@ -617,6 +620,20 @@ def test_prepare_refuses_a_file_where_the_folder_should_be(
     assert err.splitlines()[-1].startswith("error: ")
     assert "Traceback" not in err
     assert (tmp_path / "taken").read_text(encoding="utf-8") == "mine"
+
+
+def test_a_run_killed_before_its_first_save_starts_anew_from_the_words(
+    run, pairs_folder, config_file, tmp_path, with_fake_encoder
+):
+    given = ("--data", pairs_folder, "-c", config_file, "--device", "cpu")
+    given += ("--set", "training.steps=3", "--set", "denoiser.token_table=encoder")
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert run("train", *given, "--out", whole)[0] == 0
+    killed.mkdir()
+    shutil.copy(whole / "tokenizer.json", killed)  # what is there before the first save
+    assert run("train", *given, "--out", killed, "--resume")[0] == 0
+    one, other = (load_file(folder / "latest.safetensors") for folder in (whole, killed))
+    assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
 
 
 def test_train_refuses_a_folder_without_pairs(refused, tmp_path):

@@ -38,13 +38,17 @@ def train(
     from unembed.data.pairs import Pairs
     from unembed.device import choose_compute
     from unembed.terminal import StopSignal, TrainingDisplay
+    from unembed.training.checkpoint import LATEST
     from unembed.training.loop import train as run_training
 
     chosen = load_config(config, settings or [])
     pairs = Pairs.open(data)
     Pairs.verify(data)
     words = encoder = None
-    from_words = chosen.denoiser.token_table == "encoder" and not (resume and out.exists())
+    # Killed before its first save, a run has a folder and starts anew
+    from_words = chosen.denoiser.token_table == "encoder" and not (
+        resume and (out / LATEST).exists()
+    )
     if from_words or chosen.training.decoded_cosine:
         encoder = make_encoder(chosen.encoder.model_dump(), "cpu", trust_remote_code)
         pairs.require_encoder(encoder)
