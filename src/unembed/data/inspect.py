@@ -96,7 +96,7 @@ def inspect_pairs(
             or names no languages.
     """
     pairs = Pairs.open(folder)
-    manifest, counts = pairs.manifest, pairs.token_counts()
+    manifest, counts = pairs.manifest, pairs.token_counts
     draw = np.random.default_rng(seed)
     sample = draw.choice(len(pairs), size=min(len(pairs), max(_SAMPLE, examples)), replace=False)
     texts = pairs.tokenizer.decode(pairs.rows(np.sort(sample))[0])

@@ -163,7 +163,7 @@ def _build(
             "Raise it or start fewer processes",
         )
     denoiser = _network(config, pairs)
-    denoiser.start_from_frequencies(torch.from_numpy(pairs.token_counts()))
+    denoiser.start_from_frequencies(torch.from_numpy(pairs.token_counts))
     if settings.start_from is not None:
         start_from(settings.start_from, denoiser, pairs)
     elif words is not None:
@@ -231,7 +231,7 @@ def _clock(this: TrainingRun, progress: Progress) -> Clock:
     """A clock that knows what a step takes and what this machine can do."""
     sizes, settings = this.denoiser.sizes, this.config.training
     masked = this.samples * sizes.length * mean_mask_ratio(this.schedule)
-    counts = this.pairs.token_counts()
+    counts = this.pairs.token_counts
     padding = float(counts[this.pairs.tokenizer.pad_id] / counts.sum())
     masked *= 1.0 - padding * (1.0 - settings.scored_padding)
     if settings.sampled_vocabulary is not None:
