@@ -263,6 +263,16 @@ def test_invert_refuses_an_unknown_strategy(refused, inverter_folder, tmp_path):
     assert "found 'magic'" in message
 
 
+def test_the_encoder_may_be_elsewhere(run, inverter_folder, text_file, with_fake_encoder):
+    given = ("--checkpoint", inverter_folder, "--steps", 2)
+    assert run("invert", "--text", "the cat sleeps", *given)[0] == 0
+    assert run("invert", "--text", "the cat sleeps", "--encoder", "moved", *given)[0] == 2
+    arguments = ("evaluate", "--texts", text_file, "--limit", 4, *given)
+    assert "found moved" in run(*arguments, "--encoder", "moved")[2]
+    assert [asked["name"] for asked in with_fake_encoder] == ["fake", "moved", "moved"]
+    assert with_fake_encoder[1]["prompt"] == FakeEncoder().identity.prompt
+
+
 def test_invert_passes_options_and_guidance_on(run, inverter_folder, tmp_path):
     path = save(tmp_path / "v.npy", np.ones(32))
     code, out, _ = run(

@@ -1,4 +1,5 @@
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -184,6 +185,22 @@ def test_a_run_is_not_overwritten_nor_mixed_with_another(pairs, tmp_path):
     wider["denoiser"]["hidden"] = 64
     with pytest.raises(CheckpointError, match="sizes"):
         loop.train(validate_config(wider, "test"), pairs, tmp_path, CPU, resume=True)
+
+
+def test_a_run_goes_on_when_its_encoder_has_another_name(pairs, tmp_path):
+    moved = tmp_path / "pairs"
+    shutil.copytree(pairs, moved)
+    manifest = (moved / "manifest.json").read_text().replace('"name": "fake"', '"name": "moved"')
+    (moved / "manifest.json").write_text(manifest)
+    assert loop.Pairs.open(moved).encoder.name == "moved"
+    loop.train(make_config(steps=3), pairs, tmp_path / "run", CPU)
+    loop.train(make_config(steps=4), moved, tmp_path / "run", CPU, resume=True)
+    _, progress, facts = read_state(tmp_path / "run" / LATEST)
+    assert (progress.step, facts["encoder"]["name"]) == (4, "moved")
+    other = manifest.replace('"weights_digest": "', '"weights_digest": "0')
+    (moved / "manifest.json").write_text(other)
+    with pytest.raises(CheckpointError, match="a run with encoder"):
+        loop.train(make_config(steps=5), moved, tmp_path / "run", CPU, resume=True)
 
 
 def test_a_damaged_state_is_refused(pairs, tmp_path):

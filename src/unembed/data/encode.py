@@ -27,7 +27,7 @@ from unembed.data.manifest import (
 from unembed.data.shards import CutShard, Job, Runner, ShardTask, make_here
 from unembed.data.sources import read_texts, require_texts
 from unembed.data.vocabulary import choose_kept, count_tokens
-from unembed.encoders.base import Encoder
+from unembed.encoders.base import Encoder, EncoderIdentity
 from unembed.encoders.preflight import Fingerprint, make_fingerprint
 from unembed.encoders.tokenizer import ids_of
 from unembed.errors import DataError
@@ -146,6 +146,8 @@ def _open_manifest(job: Job) -> tuple[Job, dict[str, Any]]:
         manifest = {**described, **trimmed, "round_trip": True, "complete": False, "shards": []}
         return job, manifest
     described["source"] = _as_known(described["source"], found["source"])
+    if EncoderIdentity.from_dict(found["encoder"]).key == job.identity.key:
+        described["encoder"] = found["encoder"]  # wherever it is now
     for key, value in described.items():
         if (piece_settings(found) if key == "pieces" else found.get(key)) != value:
             raise DataError(

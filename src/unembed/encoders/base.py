@@ -21,7 +21,7 @@ class EncoderIdentity:
     """Which embedding model made a vector.
 
     Attributes:
-        name: Catalogue name, folder name or Hub repository.
+        name: Catalogue name, folder or Hub repository; of an absolute path its last part.
         revision: Commit on the Hub, or ``None`` for local weights.
         dimension: Embedding size D.
         weights_digest: SHA-256 of the weights, in hexadecimal.
@@ -33,6 +33,11 @@ class EncoderIdentity:
     dimension: int
     weights_digest: str
     prompt: str
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """What makes it the same encoder wherever it was loaded from: weights and prompt."""
+        return self.weights_digest, self.prompt
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
@@ -49,8 +54,7 @@ class EncoderIdentity:
         Raises:
             EncoderError: The weights or the prompt differ.
         """
-        mine, theirs = (self.weights_digest, self.prompt), (other.weights_digest, other.prompt)
-        if mine != theirs:
+        if self.key != other.key:
             raise EncoderError(
                 f"{what} of the encoder {self.describe()}",
                 other.describe(),

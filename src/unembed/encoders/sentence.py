@@ -212,7 +212,7 @@ def load_encoder(
             f"{entry.dimension} dimensions from {entry.name}", str(dimension), "Check the model"
         )
     identity = EncoderIdentity(
-        name=entry.name if entry is not None else name,
+        name=entry.name if entry is not None else _known_as(name),
         revision=commit,
         dimension=int(dimension or 0),
         weights_digest=digest,
@@ -222,6 +222,11 @@ def load_encoder(
     others = [Compute(each, compute.dtype) for each in replica_devices(compute.device)[1:]]
     tokenizer = from_transformers(model.tokenizer)
     return SentenceEncoder(model, identity, tokenizer, load, others, batch_size)
+
+
+def _known_as(name: str) -> str:
+    """A folder goes by its own name: where it lies is nobody's business and may change."""
+    return Path(name).name if Path(name).is_absolute() else name
 
 
 def _resolve(
@@ -251,7 +256,8 @@ def _resolve(
         raise EncoderError(
             f"the encoder {repository} in a local folder or on the Hugging Face Hub",
             str(error).splitlines()[0],
-            f"Check the name and the network; {hint}pass the path of a downloaded model",
+            f"Check the name and the network; {hint}pass the path of a downloaded model "
+            "(encoder.name, or --encoder)",
         ) from error
     return folder, folder.name
 

@@ -16,7 +16,7 @@ from unembed.data.pairs import Pairs
 from unembed.denoiser import Denoiser, DenoiserSizes
 from unembed.device import Compute
 from unembed.diffusion import mean_mask_ratio
-from unembed.encoders.base import Encoder
+from unembed.encoders.base import Encoder, EncoderIdentity
 from unembed.errors import CheckpointError, TrainingError
 from unembed.training.batch_size import settle_batch_size
 from unembed.training.checkpoint import (
@@ -195,8 +195,9 @@ def _start_or_resume(run: Path, this: TrainingRun, resume: bool) -> Progress:
             f"an empty run folder at {run}", "a training state", "Pass --resume or another --out"
         )
     tensors, progress, saved = read_state(latest)
+    same_encoder = EncoderIdentity.from_dict(saved["encoder"]).key == this.pairs.encoder.key
     for key in ("sizes", "encoder", "tokenizer_digest"):
-        if saved.get(key) != this.facts[key]:
+        if not (same_encoder if key == "encoder" else saved.get(key) == this.facts[key]):
             raise CheckpointError(
                 f"a run with {key} {this.facts[key]}",
                 f"{saved.get(key)} in {latest}",
