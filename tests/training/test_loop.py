@@ -3,6 +3,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -540,6 +541,18 @@ def test_what_is_logged_has_names_that_say_what_it_is(pairs, tmp_path, monkeypat
         *("step", "samples", "validation_loss", "masked_accuracy", "full_mask_cross_entropy"),
         *("decoded_token_accuracy", "decoded_exact_match"),
     }
+
+
+def test_nothing_of_tensorboard_outlives_a_run(pairs, tmp_path, monkeypatch):
+    """Its writer has a thread, whether the run ends well or not."""
+    pytest.importorskip("tensorboard")
+    before = set(threading.enumerate())
+    loop.train(make_config(steps=3, tensorboard=True), pairs, tmp_path / "good", CPU)
+    spoil(monkeypatch, {3})
+    with pytest.raises(TrainingError):
+        loop.train(make_config(tensorboard=True), pairs, tmp_path / "bad", CPU)
+    assert set(threading.enumerate()) <= before
+    assert all(list((tmp_path / name / "tensorboard").iterdir()) for name in ("good", "bad"))
 
 
 def test_between_logs_the_host_never_asks_the_device(pairs, monkeypatch):

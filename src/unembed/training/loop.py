@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -81,41 +82,41 @@ def train(
     settings = config.training
     this = _build(config, pairs, processes, words)
     progress = _start_or_resume(run, this, resume)
-    log = _log(run, this, progress, on_log) if processes.first else None
-    clock = _clock(this, progress)
-    running = torch.zeros((), device=this.compute.device)  # sum of losses since the last log
-    logged = this.guard.found().good
-    for step in range(progress.step, settings.steps):
-        if _out_of_patience(this, progress):
-            break
-        running += optimiser_step(this, step)
-        progress = replace(progress, step=step + 1, seconds=clock.total())
-        last = progress.step == settings.steps
-        to_log = progress.step % settings.log_every == 0
-        stop = last or processes.asked(should_stop, now=to_log)
-        to_validate = progress.step % settings.eval_every == 0 or last
-        to_save = progress.step % settings.save_every == 0 or stop
-        kept = progress.step in settings.milestones
-        if not (to_log or to_validate or to_save or kept):
-            continue  # the host never waits for the device between these
+    with _log(run, this, progress, on_log) as log:
+        clock = _clock(this, progress)
+        running = torch.zeros((), device=this.compute.device)  # sum of losses since the last log
+        logged = this.guard.found().good
+        for step in range(progress.step, settings.steps):
+            if _out_of_patience(this, progress):
+                break
+            running += optimiser_step(this, step)
+            progress = replace(progress, step=step + 1, seconds=clock.total())
+            last = progress.step == settings.steps
+            to_log = progress.step % settings.log_every == 0
+            stop = last or processes.asked(should_stop, now=to_log)
+            to_validate = progress.step % settings.eval_every == 0 or last
+            to_save = progress.step % settings.save_every == 0 or stop
+            kept = progress.step in settings.milestones
+            if not (to_log or to_validate or to_save or kept):
+                continue  # the host never waits for the device between these
 
-        found = this.guard.check(progress.step, str(run / LATEST))
-        progress = replace(progress, skipped=found.skipped)
-        if (to_log or stop) and found.good > logged:
-            loss = running.item() / (found.good - logged)
-            _write(log, _record(this, progress, loss, clock))
-            running.zero_()
-            logged = found.good
-        with clock.paused():
-            if to_validate:
-                progress = _validate(this, progress, run, log, encoder)
-                stop = stop or _out_of_patience(this, progress)
-            if kept:
-                _save(this, progress, run / MILESTONE.format(progress.step))
-            if to_save or stop:
-                _save(this, progress, run / LATEST)
-        if stop:
-            break
+            found = this.guard.check(progress.step, run / LATEST)
+            progress = replace(progress, skipped=found.skipped)
+            if (to_log or stop) and found.good > logged:
+                loss = running.item() / (found.good - logged)
+                _write(log, _record(this, progress, loss, clock))
+                running.zero_()
+                logged = found.good
+            with clock.paused():
+                if to_validate:
+                    progress = _validate(this, progress, run, log, encoder)
+                    stop = stop or _out_of_patience(this, progress)
+                if kept:
+                    _save(this, progress, run / MILESTONE.format(progress.step))
+                if to_save or stop:
+                    _save(this, progress, run / LATEST)
+            if stop:
+                break
     processes.wait()
     return progress
 
@@ -210,15 +211,24 @@ def _start_or_resume(run: Path, this: TrainingRun, resume: bool) -> Progress:
     return replace(progress, pairs=pairs)
 
 
-def _log(run: Path, this: TrainingRun, progress: Progress, on_log: LogFn | None) -> MetricsLog:
+@contextmanager
+def _log(
+    run: Path, this: TrainingRun, progress: Progress, on_log: LogFn | None
+) -> Iterator[MetricsLog | None]:
+    """The log, in the first process; closed at the end, whatever that is."""
+    if not this.processes.first:
+        yield None
+        return
     with written(run / METRICS):
-        return MetricsLog(
+        log = MetricsLog(
             run / METRICS,
             progress.step,
             on_log,
             samples_per_step=this.samples,
             tensorboard=this.config.training.tensorboard,
         )
+    with closing(log):
+        yield log
 
 
 def _write(log: MetricsLog | None, record: dict[str, float]) -> None:
