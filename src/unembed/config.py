@@ -15,6 +15,7 @@ from unembed.errors import ConfigError
 
 Positive = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
 
 class Section(BaseModel):
@@ -194,7 +195,7 @@ class TrainingSection(Section):
     scored_padding: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
     sampled_vocabulary: Annotated[int, Field(ge=2)] | None = None
     ema_decay: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.999
-    seed: int = 0
+    seed: Seed = 0
     eval_every: Positive = 1000
     save_every: Positive = 500
     log_every: Positive = 50
