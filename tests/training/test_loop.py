@@ -458,6 +458,11 @@ def test_milestones_are_kept_as_averaged_weights(pairs, tmp_path):
     loop.train(config, pairs, tmp_path / "cut", CPU, should_stop=stop_after(3))
     kept, latest = load_file(tmp_path / "cut" / found[0]), load_file(tmp_path / "cut" / LATEST)
     assert kept and all(torch.equal(tensor, latest[name]) for name, tensor in kept.items())
+    inverter = inverter_from_run(tmp_path / "whole", "milestone-3")
+    assert inverter.trained["step"] == 3
+    assert torch.equal(inverter.denoiser.positions, kept["ema.positions"])
+    with pytest.raises(CheckpointError, match="milestone-5"):
+        inverter_from_run(tmp_path / "whole", "milestone-5")
 
 
 def test_patience_ends_a_run_for_good(pairs, tmp_path, monkeypatch):

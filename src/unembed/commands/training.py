@@ -80,7 +80,7 @@ def plot(runs: RunsArgument, out: PictureOption, x: AxisOption = "steps") -> Non
 def export(
     run: Annotated[Path, typer.Argument(help="Folder of a training run.")],
     out: Annotated[Path, typer.Argument(help="Folder for the inverter.")],
-    which: Annotated[str, typer.Option("--which", help="best or latest.")] = "best",
+    which: Annotated[str, typer.Option("--which", help="best, latest or milestone-N.")] = "best",
     weights: WeightsOption = "float16",
     shard_size: ShardOption = "4GB",
     evaluation: FiguresOption = None,
