@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -465,12 +466,30 @@ def test_milestones_are_kept_as_averaged_weights(pairs, tmp_path):
         inverter_from_run(tmp_path / "whole", "milestone-5")
 
 
+def test_validation_sees_the_averaged_weights_and_training_goes_on_with_its_own(
+    pairs, tmp_path, monkeypatch
+):
+    seen = {}
+
+    def spy(measure, denoiser, *rest):
+        seen[measure.__name__] = denoiser.positions.detach().clone()
+        return measure(denoiser, *rest)
+
+    for measure in (loop.validate, loop.decode_held_out):
+        monkeypatch.setattr(loop, measure.__name__, partial(spy, measure))
+    loop.train(make_config(steps=4), pairs, tmp_path, CPU)
+    kept = load_file(tmp_path / LATEST)
+    assert all(torch.equal(positions, kept["ema.positions"]) for positions in seen.values())
+    assert len(seen) == 2 and not torch.equal(kept["model.positions"], kept["ema.positions"])
+
+
 def test_patience_ends_a_run_for_good(pairs, tmp_path, monkeypatch):
     losses = iter([3.0, 2.0, 2.5, 2.0, 9.0])
     monkeypatch.setattr(loop, "validate", lambda *_: {"validation_loss": next(losses)})
     config = make_config(steps=40, patience=2, save_every=40)
     progress = loop.train(config, pairs, tmp_path, CPU)
     assert (progress.step, progress.best_loss, progress.stale) == (16, 2.0, 2)
+    assert read_state(tmp_path / BEST)[1].step == 8
     assert loop.train(config, pairs, tmp_path, CPU, resume=True).step == 16
 
 
