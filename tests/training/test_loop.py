@@ -384,7 +384,9 @@ def test_sigterm_saves_and_the_run_goes_on_from_there(pairs, tmp_path):
     assert same_tensors(tmp_path / "whole" / LATEST, tmp_path / "cut" / LATEST)
 
 
-def test_a_second_signal_stops_at_once_unless_it_is_an_echo_of_the_first(monkeypatch):
+def test_a_second_signal_stops_at_once_unless_it_is_an_echo_of_the_first(monkeypatch, request):
+    request.addfinalizer(partial(signal.signal, signal.SIGINT, signal.getsignal(signal.SIGINT)))
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs of a shell ignore it
     now = [100.0]
     monkeypatch.setattr(terminal.time, "monotonic", lambda: now[0])
     with StopSignal() as stop:
