@@ -196,9 +196,10 @@ def _start_or_resume(run: Path, this: TrainingRun, resume: bool) -> Progress:
             f"an empty run folder at {run}", "a training state", "Pass --resume or another --out"
         )
     tensors, progress, saved = read_state(latest)
-    same_encoder = EncoderIdentity.from_dict(saved["encoder"]).key == this.pairs.encoder.key
+    if EncoderIdentity.from_dict(saved["encoder"]).key == this.pairs.encoder.key:
+        saved["encoder"] = this.facts["encoder"]  # wherever it was
     for key in ("sizes", "encoder", "tokenizer_digest"):
-        if not (same_encoder if key == "encoder" else saved.get(key) == this.facts[key]):
+        if saved.get(key) != this.facts[key]:
             raise CheckpointError(
                 f"a run with {key} {this.facts[key]}",
                 f"{saved.get(key)} in {latest}",
