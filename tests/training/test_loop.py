@@ -1,3 +1,4 @@
+import json
 import os
 import shutil
 import signal
@@ -259,6 +260,10 @@ def test_a_run_can_start_from_an_inverter_of_the_same_widths_only(pairs, tmp_pat
     fresh = make_config(steps=3, lr=1e-6, log_every=1)
     loop.train(fresh, pairs, tmp_path / "fresh", CPU)
     assert records(tmp_path / "second")[0]["loss"] < records(tmp_path / "fresh")[0]["loss"]
+    recorded = read_state(tmp_path / "second" / LATEST)[2]["config"]
+    assert recorded["training"]["start_from"] == "inverter"
+    assert recorded["encoder"] == config.encoder.model_dump()
+    assert str(tmp_path) not in json.dumps(recorded), "no absolute paths"
 
     wide = config.model_copy(
         update={"denoiser": config.denoiser.model_copy(update={"feed_forward": 48})}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -95,6 +96,11 @@ class Encoder(Protocol):
     def word_embeddings(self) -> NDArray[np.float32] | None:
         """The model's token table [V, H'], if it has one."""
         ...
+
+
+def known_as(name: str) -> str:
+    """What a model is recorded as: of an absolute path, which is nobody's business, the end."""
+    return Path(name).name if Path(name).is_absolute() else name
 
 
 def check_texts(texts: Sequence[str]) -> None:

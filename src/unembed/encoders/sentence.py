@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from unembed.device import Compute, choose_compute, replica_devices
 from unembed.digest import file_digest
 from unembed.encoders import catalog
-from unembed.encoders.base import EncoderIdentity, Progress, check_texts
+from unembed.encoders.base import EncoderIdentity, Progress, check_texts, known_as
 from unembed.encoders.batching import one_ahead, plan_batches, run_batches
 from unembed.encoders.tokenizer import TextTokenizer, from_transformers
 from unembed.errors import EncoderError
@@ -212,7 +212,7 @@ def load_encoder(
             f"{entry.dimension} dimensions from {entry.name}", str(dimension), "Check the model"
         )
     identity = EncoderIdentity(
-        name=entry.name if entry is not None else _known_as(name),
+        name=entry.name if entry is not None else known_as(name),
         revision=commit,
         dimension=int(dimension or 0),
         weights_digest=digest,
@@ -222,11 +222,6 @@ def load_encoder(
     others = [Compute(each, compute.dtype) for each in replica_devices(compute.device)[1:]]
     tokenizer = from_transformers(model.tokenizer)
     return SentenceEncoder(model, identity, tokenizer, load, others, batch_size)
-
-
-def _known_as(name: str) -> str:
-    """A folder goes by its own name: where it lies is nobody's business and may change."""
-    return Path(name).name if Path(name).is_absolute() else name
 
 
 def _resolve(

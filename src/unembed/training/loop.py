@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from unembed.data.pairs import Pairs
 from unembed.denoiser import Denoiser, DenoiserSizes
 from unembed.device import Compute
 from unembed.diffusion import mean_mask_ratio
-from unembed.encoders.base import Encoder, EncoderIdentity
+from unembed.encoders.base import Encoder, EncoderIdentity, known_as
 from unembed.errors import CheckpointError, TrainingError
 from unembed.training.batch_size import settle_batch_size
 from unembed.training.checkpoint import (
@@ -170,7 +170,7 @@ def _build(
     elif words is not None:
         denoiser.start_from_words(torch.from_numpy(pairs.tokenizer.rows_of(words)))
     facts = {
-        "config": config.model_dump(),
+        "config": _recorded(config),
         "sizes": denoiser.sizes.to_dict(),
         "encoder": pairs.encoder.to_dict(),
         "tokenizer": pairs.tokenizer.ids_to_dict(),
@@ -179,6 +179,15 @@ def _build(
         "device": processes.compute.describe(),
     }
     return assemble(config, pairs, processes, denoiser, facts)
+
+
+def _recorded(config: Config) -> dict[str, Any]:
+    """The settings as they go into every file made from the run, without absolute paths."""
+    settings = config.model_dump()
+    for section, key in (("encoder", "name"), ("training", "start_from")):
+        if settings[section][key] is not None:
+            settings[section][key] = known_as(settings[section][key])
+    return settings
 
 
 def _start_or_resume(run: Path, this: TrainingRun, resume: bool) -> Progress:
