@@ -676,6 +676,19 @@ def test_train_refuses_pairs_of_another_encoder(
     assert said in message
 
 
+def test_words_are_refused_for_pairs_of_another_tokenizer(
+    refused, pairs_folder, config_file, tmp_path, with_fake_encoder
+):
+    manifest = json.loads((pairs_folder / "manifest.json").read_text())
+    manifest["pieces"]["vocabulary"]["tokenizer"] = "other"
+    (pairs_folder / "manifest.json").write_text(json.dumps(manifest))
+    message = refused(
+        *("train", "--data", pairs_folder, "--out", tmp_path / "run", "-c", config_file),
+        *("--set", "denoiser.token_table=encoder"),
+    )
+    assert "pairs of the tokenizer other" in message and "token_table=random" in message
+
+
 def test_export_refuses_what_is_no_run(refused, tmp_path):
     out = tmp_path / "inverter"
     assert "a training state at" in refused("export", tmp_path, out)

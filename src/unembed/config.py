@@ -53,8 +53,11 @@ class VocabularySection(Section):
     Attributes:
         min_count: Keep the tokens that occur at least this often in the pieces, and the single
             characters and bytes that spell the others; null keeps the whole vocabulary.
+        tokenizer: Folder or Hub repository of another tokenizer than the encoder's own, which null
+            takes. The token table then starts at random: ``denoiser.token_table``.
     """
 
+    tokenizer: str | None = None
     min_count: Positive | None = None
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -49,6 +49,8 @@ def train(
     from_words = chosen.denoiser.token_table == "encoder" and not (
         resume and (out / LATEST).exists()
     )
+    if from_words:
+        _require_own_tokenizer(pairs.manifest)
     if from_words or chosen.training.decoded_cosine:
         encoder = make_encoder(chosen.encoder.model_dump(), "cpu", trust_remote_code)
         pairs.require_encoder(encoder)
@@ -67,6 +69,20 @@ def train(
         )
     best = f"{progress.best_loss:.4f}" if progress.best_loss < float("inf") else "not measured yet"
     typer.echo(f"step {progress.step}, best validation loss {best}, in {out}")
+
+
+def _require_own_tokenizer(manifest: dict[str, Any]) -> None:
+    """Words of the encoder start the table of its own tokenizer only."""
+    from unembed.data.manifest import piece_settings
+    from unembed.errors import ConfigError
+
+    other = piece_settings(manifest)["vocabulary"]["tokenizer"]
+    if other is not None:
+        raise ConfigError(
+            "denoiser.token_table: random for pairs of another tokenizer than the encoder's",
+            f"encoder, and pairs of the tokenizer {other}",
+            "Pass --set denoiser.token_table=random",
+        )
 
 
 def plot(runs: RunsArgument, out: PictureOption, x: AxisOption = "steps") -> None:

@@ -184,9 +184,13 @@ def _build(
 def _recorded(config: Config) -> dict[str, Any]:
     """The settings as they go into every file made from the run, without absolute paths."""
     settings = config.model_dump()
-    for section, key in (("encoder", "name"), ("training", "start_from")):
-        if settings[section][key] is not None:
-            settings[section][key] = known_as(settings[section][key])
+    for section, key in (
+        (settings["encoder"], "name"),
+        (settings["data"]["vocabulary"], "tokenizer"),
+        (settings["training"], "start_from"),
+    ):
+        if section[key] is not None:
+            section[key] = known_as(section[key])
     return settings
 
 
