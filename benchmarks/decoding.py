@@ -161,9 +161,7 @@ def compare_speed(sides: dict[str, Inverter], vectors: NDArray[np.float32], roun
     print_table(["batch", "side", "texts/s", "against plain"], rows)
     for name in sides:
         share = operations / statistics.median(seconds[name]) / rate
-        print(
-            f"\n{name}, batch 64: {share:.0%} of the {rate / 1e9:.0f} GFLOP/s of float32"
-        )
+        print(f"\n{name}, batch 64: {share:.0%} of the {rate / 1e9:.0f} GFLOP/s of float32")
 
 
 def compare_products(denoiser: Denoiser, rounds: int) -> None:

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import shutil
 import socket
 import subprocess
 import sys
@@ -9,7 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
+from safetensors.torch import load_file
 
 import unembed
 from unembed import cli
@@ -258,6 +261,16 @@ def test_invert_refuses_an_unknown_strategy(refused, inverter_folder, tmp_path):
     )
     assert "a strategy among greedy" in message
     assert "found 'magic'" in message
+
+
+def test_the_encoder_may_be_elsewhere(run, inverter_folder, text_file, with_fake_encoder):
+    given = ("--checkpoint", inverter_folder, "--steps", 2)
+    assert run("invert", "--text", "the cat sleeps", *given)[0] == 0
+    assert run("invert", "--text", "the cat sleeps", "--encoder", "moved", *given)[0] == 2
+    arguments = ("evaluate", "--texts", text_file, "--limit", 4, *given)
+    assert "found moved" in run(*arguments, "--encoder", "moved")[2]
+    assert [asked["name"] for asked in with_fake_encoder] == ["fake", "moved", "moved"]
+    assert with_fake_encoder[1]["prompt"] == FakeEncoder().identity.prompt
 
 
 def test_invert_passes_options_and_guidance_on(run, inverter_folder, tmp_path):
@@ -631,21 +644,61 @@ def test_prepare_refuses_a_file_where_the_folder_should_be(
     assert (tmp_path / "taken").read_text(encoding="utf-8") == "mine"
 
 
+def test_a_run_killed_before_its_first_save_starts_anew_from_the_words(
+    run, pairs_folder, config_file, tmp_path, with_fake_encoder
+):
+    given = ("--data", pairs_folder, "-c", config_file, "--device", "cpu")
+    given += ("--set", "training.steps=3", "--set", "denoiser.token_table=encoder")
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert run("train", *given, "--out", whole)[0] == 0
+    killed.mkdir()
+    shutil.copy(whole / "tokenizer.json", killed)  # what is there before the first save
+    assert run("train", *given, "--out", killed, "--resume")[0] == 0
+    one, other = (load_file(folder / "latest.safetensors") for folder in (whole, killed))
+    assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
+
+
 def test_train_refuses_a_folder_without_pairs(refused, tmp_path):
     message = refused("train", "--data", tmp_path / "none", "--out", tmp_path / "run")
     assert "Run `unembed prepare` first" in message
 
 
+class Turned(FakeEncoder):
+    """The weights are the same, what is made of them is not: another pooling, another library."""
+
+    def encode(self, texts, progress=None):
+        return np.roll(super().encode(texts, progress), 1, axis=1)
+
+
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [
+        (FakeEncoder(dimension=16), "pairs of the encoder fake"),
+        (Turned(), "pairs of an encoder with the fingerprint"),
+    ],
+)
 def test_train_refuses_pairs_of_another_encoder(
-    refused, pairs_folder, config_file, tmp_path, monkeypatch
+    refused, pairs_folder, config_file, tmp_path, monkeypatch, other, said
 ):
-    other = FakeEncoder(dimension=16)
     monkeypatch.setitem(unembed.__dict__, "load_encoder", lambda name, **settings: other)
     message = refused(
         *("train", "--data", pairs_folder, "--out", tmp_path / "run", "-c", config_file),
         *("--set", "denoiser.token_table=encoder"),
     )
-    assert "pairs of the encoder fake" in message
+    assert said in message
+
+
+def test_words_are_refused_for_pairs_of_another_tokenizer(
+    refused, pairs_folder, config_file, tmp_path, with_fake_encoder
+):
+    manifest = json.loads((pairs_folder / "manifest.json").read_text())
+    manifest["pieces"]["vocabulary"]["tokenizer"] = "other"
+    (pairs_folder / "manifest.json").write_text(json.dumps(manifest))
+    message = refused(
+        *("train", "--data", pairs_folder, "--out", tmp_path / "run", "-c", config_file),
+        *("--set", "denoiser.token_table=encoder"),
+    )
+    assert "pairs of the tokenizer other" in message and "token_table=random" in message
 
 
 def test_export_refuses_what_is_no_run(refused, tmp_path):

@@ -145,7 +145,7 @@ def test_other_files_are_refused(tmp_path, name):
 
 def test_text_in_an_array_is_refused(tmp_path):
     np.save(tmp_path / "v.npy", np.full((2, D), "a"))
-    with pytest.raises(EmbeddingError, match="numbers in"):
+    with pytest.raises(EmbeddingError, match=r"numbers in .*npy"):
         list(VectorFile(tmp_path / "v.npy").chunks(D))
 
 

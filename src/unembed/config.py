@@ -15,6 +15,7 @@ from unembed.errors import ConfigError
 
 Positive = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
 
 class Section(BaseModel):
@@ -52,8 +53,11 @@ class VocabularySection(Section):
     Attributes:
         min_count: Keep the tokens that occur at least this often in the pieces, and the single
             characters and bytes that spell the others; null keeps the whole vocabulary.
+        tokenizer: Folder or Hub repository of another tokenizer than the encoder's own, which null
+            takes. The token table then starts at random: ``denoiser.token_table``.
     """
 
+    tokenizer: str | None = None
     min_count: Positive | None = None
 
 
@@ -194,7 +198,7 @@ class TrainingSection(Section):
     scored_padding: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
     sampled_vocabulary: Annotated[int, Field(ge=2)] | None = None
     ema_decay: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.999
-    seed: int = 0
+    seed: Seed = 0
     eval_every: Positive = 1000
     save_every: Positive = 500
     log_every: Positive = 50

@@ -18,6 +18,10 @@ TrustOption = Annotated[
     bool,
     typer.Option("--trust-remote-code", help="Run Python code that comes with an encoder."),
 ]
+EncoderOption = Annotated[
+    str | None,
+    typer.Option("--encoder", help="Where the inverter's encoder is, if not under its own name."),
+]
 StrategyOption = Annotated[str, typer.Option("--strategy", help="Decoding strategy.")]
 OptionOption = Annotated[
     list[str] | None,

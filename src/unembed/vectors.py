@@ -111,7 +111,7 @@ class VectorFile:
     def _raw(self, dimension: int) -> Iterator[Raw]:
         kind = _kind(self.path)
         if kind == ".npy":
-            return _sliced(_map(self.path), dimension)
+            return _sliced(self.path, dimension)
         if kind == ".npz":
             return _archived(self.path, self.key, dimension)
         reader = _column if kind == ".parquet" else _lines
@@ -169,8 +169,9 @@ def _checked(shape: tuple[int, ...], kind: np.dtype[Any], dimension: int, path: 
         )
 
 
-def _sliced(array: NDArray[Any], dimension: int, path: Path | None = None) -> Iterator[Raw]:
-    _checked(array.shape, array.dtype, dimension, path or Path("the file"))
+def _sliced(path: Path, dimension: int) -> Iterator[Raw]:
+    array = _map(path)
+    _checked(array.shape, array.dtype, dimension, path)
     matrix = array[None] if array.ndim == 1 else array
     for start in range(0, len(matrix), CHUNK):
         yield np.asarray(matrix[start : start + CHUNK], dtype=np.float64), {}

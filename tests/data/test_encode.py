@@ -2,6 +2,7 @@ import hashlib
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -190,6 +191,14 @@ def test_another_source_is_refused(pairs_folder, text_file, tiny_config, tmp_pat
     for source in (renamed, grown, other):
         with pytest.raises(DataError, match="pairs with source"):
             prepare_pairs(source, pairs_folder, tiny_config, encoder)
+
+
+def test_an_encoder_that_was_moved_is_the_same_one(pairs_folder, text_file, tiny_config, tmp_path):
+    moved = FakeEncoder()
+    moved.identity = replace(moved.identity, name="elsewhere", revision="abc")
+    prepare_pairs(text_file, tmp_path / "pairs", tiny_config, FakeEncoder(), limit=20)
+    prepare_pairs(text_file, tmp_path / "pairs", tiny_config, moved)
+    assert contents(tmp_path / "pairs") == contents(pairs_folder)
 
 
 def test_another_encoder_is_refused(pairs_folder, text_file, tiny_config):

@@ -39,6 +39,13 @@ def test_rows_come_from_any_shard_in_the_order_asked_for(pairs):
         assert found_embeddings.dtype == np.float32
 
 
+def test_tokens_are_counted_over_all_shards_and_once(pairs):
+    counts = pairs.token_counts
+    tokens = np.concatenate(pairs.tokens)
+    assert [int((tokens == token).sum()) for token in range(len(counts))] == counts.tolist()
+    assert len(counts) == pairs.tokenizer.size and pairs.token_counts is counts
+
+
 def test_no_rows_are_no_rows(pairs):
     tokens, embeddings = pairs.rows(np.array([], dtype=np.int64))
     assert tokens.shape == (0, 12)

@@ -39,17 +39,10 @@ def test_every_format_yields_its_texts_in_order(tmp_path, kind):
     assert list(read_texts(write(tmp_path, kind))) == TEXTS
 
 
-@pytest.mark.parametrize("kind", ["parquet", "jsonl", "txt"])
-@pytest.mark.parametrize("skip", [0, 2, 5, 9])
-def test_texts_can_be_passed_over(tmp_path, kind, skip):
-    assert list(read_texts(write(tmp_path, kind), skip=skip)) == TEXTS[skip:]
-
-
 def test_parquet_is_read_across_row_groups_and_batches(tmp_path):
     texts = [f"text {n}" for n in range(10_000)]
     path = write(tmp_path, "parquet", texts, row_group_size=3000)
     assert list(read_texts(path)) == texts
-    assert list(read_texts(path, skip=9_998)) == texts[-2:]
 
 
 @pytest.mark.parametrize("kind", ["parquet", "jsonl"])
@@ -173,7 +166,6 @@ def test_a_folder_is_read_in_the_order_of_names(tmp_path):
         (folder / name).write_text(content, encoding="utf-8")
     (folder / "manifest.json").write_text("[]", encoding="utf-8")
     assert list(read_texts(folder)) == ["a.jsonl", "b.txt", "more/c.txt"]
-    assert list(read_texts(folder, skip=2)) == ["more/c.txt"]
     assert count_texts(folder) == 3
 
 

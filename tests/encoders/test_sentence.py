@@ -378,13 +378,16 @@ def test_the_digest_of_several_weight_files_covers_each(tmp_path):
     assert sentence._weights_digest(tmp_path) != whole
 
 
-def test_a_local_folder_keeps_its_name_and_takes_the_prompt_given(packaged, monkeypatch, encoder):
+def test_a_local_folder_goes_by_its_name_and_takes_the_prompt_given(packaged, monkeypatch, encoder):
     model = StubModel(prompts={"document": "d: "})
     model.get_embedding_dimension = lambda: 384
     model.tokenizer = None
     monkeypatch.setattr(sentence, "_load", lambda *given: model)
     monkeypatch.setattr(sentence, "from_transformers", lambda tokenizer: encoder.tokenizer)
     own = load_encoder(str(packaged)).identity
-    assert own == EncoderIdentity(str(packaged), None, 384, ENTRY.weights_sha256, "d: ")
+    assert own == EncoderIdentity(packaged.name, None, 384, ENTRY.weights_sha256, "d: ")
+    monkeypatch.chdir(packaged.parent.parent)
+    near = f"{packaged.parent.name}/{packaged.name}"
+    assert load_encoder(near).identity == replace(own, name=near)
     assert load_encoder(str(packaged), prompt="").identity.prompt == ""
     own.require_same(replace(own, name="all-MiniLM-L6-v2"), "vectors")

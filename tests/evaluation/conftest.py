@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from unembed.data.pieces import cut_pieces
+from unembed.device import choose_compute
 from unembed.inverter import Inversion
 
 
@@ -18,6 +19,7 @@ class LookupInverter:
         self.encoder = encoder.identity
         self.tokenizer = encoder.tokenizer
         self.length = config.data.length
+        self.compute = choose_compute("cpu", "float32")
         self.diffusion = {"schedule": "log-linear", "rate": 5.0}
         self.trained = {"config": config.model_dump()}
         self.known = {encoder.encode([text])[0].tobytes(): text for text in texts}

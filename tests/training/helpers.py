@@ -12,6 +12,18 @@ from unembed.device import choose_compute
 from unembed.training import loop
 
 CPU = choose_compute("cpu", "float32")
+# Of runs that two processes share: 4 and 5 pairs each, two batches a step, and everything that is
+# drawn switched on
+SHARED = {
+    "batch_size": 9,
+    "accumulate": 2,
+    "lr": 1e-3,
+    "log_every": 1,
+    "condition_dropout": 0.2,
+    "embedding_noise": 0.05,
+    "self_context": 0.3,
+    "milestones": [8],
+}
 
 
 def make_config(**training) -> Config:

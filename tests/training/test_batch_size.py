@@ -1,10 +1,12 @@
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from unembed.data.pairs import Pairs
 from unembed.errors import TrainingError
 from unembed.training import batch_size as module
-from unembed.training import loop
+from unembed.training import loop, memory
 from unembed.training.batch_size import MOST, settle_batch_size
 from unembed.training.checkpoint import LATEST, read_state
 from unembed.training.memory import free_bytes
@@ -65,6 +67,18 @@ def test_a_run_keeps_the_size_it_found_when_it_resumes(pairs, tmp_path, monkeypa
     more = make_config(batch_size="auto", steps=4, decoded_pairs=0)
     loop.train(more, pairs, tmp_path, CPU, resume=True)
     assert read_state(tmp_path / LATEST)[2]["config"]["training"]["batch_size"] == found >= 8
+
+
+@pytest.mark.parametrize(("limit", "free"), [("5000", 3000), ("max", None), ("100", 0)])
+def test_a_container_has_what_its_limit_leaves(tmp_path, monkeypatch, limit, free):
+    """Files that were read count as used there, and are given up when memory is asked for."""
+    files = {"max": limit, "current": "3500", "stat": "anon 2000\ninactive_file 1500\nslab 1"}
+    for name, text in files.items():
+        (tmp_path / f"memory.{name}").write_text(text + "\n")
+    machine = SimpleNamespace(available=1_000_000)
+    monkeypatch.setattr(memory.psutil, "virtual_memory", lambda: machine)
+    monkeypatch.setattr(memory, "_GROUP", tmp_path)
+    assert free_bytes(torch.device("cpu")) == (1_000_000 if free is None else free)
 
 
 def test_free_memory_is_the_machine_s():

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -56,12 +58,41 @@ def test_with_every_token_a_candidate_it_is_the_whole_softmax():
     results = []
     for candidates in (None, every):
         denoiser.zero_grad()
-        batch = plain.__class__(**{**vars(plain), "candidates": candidates})
+        batch = replace(plain, candidates=candidates)
         loss, losses = diffusion_loss(ChunkedCrossEntropy(denoiser), batch, embedding)
         loss.backward()
         results.append([loss.detach(), losses, *(p.grad.clone() for p in denoiser.parameters())])
     for whole, sampled in zip(*results, strict=True):
         torch.testing.assert_close(sampled, whole, rtol=1e-4, atol=1e-6)
+
+
+def test_gradients_over_some_candidates_are_those_of_the_plain_path():
+    """With the token table both the input embedding and, in part, the output."""
+    torch.manual_seed(0)
+    denoiser = Denoiser(preset("tiny", vocab_size=V, embedding_dim=16, length=8))
+    for parameter in denoiser.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    x0, embedding = torch.randint(0, V - 1, (5, 8)), F.normalize(torch.randn(5, 16), dim=1)
+    batch = corrupt_batch(x0, LogLinear(), WEIGHTS["elbo"], V - 1, seeded(1))
+    batch = replace(batch, candidates=CandidateSampler(COUNTS, 40).draw(batch.targets, seeded(2)))
+    ids, log_inclusion = batch.candidates.ids, batch.candidates.log_inclusion
+
+    def plain(xt, embedding, t, index, targets, weights, candidates):
+        logits = denoiser(xt, embedding, t, index)[:, ids] - log_inclusion
+        places = torch.searchsorted(ids, targets)
+        losses = F.cross_entropy(logits, places, reduction="none")
+        return (losses * weights).sum(), losses.detach()
+
+    results = []
+    for path in (plain, ChunkedCrossEntropy(denoiser)):
+        denoiser.zero_grad()
+        for _ in range(2):  # the second adds to the gradients of the first
+            loss, losses = diffusion_loss(path, batch, embedding)
+            loss.backward()
+        results.append([loss.detach(), losses, *(p.grad.clone() for p in denoiser.parameters())])
+    assert len(ids) < V and denoiser.token_table.weight.grad.layout is torch.strided
+    for wanted, found in zip(*results, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-6)
 
 
 def test_a_run_with_candidates_resumes_exactly_and_differs_from_one_without(pairs, tmp_path):

@@ -119,6 +119,9 @@ def test_figures_of_another_encoder_are_refused(run, report, tmp_path):
     (tmp_path / "eval.json").write_text(json.dumps({**report, "settings": settings}))
     with pytest.raises(DataError, match=r"figures about fake \(32 .*found fake \(16 "):
         export_run(run, tmp_path / "out", evaluation=tmp_path / "eval.json")
+    settings["encoder"] = {**report["settings"]["encoder"], "name": "moved"}
+    (tmp_path / "eval.json").write_text(json.dumps({**report, "settings": settings}))
+    export_run(run, tmp_path / "out", evaluation=tmp_path / "eval.json")
 
 
 def test_a_card_of_one_s_own_is_taken_as_it_is(run, tmp_path):

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -6,6 +8,7 @@ from unembed.training.guard import LossGuard
 
 from .helpers import make_config
 
+NOWHERE = Path("nowhere")
 BAD = [(float("nan"), 1.0), (float("inf"), 1.0), (1.0, float("nan")), (1.0, float("inf"))]
 
 
@@ -18,11 +21,14 @@ def judge(this, loss, norm=1.0):
 
 
 @pytest.mark.parametrize(("loss", "norm"), BAD)
-def test_what_is_not_finite_is_bad_from_the_first_step(loss, norm):
+def test_what_is_not_finite_is_bad_from_the_first_step(loss, norm, tmp_path):
     this = guard()
     assert judge(this, loss, norm) == 1.0
-    with pytest.raises(TrainingError, match=r"1 bad steps in all.*kept in latest"):
-        this.check(1, "kept in latest")
+    with pytest.raises(TrainingError, match=r"1 bad steps in all.*No state was saved yet"):
+        this.check(1, tmp_path / "latest")
+    (tmp_path / "latest").touch()
+    with pytest.raises(TrainingError, match=r"The last good state is in .*latest; .* resume"):
+        this.check(1, tmp_path / "latest")
 
 
 def test_a_loss_explodes_against_its_running_average_once_there_is_one():
@@ -50,7 +56,7 @@ def test_bad_steps_leave_the_average_and_the_norm_alone():
         judge(one, loss, norm)
     assert one.state[0] == other.state[0]
     assert one.norm == other.norm == 2.5
-    found = one.check(7, "")
+    found = one.check(7, NOWHERE)
     assert (found.good, found.skipped, found.in_a_row) == (3, 4, 4)
 
 
@@ -58,10 +64,10 @@ def test_a_hundred_in_a_row_are_hopeless():
     this = guard(on_bad_loss="skip")
     for _ in range(99):
         judge(this, float("nan"))
-    this.check(99, "")
+    this.check(99, NOWHERE)
     judge(this, float("nan"))
     with pytest.raises(TrainingError, match="100 bad steps"):
-        this.check(100, "")
+        this.check(100, NOWHERE)
 
 
 def test_a_saved_state_goes_on_and_is_not_reported_again():
@@ -70,7 +76,7 @@ def test_a_saved_state_goes_on_and_is_not_reported_again():
         judge(this, loss)
     again = guard(on_bad_loss="stop")
     again.restore(this.state.clone())
-    assert again.check(3, "").skipped == 1
+    assert again.check(3, NOWHERE).skipped == 1
     judge(again, float("nan"))
     with pytest.raises(TrainingError):
-        again.check(4, "")
+        again.check(4, NOWHERE)

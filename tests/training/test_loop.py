@@ -1,8 +1,12 @@
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import threading
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -186,6 +190,22 @@ def test_a_run_is_not_overwritten_nor_mixed_with_another(pairs, tmp_path):
         loop.train(validate_config(wider, "test"), pairs, tmp_path, CPU, resume=True)
 
 
+def test_a_run_goes_on_when_its_encoder_has_another_name(pairs, tmp_path):
+    moved = tmp_path / "pairs"
+    shutil.copytree(pairs, moved)
+    manifest = (moved / "manifest.json").read_text().replace('"name": "fake"', '"name": "moved"')
+    (moved / "manifest.json").write_text(manifest)
+    assert loop.Pairs.open(moved).encoder.name == "moved"
+    loop.train(make_config(steps=3), pairs, tmp_path / "run", CPU)
+    loop.train(make_config(steps=4), moved, tmp_path / "run", CPU, resume=True)
+    _, progress, facts = read_state(tmp_path / "run" / LATEST)
+    assert (progress.step, facts["encoder"]["name"]) == (4, "moved")
+    other = manifest.replace('"weights_digest": "', '"weights_digest": "0')
+    (moved / "manifest.json").write_text(other)
+    with pytest.raises(CheckpointError, match="a run with encoder"):
+        loop.train(make_config(steps=5), moved, tmp_path / "run", CPU, resume=True)
+
+
 def test_a_damaged_state_is_refused(pairs, tmp_path):
     loop.train(make_config(steps=4), pairs, tmp_path, CPU)
     state = (tmp_path / LATEST).read_bytes()
@@ -240,6 +260,10 @@ def test_a_run_can_start_from_an_inverter_of_the_same_widths_only(pairs, tmp_pat
     fresh = make_config(steps=3, lr=1e-6, log_every=1)
     loop.train(fresh, pairs, tmp_path / "fresh", CPU)
     assert records(tmp_path / "second")[0]["loss"] < records(tmp_path / "fresh")[0]["loss"]
+    recorded = read_state(tmp_path / "second" / LATEST)[2]["config"]
+    assert recorded["training"]["start_from"] == "inverter"
+    assert recorded["encoder"] == config.encoder.model_dump()
+    assert str(tmp_path) not in json.dumps(recorded), "no absolute paths"
 
     wide = config.model_copy(
         update={"denoiser": config.denoiser.model_copy(update={"feed_forward": 48})}
@@ -365,7 +389,9 @@ def test_sigterm_saves_and_the_run_goes_on_from_there(pairs, tmp_path):
     assert same_tensors(tmp_path / "whole" / LATEST, tmp_path / "cut" / LATEST)
 
 
-def test_a_second_signal_stops_at_once_unless_it_is_an_echo_of_the_first(monkeypatch):
+def test_a_second_signal_stops_at_once_unless_it_is_an_echo_of_the_first(monkeypatch, request):
+    request.addfinalizer(partial(signal.signal, signal.SIGINT, signal.getsignal(signal.SIGINT)))
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs of a shell ignore it
     now = [100.0]
     monkeypatch.setattr(terminal.time, "monotonic", lambda: now[0])
     with StopSignal() as stop:
@@ -440,6 +466,28 @@ def test_milestones_are_kept_as_averaged_weights(pairs, tmp_path):
     loop.train(config, pairs, tmp_path / "cut", CPU, should_stop=stop_after(3))
     kept, latest = load_file(tmp_path / "cut" / found[0]), load_file(tmp_path / "cut" / LATEST)
     assert kept and all(torch.equal(tensor, latest[name]) for name, tensor in kept.items())
+    inverter = inverter_from_run(tmp_path / "whole", "milestone-3")
+    assert inverter.trained["step"] == 3
+    assert torch.equal(inverter.denoiser.positions, kept["ema.positions"])
+    with pytest.raises(CheckpointError, match="milestone-5"):
+        inverter_from_run(tmp_path / "whole", "milestone-5")
+
+
+def test_validation_sees_the_averaged_weights_and_training_goes_on_with_its_own(
+    pairs, tmp_path, monkeypatch
+):
+    seen = {}
+
+    def spy(measure, denoiser, *rest):
+        seen[measure.__name__] = denoiser.positions.detach().clone()
+        return measure(denoiser, *rest)
+
+    for measure in (loop.validate, loop.decode_held_out):
+        monkeypatch.setattr(loop, measure.__name__, partial(spy, measure))
+    loop.train(make_config(steps=4), pairs, tmp_path, CPU)
+    kept = load_file(tmp_path / LATEST)
+    assert all(torch.equal(positions, kept["ema.positions"]) for positions in seen.values())
+    assert len(seen) == 2 and not torch.equal(kept["model.positions"], kept["ema.positions"])
 
 
 def test_patience_ends_a_run_for_good(pairs, tmp_path, monkeypatch):
@@ -448,6 +496,7 @@ def test_patience_ends_a_run_for_good(pairs, tmp_path, monkeypatch):
     config = make_config(steps=40, patience=2, save_every=40)
     progress = loop.train(config, pairs, tmp_path, CPU)
     assert (progress.step, progress.best_loss, progress.stale) == (16, 2.0, 2)
+    assert read_state(tmp_path / BEST)[1].step == 8
     assert loop.train(config, pairs, tmp_path, CPU, resume=True).step == 16
 
 
@@ -523,6 +572,18 @@ def test_what_is_logged_has_names_that_say_what_it_is(pairs, tmp_path, monkeypat
         *("step", "samples", "validation_loss", "masked_accuracy", "full_mask_cross_entropy"),
         *("decoded_token_accuracy", "decoded_exact_match"),
     }
+
+
+def test_nothing_of_tensorboard_outlives_a_run(pairs, tmp_path, monkeypatch):
+    """Its writer has a thread, whether the run ends well or not."""
+    pytest.importorskip("tensorboard")
+    before = set(threading.enumerate())
+    loop.train(make_config(steps=3, tensorboard=True), pairs, tmp_path / "good", CPU)
+    spoil(monkeypatch, {3})
+    with pytest.raises(TrainingError):
+        loop.train(make_config(tensorboard=True), pairs, tmp_path / "bad", CPU)
+    assert set(threading.enumerate()) <= before
+    assert all(list((tmp_path / name / "tensorboard").iterdir()) for name in ("good", "bad"))
 
 
 def test_between_logs_the_host_never_asks_the_device(pairs, monkeypatch):

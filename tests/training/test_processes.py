@@ -13,26 +13,15 @@ from unembed.training import processes as module
 from unembed.training.checkpoint import BEST, LATEST
 from unembed.training.processes import Processes
 
-from .helpers import CPU, finish, make_config, records, start_two
+from .helpers import CPU, SHARED, finish, make_config, records, start_two
 
-# Shares of 4 and 5 pairs, two batches a step, everything that is drawn switched on
-SETTINGS = {
-    "batch_size": 9,
-    "accumulate": 2,
-    "lr": 1e-3,
-    "log_every": 1,
-    "condition_dropout": 0.2,
-    "embedding_noise": 0.05,
-    "self_context": 0.3,
-}
 SCRIPT = """
 import os, sys
 from pathlib import Path
-from tests.training.helpers import CPU, make_config
-from tests.training.test_processes import SETTINGS
+from tests.training.helpers import CPU, SHARED, make_config
 from unembed.training import loop
 pairs, out, rank = Path(sys.argv[1]), Path(sys.argv[2]), int(os.environ["RANK"])
-config = make_config(**SETTINGS)
+config = make_config(**SHARED)
 seen = []
 loop.train(config, pairs, out / "whole", CPU, on_log=seen.append)
 assert bool(seen) == (rank == 0), "the first process alone logs"
@@ -55,7 +44,7 @@ def two_processes(pairs, tmp_path_factory):
 
 
 def test_two_processes_train_as_one_with_the_same_global_batch(two_processes, pairs, tmp_path):
-    loop.train(make_config(**SETTINGS), pairs, tmp_path, CPU)
+    loop.train(make_config(**SHARED), pairs, tmp_path, CPU)
     one, two = records(tmp_path), records(two_processes / "whole")
     assert [r["step"] for r in one] == [r["step"] for r in two]
     for key in ("loss", "masked_accuracy", "gradient_norm", "validation_loss"):

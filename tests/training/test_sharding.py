@@ -12,30 +12,18 @@ from unembed.training.export import inverter_from_run
 from unembed.training.processes import Processes
 from unembed.training.sharding import like, whole
 
-from .helpers import CPU, finish, make_config, records, start_two
+from .helpers import CPU, SHARED, finish, make_config, records, start_two
 
-# Two batches a step, everything that is drawn switched on; odd sizes, so that shares differ
-SETTINGS = {
-    "batch_size": 9,
-    "accumulate": 2,
-    "lr": 1e-3,
-    "log_every": 1,
-    "condition_dropout": 0.2,
-    "embedding_noise": 0.05,
-    "self_context": 0.3,
-    "milestones": [8],
-}
 SCRIPT = """
 import shutil, sys
 from pathlib import Path
 import torch
 from torch.distributed.tensor import DTensor
-from tests.training.helpers import CPU, make_config
-from tests.training.test_sharding import SETTINGS
+from tests.training.helpers import CPU, SHARED, make_config
 from unembed.training import loop
 from unembed.training import step as step_module
 pairs, out = map(Path, sys.argv[1:])
-config = make_config(**SETTINGS, shard=True)
+config = make_config(**SHARED, shard=True)
 built, assemble = [], loop.assemble
 loop.assemble = lambda *given: built.append(assemble(*given)) or built[-1]
 loop.train(config, pairs, out / "whole", CPU)
@@ -47,7 +35,7 @@ print(sum(tensor.to_local().numel() for tensor in held) / sum(tensor.numel() for
 
 compile_ = torch.compile
 torch.compile = lambda function: compile_(function, backend="eager")  # graphs, no kernels
-loop.train(make_config(**SETTINGS, shard=True, compile=True), pairs, out / "compiled", CPU)
+loop.train(make_config(**SHARED, shard=True, compile=True), pairs, out / "compiled", CPU)
 
 asked = iter([False] * 4 + [True] + [False] * 100)
 assert loop.train(config, pairs, out / "cut", CPU, should_stop=lambda: next(asked)).step == 5
@@ -56,7 +44,7 @@ if this.processes.first:
 torch.distributed.barrier()
 assert loop.train(config, pairs, out / "cut", CPU, resume=True).step == 12
 
-skipping = make_config(**SETTINGS, shard=True, on_bad_loss="skip")
+skipping = make_config(**SHARED, shard=True, on_bad_loss="skip")
 original, losses = step_module.diffusion_loss, []
 def spoilt(*given):  # in the second process alone, from the third step on
     losses.append(1)
@@ -109,7 +97,7 @@ def assert_same_run(one, other):
 @pytest.fixture(scope="module")
 def one_process(pairs, tmp_path_factory):
     run = tmp_path_factory.mktemp("one")
-    loop.train(make_config(**SETTINGS), pairs, run, CPU)
+    loop.train(make_config(**SHARED), pairs, run, CPU)
     return run
 
 
@@ -134,7 +122,7 @@ def test_a_sharded_run_resumes_exactly(sharded):
 def test_a_sharded_run_can_go_on_in_one_process_and_be_exported(sharded, one_process, pairs):
     """Its files are those of any run."""
     moved = sharded[0] / "moved"
-    assert loop.train(make_config(**SETTINGS), pairs, moved, CPU, resume=True).step == 12
+    assert loop.train(make_config(**SHARED), pairs, moved, CPU, resume=True).step == 12
     assert_same_run(one_process, moved)
     inverter = inverter_from_run(sharded[0] / "whole")
     averages = load_file(sharded[0] / "whole" / BEST)

@@ -5,6 +5,7 @@ import torch
 from unembed.data.pairs import Pairs
 from unembed.device import choose_compute
 from unembed.evaluation.metrics import exact_match, token_accuracy
+from unembed.training import validation
 from unembed.training.validation import decode_held_out, validate
 
 CPU = choose_compute("cpu", "float32")
@@ -47,3 +48,27 @@ def test_validation_draws_the_same_masks_every_time(inverter, opened, tiny_confi
     first = validate(inverter.denoiser, opened, tiny_config, CPU)
     torch.rand(5)
     assert validate(inverter.denoiser, opened, tiny_config, CPU) == first
+
+
+def test_a_large_vocabulary_is_validated_a_part_at_a_time(
+    inverter, opened, tiny_config, monkeypatch
+):
+    """The same figures, from five rows of logits at a time."""
+    rows, original = [], torch.nn.functional.cross_entropy
+
+    def spy(logits, *given, **options):
+        rows.append(len(logits))
+        return original(logits, *given, **options)
+
+    monkeypatch.setattr(validation.F, "cross_entropy", spy)
+    found = []
+    for logits in (1 << 27, 5 * inverter.tokenizer.size):
+        rows.clear()
+        monkeypatch.setattr(validation, "_LOGITS", logits)
+        figures = validate(inverter.denoiser, opened, tiny_config, CPU)
+        found.append(
+            (figures | decode_held_out(inverter.denoiser, opened, tiny_config, CPU), rows[:])
+        )
+    (whole, large), (parts, small) = found
+    assert parts == pytest.approx(whole, rel=1e-5)
+    assert len(large) == 2 and max(small) == 5 and sum(small) == sum(large)

@@ -30,10 +30,16 @@ def make_encoder(
     )
 
 
-def encoder_settings(inverter: unembed.Inverter) -> dict[str, Any]:
-    """What `make_encoder` needs to load the encoder that an inverter inverts."""
+def encoder_settings(inverter: unembed.Inverter, where: str | None = None) -> dict[str, Any]:
+    """What `make_encoder` needs to load the encoder that an inverter inverts.
+
+    With ``where`` it is taken from there; whether it is the same one shows its digest.
+    """
     identity = inverter.encoder
-    return {"name": identity.name, "revision": identity.revision, "prompt": identity.prompt}
+    found = {"name": identity.name, "revision": identity.revision}
+    if where is not None:
+        found = {"name": where, "revision": None}
+    return {**found, "prompt": identity.prompt}
 
 
 def make_inverter(

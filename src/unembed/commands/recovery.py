@@ -14,6 +14,7 @@ from unembed.options import (
     CheckpointOption,
     DenoiserDtypeOption,
     DeviceOption,
+    EncoderOption,
     GuidanceOption,
     KeyOption,
     OptionOption,
@@ -56,6 +57,7 @@ def invert(
     svg: Annotated[
         Path | None, typer.Option("--svg", help="With --text: save the recovery as a picture.")
     ] = None,
+    encoder: EncoderOption = None,
     device: DeviceOption = "auto",
     dtype: DenoiserDtypeOption = None,
     trust_remote_code: TrustOption = False,
@@ -80,9 +82,9 @@ def invert(
     options |= {"options": named_values(option), "guidance": guidance}
     if repetition is not None:
         options["repetition"] = repetition
-    encoder: Any = None
+    model: Any = None
     if text is not None or encoder_calls:
-        encoder = make_encoder(encoder_settings(inverter), device, trust_remote_code)
+        model = make_encoder(encoder_settings(inverter, encoder), device, trust_remote_code)
         options["encoder_calls"] = encoder_calls
     seen: list[Any] = []
     if svg is not None:
@@ -90,11 +92,11 @@ def invert(
     elif watch and not as_json:
         options["on_step"] = watcher(inverter.tokenizer)
     if source is not None:
-        options["encoder"] = encoder
+        options["encoder"] = model
         _invert_vectors(inverter, source, out, as_json, options)
         return
     assert text is not None
-    trip = invert_text(inverter, encoder, text, **options)
+    trip = invert_text(inverter, model, text, **options)
     show_round_trip(trip, as_json)
     if svg is not None:
         save_picture(svg, trip, seen, inverter.tokenizer)
@@ -120,6 +122,7 @@ def evaluate(
         typer.Option("--out", help="FILE.json: the figures. A folder: the report; goes on there."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    encoder: EncoderOption = None,
     device: DeviceOption = "auto",
     dtype: DenoiserDtypeOption = None,
     trust_remote_code: TrustOption = False,
@@ -139,11 +142,11 @@ def evaluate(
     next(iter(passages), None)  # a wrong file fails before the encoder is loaded
     pairs = Pairs.open(train_pairs) if train_pairs is not None else None
     inverter = make_inverter(checkpoint, None, device, dtype)
-    encoder = make_encoder(encoder_settings(inverter), device, trust_remote_code)
+    model = make_encoder(encoder_settings(inverter, encoder), device, trust_remote_code)
     with StageDisplay() as display:
         report = unembed.evaluate(
             inverter,
-            encoder,
+            model,
             passages,
             train_pairs=pairs,
             limit=limit,

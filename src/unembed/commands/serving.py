@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from unembed.commands.loading import encoder_settings, make_encoder, make_inverter
-from unembed.options import DeviceOption, TrustOption
+from unembed.options import DeviceOption, EncoderOption, TrustOption
 
 
 def serve(
@@ -21,6 +21,7 @@ def serve(
         list[str] | None,
         typer.Option("--checkpoint", help="Shipped name, folder or Hub repository. Repeatable."),
     ] = None,
+    encoder: EncoderOption = None,
     device: DeviceOption = "auto",
     trust_remote_code: TrustOption = False,
     open_page: Annotated[
@@ -76,7 +77,9 @@ def serve(
         checkpoint or ["minilm"],
         limits,
         lambda name: make_inverter(name, None, device),
-        lambda inverter: make_encoder(encoder_settings(inverter), device, trust_remote_code),
+        lambda inverter: make_encoder(
+            encoder_settings(inverter, encoder), device, trust_remote_code
+        ),
         log_texts,
     )
     hosts = server.hosts_of(host, allow_host or [])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -38,13 +38,19 @@ def train(
     from unembed.data.pairs import Pairs
     from unembed.device import choose_compute
     from unembed.terminal import StopSignal, TrainingDisplay
+    from unembed.training.checkpoint import LATEST
     from unembed.training.loop import train as run_training
 
     chosen = load_config(config, settings or [])
     pairs = Pairs.open(data)
     Pairs.verify(data)
     words = encoder = None
-    from_words = chosen.denoiser.token_table == "encoder" and not (resume and out.exists())
+    # Killed before its first save, a run has a folder and starts anew
+    from_words = chosen.denoiser.token_table == "encoder" and not (
+        resume and (out / LATEST).exists()
+    )
+    if from_words:
+        _require_own_tokenizer(pairs.manifest)
     if from_words or chosen.training.decoded_cosine:
         encoder = make_encoder(chosen.encoder.model_dump(), "cpu", trust_remote_code)
         pairs.require_encoder(encoder)
@@ -65,6 +71,20 @@ def train(
     typer.echo(f"step {progress.step}, best validation loss {best}, in {out}")
 
 
+def _require_own_tokenizer(manifest: dict[str, Any]) -> None:
+    """Words of the encoder start the table of its own tokenizer only."""
+    from unembed.data.manifest import piece_settings
+    from unembed.errors import ConfigError
+
+    other = piece_settings(manifest)["vocabulary"]["tokenizer"]
+    if other is not None:
+        raise ConfigError(
+            "denoiser.token_table: random for pairs of another tokenizer than the encoder's",
+            f"encoder, and pairs of the tokenizer {other}",
+            "Pass --set denoiser.token_table=random",
+        )
+
+
 def plot(runs: RunsArgument, out: PictureOption, x: AxisOption = "steps") -> None:
     """Draw the training and validation curves of one or several runs (needs matplotlib)."""
     from unembed.training.curves import save_curves
@@ -76,7 +96,7 @@ def plot(runs: RunsArgument, out: PictureOption, x: AxisOption = "steps") -> Non
 def export(
     run: Annotated[Path, typer.Argument(help="Folder of a training run.")],
     out: Annotated[Path, typer.Argument(help="Folder for the inverter.")],
-    which: Annotated[str, typer.Option("--which", help="best or latest.")] = "best",
+    which: Annotated[str, typer.Option("--which", help="best, latest or milestone-N.")] = "best",
     weights: WeightsOption = "float16",
     shard_size: ShardOption = "4GB",
     evaluation: FiguresOption = None,

@@ -12,7 +12,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from unembed.config import Config
+from unembed.config import Config, DataSection
 from unembed.data.files import source_digest, text_files
 from unembed.data.manifest import (
     FORMAT,
@@ -24,12 +24,12 @@ from unembed.data.manifest import (
     shard_names,
     write_json,
 )
-from unembed.data.shards import CutShard, Job, Runner, ShardTask, make_here
+from unembed.data.shards import CutShard, Job, Reads, Runner, ShardTask, make_here
 from unembed.data.sources import read_texts, require_texts
 from unembed.data.vocabulary import choose_kept, count_tokens
-from unembed.encoders.base import Encoder
+from unembed.encoders.base import Encoder, EncoderIdentity, known_as
 from unembed.encoders.preflight import Fingerprint, make_fingerprint
-from unembed.encoders.tokenizer import ids_of
+from unembed.encoders.tokenizer import ids_of, load_tokenizer
 from unembed.errors import DataError
 
 DIGEST = "digest"
@@ -85,9 +85,8 @@ def prepare_pairs(
             are not finite or not of unit length.
     """
     require_texts(source, column)
-    _require_room(encoder, config.data.length - 1)
+    job = _job(source, out, column, config.data, encoder)
     out.mkdir(parents=True, exist_ok=True)
-    job = Job(source, out, column, config.data, encoder.tokenizer, encoder.identity)
     try:
         with FileLock(out / ".lock", timeout=0):
             job, manifest = _open_manifest(job)
@@ -108,9 +107,21 @@ def prepare_pairs(
         ) from error
 
 
-def _require_room(encoder: Encoder, tokens: int) -> None:
+def _job(source: Path, out: Path, column: str, settings: DataSection, encoder: Encoder) -> Job:
+    """What there is to do, with the encoder's tokenizer or the one that was asked for."""
+    most, name = getattr(encoder, "most_tokens", None), settings.vocabulary.tokenizer
+    if name is None:
+        _require_room(encoder, most, settings.length - 1)
+        return Job(source, out, column, settings, encoder.tokenizer, encoder.identity)
+    tokenizer = load_tokenizer(name)
+    recorded = settings.vocabulary.model_copy(update={"tokenizer": known_as(name)})
+    settings = settings.model_copy(update={"vocabulary": recorded})
+    reads = None if most is None else Reads(encoder.tokenizer, most)
+    return Job(source, out, column, settings, tokenizer, encoder.identity, reads=reads)
+
+
+def _require_room(encoder: Encoder, most: int | None, tokens: int) -> None:
     """Refuse pieces of which the encoder would read only the beginning."""
-    most = getattr(encoder, "most_tokens", None)
     if most is not None and tokens > most:
         raise DataError(
             f"pieces of at most {most} tokens, which is what {encoder.identity.name} reads",
@@ -146,6 +157,8 @@ def _open_manifest(job: Job) -> tuple[Job, dict[str, Any]]:
         manifest = {**described, **trimmed, "round_trip": True, "complete": False, "shards": []}
         return job, manifest
     described["source"] = _as_known(described["source"], found["source"])
+    if EncoderIdentity.from_dict(found["encoder"]).key == job.identity.key:
+        described["encoder"] = found["encoder"]  # wherever it is now
     for key, value in described.items():
         if (piece_settings(found) if key == "pieces" else found.get(key)) != value:
             raise DataError(

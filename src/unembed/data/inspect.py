@@ -27,8 +27,8 @@ class Inspection:
 
     Attributes:
         pairs: Their number N.
-        shards: Files they are in, and whether the whole source was read.
-        complete: Whether the preparation finished.
+        shards: Stretches of the source they are in, two files each.
+        complete: Whether the whole source was read.
         bytes: Size of the shards on the disk.
         encoder: Identity of the encoder.
         fingerprint: SHA-256 of its probe vectors; None in folders without one.
@@ -96,7 +96,7 @@ def inspect_pairs(
             or names no languages.
     """
     pairs = Pairs.open(folder)
-    manifest, counts = pairs.manifest, pairs.token_counts()
+    manifest, counts = pairs.manifest, pairs.token_counts
     draw = np.random.default_rng(seed)
     sample = draw.choice(len(pairs), size=min(len(pairs), max(_SAMPLE, examples)), replace=False)
     texts = pairs.tokenizer.decode(pairs.rows(np.sort(sample))[0])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -103,8 +104,12 @@ class Pairs:
         if self.fingerprint is not None:
             self.fingerprint.require_same(encoder, "pairs")
 
+    @cached_property
     def token_counts(self) -> NDArray[np.int64]:
-        """How often each id of the vocabulary occurs in the target sequences, [V]."""
+        """How often each id of the vocabulary occurs in the target sequences, [V].
+
+        Counted when first asked for, which reads all tokens.
+        """
         counts = np.zeros(self.tokenizer.size, dtype=np.int64)
         for shard in self.tokens:
             counts += np.bincount(shard.ravel(), minlength=self.tokenizer.size)

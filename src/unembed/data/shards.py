@@ -29,6 +29,26 @@ _UNIT_TOLERANCE = 1e-2
 
 
 @dataclass(frozen=True)
+class Reads:
+    """What an encoder reads of a text whose pieces were cut by another tokenizer than its own.
+
+    Attributes:
+        tokenizer: The encoder's own.
+        most: Content tokens of it; the rest would be cut off without a word.
+    """
+
+    tokenizer: TextTokenizer
+    most: int
+
+    def whole(self, pieces: list[Piece], dropped: Counter[str]) -> list[Piece]:
+        """The pieces that are read whole; the others are counted as ``beyond_encoder``."""
+        lengths = map(len, self.tokenizer.encode([piece.text for piece in pieces]))
+        kept = [piece for piece, n in zip(pieces, lengths, strict=True) if n <= self.most]
+        dropped["beyond_encoder"] += len(pieces) - len(kept)
+        return kept
+
+
+@dataclass(frozen=True)
 class Job:
     """What a preparation works on; plain data, so that it can be sent to another machine.
 
@@ -37,12 +57,13 @@ class Job:
         out: Folder of the pairs.
         column: Column or key that holds the text.
         settings: How passages become pieces.
-        tokenizer: The encoder's, or a trimmed one.
+        tokenizer: The encoder's or another, maybe trimmed.
         identity: The encoder that embeds the pieces.
         fingerprint: The encoder's, as the manifest keeps it.
         round_trip: Leave out pieces that do not decode back. Folders begun by a version that did
             not are finished as they were begun.
         temporary: What a file's name ends in until it is whole and known to the manifest.
+        reads: Where the tokenizer is not the encoder's: what that reads, if it has a limit.
     """
 
     source: Path
@@ -54,6 +75,7 @@ class Job:
     fingerprint: dict[str, Any] | None = None
     round_trip: bool = True
     temporary: str = ".tmp"
+    reads: Reads | None = None
 
 
 @dataclass(frozen=True)
@@ -177,6 +199,8 @@ def cut_shard(job: Job, reader: PassageReader, task: ShardTask) -> CutShard:
         dropped=dropped,
         round_trip=job.round_trip,
     )
+    if job.reads is not None:
+        pieces = job.reads.whole(pieces, dropped)
     tokens = job.tokenizer.pack((piece.token_ids for piece in pieces), job.settings.length)
     if task.tokens_sha256 not in (None, array_digest(tokens)):
         raise DataError(

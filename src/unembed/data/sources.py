@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
 
 from unembed.data.files import count_lines, file_format, read_lines, text_files
@@ -15,14 +15,13 @@ _BUFFER_BYTES = 1 << 20
 _LINE_BYTES = 64 << 20
 
 
-def read_texts(path: Path, column: str = "text", skip: int = 0) -> Iterator[str]:
+def read_texts(path: Path, column: str = "text") -> Iterator[str]:
     """Yield the texts of a file or folder in order, never holding more than a batch of it.
 
     Args:
         path: ``.parquet``, ``.jsonl`` (one object a line) or ``.txt`` (one text a line), the last
             two also ``.gz`` or ``.zst``; or a folder of such files, read in the order of names.
         column: Column or key that holds the text; plain text ignores it.
-        skip: Texts to pass over first.
 
     Raises:
         DataError: A file cannot be read or lacks the column, or the folder is one that
@@ -35,8 +34,7 @@ def read_texts(path: Path, column: str = "text", skip: int = 0) -> Iterator[str]
         ".jsonl": _read_jsonl,
         ".txt": _read_lines,
     }
-    texts = chain.from_iterable(readers[file_format(file)](file, column) for file in files)
-    return islice(texts, skip, None)
+    return chain.from_iterable(readers[file_format(file)](file, column) for file in files)
 
 
 def require_texts(path: Path, column: str = "text") -> None:

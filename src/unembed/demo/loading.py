@@ -46,7 +46,7 @@ def load_demo(
     models: dict[str, ServedModel] = {}
     for name, checkpoint in zip(names, checkpoints, strict=True):
         inverter = load_inverter(checkpoint)
-        which = (inverter.encoder.weights_digest, inverter.encoder.prompt)
+        which = inverter.encoder.key
         if which not in encoders:
             encoders[which] = SharedEncoder(load_encoder(inverter))
         models[name] = ServedModel(name, inverter, encoders[which], limits, metrics)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -21,7 +22,7 @@ class EncoderIdentity:
     """Which embedding model made a vector.
 
     Attributes:
-        name: Catalogue name, folder name or Hub repository.
+        name: Catalogue name, folder or Hub repository; of an absolute path its last part.
         revision: Commit on the Hub, or ``None`` for local weights.
         dimension: Embedding size D.
         weights_digest: SHA-256 of the weights, in hexadecimal.
@@ -33,6 +34,11 @@ class EncoderIdentity:
     dimension: int
     weights_digest: str
     prompt: str
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """What makes it the same encoder wherever it was loaded from: weights and prompt."""
+        return self.weights_digest, self.prompt
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
@@ -49,8 +55,7 @@ class EncoderIdentity:
         Raises:
             EncoderError: The weights or the prompt differ.
         """
-        mine, theirs = (self.weights_digest, self.prompt), (other.weights_digest, other.prompt)
-        if mine != theirs:
+        if self.key != other.key:
             raise EncoderError(
                 f"{what} of the encoder {self.describe()}",
                 other.describe(),
@@ -91,6 +96,11 @@ class Encoder(Protocol):
     def word_embeddings(self) -> NDArray[np.float32] | None:
         """The model's token table [V, H'], if it has one."""
         ...
+
+
+def known_as(name: str) -> str:
+    """What a model is recorded as: of an absolute path, which is nobody's business, the end."""
+    return Path(name).name if Path(name).is_absolute() else name
 
 
 def check_texts(texts: Sequence[str]) -> None:

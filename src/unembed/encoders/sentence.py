@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from unembed.device import Compute, choose_compute, replica_devices
 from unembed.digest import file_digest
 from unembed.encoders import catalog
-from unembed.encoders.base import EncoderIdentity, Progress, check_texts
+from unembed.encoders.base import EncoderIdentity, Progress, check_texts, known_as
 from unembed.encoders.batching import one_ahead, plan_batches, run_batches
 from unembed.encoders.tokenizer import TextTokenizer, from_transformers
 from unembed.errors import EncoderError
@@ -212,7 +212,7 @@ def load_encoder(
             f"{entry.dimension} dimensions from {entry.name}", str(dimension), "Check the model"
         )
     identity = EncoderIdentity(
-        name=entry.name if entry is not None else name,
+        name=entry.name if entry is not None else known_as(name),
         revision=commit,
         dimension=int(dimension or 0),
         weights_digest=digest,
@@ -251,7 +251,8 @@ def _resolve(
         raise EncoderError(
             f"the encoder {repository} in a local folder or on the Hugging Face Hub",
             str(error).splitlines()[0],
-            f"Check the name and the network; {hint}pass the path of a downloaded model",
+            f"Check the name and the network; {hint}pass the path of a downloaded model "
+            "(encoder.name, or --encoder)",
         ) from error
     return folder, folder.name
 

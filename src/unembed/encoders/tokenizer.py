@@ -317,6 +317,28 @@ def from_transformers(tokenizer: Any) -> TextTokenizer:
     )
 
 
+def load_tokenizer(name: str) -> TextTokenizer:
+    """A tokenizer apart from any encoder.
+
+    Args:
+        name: Local folder or Hub repository that `transformers` loads a fast tokenizer from.
+
+    Raises:
+        EncoderError: There is none.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        found = AutoTokenizer.from_pretrained(name)  # type: ignore[no-untyped-call, unused-ignore]
+    except Exception as error:  # whatever files and network can make the library raise
+        raise EncoderError(
+            f"a tokenizer in a local folder or on the Hugging Face Hub: {name}",
+            " ".join(str(error).split())[:300] or type(error).__name__,
+            "Correct data.vocabulary.tokenizer",
+        ) from error
+    return from_transformers(found)
+
+
 def word_tokenizer(words: Sequence[str]) -> TextTokenizer:
     """A lower-casing tokenizer over a fixed list of words, for tests and dry runs."""
     vocabulary = {"[UNK]": 0, **{word: index for index, word in enumerate(words, start=1)}}

@@ -116,7 +116,7 @@ def evaluate(  # noqa: PLR0913 - the front door; all but the first three have a 
         report=lambda done: report("cutting the texts", done, 0),
     )
     known = train_pairs is not None and _same_tokens(inverter, train_pairs)
-    counts = train_pairs.token_counts() if known and train_pairs is not None else None
+    counts = train_pairs.token_counts if known and train_pairs is not None else None
     bench = Bench(inverter, encoder, attacks, train_pairs, counts, seed, report, len(samples))
     ruler, notes = make_ruler(inverter.tokenizer, counts)
     if train_pairs is None:

@@ -107,7 +107,7 @@ class Bench:
             "dtype": str(self.inverter.compute.dtype).removeprefix("torch."),
             "diffusion": self.inverter.diffusion,
             "tokenizer": self.inverter.tokenizer.digest,
-            "encoder": self.encoder.identity.to_dict(),
+            "encoder": list(self.encoder.identity.key),
             "unembed": version("unembed"),
         }
 

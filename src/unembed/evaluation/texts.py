@@ -67,10 +67,9 @@ def _labels(path: Path) -> Iterator[Labels]:
     if kind == ".parquet":
         file = open_parquet(path)
         names = [name for name in LABELS if name in file.schema_arrow.names]
-        for batch in file.iter_batches(batch_size=_BATCH_ROWS, columns=names or None):
-            columns = [batch.column(name).to_pylist() for name in names]
-            for row in zip(*columns, strict=True) if names else ((),) * batch.num_rows:
-                yield _known(dict(zip(names, row, strict=True)))
+        for batch in file.iter_batches(batch_size=_BATCH_ROWS, columns=names):
+            for row in batch.to_pylist():
+                yield _known(row)
         return
     for line in read_lines(path):
         blank = kind == ".txt" or line is None or not line.strip()

@@ -39,7 +39,7 @@ def read_evaluation(path: Path, encoder: EncoderIdentity) -> dict[str, Any]:
             f"{type(error).__name__}: {error}",
             "Pass --evaluation such a file, or leave it out",
         ) from error
-    if theirs != encoder:
+    if theirs.key != encoder.key:
         raise DataError(
             f"figures about {encoder.describe()}",
             f"{theirs.describe()} in {path}",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict
 from pathlib import Path
 
@@ -15,9 +16,11 @@ from unembed.encoders.tokenizer import TextTokenizer
 from unembed.errors import CheckpointError, DataError, TrainingError
 from unembed.inverter import CURVES, Inverter
 from unembed.training.card import make_card, read_evaluation
-from unembed.training.checkpoint import BEST, LATEST, read_state
+from unembed.training.checkpoint import read_state
 from unembed.training.curves import draw_curves, read_run
 from unembed.weights import Storage
+
+_STATES = re.compile(r"best|latest|milestone-\d+")
 
 
 def export_run(
@@ -34,7 +37,7 @@ def export_run(
     Args:
         run: Folder of `unembed train`.
         out: Folder to write; older weights in it are replaced.
-        which: ``best`` (lowest validation loss) or ``latest``.
+        which: ``best`` (lowest validation loss), ``latest`` or ``milestone-N``.
         storage: Number format and shard size; float16 if not given.
         card: Model card (Markdown) in place of the one made from the run.
         evaluation: What `unembed evaluate --out` wrote, for the card's table of figures.
@@ -63,21 +66,21 @@ def export_run(
     return notes
 
 
-def inverter_from_run(run: Path, which: str = "best", card: str | None = None) -> Inverter:
+def inverter_from_run(run: Path, which: str = "best") -> Inverter:
     """The averaged weights of a run, as an inverter.
 
     Args:
         run: Folder of `unembed train`.
-        which: ``best`` (lowest validation loss) or ``latest``.
-        card: Model card to save beside the weights.
+        which: ``best`` (lowest validation loss), ``latest`` or ``milestone-N``.
 
     Raises:
         CheckpointError: There is no such state, or it is damaged.
     """
-    states = {"best": BEST, "latest": LATEST}
-    if which not in states:
-        raise CheckpointError("a state named best or latest", repr(which), "Correct --which")
-    tensors, progress, facts = read_state(run / states[which])
+    if not _STATES.fullmatch(which):
+        raise CheckpointError(
+            "a state named best, latest or milestone-N", repr(which), "Correct --which"
+        )
+    tensors, progress, facts = read_state(run / f"{which}.safetensors")
     tokenizer = TextTokenizer.load(run / TOKENIZER, facts["tokenizer"])
     if tokenizer.digest != facts["tokenizer_digest"]:
         raise CheckpointError(
@@ -99,6 +102,5 @@ def inverter_from_run(run: Path, which: str = "best", card: str | None = None) -
             **asdict(progress),
             **({"device": facts["device"]} if "device" in facts else {}),
         },
-        card=card,
         fingerprint=None if fingerprint is None else Fingerprint.from_dict(fingerprint),
     )

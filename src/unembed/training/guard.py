@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -92,12 +93,12 @@ class LossGuard:
         self.state = state.to(self.state.device)
         self._reported = self.found().skipped
 
-    def check(self, step: int, kept: str) -> Found:
+    def check(self, step: int, latest: Path) -> Found:
         """Look whether there were bad steps, and end the run when it should end.
 
         Args:
             step: Steps done.
-            kept: Where the last good state is, for the message.
+            latest: Where the last good state is, if one was saved, for the message.
 
         Raises:
             TrainingError: There was one and ``on_bad_loss`` is ``stop``, or a hundred in a row.
@@ -111,8 +112,13 @@ class LossGuard:
                 f"a finite loss{size if finite else ''}",
                 f"loss {found.loss:g}, gradient norm {found.norm:g} by step {step} "
                 f"({found.skipped} bad steps in all, none applied)",
-                f"The last good state is in {kept}; lower training.lr and resume, or set "
-                "training.on_bad_loss=skip",
+                f"{_way_on(latest)}, or set training.on_bad_loss=skip",
             )
         self._reported = found.skipped
         return found
+
+
+def _way_on(latest: Path) -> str:
+    if latest.exists():
+        return f"The last good state is in {latest}; lower training.lr and resume"
+    return "No state was saved yet; lower training.lr and start again"

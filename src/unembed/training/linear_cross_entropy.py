@@ -43,9 +43,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
         losses = torch.empty(len(h), device=h.device, dtype=torch.float32)
         hits = torch.empty(len(h), device=h.device, dtype=torch.bool)
         grad_h = torch.empty_like(h)
-        grad_table = torch.zeros_like(table)
-        partial = torch.zeros_like(matrix)
         grad_bias = torch.zeros_like(bias)
+        grad_table = partial = None
+        if ctx.needs_input_grad[1]:
+            grad_table, partial = torch.zeros_like(table), torch.zeros_like(matrix)
         size = _rows_at_a_time(h.device.type, len(table))
         chunks = math.ceil(len(h) / size)
         for index in range(1, chunks + 1):
@@ -63,13 +64,13 @@ class _LinearCrossEntropy(torch.autograd.Function):
             p.scatter_add_(1, target, p.new_full(target.shape, -1.0))
             grad_bias += weights[rows].to(p) @ p
             grad_h[rows] = (p @ matrix) * weight.to(p)
-            if ctx.needs_input_grad[1]:
+            if grad_table is not None and partial is not None:
                 partial.addmm_(p.T, (h[rows] * weight).to(p))
                 if index % _CHUNKS_PER_SUM == 0 or index == chunks:
                     grad_table += partial
                     partial.zero_()
         ctx.save_for_backward(grad_h, grad_bias)
-        ctx.grad_table = grad_table if ctx.needs_input_grad[1] else None
+        ctx.grad_table = grad_table
         ctx.mark_non_differentiable(losses, hits)
         return (losses * weights).sum(), losses, hits
 
@@ -79,6 +80,28 @@ class _LinearCrossEntropy(torch.autograd.Function):
         upstream = grads[0]
         grad_table = None if ctx.grad_table is None else ctx.grad_table * upstream
         return grad_h * upstream.to(grad_h), grad_table, grad_bias * upstream, None, None
+
+
+class _Rows(torch.autograd.Function):
+    """Some rows of a table, table[ids] for ascending ids, with a gradient of those rows alone.
+
+    It is sparse, and autograd adds it in place to the dense one that the same table has as the
+    input embedding: a step fills one gradient [V, H] and not two.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, table: Tensor, ids: Tensor) -> Tensor:
+        ctx.save_for_backward(ids)
+        ctx.shape = table.shape
+        return table[ids]
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        (ids,) = ctx.saved_tensors
+        gradient = torch.sparse_coo_tensor(
+            ids[None], grads[0], ctx.shape, is_coalesced=True, check_invariants=False
+        )
+        return gradient, None
 
 
 class ChunkedCrossEntropy(nn.Module):
@@ -120,7 +143,8 @@ class ChunkedCrossEntropy(nn.Module):
         table: Tensor = self.denoiser.token_table.weight
         bias: Tensor = self.denoiser.output_bias
         if candidates is not None:
-            table, bias = table[candidates.ids], bias[candidates.ids] - candidates.log_inclusion
+            table = _Rows.apply(table, candidates.ids)  # type: ignore[no-untyped-call]
+            bias = bias[candidates.ids] - candidates.log_inclusion
             targets = torch.searchsorted(candidates.ids, targets)
         with torch.autocast(device, enabled=False):
             total, losses, hits = _LinearCrossEntropy.apply(  # type: ignore[no-untyped-call]

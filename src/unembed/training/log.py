@@ -59,6 +59,11 @@ class MetricsLog:
         _replace(self.table, _csv(self._columns, kept, header=True))
         self._writer = _tensorboard(path.with_name(EVENTS), step) if tensorboard else None
 
+    def close(self) -> None:
+        """End TensorBoard's writer, which has a thread and a file of its own."""
+        if self._writer is not None:
+            self._writer.close()
+
     def write(self, record: Record) -> None:
         """Append one record."""
         full = dict(record)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from unembed.data.pairs import Pairs
 from unembed.denoiser import Denoiser, DenoiserSizes
 from unembed.device import Compute
 from unembed.diffusion import mean_mask_ratio
-from unembed.encoders.base import Encoder
+from unembed.encoders.base import Encoder, EncoderIdentity, known_as
 from unembed.errors import CheckpointError, TrainingError
 from unembed.training.batch_size import settle_batch_size
 from unembed.training.checkpoint import (
@@ -81,41 +82,41 @@ def train(
     settings = config.training
     this = _build(config, pairs, processes, words)
     progress = _start_or_resume(run, this, resume)
-    log = _log(run, this, progress, on_log) if processes.first else None
-    clock = _clock(this, progress)
-    running = torch.zeros((), device=this.compute.device)  # sum of losses since the last log
-    logged = this.guard.found().good
-    for step in range(progress.step, settings.steps):
-        if _out_of_patience(this, progress):
-            break
-        running += optimiser_step(this, step)
-        progress = replace(progress, step=step + 1, seconds=clock.total())
-        last = progress.step == settings.steps
-        to_log = progress.step % settings.log_every == 0
-        stop = last or processes.asked(should_stop, now=to_log)
-        to_validate = progress.step % settings.eval_every == 0 or last
-        to_save = progress.step % settings.save_every == 0 or stop
-        kept = progress.step in settings.milestones
-        if not (to_log or to_validate or to_save or kept):
-            continue  # the host never waits for the device between these
+    with _log(run, this, progress, on_log) as log:
+        clock = _clock(this, progress)
+        running = torch.zeros((), device=this.compute.device)  # sum of losses since the last log
+        logged = this.guard.found().good
+        for step in range(progress.step, settings.steps):
+            if _out_of_patience(this, progress):
+                break
+            running += optimiser_step(this, step)
+            progress = replace(progress, step=step + 1, seconds=clock.total())
+            last = progress.step == settings.steps
+            to_log = progress.step % settings.log_every == 0
+            stop = last or processes.asked(should_stop, now=to_log)
+            to_validate = progress.step % settings.eval_every == 0 or last
+            to_save = progress.step % settings.save_every == 0 or stop
+            kept = progress.step in settings.milestones
+            if not (to_log or to_validate or to_save or kept):
+                continue  # the host never waits for the device between these
 
-        found = this.guard.check(progress.step, str(run / LATEST))
-        progress = replace(progress, skipped=found.skipped)
-        if (to_log or stop) and found.good > logged:
-            loss = running.item() / (found.good - logged)
-            _write(log, _record(this, progress, loss, clock))
-            running.zero_()
-            logged = found.good
-        with clock.paused():
-            if to_validate:
-                progress = _validate(this, progress, run, log, encoder)
-                stop = stop or _out_of_patience(this, progress)
-            if kept:
-                _save(this, progress, run / MILESTONE.format(progress.step))
-            if to_save or stop:
-                _save(this, progress, run / LATEST)
-        if stop:
-            break
+            found = this.guard.check(progress.step, run / LATEST)
+            progress = replace(progress, skipped=found.skipped)
+            if (to_log or stop) and found.good > logged:
+                loss = running.item() / (found.good - logged)
+                _write(log, _record(this, progress, loss, clock))
+                running.zero_()
+                logged = found.good
+            with clock.paused():
+                if to_validate:
+                    progress = _validate(this, progress, run, log, encoder)
+                    stop = stop or _out_of_patience(this, progress)
+                if kept:
+                    _save(this, progress, run / MILESTONE.format(progress.step))
+                if to_save or stop:
+                    _save(this, progress, run / LATEST)
+            if stop:
+                break
     processes.wait()
     return progress
 
@@ -163,13 +164,13 @@ def _build(
             "Raise it or start fewer processes",
         )
     denoiser = _network(config, pairs)
-    denoiser.start_from_frequencies(torch.from_numpy(pairs.token_counts()))
+    denoiser.start_from_frequencies(torch.from_numpy(pairs.token_counts))
     if settings.start_from is not None:
         start_from(settings.start_from, denoiser, pairs)
     elif words is not None:
         denoiser.start_from_words(torch.from_numpy(pairs.tokenizer.rows_of(words)))
     facts = {
-        "config": config.model_dump(),
+        "config": _recorded(config),
         "sizes": denoiser.sizes.to_dict(),
         "encoder": pairs.encoder.to_dict(),
         "tokenizer": pairs.tokenizer.ids_to_dict(),
@@ -178,6 +179,19 @@ def _build(
         "device": processes.compute.describe(),
     }
     return assemble(config, pairs, processes, denoiser, facts)
+
+
+def _recorded(config: Config) -> dict[str, Any]:
+    """The settings as they go into every file made from the run, without absolute paths."""
+    settings = config.model_dump()
+    for section, key in (
+        (settings["encoder"], "name"),
+        (settings["data"]["vocabulary"], "tokenizer"),
+        (settings["training"], "start_from"),
+    ):
+        if section[key] is not None:
+            section[key] = known_as(section[key])
+    return settings
 
 
 def _start_or_resume(run: Path, this: TrainingRun, resume: bool) -> Progress:
@@ -195,6 +209,8 @@ def _start_or_resume(run: Path, this: TrainingRun, resume: bool) -> Progress:
             f"an empty run folder at {run}", "a training state", "Pass --resume or another --out"
         )
     tensors, progress, saved = read_state(latest)
+    if EncoderIdentity.from_dict(saved["encoder"]).key == this.pairs.encoder.key:
+        saved["encoder"] = this.facts["encoder"]  # wherever it was
     for key in ("sizes", "encoder", "tokenizer_digest"):
         if saved.get(key) != this.facts[key]:
             raise CheckpointError(
@@ -209,15 +225,24 @@ def _start_or_resume(run: Path, this: TrainingRun, resume: bool) -> Progress:
     return replace(progress, pairs=pairs)
 
 
-def _log(run: Path, this: TrainingRun, progress: Progress, on_log: LogFn | None) -> MetricsLog:
+@contextmanager
+def _log(
+    run: Path, this: TrainingRun, progress: Progress, on_log: LogFn | None
+) -> Iterator[MetricsLog | None]:
+    """The log, in the first process; closed at the end, whatever that is."""
+    if not this.processes.first:
+        yield None
+        return
     with written(run / METRICS):
-        return MetricsLog(
+        log = MetricsLog(
             run / METRICS,
             progress.step,
             on_log,
             samples_per_step=this.samples,
             tensorboard=this.config.training.tensorboard,
         )
+    with closing(log):
+        yield log
 
 
 def _write(log: MetricsLog | None, record: dict[str, float]) -> None:
@@ -231,7 +256,7 @@ def _clock(this: TrainingRun, progress: Progress) -> Clock:
     """A clock that knows what a step takes and what this machine can do."""
     sizes, settings = this.denoiser.sizes, this.config.training
     masked = this.samples * sizes.length * mean_mask_ratio(this.schedule)
-    counts = this.pairs.token_counts()
+    counts = this.pairs.token_counts
     padding = float(counts[this.pairs.tokenizer.pad_id] / counts.sum())
     masked *= 1.0 - padding * (1.0 - settings.scored_padding)
     if settings.sampled_vocabulary is not None:

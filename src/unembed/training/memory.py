@@ -18,6 +18,8 @@ def free_bytes(device: torch.device) -> int:
     try:
         limit = (_GROUP / "memory.max").read_text(encoding="ascii").strip()
         used = int((_GROUP / "memory.current").read_text(encoding="ascii"))
+        facts = (_GROUP / "memory.stat").read_text(encoding="ascii").split()
+        used -= int(facts[facts.index("inactive_file") + 1])  # files read, dropped when need be
     except (OSError, ValueError):
         return free
     return free if limit == "max" else max(0, min(free, int(limit) - used))

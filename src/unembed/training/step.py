@@ -101,8 +101,7 @@ def assemble(
 def _sampler(pairs: Pairs, settings: TrainingSection) -> CandidateSampler | None:
     if settings.sampled_vocabulary is None:
         return None
-    counts = pairs.token_counts()
-    return CandidateSampler(counts, settings.sampled_vocabulary)
+    return CandidateSampler(pairs.token_counts, settings.sampled_vocabulary)
 
 
 def optimiser_step(this: TrainingRun, step: int) -> Tensor:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 _SEED = 1_000_003
 _BATCH = 128
+_LOGITS = 1 << 27  # at a time: a vocabulary of 262 K has a billion in a batch
 
 
 @torch.no_grad()
@@ -72,9 +73,15 @@ def validate(
 
 def _score(denoiser: Denoiser, batch: Corrupted, embedding: Tensor) -> tuple[Tensor, Tensor]:
     """Cross-entropy and correctness of the best guess at each masked position, [M] each."""
-    logits = denoiser(batch.xt, embedding, batch.t, batch.index).float()
-    losses = F.cross_entropy(logits, batch.targets, reduction="none")
-    return losses, logits.argmax(dim=-1) == batch.targets
+    h = denoiser.features(batch.xt, embedding, batch.t).flatten(0, 1)[batch.index]  # [M, H]
+    table, bias = denoiser.token_table.weight, denoiser.output_bias
+    rows = max(1, _LOGITS // len(table))
+    losses, hits = [], []
+    for part, targets in zip(torch.split(h, rows), torch.split(batch.targets, rows), strict=True):
+        logits = F.linear(part, table, bias).float()
+        losses.append(F.cross_entropy(logits, targets, reduction="none"))
+        hits.append(logits.argmax(dim=-1) == targets)
+    return torch.cat(losses), torch.cat(hits)
 
 
 @torch.no_grad()
@@ -113,7 +120,8 @@ def decode_held_out(
     greedy, penalised = Greedy(), Repetition().wrap(denoiser, canvas)
     rows: list[list[int]] = []
     denoiser.eval()
-    for part in torch.split(torch.from_numpy(vectors), _BATCH):
+    together = max(1, min(_BATCH, _LOGITS // (canvas.length * ids.size)))
+    for part in torch.split(torch.from_numpy(vectors), together):
         with compute.autocast():
             decoded = greedy(penalised, part.to(compute.device), canvas, steps=canvas.length)
         rows += decoded.tokens.tolist()
