@@ -200,14 +200,27 @@ def test_invert_writes_files(run, inverter_folder, inverter, encoder, tmp_path):
     lines = (tmp_path / "texts.jsonl").read_text(encoding="utf-8").splitlines()
     expected = [item.text for item in inverter.invert(vectors)]
     assert [json.loads(line)["text"] for line in lines] == expected
+    vectors[1] = np.nan
+    np.savez(tmp_path / "v.npz", a=vectors, b=vectors[1:2])
+    code, out, err = run(*arguments, "--key", "a", "--skip-bad")
+    assert (code, len(out.splitlines())) == (0, 2)
+    assert err.endswith("note: vectors left out: 1 × NaN or infinity (row 1)\n")
     code, out, err = run(*arguments, "--key", "b", "--skip-bad")
-    assert (code, out) == (0, "")
-    assert err.endswith("note: 1 vectors left out: NaN or infinity\n")
+    assert (code, out) == (2, "")
+    assert "1 left out: 1 × NaN or infinity (row 0)" in err
 
 
-def test_invert_refuses_a_file_of_a_text(refused, inverter_folder, tmp_path):
-    message = refused("invert", "--text", "a", "--out", tmp_path / "x.jsonl")
-    assert "--out with --embedding only" in message
+@pytest.mark.parametrize(
+    "option", [("--out", "x.jsonl"), ("--key", "a"), ("--column", "a"), ("--skip-bad",)]
+)
+def test_invert_refuses_options_of_files_for_a_text(refused, option):
+    message = refused("invert", "--text", "a", *option)
+    assert f"{option[0]} with --embedding only" in message
+
+
+def test_invert_refuses_a_picture_of_vectors(refused):
+    message = refused("invert", "--embedding", "v.npy", "--svg", "x.svg")
+    assert "--svg with --text only" in message
 
 
 def test_invert_takes_a_text_or_a_file(refused, inverter_folder, tmp_path):

@@ -297,10 +297,10 @@ def show_inversions(inversions: list[Inversion], as_json: bool) -> None:
         sys.stdout.write(item.text + "\n")
 
 
-def show_left_out(reasons: dict[str, int]) -> None:
+def show_left_out(reasons: list[str]) -> None:
     """Vectors passed over, by reason, on standard error."""
-    for reason, count in reasons.items():
-        sys.stderr.write(f"note: {count} vectors left out: {reason}\n")
+    for reason in reasons:
+        sys.stderr.write(f"note: vectors left out: {reason}\n")
 
 
 def show_evaluation(report: Evaluation, as_json: bool) -> None:

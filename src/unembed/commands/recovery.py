@@ -66,8 +66,16 @@ def invert(
     if (text is None) == (embedding is None):
         found = "neither" if text is None else "both"
         raise EmbeddingError("either --text or --embedding", found, "Pass one of them")
-    if text is not None and out is not None:
-        raise EmbeddingError("--out with --embedding only", "--text", "Leave it out")
+    for name, value, needed in (
+        ("--out", out, "--embedding"),
+        ("--key", key, "--embedding"),
+        ("--column", column, "--embedding"),
+        ("--skip-bad", skip_bad or None, "--embedding"),
+        ("--svg", svg, "--text"),
+    ):
+        given = "--embedding" if text is None else "--text"
+        if value is not None and given != needed:
+            raise EmbeddingError(f"{name} with {needed} only", given, "Leave it out")
     from unembed.inversion import invert_text
     from unembed.terminal import save_picture, show_round_trip, watcher
     from unembed.vectors import VectorFile
@@ -174,4 +182,4 @@ def _invert_vectors(
         with StageDisplay() as display:
             count = invert_to_file(inverter, source, out, progress=display.update, **options)
         typer.echo(f"{count} texts in {out}")
-    show_left_out(source.left_out)
+    show_left_out(source.describe_left_out())
