@@ -651,9 +651,12 @@ def test_train_refuses_pairs_of_another_encoder(
 
 def test_export_refuses_what_is_no_run(refused, tmp_path):
     out = tmp_path / "inverter"
-    assert "a training state at" in refused("export", tmp_path, out)
+    assert "a run of `unembed train` at" in refused("export", tmp_path, out)
     assert "found 'newest'" in refused("export", tmp_path, out, "--which", "newest")
     assert "none.md" in refused("export", tmp_path, out, "--card", tmp_path / "none.md")
+    (tmp_path / "latin.md").write_bytes("é".encode("latin-1"))
+    message = refused("export", tmp_path, out, "--card", tmp_path / "latin.md")
+    assert "Markdown in UTF-8 at" in message and "--card" in message
     assert "found 'int4'" in refused("export", tmp_path, out, "--weights", "int4")
     assert "found '5 pieces'" in refused("export", tmp_path, out, "--shard-size", "5 pieces")
 

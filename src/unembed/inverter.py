@@ -360,6 +360,15 @@ def shipped_inverters() -> dict[str, Path]:
     return {path.parent.name: path.parent for path in sorted(folder.glob(f"*/{_CONFIG}"))}
 
 
+def is_inverter(folder: Path) -> bool:
+    """Whether a folder has the configuration of an inverter, whatever else is in it."""
+    try:
+        config = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(config, dict) and "denoiser_sizes" in config
+
+
 def as_unit_vectors(embeddings: Any, dimension: int) -> NDArray[np.float32]:
     """Whatever a user calls an embedding → unit vectors float32 [N, D].
 

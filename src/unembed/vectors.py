@@ -108,11 +108,10 @@ class VectorFile:
             first, read, usable = read, read + len(vectors), usable + len(good)
             yield Chunk([first + row for row in good], vectors[good], read)
         if not usable:
+            left_out = "; ".join(self.describe_left_out())
             raise EmbeddingError(
                 f"at least one vector that can be inverted in {self.path}",
-                f"{read} left out: {'; '.join(self.describe_left_out())}"
-                if read
-                else "none at all",
+                f"{read} left out: {left_out}" if read else "none at all",
                 "Correct the file, or choose another --embedding",
             )
 

@@ -66,16 +66,9 @@ def invert(
     if (text is None) == (embedding is None):
         found = "neither" if text is None else "both"
         raise EmbeddingError("either --text or --embedding", found, "Pass one of them")
-    for name, value, needed in (
-        ("--out", out, "--embedding"),
-        ("--key", key, "--embedding"),
-        ("--column", column, "--embedding"),
-        ("--skip-bad", skip_bad or None, "--embedding"),
-        ("--svg", svg, "--text"),
-    ):
-        given = "--embedding" if text is None else "--text"
-        if value is not None and given != needed:
-            raise EmbeddingError(f"{name} with {needed} only", given, "Leave it out")
+    for_files = {"--out": out, "--key": key, "--column": column, "--skip-bad": skip_bad or None}
+    _only_with("--embedding", for_files if text is not None else {}, "--text")
+    _only_with("--text", {"--svg": svg} if text is None else {}, "--embedding")
     from unembed.inversion import invert_text
     from unembed.terminal import save_picture, show_round_trip, watcher
     from unembed.vectors import VectorFile
@@ -163,6 +156,14 @@ def evaluate(
     elif out is not None:
         write_json(out, report.to_dict())
     show_evaluation(report, as_json)
+
+
+def _only_with(needed: str, options: dict[str, Any], given: str) -> None:
+    from unembed.errors import ConfigError
+
+    for name, value in options.items():
+        if value is not None:
+            raise ConfigError(f"{name} with {needed} only", given, "Leave it out")
 
 
 def _invert_vectors(

@@ -121,7 +121,9 @@ def written(path: Path) -> Iterator[None]:
         yield
     except (OSError, SafetensorError) as error:
         raise TrainingError(
-            f"room to save {path}", str(error), "Free some space and start again with --resume"
+            f"room to save {path}",
+            str(error),
+            "Free some space and start again with --resume, or choose another --out",
         ) from error
 
 
