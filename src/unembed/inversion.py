@@ -121,8 +121,8 @@ def invert_to_file(
             "an --out that ends in .jsonl or .parquet", str(out), "Choose one of them"
         )
     if out.resolve() == source.path.resolve() or out.is_dir():
-        found = "a folder" if out.is_dir() else "the vectors themselves, which would be lost"
-        raise EmbeddingError(f"a file to write at {out}", found, "Choose another --out")
+        there = "a folder" if out.is_dir() else "the vectors themselves, which would be lost"
+        raise EmbeddingError(f"a file to write at {out}", there, "Choose another --out")
     total, count = len(source), 0
     temporary = out.with_name(out.name + ".part")
     try:
