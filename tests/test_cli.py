@@ -680,6 +680,13 @@ def test_evaluate_refuses_to_write_where_there_is_no_folder(refused, text_file, 
     assert "a folder for none/report.json" in message.replace("\\", "/")
 
 
+def test_evaluate_refuses_to_write_among_the_texts(refused, tmp_path):
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "a.txt").write_text("the cat sleeps by the river.\n", encoding="utf-8")
+    message = refused("evaluate", "--texts", tmp_path / "texts", "--out", tmp_path / "texts")
+    assert "an --out folder outside of" in message
+
+
 def test_evaluate_refuses_texts_without_a_piece(run, inverter_folder, with_fake_encoder, tmp_path):
     (tmp_path / "short.txt").write_text("no.\n", encoding="utf-8")
     code, _, err = run(

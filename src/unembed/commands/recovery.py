@@ -123,6 +123,7 @@ def evaluate(
     trust_remote_code: TrustOption = False,
 ) -> None:
     """Measure what held-out texts' embeddings give away, beside controls."""
+    from unembed.data.files import require_apart
     from unembed.data.manifest import write_json
     from unembed.data.pairs import Pairs
     from unembed.errors import DataError
@@ -133,6 +134,8 @@ def evaluate(
     if out is not None and not out.parent.is_dir():
         raise DataError(f"a folder for {out}", f"nothing at {out.parent}", "Create it first")
     folder = out if out is not None and out.suffix != ".json" else None
+    if folder is not None:
+        require_apart(texts, folder)
     passages = PassageFile(texts, column)
     next(iter(passages), None)  # a wrong file fails before the encoder is loaded
     pairs = Pairs.open(train_pairs) if train_pairs is not None else None
