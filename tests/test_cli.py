@@ -203,14 +203,27 @@ def test_invert_writes_files(run, inverter_folder, inverter, encoder, tmp_path):
     lines = (tmp_path / "texts.jsonl").read_text(encoding="utf-8").splitlines()
     expected = [item.text for item in inverter.invert(vectors)]
     assert [json.loads(line)["text"] for line in lines] == expected
+    vectors[1] = np.nan
+    np.savez(tmp_path / "v.npz", a=vectors, b=vectors[1:2])
+    code, out, err = run(*arguments, "--key", "a", "--skip-bad")
+    assert (code, len(out.splitlines())) == (0, 2)
+    assert err.endswith("note: vectors left out: 1 × NaN or infinity (row 1)\n")
     code, out, err = run(*arguments, "--key", "b", "--skip-bad")
-    assert (code, out) == (0, "")
-    assert err.endswith("note: 1 vectors left out: NaN or infinity\n")
+    assert (code, out) == (2, "")
+    assert "1 left out: 1 × NaN or infinity (row 0)" in err
 
 
-def test_invert_refuses_a_file_of_a_text(refused, inverter_folder, tmp_path):
-    message = refused("invert", "--text", "a", "--out", tmp_path / "x.jsonl")
-    assert "--out with --embedding only" in message
+@pytest.mark.parametrize(
+    "option", [("--out", "x.jsonl"), ("--key", "a"), ("--column", "a"), ("--skip-bad",)]
+)
+def test_invert_refuses_options_of_files_for_a_text(refused, option):
+    message = refused("invert", "--text", "a", *option)
+    assert f"{option[0]} with --embedding only" in message
+
+
+def test_invert_refuses_a_picture_of_vectors(refused):
+    message = refused("invert", "--embedding", "v.npy", "--svg", "x.svg")
+    assert "--svg with --text only" in message
 
 
 def test_invert_takes_a_text_or_a_file(refused, inverter_folder, tmp_path):
@@ -703,9 +716,12 @@ def test_words_are_refused_for_pairs_of_another_tokenizer(
 
 def test_export_refuses_what_is_no_run(refused, tmp_path):
     out = tmp_path / "inverter"
-    assert "a training state at" in refused("export", tmp_path, out)
+    assert "a run of `unembed train` at" in refused("export", tmp_path, out)
     assert "found 'newest'" in refused("export", tmp_path, out, "--which", "newest")
     assert "none.md" in refused("export", tmp_path, out, "--card", tmp_path / "none.md")
+    (tmp_path / "latin.md").write_bytes("é".encode("latin-1"))
+    message = refused("export", tmp_path, out, "--card", tmp_path / "latin.md")
+    assert "Markdown in UTF-8 at" in message and "--card" in message
     assert "found 'int4'" in refused("export", tmp_path, out, "--weights", "int4")
     assert "found '5 pieces'" in refused("export", tmp_path, out, "--shard-size", "5 pieces")
 
@@ -727,6 +743,13 @@ def test_evaluate_refuses_to_write_where_there_is_no_folder(refused, text_file, 
         *("--out", "none/report.json"),
     )
     assert "a folder for none/report.json" in message.replace("\\", "/")
+
+
+def test_evaluate_refuses_to_write_among_the_texts(refused, tmp_path):
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "a.txt").write_text("the cat sleeps by the river.\n", encoding="utf-8")
+    message = refused("evaluate", "--texts", tmp_path / "texts", "--out", tmp_path / "texts")
+    assert "an --out folder outside of" in message
 
 
 def test_evaluate_refuses_texts_without_a_piece(run, inverter_folder, with_fake_encoder, tmp_path):

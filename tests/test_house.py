@@ -32,6 +32,7 @@ ALLOWED = {
     "data": "config digest encoders errors",
     "training": "config data decoding denoiser device diffusion encoders errors",
     "training/card.py": "denoiser encoders errors inverter",
+    "training/checkpoint.py": "denoiser errors weights",
     "training/export.py": "data denoiser encoders errors inverter weights",
     "training/start.py": "data denoiser errors inverter",
     "scorer": "encoders",

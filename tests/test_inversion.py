@@ -3,6 +3,7 @@ import json
 from types import SimpleNamespace
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -209,6 +210,38 @@ def test_a_place_that_cannot_be_written_is_refused(inverter, three, tmp_path, na
     with pytest.raises(EmbeddingError, match="--out"):
         invert_to_file(inverter, VectorFile(tmp_path / "v.npy"), tmp_path / name)
     assert [path.name for path in tmp_path.iterdir()] == ["v.npy"]
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+def test_the_vectors_are_not_written_over(inverter, three, tmp_path, suffix):
+    path = tmp_path / f"v{suffix}"
+    if suffix == ".jsonl":
+        path.write_text("".join(f"{json.dumps(row)}\n" for row in three.tolist()), encoding="utf-8")
+    else:
+        pq.write_table(pa.table({"embedding": three.tolist()}), path)
+    before = path.read_bytes()
+    (tmp_path / "folder").mkdir()
+    out = tmp_path / "folder" / ".." / path.name
+    with pytest.raises(EmbeddingError, match="the vectors themselves, which would be lost"):
+        invert_to_file(inverter, VectorFile(path), out, steps=2)
+    assert path.read_bytes() == before
+
+
+def test_nothing_recovered_is_an_error_and_no_file(inverter, three, tmp_path):
+    np.save(tmp_path / "v.npy", np.zeros_like(three))
+    source = VectorFile(tmp_path / "v.npy", skip_bad=True)
+    with pytest.raises(EmbeddingError, match=r"3 left out: 3 × only zeros \(row 0, 1, 2\)"):
+        invert_to_file(inverter, source, tmp_path / "out.jsonl", steps=2)
+    assert [path.name for path in tmp_path.iterdir()] == ["v.npy"]
+
+
+def test_a_folder_in_the_place_of_the_texts_is_refused_at_once(encoder, three, tmp_path):
+    np.save(tmp_path / "v.npy", three)
+    (tmp_path / "out.jsonl").mkdir()
+    inverter = answering(encoder, "cat")
+    with pytest.raises(EmbeddingError, match="found a folder"):
+        invert_to_file(inverter, VectorFile(tmp_path / "v.npy"), tmp_path / "out.jsonl")
+    assert inverter.given == []
 
 
 def test_a_folder_is_refused(inverter, tmp_path):

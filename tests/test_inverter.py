@@ -332,6 +332,43 @@ def damage_sizes(folder):
     (folder / "config.json").write_text(json.dumps(config))
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *(("diffusion_process", value) for value in (None, 5, {}, [], {"schedule": "linear"})),
+        ("diffusion_process", {"schedule": "cosine", "rate": 5.0}),
+        ("diffusion_process", {"schedule": "log-linear", "rate": -1.0}),
+        ("diffusion_process", {"schedule": "log-linear", "rate": float("nan")}),
+        ("diffusion_process", {"schedule": "log-linear", "rate": "5"}),
+        ("denoiser_sizes", {"layers": 10**9}),
+        ("denoiser_sizes", {"hidden": 10**9, "heads": 1}),
+    ],
+)
+def test_a_config_of_another_shape_is_refused(inverter, tmp_path, key, value):
+    inverter.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config[key] = {**config[key], **value} if key == "denoiser_sizes" else value
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match=r"config\.json"):
+        Inverter.from_pretrained(tmp_path)
+
+
+def test_a_config_that_is_a_list_is_refused(inverter, tmp_path):
+    inverter.save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text("[]")
+    with pytest.raises(CheckpointError, match=r"config\.json"):
+        Inverter.from_pretrained(tmp_path)
+
+
+def test_the_path_of_a_file_is_not_asked_for_on_the_hub(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "best").write_bytes(b"")
+    monkeypatch.setattr(Inverter, "_from_pretrained", lambda **options: pytest.fail("asked"))
+    with pytest.raises(CheckpointError, match="found the file runs/best"):
+        Inverter.from_pretrained("runs/best")
+
+
 def damage_tokenizer(folder):
     (folder / "tokenizer.json").write_text("{}")
 

@@ -1,5 +1,6 @@
 import gzip
 import json
+import pickle
 import tracemalloc
 
 import numpy as np
@@ -22,7 +23,8 @@ def write(path, vectors, key="embedding"):
     elif path.suffix == ".npz":
         np.savez_compressed(path, **{key: vectors})
     elif path.suffix == ".parquet":
-        pq.write_table(pa.table({key: rows, "other": [0] * len(rows)}), path, row_group_size=3)
+        lists = pa.array(rows, None if rows else pa.list_(pa.float32()))
+        pq.write_table(pa.table({key: lists, "other": [0] * len(rows)}), path, row_group_size=3)
     else:
         text = "".join(json.dumps({key: row}) + "\n" for row in rows)
         opener = gzip.open if path.suffix == ".gz" else open
@@ -71,6 +73,7 @@ def test_a_bad_vector_is_named_or_counted(tmp_path, monkeypatch, name, value, sa
         ([1.0, 2.0], "2 dimensions instead of 4"),
         (None, "no vector"),
         (["a", "b", "c", "d"], "no list of numbers"),
+        ([[1.0, 2.0, 3.0, 4.0]] * 2, "no list of numbers"),
         ([10**400, 1, 1, 1], "no list of numbers"),
         ("text", "no list of numbers"),
     ],
@@ -130,11 +133,50 @@ def test_a_damaged_file_is_refused(tmp_path, name, keep):
     path = write(tmp_path / name, np.random.default_rng(0).random((200, D)))
     content = path.read_bytes()
     path.write_bytes(content[: int(len(content) * keep)])
-    if keep == 0 and ".jsonl" in name:
-        return  # no line, no vector
     with pytest.raises((EmbeddingError, DataError), match=name.replace(".", r"\.")):
         len(VectorFile(path))
         list(VectorFile(path).chunks(D))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_file_without_a_usable_vector_is_refused(tmp_path, name):
+    path = write(tmp_path / name, np.empty((0, D), dtype=np.float32))
+    with pytest.raises(EmbeddingError, match=r"one vector that can be inverted in .*none at all"):
+        list(VectorFile(path).chunks(D))
+    path = write(tmp_path / name, np.zeros((13, D), dtype=np.float32))
+    rows = "0, 1, 2, 3, 4, 5, 6, 7, 8, 9, …"
+    with pytest.raises(EmbeddingError, match=rf"13 left out: 13 × only zeros \(row {rows}\)"):
+        list(VectorFile(path, skip_bad=True).chunks(D))
+
+
+@pytest.mark.parametrize("line", ['{"id": 3}', "{oops", "", "[" * 100_000, "[" + " " * 2000])
+def test_lines_without_a_vector_are_refused_or_counted(tmp_path, monkeypatch, line):
+    monkeypatch.setattr(module, "_LINE_BYTES", 200_000 if line.startswith("[[") else 1000)
+    path = tmp_path / "v.jsonl"
+    path.write_text(f"[1, 2, 3, 4]\n{line}\n[5, 6, 7, 8]\n", encoding="utf-8")
+    with pytest.raises(EmbeddingError, match=r"line 2 of .*v\.jsonl"):
+        list(VectorFile(path).chunks(D))
+    file = VectorFile(path, skip_bad=True)
+    assert [chunk.rows for chunk in file.chunks(D)] == [[0, 2]]
+    said = "no JSON with the key that was asked for"
+    assert (file.left_out, file.rows_left_out) == ({said: 1}, {said: [1]})
+    assert file.describe_left_out() == [f"1 × {said} (row 1)"]
+
+
+def test_damaged_compressed_data_is_refused(tmp_path):
+    path = write(tmp_path / "v.npz", np.random.default_rng(0).random((500, D)))
+    content = bytearray(path.read_bytes())
+    content[300:400] = bytes(100)
+    path.write_bytes(content)
+    with pytest.raises(EmbeddingError, match=r"a NumPy array at .*v\.npz"):
+        list(VectorFile(path).chunks(D))
+
+
+def test_a_pickle_is_refused_without_advice_to_load_it(tmp_path):
+    (tmp_path / "v.npy").write_bytes(pickle.dumps([1.0]))
+    with pytest.raises(EmbeddingError, match="magic string is not correct") as caught:
+        list(VectorFile(tmp_path / "v.npy").chunks(D))
+    assert "allow_pickle" not in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["v.csv", "v.gz", "v", "missing.npy"])
@@ -145,7 +187,7 @@ def test_other_files_are_refused(tmp_path, name):
 
 def test_text_in_an_array_is_refused(tmp_path):
     np.save(tmp_path / "v.npy", np.full((2, D), "a"))
-    with pytest.raises(EmbeddingError, match=r"numbers in .*npy"):
+    with pytest.raises(EmbeddingError, match=r"numbers in .*v\.npy"):
         list(VectorFile(tmp_path / "v.npy").chunks(D))
 
 

@@ -26,6 +26,13 @@ def state() -> dict[str, torch.Tensor]:
     }
 
 
+def test_who_may_read_a_new_file_may_read_the_weights(tmp_path):
+    (tmp_path / "other").touch()
+    weights.write_tensors({"a": torch.ones(2)}, tmp_path / "a.safetensors")
+    assert load_file(tmp_path / "a.safetensors")["a"].tolist() == [1.0, 1.0]
+    assert (tmp_path / "a.safetensors").stat().st_mode == (tmp_path / "other").stat().st_mode
+
+
 def test_int8_is_off_by_at_most_half_a_step_of_its_row(state):
     back = unpack(pack(state, "int8"))
     assert back.keys() == state.keys()

@@ -112,13 +112,17 @@ def invert_to_file(
         Texts written.
 
     Raises:
-        EmbeddingError: The vectors cannot be read or inverted, or ``out`` cannot be written.
+        EmbeddingError: The vectors cannot be read or none can be inverted, or ``out`` cannot be
+            written or is the source itself.
     """
     writers: dict[str, type[_JsonLines | _Parquet]] = {".jsonl": _JsonLines, ".parquet": _Parquet}
     if out.suffix not in writers:
         raise EmbeddingError(
             "an --out that ends in .jsonl or .parquet", str(out), "Choose one of them"
         )
+    if out.resolve() == source.path.resolve() or out.is_dir():
+        there = "a folder" if out.is_dir() else "the vectors themselves, which would be lost"
+        raise EmbeddingError(f"a file to write at {out}", there, "Choose another --out")
     total, count = len(source), 0
     temporary = out.with_name(out.name + ".part")
     try:

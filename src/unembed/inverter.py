@@ -80,7 +80,8 @@ class Inverter(
         curves: Picture of the training (PNG) that is saved beside the card, where there is one.
 
     A folder that holds ``denoiser.onnx`` is decoded with ONNX Runtime on a CPU, where that is
-    installed: the same tokens (docs/decoding.md).
+    installed: the same tokens, faster on some processors (docs/decoding.md; docs/results.md says
+    what was measured).
 
     Example:
         >>> inverter = Inverter.from_pretrained("minilm")
@@ -300,9 +301,12 @@ class Inverter(
             f"an inverter: a shipped one ({', '.join(shipped) or 'none'}), a folder or a Hub "
             "repository (owner/name)"
         )
-        if not Path(where).is_dir() and "/" not in where:
+        if Path(where).is_dir():
+            return _load(Path(where))
+        if "/" not in where or Path(where).exists():  # a file's path is not sent to the Hub
+            found = f"the file {where}" if Path(where).exists() else repr(where)
             raise CheckpointError(
-                expected, repr(where), "Train one with `unembed train`, or pass --checkpoint"
+                expected, found, "Train one with `unembed train`, or pass --checkpoint"
             )
         try:
             return super().from_pretrained(where, **kwargs)
@@ -315,8 +319,6 @@ class Inverter(
 
     @classmethod
     def _from_pretrained(cls, *, model_id: str, **kwargs: Any) -> Inverter:
-        if Path(model_id).is_dir():
-            return _load(Path(model_id))
         return _load(Path(snapshot_download(model_id, **kwargs)))
 
     def _save_pretrained(self, save_directory: Path) -> None:
@@ -372,6 +374,15 @@ def shipped_inverters() -> dict[str, Path]:
     return {path.parent.name: path.parent for path in sorted(folder.glob(f"*/{_CONFIG}"))}
 
 
+def is_inverter(folder: Path) -> bool:
+    """Whether a folder has the configuration of an inverter, whatever else is in it."""
+    try:
+        config = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(config, dict) and "denoiser_sizes" in config
+
+
 def as_unit_vectors(embeddings: Any, dimension: int) -> NDArray[np.float32]:
     """Whatever a user calls an embedding → unit vectors float32 [N, D].
 
@@ -416,17 +427,23 @@ def _load(folder: Path) -> Inverter:
         sizes = DenoiserSizes.from_dict(config["denoiser_sizes"])
         encoder = EncoderIdentity.from_dict(config["encoder_identity"])
         token_ids, diffusion = config["token_ids"], config["diffusion_process"]
+        _require_schedule(**diffusion)
         kept = config.get("encoder_fingerprint")
         fingerprint = None if kept is None else Fingerprint.from_dict(kept)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(
-            f"an inverter's config.json in {folder}", str(error), "Copy the folder again"
+            f"an inverter's config.json in {folder}",
+            f"{type(error).__name__}: {error}",
+            "Copy the folder again",
         ) from error
     tokenizer = TextTokenizer.load(folder / _TOKENIZER, token_ids)
-    with torch.device("meta"):
-        denoiser = Denoiser(sizes)
+    weights = load_weights(folder)
     try:
-        denoiser.load_state_dict(load_weights(folder), assign=True)
+        if sizes.layers > len(weights):  # building millions of them would take hours
+            raise RuntimeError(f"{sizes.layers} layers, but {len(weights)} tensors")
+        with torch.device("meta"):
+            denoiser = Denoiser(sizes)
+        denoiser.load_state_dict(weights, assign=True)
     except RuntimeError as error:
         raise CheckpointError(
             f"weights that fit config.json in {folder}",
@@ -443,6 +460,12 @@ def _load(folder: Path) -> Inverter:
     if (folder / FILE).is_file() and onnx_is_here():
         inverter.onnx = OnnxDenoiser(folder / FILE)
     return inverter
+
+
+def _require_schedule(schedule: str, rate: float) -> None:
+    make_schedule(schedule, rate)
+    if not 0 < rate < float("inf"):
+        raise ValueError(f"a rate of {rate}")
 
 
 def _mix(seed: int, index: int) -> int:

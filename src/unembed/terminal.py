@@ -253,13 +253,15 @@ def show_round_trip(trip: RoundTrip, as_json: bool) -> None:
 
 def _round_trip_table(trip: RoundTrip) -> Table:
     inversion = trip.inversion
-    cosine = "not measured: no text was recovered" if trip.cosine is None else f"{trip.cosine:.3f}"
+    cosine = "not measured: no text was recovered"
+    if trip.cosine is not None:
+        cosine = f"{trip.cosine:.3f} (recovered text embedded again)"
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     table.add_column(style="bold")
     table.add_column()
     table.add_row("original", Text(trip.original))
     table.add_row("recovered", Text(inversion.text, style="green"))
-    table.add_row("cosine", f"{cosine} (recovered text embedded again)")
+    table.add_row("cosine", cosine)
     table.add_row("tokens leaked", f"{trip.token_recall:.0%} of the distinct tokens")
     table.add_row(
         "time",
@@ -297,10 +299,10 @@ def show_inversions(inversions: list[Inversion], as_json: bool) -> None:
         sys.stdout.write(item.text + "\n")
 
 
-def show_left_out(reasons: dict[str, int]) -> None:
+def show_left_out(reasons: list[str]) -> None:
     """Vectors passed over, by reason, on standard error."""
-    for reason, count in reasons.items():
-        sys.stderr.write(f"note: {count} vectors left out: {reason}\n")
+    for reason in reasons:
+        sys.stderr.write(f"note: vectors left out: {reason}\n")
 
 
 def show_evaluation(report: Evaluation, as_json: bool) -> None:

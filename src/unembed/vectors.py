@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -18,9 +19,11 @@ from unembed.data.sources import open_parquet
 from unembed.errors import EmbeddingError
 
 CHUNK = 1024
+ROWS_SHOWN = 10
 _KEY = "embedding"
 _PACKED = (".gz", ".zst")
 _MATRIX = 2
+_LINE_BYTES = 16 << 20
 
 # Vectors of a file in order, float64 [n, D]; a row of NaN with a reason where there is none
 Raw = tuple[NDArray[np.float64], dict[int, str]]
@@ -51,15 +54,18 @@ class VectorFile:
             bare lists; also ``.gz`` or ``.zst``).
         key: Array of an ``.npz``, which may be left out for a single one; column or key of the
             others, ``embedding`` if not given.
-        skip_bad: Pass over vectors that are zero, not finite, missing or of another size, and
-            count them in ``left_out``, by reason; else the first one is an error.
+        skip_bad: Pass over vectors that are zero, not finite, missing or of another size (and
+            lines that are no JSON), and count them in ``left_out``, by reason; else the first one
+            is an error.
         left_out: Filled while reading.
+        rows_left_out: The first ten rows of each reason.
     """
 
     path: Path
     key: str | None = None
     skip_bad: bool = False
     left_out: Counter[str] = field(default_factory=Counter)
+    rows_left_out: dict[str, list[int]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         """Rows, bad ones included.
@@ -87,35 +93,57 @@ class VectorFile:
             dimension: Their size D.
 
         Raises:
-            EmbeddingError: The file cannot be read, holds vectors of another size, or has a bad
-                one that is not to be skipped.
+            EmbeddingError: The file cannot be read, holds vectors of another size or none that can
+                be inverted, or has a bad one that is not to be skipped.
         """
-        read = 0
+        read = usable = 0
         for vectors, reasons in self._raw(dimension):
             norms = np.linalg.norm(vectors, axis=1)
             for row in np.flatnonzero(~np.isfinite(norms) | (norms == 0)).tolist():
                 found = "only zeros" if norms[row] == 0 else "NaN or infinity"
                 reasons.setdefault(row, found)
             for row in sorted(reasons):
-                if not self.skip_bad:
-                    raise EmbeddingError(
-                        "finite, non-zero vectors",
-                        f"{reasons[row]} in vector {read + row} of {self.path} (counted from 0)",
-                        "Leave it out, or pass --skip-bad",
-                    )
-                self.left_out[reasons[row]] += 1
+                self._leave_out(read + row, reasons[row], dimension)
             good = [row for row in range(len(vectors)) if row not in reasons]
-            first, read = read, read + len(vectors)
+            first, read, usable = read, read + len(vectors), usable + len(good)
             yield Chunk([first + row for row in good], vectors[good], read)
+        if not usable:
+            left_out = "; ".join(self.describe_left_out())
+            raise EmbeddingError(
+                f"at least one vector that can be inverted in {self.path}",
+                f"{read} left out: {left_out}" if read else "none at all",
+                "Correct the file, or choose another --embedding",
+            )
+
+    def describe_left_out(self) -> list[str]:
+        """For each reason the number of vectors left out and the first of their rows."""
+        lines = []
+        for reason, count in self.left_out.items():
+            rows = ", ".join(map(str, self.rows_left_out[reason]))
+            lines.append(f"{count} × {reason} (row {rows}{', …' if count > ROWS_SHOWN else ''})")
+        return lines
+
+    def _leave_out(self, row: int, reason: str, dimension: int) -> None:
+        if not self.skip_bad:
+            raise EmbeddingError(
+                f"finite, non-zero vectors of {dimension} dimensions",
+                f"{reason} in vector {row} of {self.path} (counted from 0)",
+                "Leave it out, or pass --skip-bad",
+            )
+        self.left_out[reason] += 1
+        rows = self.rows_left_out.setdefault(reason, [])
+        if len(rows) < ROWS_SHOWN:
+            rows.append(row)
 
     def _raw(self, dimension: int) -> Iterator[Raw]:
         kind = _kind(self.path)
         if kind == ".npy":
-            return _sliced(self.path, dimension)
+            return _sliced(_map(self.path), dimension, self.path)
         if kind == ".npz":
             return _archived(self.path, self.key, dimension)
-        reader = _column if kind == ".parquet" else _lines
-        return reader(self.path, self.key or _KEY, dimension)
+        if kind == ".parquet":
+            return _column(self.path, self.key or _KEY, dimension)
+        return _lines(self.path, self.key or _KEY, dimension, self.skip_bad)
 
 
 def _kind(path: Path) -> str:
@@ -139,10 +167,8 @@ def _kind(path: Path) -> str:
 
 def _map(path: Path) -> NDArray[Any]:
     try:
-        array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
-        if not isinstance(array, np.ndarray):
-            raise ValueError("an archive of arrays; name it .npz")
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        array: NDArray[Any] = np.lib.format.open_memmap(path, mode="r")
+    except (OSError, ValueError, EOFError) as error:
         raise _no_array(path, error) from error
     return array
 
@@ -164,13 +190,12 @@ def _checked(shape: tuple[int, ...], kind: np.dtype[Any], dimension: int, path: 
     if len(shape) not in (1, _MATRIX) or shape[-1] != dimension:
         raise EmbeddingError(
             f"embeddings of {dimension} dimensions, [{dimension}] or [N, {dimension}]",
-            f"shape {list(shape)}",
+            f"shape {list(shape)} in {path}",
             "Use vectors of the encoder the inverter was trained for",
         )
 
 
-def _sliced(path: Path, dimension: int) -> Iterator[Raw]:
-    array = _map(path)
+def _sliced(array: NDArray[Any], dimension: int, path: Path) -> Iterator[Raw]:
     _checked(array.shape, array.dtype, dimension, path)
     matrix = array[None] if array.ndim == 1 else array
     for start in range(0, len(matrix), CHUNK):
@@ -197,7 +222,8 @@ class _member:  # noqa: N801 - used as a function
             self._archive.close()
             asked = "one array" if self._key is None else f"an array {self._key!r}"
             found = ", ".join(names) or "none"
-            raise EmbeddingError(f"{asked} in {self._path}", found, "Pass --key with its name")
+            fix = "Pass --key with its name" if names else "Save the vectors with numpy.savez"
+            raise EmbeddingError(f"{asked} in {self._path}", found, fix)
         return cast(BinaryIO, self._archive.open(f"{key}.npy"))
 
     def __exit__(self, *error: object) -> None:
@@ -230,7 +256,7 @@ def _archived(path: Path, key: str | None, dimension: int) -> Iterator[Raw]:
                 rows = np.frombuffer(data, dtype=kind).reshape(count, dimension)
                 left -= count
                 yield rows.astype(np.float64), {}
-    except (ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
+    except (ValueError, EOFError, OSError, zipfile.BadZipFile, zlib.error) as error:
         raise _no_array(path, error) from error
 
 
@@ -260,29 +286,39 @@ def _column(path: Path, key: str, dimension: int) -> Iterator[Raw]:
         ) from error
 
 
-def _lines(path: Path, key: str, dimension: int) -> Iterator[Raw]:
+def _lines(path: Path, key: str, dimension: int, skip_bad: bool) -> Iterator[Raw]:
     values: list[Any] = []
-    for number, line in enumerate(read_lines(path), start=1):
+    for number, line in enumerate(read_lines(path, _LINE_BYTES), start=1):
         try:
-            row = json.loads(line or b"")
-        except ValueError as error:
-            raise EmbeddingError(
-                "one JSON object or list a line",
-                f"line {number} of {path}: {error}",
-                "Correct the line",
-            ) from error
-        if isinstance(row, dict) and key not in row:
-            raise EmbeddingError(
-                f"a key {key!r} in line {number} of {path}",
-                f"the keys {', '.join(map(repr, row))}",
-                "Pass --key with the one that holds the vector",
-            )
-        values.append(row[key] if isinstance(row, dict) else row)
+            values.append(_value(line, key, f"line {number} of {path}"))
+        except EmbeddingError as error:
+            if not skip_bad:
+                raise
+            values.append(error)
         if len(values) == CHUNK:
             yield _rows_of(values, dimension)
             values = []
     if values:
         yield _rows_of(values, dimension)
+
+
+def _value(line: bytes | None, key: str, where: str) -> Any:
+    """What a line gives in the place of a vector."""
+    try:
+        if line is None:
+            raise ValueError(f"more than {_LINE_BYTES >> 20} MiB")
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise EmbeddingError(
+            "one JSON object or list a line", f"{where}: {error}", "Correct the line"
+        ) from error
+    if isinstance(row, dict) and key not in row:
+        raise EmbeddingError(
+            f"a key {key!r} in {where}",
+            f"the keys {', '.join(map(repr, row))}",
+            "Pass --key with the one that holds the vector",
+        )
+    return row[key] if isinstance(row, dict) else row
 
 
 def _rows_of(values: list[Any], dimension: int) -> Raw:
@@ -292,7 +328,9 @@ def _rows_of(values: list[Any], dimension: int) -> Raw:
     for index, value in enumerate(values):
         if value is None:
             reasons[index] = "no vector"
-        elif not isinstance(value, list):
+        elif isinstance(value, EmbeddingError):
+            reasons[index] = "no JSON with the key that was asked for"
+        elif not isinstance(value, list) or (value and isinstance(value[0], list)):
             reasons[index] = "no list of numbers"
         elif len(value) != dimension:
             reasons[index] = f"{len(value)} dimensions instead of {dimension}"

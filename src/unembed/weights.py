@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import re
+import stat
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -145,7 +146,7 @@ def save_weights(state: Mapping[str, Tensor], folder: Path, storage: Storage) ->
     try:
         for name, inside in split.filename_to_tensors.items():
             metadata = {"format": "pt", "number_format": storage.number_format}
-            save_file({key: tensors[key] for key in inside}, temporary[name], metadata)
+            write_tensors({key: tensors[key] for key in inside}, temporary[name], metadata)
         for path in old:
             path.unlink(missing_ok=True)
         for name in names:
@@ -161,6 +162,20 @@ def save_weights(state: Mapping[str, Tensor], folder: Path, storage: Storage) ->
         raise CheckpointError(
             f"room to save {folder}", str(error), "Free some space, or choose another folder"
         ) from error
+
+
+def write_tensors(
+    tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None
+) -> None:
+    """Write a safetensors file that others may read as any new file; `save_file` keeps it to us.
+
+    Raises:
+        OSError, SafetensorError: The disk refused.
+    """
+    path.touch()
+    mode = stat.S_IMODE(path.stat().st_mode)
+    save_file(tensors, path, metadata)
+    path.chmod(mode)
 
 
 def load_weights(folder: Path) -> dict[str, Tensor]:

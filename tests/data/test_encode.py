@@ -241,6 +241,32 @@ def test_a_wrong_column_is_refused_before_anything_is_written(tmp_path, tiny_con
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("inside", [".", "pairs", "deep/pairs"])
+def test_pairs_are_not_written_among_their_texts(tmp_path, tiny_config, encoder, inside):
+    source = tmp_path / "texts"
+    source.mkdir()
+    (source / "a.txt").write_text("the cat sleeps by the river.\n", encoding="utf-8")
+    with pytest.raises(DataError, match="an --out folder outside of"):
+        prepare_pairs(source, source / inside, tiny_config, encoder)
+    assert [path.name for path in source.iterdir()] == ["a.txt"]
+
+
+def test_a_file_in_the_place_of_the_folder_is_refused(text_file, tmp_path, tiny_config, encoder):
+    (tmp_path / "file").write_text("mine", encoding="utf-8")
+    for out in (tmp_path / "file", tmp_path / "file" / "pairs"):
+        with pytest.raises(DataError, match=r"a folder at .*another --out"):
+            prepare_pairs(text_file, out, tiny_config, encoder)
+    assert (tmp_path / "file").read_text(encoding="utf-8") == "mine"
+
+
+def test_other_settings_are_refused_by_what_differs(pairs_folder, text_file, tiny_config, encoder):
+    shorter = changed(tiny_config, "data", pack=0.25)
+    with pytest.raises(
+        DataError, match=r"with pieces \{'pack': 0\.25\}; found \{'pack': [^,]*\}\."
+    ):
+        prepare_pairs(text_file, pairs_folder, shorter, encoder)
+
+
 def test_a_source_without_a_long_enough_piece_is_refused(tmp_path, tiny_config, encoder):
     source = tmp_path / "short.txt"
     source.write_text("dog.\n" * 20, encoding="utf-8")

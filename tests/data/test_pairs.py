@@ -123,6 +123,31 @@ def test_a_missing_tokenizer_is_refused(pairs_folder):
     assert TOKENIZER in refusal(pairs_folder, CheckpointError)
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("encoder", {}, "encoder.name: field required"),
+        ("encoder", "fake", "encoder: "),
+        ("pieces", 5, "pieces: "),
+        ("pieces", {}, "pieces.length: field required"),
+        ("shards", 5, "shards: "),
+        ("shards", [{"pairs": 3, "passages": 1}], "shards.0.sha256: field required"),
+        ("tokenizer", {}, "tokenizer.digest: field required"),
+    ],
+)
+def test_a_damaged_manifest_is_refused(pairs_folder, key, value, said):
+    manifest = json.loads((pairs_folder / MANIFEST).read_text(encoding="utf-8"))
+    manifest[key] = value
+    (pairs_folder / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
+    with pytest.raises(DataError, match=rf"a whole manifest of pairs in .*found {said}"):
+        Pairs.open(pairs_folder)
+
+
+def test_a_file_in_the_place_of_the_folder_is_refused(pairs_folder):
+    with pytest.raises(DataError, match=r"prepared pairs in .*no manifest\.json"):
+        Pairs.open(pairs_folder / MANIFEST)
+
+
 @pytest.mark.parametrize("key", ["pieces", "encoder", "shards", "tokenizer", "complete"])
 def test_a_manifest_that_lacks_something_is_refused(pairs_folder, key):
     manifest = json.loads((pairs_folder / MANIFEST).read_text(encoding="utf-8"))

@@ -139,6 +139,14 @@ def test_ids_that_do_not_belong_to_a_tokenizer_are_refused(tmp_path):
         TextTokenizer.load(tmp_path / "tokenizer.json", {"size": 9})
 
 
+@pytest.mark.parametrize("value", [-1, 10**9, "x", None])
+@pytest.mark.parametrize("name", ["mask_id", "pad_id", "end_id"])
+def test_ids_outside_the_vocabulary_are_refused(tmp_path, name, value):
+    TOKENIZER.save(tmp_path / "tokenizer.json")
+    with pytest.raises(CheckpointError, match=f"{name} {value!r} in "):
+        TextTokenizer.load(tmp_path / "tokenizer.json", {**TOKENIZER.ids_to_dict(), name: value})
+
+
 def fast(**ids):
     given = {"mask_token_id": None, "pad_token_id": None, "sep_token_id": None}
     return SimpleNamespace(

@@ -141,6 +141,25 @@ def test_int8_shards_from_the_run_load(run, tmp_path):
     assert "stored as int8" in (tmp_path / "README.md").read_text()
 
 
+@pytest.mark.parametrize("name", ["README.md", "manifest.json", "config.json"])
+def test_files_of_others_are_not_written_over(run, tmp_path, name):
+    (tmp_path / name).write_text("{}", encoding="utf-8")
+    (tmp_path / ".git").mkdir()
+    with pytest.raises(DataError, match=rf"a new folder at .*such as {name}.*another OUT"):
+        export_run(run, tmp_path)
+    assert (tmp_path / name).read_text(encoding="utf-8") == "{}"
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".git", name]
+    with pytest.raises(DataError, match="found a file"):
+        export_run(run, tmp_path / name)
+
+
+def test_an_export_that_was_cut_short_is_made_again(run, tmp_path):
+    for name in ("model.safetensors", "model.safetensors.tmp", "tokenizer.json"):
+        (tmp_path / name).write_text("half", encoding="utf-8")
+    export_run(run, tmp_path)
+    assert Inverter.from_pretrained(tmp_path).encoder.name == "fake"
+
+
 @pytest.mark.parametrize("missing", ["matplotlib", "log"])
 def test_without_curves_a_note_says_why_and_the_rest_is_there(run, tmp_path, monkeypatch, missing):
     export_run(run, tmp_path / "out")

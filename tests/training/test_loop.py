@@ -206,6 +206,13 @@ def test_a_run_goes_on_when_its_encoder_has_another_name(pairs, tmp_path):
         loop.train(make_config(steps=5), moved, tmp_path / "run", CPU, resume=True)
 
 
+def test_a_run_is_not_mixed_into_its_pairs(pairs):
+    before = sorted(path.name for path in pairs.iterdir())
+    with pytest.raises(CheckpointError, match=r"an empty run folder .*prepared pairs"):
+        loop.train(make_config(steps=4), pairs, pairs, CPU)
+    assert sorted(path.name for path in pairs.iterdir()) == before
+
+
 def test_a_damaged_state_is_refused(pairs, tmp_path):
     loop.train(make_config(steps=4), pairs, tmp_path, CPU)
     state = (tmp_path / LATEST).read_bytes()

@@ -172,6 +172,8 @@ def _one_source(sources: list[str] | None) -> Path:
         raise ConfigError(
             "one --source", found, "Pass one file or folder (--stage 1 mixes several)"
         )
+    if not sources[0].strip():
+        raise ConfigError("one --source", repr(sources[0]), "Pass a file or folder")
     return Path(sources[0])
 
 

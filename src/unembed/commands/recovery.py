@@ -70,8 +70,9 @@ def invert(
     if (text is None) == (embedding is None):
         found = "neither" if text is None else "both"
         raise EmbeddingError("either --text or --embedding", found, "Pass one of them")
-    if text is not None and out is not None:
-        raise EmbeddingError("--out with --embedding only", "--text", "Leave it out")
+    for_files = {"--out": out, "--key": key, "--column": column, "--skip-bad": skip_bad or None}
+    _only_with("--embedding", for_files if text is not None else {}, "--text")
+    _only_with("--text", {"--svg": svg} if text is None else {}, "--embedding")
     from unembed.inversion import invert_text
     from unembed.terminal import save_picture, show_round_trip, watcher
     from unembed.vectors import VectorFile
@@ -128,6 +129,7 @@ def evaluate(
     trust_remote_code: TrustOption = False,
 ) -> None:
     """Measure what held-out texts' embeddings give away, beside controls."""
+    from unembed.data.files import require_apart
     from unembed.data.manifest import write_json
     from unembed.data.pairs import Pairs
     from unembed.errors import DataError
@@ -138,6 +140,8 @@ def evaluate(
     if out is not None and not out.parent.is_dir():
         raise DataError(f"a folder for {out}", f"nothing at {out.parent}", "Create it first")
     folder = out if out is not None and out.suffix != ".json" else None
+    if folder is not None:
+        require_apart(texts, folder)
     passages = PassageFile(texts, column)
     next(iter(passages), None)  # a wrong file fails before the encoder is loaded
     pairs = Pairs.open(train_pairs) if train_pairs is not None else None
@@ -163,6 +167,14 @@ def evaluate(
     show_evaluation(report, as_json)
 
 
+def _only_with(needed: str, options: dict[str, Any], given: str) -> None:
+    from unembed.errors import ConfigError
+
+    for name, value in options.items():
+        if value is not None:
+            raise ConfigError(f"{name} with {needed} only", given, "Leave it out")
+
+
 def _invert_vectors(
     inverter: unembed.Inverter,
     source: Any,
@@ -180,4 +192,4 @@ def _invert_vectors(
         with StageDisplay() as display:
             count = invert_to_file(inverter, source, out, progress=display.update, **options)
         typer.echo(f"{count} texts in {out}")
-    show_left_out(source.left_out)
+    show_left_out(source.describe_left_out())

@@ -112,11 +112,20 @@ def export(
     if onnx is not None:
         require_onnx()
     storage = Storage(weights, shard_size)
-    text = card.read_text(encoding="utf-8") if card is not None else None
+    text = _read_card(card) if card is not None else None
     _notes(export_run(run, out, which=which, storage=storage, card=text, evaluation=evaluation))
     if onnx is not None:
         export_folder(out, onnx)
     typer.echo(f"inverter in {out}")
+
+
+def _read_card(path: Path) -> str:
+    from unembed.errors import DataError
+
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"Markdown in UTF-8 at {path}", str(error), "Correct --card") from error
 
 
 def _notes(notes: list[str]) -> None:

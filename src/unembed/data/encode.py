@@ -13,12 +13,13 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from unembed.config import Config, DataSection
-from unembed.data.files import source_digest, text_files
+from unembed.data.files import make_folder, require_apart, source_digest, text_files
 from unembed.data.manifest import (
     FORMAT,
     MANIFEST,
     TOKENIZER,
     damaged_shards,
+    difference,
     piece_settings,
     read_manifest,
     shard_names,
@@ -85,8 +86,9 @@ def prepare_pairs(
             are not finite or not of unit length.
     """
     require_texts(source, column)
+    require_apart(source, out)
     job = _job(source, out, column, config.data, encoder)
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     try:
         with FileLock(out / ".lock", timeout=0):
             job, manifest = _open_manifest(job)
@@ -160,10 +162,12 @@ def _open_manifest(job: Job) -> tuple[Job, dict[str, Any]]:
     if EncoderIdentity.from_dict(found["encoder"]).key == job.identity.key:
         described["encoder"] = found["encoder"]  # wherever it is now
     for key, value in described.items():
-        if (piece_settings(found) if key == "pieces" else found.get(key)) != value:
+        there = piece_settings(found) if key == "pieces" else found.get(key)
+        if there != value:
+            wanted, known = difference(value, there)
             raise DataError(
-                f"{job.out} to hold pairs with {key} {_short(value)}",
-                _short(found.get(key)),
+                f"{job.out} to hold pairs with {key} {wanted}",
+                known,
                 "Choose another --out folder, or delete this one",
             )
     return replace(job, round_trip=found.get("round_trip", False)), found
@@ -183,11 +187,6 @@ def _count_vocabulary(job: Job) -> tuple[tuple[int, ...], dict[str, int]]:
     kept = choose_kept(tokenizer, counts, settings.vocabulary.min_count or 1)
     facts = {"before": tokenizer.size, "after": len(kept), "tokens_counted": int(counts.sum())}
     return kept, facts
-
-
-def _short(value: Any) -> str:
-    text = str(value)
-    return text if len(text) < 500 else f"{text[:500]} …"  # noqa: PLR2004 - characters
 
 
 def _prove_encoder(job: Job, encoder: Encoder, manifest: dict[str, Any]) -> Job:

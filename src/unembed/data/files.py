@@ -49,6 +49,28 @@ def _known_format(path: Path) -> str | None:
     return ".jsonl" if last == ".json" else last
 
 
+def require_apart(source: Path, out: Path) -> None:
+    """Refuse to write into the folder that is read: what is written would be read as text.
+
+    Raises:
+        DataError: ``out`` is the folder ``source``, or lies in it.
+    """
+    if source.is_dir() and out.resolve().is_relative_to(source.resolve()):
+        raise DataError(f"an --out folder outside of {source}", str(out), "Choose another --out")
+
+
+def make_folder(out: Path) -> None:
+    """Create a folder for what a command writes, unless it is there.
+
+    Raises:
+        DataError: It cannot be.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"a folder at {out}", str(error), "Choose another --out") from error
+
+
 def text_files(path: Path) -> list[Path]:
     """The text files of a path: itself, or those in a folder and its folders, sorted by name.
 

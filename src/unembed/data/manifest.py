@@ -13,17 +13,43 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from unembed.config import DataSection
 from unembed.digest import file_digest
+from unembed.encoders.base import EncoderIdentity
 from unembed.errors import DataError
 
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer.json"
 FORMAT = 1
-_KEYS = ("encoder", "tokenizer", "source", "pieces", "complete", "shards")
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_SHOWN = 500  # characters of a setting in a message
+
+
+class _Tokenizer(BaseModel):
+    digest: str
+
+
+class _Pieces(BaseModel):
+    length: int
+
+
+class _Shard(BaseModel):
+    passages: int
+    pairs: int
+    sha256: dict[str, str]
+
+
+class _Manifest(BaseModel):
+    """What is read without a further look; there is more in the file."""
+
+    encoder: EncoderIdentity
+    tokenizer: _Tokenizer
+    source: dict[str, Any]
+    pieces: _Pieces
+    complete: bool
+    shards: list[_Shard]
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -35,7 +61,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     path = folder / MANIFEST
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise DataError(
             f"prepared pairs in {folder}", "no manifest.json", "Run `unembed prepare` first"
         ) from error
@@ -50,9 +76,16 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             "texts that `unembed prepare --stage 1` collected",
             f"Run `unembed prepare --stage 2 --source {folder} --out …`, and name its folder",
         )
-    missing = [key for key in _KEYS if key not in manifest]
-    if missing:
-        raise DataError(f"{', '.join(missing)} in {path}", "nothing", "Prepare the pairs again")
+    try:
+        _Manifest.model_validate(manifest)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise DataError(
+            f"a whole manifest of pairs in {path}",
+            f"{where}: {first['msg'].lower()}",
+            "Prepare the pairs again",
+        ) from error
     return manifest
 
 
@@ -70,6 +103,18 @@ def piece_settings(manifest: dict[str, Any]) -> dict[str, Any]:
             str(error.errors()[0]["msg"]),
             "Upgrade unembed, or prepare the pairs again",
         ) from error
+
+
+def difference(wanted: Any, found: Any) -> tuple[str, str]:
+    """Two settings that differ, for a message: of mappings only the keys that do."""
+    if isinstance(wanted, dict) and isinstance(found, dict):
+        keys = [key for key in {**wanted, **found} if wanted.get(key) != found.get(key)]
+        wanted, found = ({key: side.get(key) for key in keys} for side in (wanted, found))
+    first, second = (
+        text if len(text := str(side)) < _SHOWN else f"{text[:_SHOWN]} …"
+        for side in (wanted, found)
+    )
+    return first, second
 
 
 def shard_names(index: int) -> tuple[str, str]:

@@ -113,16 +113,19 @@ def _read_parquet(path: Path, column: str) -> Iterator[str]:
 
 def _read_jsonl(path: Path, column: str) -> Iterator[str]:
     for number, line in enumerate(_read_lines(path, column), start=1):
+        where = f"line {number} of {path}"
         try:
             row = json.loads(line) if line.strip() else {column: ""}
         except (ValueError, RecursionError) as error:  # not JSON, a number too long, too deep
             raise DataError(
-                "one JSON object a line", f"line {number} of {path}: {error}", "Correct the line"
+                "one JSON object a line", f"{where}: {error}", "Correct the line"
             ) from error
-        if not isinstance(row, dict) or column not in row:
-            keys = list(row) if isinstance(row, dict) else [type(row).__name__]
-            raise missing_column(path, column, keys)
-        yield _as_text(row[column], path, column)
+        if not isinstance(row, dict):
+            found = f"{where}: a {type(row).__name__}"
+            raise DataError("one JSON object a line", found, "Correct the line")
+        if column not in row:
+            raise missing_column(where, column, list(row))
+        yield _as_text(row[column], where, column)
 
 
 def _read_lines(path: Path, column: str) -> Iterator[str]:
@@ -141,7 +144,7 @@ def _read_lines(path: Path, column: str) -> Iterator[str]:
             ) from error
 
 
-def _as_text(value: object, path: Path, column: str) -> str:
+def _as_text(value: object, path: Path | str, column: str) -> str:
     if value is None:
         return ""
     if not isinstance(value, str):

@@ -226,6 +226,10 @@ class TextTokenizer:
                 ids = {**ids, "kept": ids_of(ids["kept"])}
             tokenizer = cls(path.read_text(encoding="utf-8"), **ids)
             _ = tokenizer.backend  # builds it
+            for name in ("mask_id", "pad_id", "end_id"):
+                if getattr(tokenizer, name) not in range(tokenizer.size):
+                    found = f"{name} {getattr(tokenizer, name)!r} in {tokenizer.size} tokens"
+                    raise ValueError(found)
             return tokenizer
         except Exception as error:  # the Rust library raises bare Exception
             raise CheckpointError(

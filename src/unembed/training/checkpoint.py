@@ -17,13 +17,13 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from unembed.denoiser import Denoiser
 from unembed.errors import CheckpointError, TrainingError
 from unembed.training.ema import EMA
 from unembed.training.sharding import like, whole
+from unembed.weights import write_tensors
 
 LATEST = "latest.safetensors"
 BEST = "best.safetensors"
@@ -95,7 +95,7 @@ def save_state(
     temporary = path.with_name(path.name + ".tmp")
     with written(path):
         try:
-            save_file(tensors, temporary, metadata)
+            write_tensors(tensors, temporary, metadata)
             with temporary.open("rb") as file:
                 os.fsync(file.fileno())
             temporary.replace(path)
@@ -121,7 +121,9 @@ def written(path: Path) -> Iterator[None]:
         yield
     except (OSError, SafetensorError) as error:
         raise TrainingError(
-            f"room to save {path}", str(error), "Free some space and start again with --resume"
+            f"room to save {path}",
+            str(error),
+            "Free some space and start again with --resume, or choose another --out",
         ) from error
 
 

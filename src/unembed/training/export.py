@@ -14,13 +14,15 @@ from unembed.encoders.base import EncoderIdentity
 from unembed.encoders.preflight import Fingerprint
 from unembed.encoders.tokenizer import TextTokenizer
 from unembed.errors import CheckpointError, DataError, TrainingError
-from unembed.inverter import CURVES, Inverter
+from unembed.inverter import CURVES, Inverter, is_inverter
 from unembed.training.card import make_card, read_evaluation
 from unembed.training.checkpoint import read_state
 from unembed.training.curves import draw_curves, read_run
 from unembed.weights import Storage
 
 _STATES = re.compile(r"best|latest|milestone-\d+")
+# What an export that was cut short may have left, and hidden files
+_OURS = re.compile(r"\..*|model.*|tokenizer\.json")
 
 
 def export_run(
@@ -36,7 +38,7 @@ def export_run(
 
     Args:
         run: Folder of `unembed train`.
-        out: Folder to write; older weights in it are replaced.
+        out: Folder to write, new or of an earlier export, whose files are replaced.
         which: ``best`` (lowest validation loss), ``latest`` or ``milestone-N``.
         storage: Number format and shard size; float16 if not given.
         card: Model card (Markdown) in place of the one made from the run.
@@ -48,8 +50,10 @@ def export_run(
     Raises:
         CheckpointError: There is no such state, it is damaged, or its weights do not fit the
             number format.
-        DataError: The evaluation is none, or is about another encoder.
+        DataError: The evaluation is none, or is about another encoder; or ``out`` holds something
+            else than an inverter.
     """
+    _require_own_folder(out)
     inverter = inverter_from_run(run, which)
     inverter.storage = storage or Storage()
     figures = None if evaluation is None else read_evaluation(evaluation, inverter.encoder)
@@ -66,6 +70,18 @@ def export_run(
     return notes
 
 
+def _require_own_folder(out: Path) -> None:
+    """Refuse a folder in which a README.md, a config.json or a tokenizer.json may be another's."""
+    found = [path.name for path in out.iterdir()] if out.is_dir() else []
+    others = sorted(name for name in found if not _OURS.fullmatch(name))
+    if (others and not is_inverter(out)) or (out.exists() and not out.is_dir()):
+        raise DataError(
+            f"a new folder at {out}, or an inverter's",
+            f"other files there, such as {others[0]}" if others else "a file",
+            "Choose another OUT",
+        )
+
+
 def inverter_from_run(run: Path, which: str = "best") -> Inverter:
     """The averaged weights of a run, as an inverter.
 
@@ -80,7 +96,14 @@ def inverter_from_run(run: Path, which: str = "best") -> Inverter:
         raise CheckpointError(
             "a state named best, latest or milestone-N", repr(which), "Correct --which"
         )
-    tensors, progress, facts = read_state(run / f"{which}.safetensors")
+    state = run / f"{which}.safetensors"
+    if not state.is_file():
+        raise CheckpointError(
+            f"a run of `unembed train` at {run}",
+            f"no {state.name} there",
+            "Correct the folder, or train until the first validation",
+        )
+    tensors, progress, facts = read_state(state)
     tokenizer = TextTokenizer.load(run / TOKENIZER, facts["tokenizer"])
     if tokenizer.digest != facts["tokenizer_digest"]:
         raise CheckpointError(

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from unembed.data.manifest import TOKENIZER
+from unembed.data.manifest import MANIFEST, TOKENIZER
 from unembed.data.pairs import Pairs
 from unembed.denoiser import Denoiser, DenoiserSizes
 from unembed.device import Compute
@@ -199,6 +199,10 @@ def _start_or_resume(run: Path, this: TrainingRun, resume: bool) -> Progress:
     latest = run / LATEST
     pairs = len(this.pairs) - this.config.training.validation_pairs
     if not latest.exists():
+        if (run / MANIFEST).exists():
+            raise CheckpointError(
+                f"an empty run folder at {run}", "prepared pairs or texts", "Choose another --out"
+            )
         if this.processes.first:
             with written(run / TOKENIZER):
                 run.mkdir(parents=True, exist_ok=True)

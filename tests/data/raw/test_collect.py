@@ -172,6 +172,22 @@ def test_other_settings_are_refused(sources, collected):
         collect_texts(sources, collected, CollectSettings(("en",), 90))
 
 
+def test_texts_are_not_written_over_nor_among_their_sources(sources, collected):
+    before = contents(collected)
+    shard = next(collected.glob("*.parquet"))
+    for source, out in ((collected, collected), (collected, collected / "b"), (shard, collected)):
+        (collected / MANIFEST).unlink(missing_ok=True)
+        with pytest.raises(DataError, match="an --out folder "):
+            collect_texts([Weighted(FileSource(str(source)))], out, SETTINGS)
+    del before[MANIFEST]
+    assert contents(collected) == before
+
+
+def test_a_source_without_a_name_is_refused():
+    with pytest.raises(DataError, match=r"a --source; found ' '"):
+        parse_source(" ")
+
+
 def test_one_writer_a_folder(sources, collected):
     with FileLock(collected / ".lock"), pytest.raises(DataError, match="another process"):
         collect_texts(sources, collected, SETTINGS)

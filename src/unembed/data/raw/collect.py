@@ -19,7 +19,8 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from unembed.data.manifest import write_json
+from unembed.data.files import make_folder, require_apart
+from unembed.data.manifest import difference, write_json
 from unembed.data.raw.duplicates import Duplicates
 from unembed.data.raw.filters import Limits
 from unembed.data.raw.mix import (
@@ -124,13 +125,21 @@ def collect_texts(
             disk is full, the folder holds something else, or another process is writing to it.
     """
     described = _describe(sources, settings)
+    for path in (path for weighted in sources for path in weighted.source.paths(settings.langs)):
+        require_apart(path, out)
+        if path.resolve().parent == out.resolve():
+            raise DataError(
+                f"an --out folder without sources, which {path.name} may be written over",
+                str(out),
+                "Choose another --out",
+            )
     if out.exists():
         _read_manifest(out, described)
     duplicates = Duplicates(settings.samples, settings.near_duplicates)
     tally = Tally()
     streams = open_streams(sources, settings.langs, tally)
     try:
-        out.mkdir(parents=True, exist_ok=True)
+        make_folder(out)
         with FileLock(out / ".lock", timeout=0):
             manifest = _read_manifest(out, described)
             samples = _samples(streams, settings, duplicates, tally)
@@ -172,9 +181,10 @@ def _read_manifest(out: Path, described: dict[str, Any]) -> dict[str, Any]:
     for key, value in described.items():
         found = manifest.get(key) if isinstance(manifest, dict) else None
         if found != value:
+            wanted, known = difference(value, found)
             raise DataError(
-                f"{out} to hold a collection with {key} {value}",
-                f"{found}",
+                f"{out} to hold a collection with {key} {wanted}",
+                known,
                 "Choose another --out folder, or delete this one",
             )
     return dict(manifest)

@@ -44,6 +44,9 @@ class Source(Protocol):
             DataError: The source is not there.
         """
 
+    def paths(self, langs: Sequence[str]) -> list[Path]:
+        """The files and folders of this machine that it reads."""
+
     def texts(self, lang: str, alone: bool, skip: Skip) -> Iterator[str]:
         """Yield the texts of a language in a fixed order, in bounded memory.
 
@@ -82,7 +85,7 @@ class FileSource:
         """Name, columns, and the names and sizes of the files as one digest."""
         digest, files, size = hashlib.sha256(), 0, 0
         for lang in langs if LANG in self.pattern else langs[:1]:
-            for path in self._found(lang):
+            for path in [file for found in self._found(lang) for file in text_files(found)]:
                 files, size = files + 1, size + path.stat().st_size
                 digest.update(f"{path.name}\n{path.stat().st_size}\n".encode())
         return {
@@ -95,6 +98,10 @@ class FileSource:
             "digest": digest.hexdigest(),
         }
 
+    def paths(self, langs: Sequence[str]) -> list[Path]:
+        """The file, the folder, or what the pattern finds."""
+        return [path for lang in langs for path in self._found(lang)]
+
     def texts(self, lang: str, alone: bool, skip: Skip) -> Iterator[str]:
         """Yield the texts of a language, file by file in the order of names."""
         pick = Pick(self.column, self.lang_column, lang, LANG in self.pattern, alone)
@@ -104,7 +111,7 @@ class FileSource:
             passed_over[reason] += 1
             skip(reason)
 
-        for path in self._files(lang):
+        for path in [file for found in self._paths(lang) for file in text_files(found)]:
             for text in read_rows(path, pick, count):
                 found = True
                 yield text
@@ -120,18 +127,18 @@ class FileSource:
 
     def _found(self, lang: str) -> list[Path]:
         try:
-            return self._files(lang)
+            return self._paths(lang)
         except MissingLanguageError:
             return []
 
-    def _files(self, lang: str) -> list[Path]:
+    def _paths(self, lang: str) -> list[Path]:
         path = Path(self.pattern.replace(LANG, lang))
         paths = sorted(path.parent.glob(path.name)) if "*" in path.name else [path]
         if not any(found.exists() for found in paths) and (LANG in self.pattern or not paths):
             raise MissingLanguageError(
                 f"texts in {lang!r}", f"nothing at {path}", "Correct --langs or --source"
             )
-        return [file for found in paths for file in text_files(found)]
+        return paths
 
 
 @dataclass(frozen=True)
@@ -189,6 +196,11 @@ class HubSource:
             raise MissingLanguageError(
                 f"texts in {lang!r} in {self.repository}", "none", "Correct --langs or --source"
             )
+
+    def paths(self, langs: Sequence[str]) -> list[Path]:
+        """The folder, where it is one; its cache of downloads is nobody's output."""
+        path = Path(self.repository)
+        return [path] if path.exists() else []
 
     @property
     def _revision(self) -> str | None:
@@ -265,8 +277,10 @@ def parse_source(spec: str, column: str = "text", lang_column: str = "lang") -> 
         lang_column: Column of the language.
 
     Raises:
-        DataError: It names no data set, or its weight is zero.
+        DataError: It names nothing, or its weight is zero.
     """
+    if not spec.strip():
+        raise DataError("a --source", repr(spec), "Name a file, a folder or a data set")
     found = None if Path(spec).exists() else _WEIGHT.fullmatch(spec)
     name, weight = (found["spec"], float(found["weight"])) if found else (spec, 1.0)
     if weight <= 0:
