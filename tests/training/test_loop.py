@@ -173,7 +173,7 @@ def test_a_full_disk_keeps_the_old_state(pairs, tmp_path, monkeypatch):
         Path(path).write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "save_file", full)
+    monkeypatch.setattr(checkpoint, "write_tensors", full)
     with pytest.raises(TrainingError, match="No space left"):
         loop.train(make_config(steps=8), pairs, tmp_path, CPU, resume=True)
     assert (tmp_path / LATEST).read_bytes() == before
@@ -447,7 +447,7 @@ except TrainingError as error:
 def test_a_disk_full_at_any_file_keeps_the_old_state(pairs, tmp_path, monkeypatch, refused):
     loop.train(make_config(steps=4), pairs, tmp_path, CPU)
     before = {name: (tmp_path / name).read_bytes() for name in (LATEST, BEST)}
-    original = checkpoint.save_file
+    original = checkpoint.write_tensors
 
     def full(tensors, path, metadata):
         if Path(path).name.startswith(refused):
@@ -457,7 +457,7 @@ def test_a_disk_full_at_any_file_keeps_the_old_state(pairs, tmp_path, monkeypatc
     def no_room(self, record):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "save_file", full)
+    monkeypatch.setattr(checkpoint, "write_tensors", full)
     if refused == loop.METRICS:
         monkeypatch.setattr(loop.MetricsLog, "write", no_room)
     with pytest.raises(TrainingError, match=rf"room to save .*{refused}.*No space left"):
