@@ -1,6 +1,6 @@
 """Decoding: the plain sampler against ours with the same result, and passes against accuracy.
 
-    python -m benchmarks.decoding --texts dev.parquet
+    python -m benchmarks.decoding --texts dev.parquet [--only speed,strategies]
 
 The plain side does what the published sampler does: one text at a time, as many passes as there
 are positions, every position projected and every probability worked out in every pass, in float32.
@@ -239,7 +239,8 @@ def main() -> None:
     parser.add_argument("--checkpoint", default="minilm")
     parser.add_argument("--texts", type=Path, help="held-out texts, for the table of strategies")
     parser.add_argument("--limit", type=int, default=128, help="texts of that table")
-    parser.add_argument("--rounds", type=int, default=5, help="0: no timing")
+    parser.add_argument("--only", default="speed,strategies", help="parts to run")
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--onnx", action="store_true", help="time ONNX Runtime as well")
     parser.add_argument("--quick", action="store_true", help="bfloat16 for the table of strategies")
     options = parser.parse_args()
@@ -253,8 +254,9 @@ def main() -> None:
         texts, originals = pieces_of(inverter, options.texts, options.limit)
         encoder = load_encoder(inverter.encoder.name, compute=choose_compute("cpu", "float32"))
         vectors = encoder.encode(texts)
-        steps.append(lambda: compare_strategies(inverter, encoder, vectors, originals, 0))
-    if options.rounds:
+        if "strategies" in options.only:
+            steps.append(lambda: compare_strategies(inverter, encoder, vectors, originals, 0))
+    if "speed" in options.only:
         with TemporaryDirectory() as folder:
             sides = {"ours": inverter}
             quickest = choose_compute("cpu")
