@@ -103,6 +103,37 @@ def test_without_gradients_logits_are_the_plain_product_in_float32(rows):
     torch.testing.assert_close(found, F.linear(h.float(), table, bias))
 
 
+@pytest.mark.parametrize("rows", [0, 1, 40])
+def test_a_coarse_table_finds_the_likeliest_whose_logits_are_exact(rows):
+    generator = torch.Generator().manual_seed(0)
+    h, table = (torch.randn(n, 24, generator=generator) for n in (rows, 9000))
+    bias = torch.randn(9000, generator=generator)
+    expected = F.linear(h, table, bias)
+    with torch.no_grad():
+        found = vocabulary_product(h, table, bias, table.bfloat16())
+    torch.testing.assert_close(found, expected, rtol=0.02, atol=0.1)
+    assert rows == 0 or not torch.equal(found, expected)
+    best, at = expected.max(dim=-1)
+    assert torch.equal(found.argmax(dim=-1), at)
+    torch.testing.assert_close(found.amax(dim=-1), best)
+    torch.testing.assert_close(
+        found.logsumexp(dim=-1), expected.logsumexp(dim=-1), rtol=0, atol=0.02
+    )
+
+
+def test_a_copy_in_another_format_leaves_the_network_alone(trained):
+    tokens, embedding, t = inputs()
+    where = torch.ones_like(tokens, dtype=torch.bool)
+    with torch.no_grad():
+        expected = trained(tokens, embedding, t, where)
+        quick = trained.in_format(torch.bfloat16)
+        with torch.autocast("cpu", torch.bfloat16):
+            found = quick(tokens, embedding, t, where)
+        assert found.dtype == torch.float32 and not torch.equal(found, expected)
+        assert torch.equal(trained(tokens, embedding, t, where), expected)
+    assert quick.state_dict().keys() == trained.state_dict().keys()
+
+
 def test_a_row_does_not_depend_on_its_batch(trained):
     tokens, embedding, t = inputs(batch=5)
     together = trained(tokens, embedding, t)

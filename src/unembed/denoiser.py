@@ -11,6 +11,7 @@ Letters: B batch, L length, D embedding size, H hidden size, V vocabulary, M mas
 from __future__ import annotations
 
 import math
+from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -23,6 +24,7 @@ from unembed.errors import CheckpointError
 _TIMESTEP_FEATURES = 256
 _COLUMNS = 1024  # of the logits that a CPU works out at once
 _ROWS = 16  # fewer go to other kernels, which round differently: a text would depend on its batch
+_COARSE_COLUMNS, _LIKELIEST = 4096, 8
 
 
 @dataclass(frozen=True)
@@ -116,22 +118,45 @@ def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(q, k, v)
 
 
-def vocabulary_product(h: Tensor, table: Tensor, bias: Tensor) -> Tensor:
+def vocabulary_product(
+    h: Tensor, table: Tensor, bias: Tensor, coarse: Tensor | None = None
+) -> Tensor:
     """Logits of h [M, H] with a table [V, H] and a bias [V]: [M, V].
 
     On a CPU without gradients they are float32 whatever format h came in, since what is drawn from
     them should be no coarser; and some columns at a time, each block as table times h, the order
     that is quicker there (docs/results.md).
+
+    Args:
+        h: What the last layer hands over.
+        table: Of the tokens, in float32.
+        bias: Of each token.
+        coarse: The table in a format with quicker products. These then say which tokens are the
+            likeliest eight of each position, whose logits are made again in float32; the others
+            keep the coarse ones.
     """
     if h.device.type != "cpu" or torch.is_grad_enabled():
         return F.linear(h, table, bias)
-    logits = torch.empty(max(len(h), _ROWS), len(table))
     with torch.autocast("cpu", enabled=False):
-        transposed = F.pad(h.float(), (0, 0, 0, len(logits) - len(h))).T
+        h = h.float()
+        if coarse is not None:
+            return _refined_product(h, table, bias, coarse)
+        logits = torch.empty(max(len(h), _ROWS), len(table))
+        transposed = F.pad(h, (0, 0, 0, len(logits) - len(h))).T
         for start in range(0, len(table), _COLUMNS):
             block = slice(start, start + _COLUMNS)
             logits[:, block] = torch.addmm(bias[block, None], table[block], transposed).T
     return logits[: len(h)]
+
+
+def _refined_product(h: Tensor, table: Tensor, bias: Tensor, coarse: Tensor) -> Tensor:
+    logits, rough = torch.empty(len(h), len(table)), h.to(coarse.dtype)
+    for start in range(0, len(table), _COARSE_COLUMNS):
+        block = slice(start, start + _COARSE_COLUMNS)
+        torch.add(rough @ coarse[block].T, bias[block], out=logits[:, block])
+    likeliest = logits.topk(min(_LIKELIEST, len(table)), dim=-1).indices  # [M, 8]
+    exact = torch.einsum("mkh,mh->mk", table[likeliest], h) + bias[likeliest]
+    return logits.scatter_(1, likeliest, exact)
 
 
 class Block(nn.Module):
@@ -187,6 +212,7 @@ class Denoiser(nn.Module):
         # A direct bag-of-words path: without it learning is far slower.
         self.embedding_shift = nn.Linear(sizes.embedding_dim, hidden, bias=False)
         self.output_bias = nn.Parameter(torch.zeros(sizes.vocab_size))
+        self.coarse_table: Tensor | None = None  # the token table in another format
         self._initialise()
 
     def _initialise(self) -> None:
@@ -250,7 +276,20 @@ class Denoiser(nn.Module):
         if where is None:
             return F.linear(h, self.token_table.weight, self.output_bias)
         h = h.flatten(0, 1)[where.flatten()]  # [M, H]
-        return vocabulary_product(h, self.token_table.weight, self.output_bias)
+        return vocabulary_product(h, self.token_table.weight, self.output_bias, self.coarse_table)
+
+    def in_format(self, dtype: torch.dtype) -> Denoiser:
+        """A copy to decode with under autocast to a format, in which no weight is left to convert.
+
+        On a CPU it finds the likeliest tokens in that format as well (`vocabulary_product`).
+        """
+        quick = deepcopy(self)
+        for module in quick.modules():
+            if isinstance(module, nn.Linear):
+                module.to(dtype)
+        if self.output_bias.device.type == "cpu":
+            quick.coarse_table = self.token_table.weight.detach().to(dtype)
+        return quick
 
     @torch.no_grad()
     def start_from_words(self, words: Tensor) -> None:

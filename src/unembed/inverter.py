@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from copy import deepcopy
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
@@ -147,8 +146,7 @@ class Inverter(
         self.compute = compute
         self._quick = None
         if compute.dtype != torch.float32:  # else autocast converts the weights in every pass
-            self._quick = deepcopy(self.denoiser)
-            self._quick.blocks.to(compute.dtype)
+            self._quick = self.denoiser.in_format(compute.dtype)
         return self
 
     def require_encoder(self, encoder: Encoder) -> None:
