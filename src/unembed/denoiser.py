@@ -1,9 +1,10 @@
 """The denoiser: a bidirectional transformer that fills masked tokens, told only an embedding.
 
-Read it top to bottom: sizes, attention, block, network. The conditioning follows DiT (Peebles and
-Xie, 2023, arXiv 2212.09748, section 3.2, "adaLN-Zero"): the embedding and the timestep are added
-into one vector, and each block derives from it a shift, a scale and a gate for its two branches.
-The maps to those are zero at the start, so every block starts as the identity.
+Read it top to bottom: sizes, attention, block, network; below it the vocabulary product in the
+order and format that suit a CPU. The conditioning follows DiT (Peebles and Xie, 2023, arXiv
+2212.09748, section 3.2, "adaLN-Zero"): the embedding and the timestep are added into one vector,
+and each block derives from it a shift, a scale and a gate for its two branches. The maps to those
+are zero at the start, so every block starts as the identity.
 
 Letters: B batch, L length, D embedding size, H hidden size, V vocabulary, M masked positions.
 """
@@ -116,47 +117,6 @@ def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         scores: Tensor = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)  # [B, heads, L, L]
         return torch.matmul(scores.softmax(dim=-1), v)
     return F.scaled_dot_product_attention(q, k, v)
-
-
-def vocabulary_product(
-    h: Tensor, table: Tensor, bias: Tensor, coarse: Tensor | None = None
-) -> Tensor:
-    """Logits of h [M, H] with a table [V, H] and a bias [V]: [M, V].
-
-    On a CPU without gradients they are float32 whatever format h came in, since what is drawn from
-    them should be no coarser; and some columns at a time, each block as table times h, the order
-    that is quicker there (docs/results.md).
-
-    Args:
-        h: What the last layer hands over.
-        table: Of the tokens, in float32.
-        bias: Of each token.
-        coarse: The table in a format with quicker products. These then say which tokens are the
-            likeliest eight of each position, whose logits are made again in float32; the others
-            keep the coarse ones.
-    """
-    if h.device.type != "cpu" or torch.is_grad_enabled():
-        return F.linear(h, table, bias)
-    with torch.autocast("cpu", enabled=False):
-        h = h.float()
-        if coarse is not None:
-            return _refined_product(h, table, bias, coarse)
-        logits = torch.empty(max(len(h), _ROWS), len(table))
-        transposed = F.pad(h, (0, 0, 0, len(logits) - len(h))).T
-        for start in range(0, len(table), _COLUMNS):
-            block = slice(start, start + _COLUMNS)
-            logits[:, block] = torch.addmm(bias[block, None], table[block], transposed).T
-    return logits[: len(h)]
-
-
-def _refined_product(h: Tensor, table: Tensor, bias: Tensor, coarse: Tensor) -> Tensor:
-    logits, rough = torch.empty(len(h), len(table)), h.to(coarse.dtype)
-    for start in range(0, len(table), _COARSE_COLUMNS):
-        block = slice(start, start + _COARSE_COLUMNS)
-        torch.add(rough @ coarse[block].T, bias[block], out=logits[:, block])
-    likeliest = logits.topk(min(_LIKELIEST, len(table)), dim=-1).indices  # [M, 8]
-    exact = torch.einsum("mkh,mh->mk", table[likeliest], h) + bias[likeliest]
-    return logits.scatter_(1, likeliest, exact)
 
 
 class Block(nn.Module):
@@ -320,6 +280,47 @@ class Denoiser(nn.Module):
         """
         smoothed = counts.to(self.output_bias) + 0.5
         self.output_bias.copy_((smoothed / smoothed.sum()).log())
+
+
+def vocabulary_product(
+    h: Tensor, table: Tensor, bias: Tensor, coarse: Tensor | None = None
+) -> Tensor:
+    """Logits of h [M, H] with a table [V, H] and a bias [V]: [M, V].
+
+    On a CPU without gradients they are float32 whatever format h came in, since what is drawn from
+    them should be no coarser; and some columns at a time, each block as table times h, the order
+    that is quicker there (docs/results.md).
+
+    Args:
+        h: What the last layer hands over.
+        table: Of the tokens, in float32.
+        bias: Of each token.
+        coarse: The table in a format with quicker products. These then say which tokens are the
+            likeliest eight of each position, whose logits are made again in float32; the others
+            keep the coarse ones.
+    """
+    if h.device.type != "cpu" or torch.is_grad_enabled():
+        return F.linear(h, table, bias)
+    with torch.autocast("cpu", enabled=False):
+        h = h.float()
+        if coarse is not None:
+            return _refined_product(h, table, bias, coarse)
+        logits = torch.empty(max(len(h), _ROWS), len(table))
+        transposed = F.pad(h, (0, 0, 0, len(logits) - len(h))).T
+        for start in range(0, len(table), _COLUMNS):
+            block = slice(start, start + _COLUMNS)
+            logits[:, block] = torch.addmm(bias[block, None], table[block], transposed).T
+    return logits[: len(h)]
+
+
+def _refined_product(h: Tensor, table: Tensor, bias: Tensor, coarse: Tensor) -> Tensor:
+    logits, rough = torch.empty(len(h), len(table)), h.to(coarse.dtype)
+    for start in range(0, len(table), _COARSE_COLUMNS):
+        block = slice(start, start + _COARSE_COLUMNS)
+        torch.add(rough @ coarse[block].T, bias[block], out=logits[:, block])
+    likeliest = logits.topk(min(_LIKELIEST, len(table)), dim=-1).indices  # [M, 8]
+    exact = torch.einsum("mkh,mh->mk", table[likeliest], h) + bias[likeliest]
+    return logits.scatter_(1, likeliest, exact)
 
 
 def parameter_counts(denoiser: nn.Module) -> tuple[int, int]:
