@@ -4,8 +4,9 @@
 
 The plain side does what the published sampler does: one text at a time, as many passes as there
 are positions, every position projected and every probability worked out in every pass, in float32.
-Ours has the same weights, in float32 (the same tokens) and, where the processor is quicker with it,
-in bfloat16 (nearly the same, which is counted). What counts are the ratios, medians of rounds in
+Ours has the same weights, in float32 (the same tokens, though a processor that is quicker with
+bfloat16 finds the likely ones with it) and, on such a one, all in bfloat16 (nearly the same, which
+is counted). What counts are the ratios, medians of rounds in
 which the sides take turns.
 """
 
@@ -97,11 +98,12 @@ def decoding_operations(sizes: DenoiserSizes, passes: int, batch: int, projected
         batch: Sequences B.
         projected: Positions whose logits were asked for, over all passes.
     """
-    hidden, length = sizes.hidden, sizes.length
-    position = sizes.layers * (4 * hidden**2 + 2 * hidden * sizes.feed_forward)
-    position += sizes.layers * 2 * length * hidden  # scores and mixing
-    text = (6 * sizes.layers + 2) * hidden**2  # modulation
-    return 2 * (passes * batch * (length * position + text) + projected * hidden * sizes.vocab_size)
+    hidden, length, layers = sizes.hidden, sizes.length, sizes.layers
+    attention = 3 * hidden**2 + 2 * length * hidden  # projections, scores and mixing
+    rest = hidden**2 + 2 * hidden * sizes.feed_forward  # of the last layer where it is asked for
+    text = (6 * layers + 2) * hidden**2  # modulation
+    whole = length * (layers * attention + (layers - 1) * rest) + text
+    return 2 * (passes * batch * whole + projected * (rest + hidden * sizes.vocab_size))
 
 
 def with_onnx(inverter: Inverter, folder: Path) -> Inverter:

@@ -134,8 +134,8 @@ class Block(nn.Module):
         self.down = nn.Linear(sizes.feed_forward, hidden)
         self.modulation = nn.Linear(hidden, 6 * hidden)
 
-    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
-        """From x [B, L, H] and condition [B, H] to [B, L, H]."""
+    def forward(self, x: Tensor, condition: Tensor, index: Tensor | None = None) -> Tensor:
+        """From x [B, L, H] and condition [B, H] to [B, L, H]; at flat indices [M] to [M, H]."""
         batch, length, hidden = x.shape
         parts = self.modulation(condition)[:, None].chunk(6, dim=-1)  # 6 of [B, 1, H]
         shift_a, scale_a, gate_a, shift_f, scale_f, gate_f = parts
@@ -144,11 +144,15 @@ class Block(nn.Module):
         qkv = self.qkv(h).view(batch, length, 3, self.heads, hidden // self.heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each [B, heads, L, H/heads]
         h = attention(q, k, v).transpose(1, 2).reshape(batch, length, hidden)
+        if index is not None:  # beyond attention no position needs another
+            x, h = x.flatten(0, 1)[index], h.flatten(0, 1)[index]  # [M, H]
+            of_rows = (p[:, 0][index // length] for p in (gate_a, shift_f, scale_f, gate_f))
+            gate_a, shift_f, scale_f, gate_f = of_rows
         x = torch.addcmul(x, gate_a, self.attention_out(h))
 
         h = modulate(self.norm_feed_forward(x), shift_f, scale_f)
         h = self.down(F.gelu(self.up(h)))
-        return torch.addcmul(x, gate_f, h)  # [B, L, H]
+        return torch.addcmul(x, gate_f, h)  # [B, L, H] or [M, H]
 
 
 class Denoiser(nn.Module):
@@ -192,27 +196,36 @@ class Denoiser(nn.Module):
                 nn.init.zeros_(parameter)
         nn.init.zeros_(self.embedding_shift.weight)
 
-    def features(self, tokens: Tensor, embedding: Tensor, t: Tensor) -> Tensor:
+    def features(
+        self, tokens: Tensor, embedding: Tensor, t: Tensor, where: Tensor | None = None
+    ) -> Tensor:
         """What the output table is multiplied with.
 
         Args:
             tokens: Ids [B, L], the mask token where undecided.
             embedding: Unit vectors [B, D].
             t: Timesteps [B] in [0, 1]; 1 is all masked.
+            where: Positions wanted, as in `forward`.
 
         Returns:
-            [B, L, H].
+            [B, L, H], or [M, H].
         """
         # A unit vector's components shrink with D; the MLP sees them at variance one.
         scaled = embedding * self.sizes.embedding_dim**0.5  # [B, D]
         condition = self.embedding_mlp(scaled) + self.timestep_mlp(timestep_features(t))
         condition = F.silu(condition)  # [B, H]
         x = self.token_table(tokens) + self.positions[: tokens.shape[1]]  # [B, L, H]
-        for block in self.blocks:
+        if where is not None and where.dtype == torch.bool:
+            where = where.flatten().nonzero()[:, 0]
+        for block in self.blocks[:-1]:
             x = block(x, condition)
-        shift, scale = self.modulation_out(condition)[:, None].chunk(2, dim=-1)  # [B, 1, H]
-        shift = shift + self.embedding_shift(scaled)[:, None]
-        return modulate(self.norm_out(x), shift, scale)
+        x = self.blocks[-1](x, condition, where)  # [B, L, H] or [M, H]
+        shift, scale = self.modulation_out(condition).chunk(2, dim=-1)  # [B, H]
+        shift = shift + self.embedding_shift(scaled)
+        if where is None:
+            return modulate(self.norm_out(x), shift[:, None], scale[:, None])
+        rows = where // tokens.shape[1]
+        return modulate(self.norm_out(x), shift[rows], scale[rows])
 
     def forward(
         self, tokens: Tensor, embedding: Tensor, t: Tensor, where: Tensor | None = None
@@ -232,10 +245,9 @@ class Denoiser(nn.Module):
         Returns:
             [B, L, V], or [M, V] for the M positions wanted, in row-major order.
         """
-        h = self.features(tokens, embedding, t)  # [B, L, H]
+        h = self.features(tokens, embedding, t, where)  # [B, L, H] or [M, H]
         if where is None:
             return F.linear(h, self.token_table.weight, self.output_bias)
-        h = h.flatten(0, 1)[where.flatten()]  # [M, H]
         return vocabulary_product(h, self.token_table.weight, self.output_bias, self.coarse_table)
 
     def in_format(self, dtype: torch.dtype) -> Denoiser:
@@ -313,11 +325,17 @@ def vocabulary_product(
     return logits[: len(h)]
 
 
-def _refined_product(h: Tensor, table: Tensor, bias: Tensor, coarse: Tensor) -> Tensor:
-    logits, rough = torch.empty(len(h), len(table)), h.to(coarse.dtype)
-    for start in range(0, len(table), _COARSE_COLUMNS):
+def coarse_product(h: Tensor, coarse: Tensor, bias: Tensor) -> Tensor:
+    """Logits in float32 [M, V] of h [M, H], as exact as the format of the table is."""
+    logits, rough = torch.empty(len(h), len(coarse)), h.to(coarse.dtype)
+    for start in range(0, len(coarse), _COARSE_COLUMNS):
         block = slice(start, start + _COARSE_COLUMNS)
         torch.add(rough @ coarse[block].T, bias[block], out=logits[:, block])
+    return logits
+
+
+def _refined_product(h: Tensor, table: Tensor, bias: Tensor, coarse: Tensor) -> Tensor:
+    logits = coarse_product(h, coarse, bias)
     likeliest = logits.topk(min(_LIKELIEST, len(table)), dim=-1).indices  # [M, 8]
     exact = torch.einsum("mkh,mh->mk", table[likeliest], h) + bias[likeliest]
     return logits.scatter_(1, likeliest, exact)
