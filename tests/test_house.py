@@ -37,8 +37,10 @@ ALLOWED = {
     "training/start.py": "data denoiser errors inverter",
     "scorer": "encoders",
     "onnx_denoiser": "denoiser errors",
+    "quick_denoiser": "decoding denoiser device diffusion",
     "weights": "errors",
-    "inverter": "decoding denoiser device diffusion encoders errors onnx_denoiser scorer weights",
+    "inverter": "decoding denoiser device diffusion encoders errors onnx_denoiser quick_denoiser "
+    "scorer weights",
     "vectors": "data errors",
     "inversion": "encoders errors inverter vectors",
     "evaluation": "config data encoders errors inverter",

@@ -28,6 +28,7 @@ from unembed.encoders.preflight import Fingerprint
 from unembed.encoders.tokenizer import TextTokenizer
 from unembed.errors import CheckpointError, ConfigError, EmbeddingError
 from unembed.onnx_denoiser import FILE, OnnxDenoiser, export_onnx, onnx_is_here
+from unembed.quick_denoiser import quickest
 from unembed.scorer import EncoderScorer
 from unembed.weights import INDEX, Storage, load_weights, save_weights, stored_as
 
@@ -109,7 +110,7 @@ class Inverter(
         self.storage = Storage()
         self.curves: bytes | None = None
         self._proved: Encoder | None = None
-        self._quick: Denoiser | None = None
+        self._quick: DenoiserFn | None = None
         self.compute = choose_compute("cpu", "float32")
 
     @property
@@ -145,8 +146,6 @@ class Inverter(
         self.denoiser.to(compute.device)
         self.compute = compute
         self._quick = None
-        if compute.dtype != torch.float32:  # else autocast converts the weights in every pass
-            self._quick = self.denoiser.in_format(compute.dtype)
         return self
 
     def require_encoder(self, encoder: Encoder) -> None:
@@ -254,9 +253,11 @@ class Inverter(
 
     def _prepared(self, guidance: tuple[float, float] | None, repetition: float) -> DenoiserFn:
         """The network in its quickest form here, guided and kept from repeating itself."""
-        denoiser: DenoiserFn = self._quick or self.denoiser
+        denoiser: DenoiserFn
         if self.onnx is not None and self.compute == choose_compute("cpu", "float32"):
             denoiser = self.onnx
+        else:
+            denoiser = self._quick = self._quick or quickest(self.denoiser, self.compute)
         if guidance is not None:
             denoiser = Guidance(*guidance).wrap(denoiser, self.canvas.schedule)
         return Repetition(repetition).wrap(denoiser, self.canvas)

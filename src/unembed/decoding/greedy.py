@@ -17,6 +17,7 @@ from unembed.decoding.base import (
     require_among,
     require_between,
 )
+from unembed.decoding.glance import TwoSpeeds, survey
 from unembed.decoding.lengths import decode_lengths
 from unembed.decoding.state import (
     DOUBTED,
@@ -83,7 +84,12 @@ class Greedy:
     def fill(self, state: State, denoiser: DenoiserFn, passes: int) -> bool:
         """One pass of those left; whether nothing is masked after it."""
         masked = state.masked
-        probabilities, guesses, *leads = state.read(denoiser, masked, self._read)
+        count = even_share(masked, passes)
+        leads: Sequence[Tensor] = ()
+        if isinstance(denoiser, TwoSpeeds) and self.order == "confidence":
+            probabilities, guesses = survey(state, denoiser, masked, count)
+        else:
+            probabilities, guesses, *leads = state.read(denoiser, masked, self._read)
         best, tokens = spread(probabilities, masked, 0.0), spread(guesses, masked, 0)
         state.guess(tokens, best)
         sureness = best
@@ -92,7 +98,7 @@ class Greedy:
         elif self.order == "left-to-right":
             sureness = torch.arange(0.0, -masked.shape[1], -1.0, device=best.device).expand_as(best)
         sureness = sureness.masked_fill(said_before(tokens, sureness, masked), DOUBTED)
-        chosen = mask_surest(sureness, masked, even_share(masked, passes))
+        chosen = mask_surest(sureness, masked, count)
         state.settle(chosen, tokens, best)
         return not bool(state.masked.any())
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from unembed.decoding.base import Canvas, require_between
+from unembed.decoding.glance import Glance, TwoSpeeds
 from unembed.diffusion import DenoiserFn
 
 DEFAULT = 2.0
@@ -36,12 +37,36 @@ class Repetition:
             return denoiser
         special = [i for i in (canvas.mask_id, canvas.end_id, canvas.pad_id) if i is not None]
 
-        def penalised(tokens: Tensor, embedding: Tensor, t: Tensor, where: Tensor) -> Tensor:
-            logits = denoiser(tokens, embedding, t, where).float()  # [M, V]
+        def costs(tokens: Tensor, where: Tensor) -> tuple[Tensor, Tensor]:
+            """The tokens around each position in question and what each costs, [M, L] both."""
             said = tokens != special[0]
             for token in special[1:]:
                 said &= tokens != token
-            rows = where.nonzero()[:, 0]  # of each position in question [M]
-            return logits.scatter_add_(1, tokens[rows], (-self.penalty * said.float())[rows])
+            rows = where.nonzero()[:, 0]
+            return tokens[rows], (-self.penalty * said.float())[rows]
 
-        return penalised
+        def penalised(tokens: Tensor, embedding: Tensor, t: Tensor, where: Tensor) -> Tensor:
+            logits = denoiser(tokens, embedding, t, where).float()  # [M, V]
+            return logits.scatter_add_(1, *costs(tokens, where))
+
+        if not isinstance(denoiser, TwoSpeeds):
+            return penalised
+        plain_glance = denoiser.glance
+
+        def glance(tokens: Tensor, embedding: Tensor, t: Tensor, where: Tensor) -> Glance:
+            said, cost = costs(tokens, where)
+            plain = plain_glance(tokens, embedding, t, where)
+
+            def exactly(rows: Tensor, wanted: Tensor | None) -> Tensor:
+                logits = plain.exactly(rows, wanted)
+                if wanted is None:
+                    return logits.scatter_add_(1, said[rows], cost[rows])
+                same = wanted[:, :, None] == said[rows][:, None]  # [R, K, L]
+                return logits + (same * cost[rows][:, None]).sum(dim=2)
+
+            def coarse(rows: Tensor) -> Tensor:
+                return plain.coarse(rows).scatter_add_(1, said[rows], cost[rows])
+
+            return Glance(coarse, exactly)
+
+        return TwoSpeeds(penalised, glance)

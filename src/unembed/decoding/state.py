@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import torch
@@ -38,6 +38,7 @@ class State:
             undecided.
         order: Pass in which each position was settled [B, L]; 0 where undecided or given.
         passes: Denoiser passes spent on each sequence [B].
+        forbidden: Ids of the tokens that are never put anywhere.
     """
 
     def __init__(
@@ -53,9 +54,9 @@ class State:
         self.confidences = (self.tokens != canvas.mask_id).float()
         self.order = torch.zeros_like(self.tokens)
         self.passes = torch.zeros(len(self.tokens), dtype=torch.long, device=embedding.device)
-        self._forbidden = [canvas.mask_id]
+        self.forbidden = [canvas.mask_id]
         if content_only:
-            self._forbidden += [i for i in (canvas.end_id, canvas.pad_id) if i is not None]
+            self.forbidden += [i for i in (canvas.end_id, canvas.pad_id) if i is not None]
         self._guesses: tuple[Tensor, Tensor] | None = None
         self._shown = blank.cpu()
 
@@ -69,9 +70,6 @@ class State:
     ) -> tuple[Tensor, ...]:
         """One denoiser pass over the sequences that have a position in question.
 
-        The logits of all of them, [M, V], would be the largest tensor of decoding, so they are made
-        and read for some sequences at a time.
-
         Args:
             denoiser: See `Strategy`.
             where: Masked positions in question, boolean [B, L].
@@ -81,18 +79,29 @@ class State:
         Returns:
             The reader's figures [M, ...] for the M positions in row-major order.
         """
-        if t is None:
-            t = self.canvas.schedule.timestep(self.masked.float().mean(dim=1))
-        self.passes += where.any(dim=1)
         found, first = [], 0
-        for rows in _together(where):
-            given = (x[rows] for x in (self.tokens, self.embedding, t, where))
+        for _, given in self.asked(where, t):
             logits = denoiser(*given).float()
-            logits[:, self._forbidden] = -torch.inf
+            logits[:, self.forbidden] = -torch.inf
             part = slice(first, first + len(logits))
             found.append(reader(logits, part))
             first = part.stop
         return tuple(torch.cat(figures) for figures in zip(*found, strict=True))
+
+    def asked(
+        self, where: Tensor, t: Tensor | None = None, together: int | None = None
+    ) -> Iterator[tuple[Tensor, tuple[Tensor, Tensor, Tensor, Tensor]]]:
+        """What a denoiser is given in one pass, and which rows [b] of the batch that is about.
+
+        The logits of all sequences, [M, V], would be the largest tensor of decoding, so they are to
+        be made and read for some sequences at a time: those with ``together`` positions in
+        question, or as many as suit the device. Other arguments as in `read`.
+        """
+        if t is None:
+            t = self.canvas.schedule.timestep(self.masked.float().mean(dim=1))
+        self.passes += where.any(dim=1)
+        for rows in _together(where, together):
+            yield rows, (self.tokens[rows], self.embedding[rows], t[rows], where[rows])
 
     def guess(self, tokens: Tensor, confidences: Tensor) -> None:
         """Keep what this pass finds likeliest, [B, L] each, for the next `show`."""
@@ -138,11 +147,11 @@ class State:
         return Decoded(self.tokens, self.confidences, self.order, self.passes)
 
 
-def _together(where: Tensor) -> tuple[Tensor, ...]:
+def _together(where: Tensor, most: int | None = None) -> tuple[Tensor, ...]:
     """Rows of the sequences with a position in question, those whose logits are made at once."""
     counts = where.sum(dim=1)
     rows = counts.nonzero()[:, 0]
-    most = _TOGETHER.get(where.device.type, _TOGETHER["cpu"])
+    most = most or _TOGETHER.get(where.device.type, _TOGETHER["cpu"])
     part = (counts[rows].cumsum(dim=0) - 1) // most
     _, sizes = torch.unique_consecutive(part, return_counts=True)
     return torch.split(rows, sizes.tolist() or [0])

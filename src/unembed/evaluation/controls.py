@@ -40,8 +40,9 @@ def blindfold(inverter: Inverter) -> Inverter:
     trained without condition dropout has not seen it either, and may write nonsense.
     """
     blind = copy.copy(inverter)
+    blindfolded = _Blindfolded(inverter.denoiser)
     # Nor may it see through another form of the network
-    vars(blind).update(denoiser=_Blindfolded(inverter.denoiser), onnx=None, _quick=None)
+    vars(blind).update(denoiser=blindfolded, _quick=blindfolded, onnx=None)
     return blind
 
 
