@@ -99,6 +99,10 @@ def test_a_loaded_configuration_cannot_change():
         ("data:\n  min_tokens: 40", ["data", "min_tokens (40)", "length - 1 (31)"]),
         ("denoiser:\n  heads: 7", ["denoiser", "heads (7)", "hidden (768)"]),
         ("training:\n  steps: 10", ["training", "warmup_steps (1000)", "steps (10)"]),
+        (
+            "training:\n  steps: 2000\n  milestones: [500, 3000]",
+            ["training", "milestones (3000)", "steps (2000)"],
+        ),
     ],
 )
 def test_a_bad_value_is_refused_with_key_value_and_what_is_allowed(tmp_path, text, said):

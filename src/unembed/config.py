@@ -224,6 +224,14 @@ class TrainingSection(Section):
         return self
 
     @model_validator(mode="after")
+    def _milestones_are_reached(self) -> TrainingSection:
+        if max(self.milestones, default=0) > self.steps:
+            raise ValueError(
+                f"milestones ({max(self.milestones)}) must be at most steps ({self.steps})"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _a_shard_has_a_batch_size(self) -> TrainingSection:
         if self.shard and self.batch_size == "auto":
             raise ValueError("batch_size must be a number with shard: auto tries a whole copy")

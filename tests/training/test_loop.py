@@ -226,6 +226,27 @@ def test_too_few_pairs_is_refused(pairs, tmp_path):
         loop.train(make_config(validation_pairs=4096), pairs, tmp_path, CPU)
 
 
+def test_pairs_of_another_length_than_the_configuration_are_refused(pairs, tmp_path):
+    config = make_config()
+    longer = config.data.length + 1
+    data = config.data.model_copy(update={"length": longer})
+    with pytest.raises(TrainingError, match=f"--set data.length={config.data.length}"):
+        loop.train(config.model_copy(update={"data": data}), pairs, tmp_path, CPU)
+
+
+@pytest.mark.parametrize("changed", ["seed", "validation_pairs", "batch_size"])
+def test_a_run_is_not_resumed_with_other_samples(pairs, tmp_path, changed):
+    config = make_config(steps=4)
+    loop.train(config, pairs, tmp_path, CPU)
+    before = (tmp_path / LATEST).read_bytes()
+    value = getattr(config.training, changed)
+    with pytest.raises(CheckpointError, match=rf"training\.{changed}.*{value}"):
+        loop.train(make_config(steps=8, **{changed: value + 1}), pairs, tmp_path, CPU, resume=True)
+    assert (tmp_path / LATEST).read_bytes() == before
+    same = {"accumulate": config.training.batch_size, "batch_size": 1}
+    assert loop.train(make_config(steps=5, **same), pairs, tmp_path, CPU, resume=True).step == 5
+
+
 def test_export_takes_the_averaged_weights(pairs, tmp_path):
     loop.train(make_config(), pairs, tmp_path, CPU)
     inverter = inverter_from_run(tmp_path)

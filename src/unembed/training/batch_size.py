@@ -55,7 +55,7 @@ def settle_batch_size(
     found = processes.smallest(find(config, pairs, processes.alone(), network, most))
     if found < 1:
         raise TrainingError(
-            f"memory and pairs for a batch of {_PROBE}",
+            f"memory for a batch of {_PROBE} and {2 * _PROBE} pairs a process",
             f"{free_bytes(processes.compute.device)} bytes free, {available} pairs a process",
             "Choose a smaller denoiser or set training.batch_size",
         )

@@ -40,7 +40,7 @@ from unembed.training.step import TrainingRun, assemble, optimiser_step
 from unembed.training.validation import decode_held_out, validate
 
 if TYPE_CHECKING:
-    from unembed.config import Config
+    from unembed.config import Config, TrainingSection
 
 
 def train(
@@ -163,6 +163,13 @@ def _build(
             str(settings.pairs_a_pass),
             "Raise it or start fewer processes",
         )
+    length = int(pairs.manifest["pieces"]["length"])
+    if config.data.length != length:
+        raise TrainingError(
+            f"pairs of data.length {config.data.length}",
+            f"pairs of {length} tokens",
+            f"Pass --set data.length={length}, or prepare pairs with this configuration",
+        )
     denoiser = _network(config, pairs)
     denoiser.start_from_frequencies(torch.from_numpy(pairs.token_counts))
     if settings.start_from is not None:
@@ -222,11 +229,31 @@ def _start_or_resume(run: Path, this: TrainingRun, resume: bool) -> Progress:
                 f"{saved.get(key)} in {latest}",
                 "Use the data and configuration of that run, or another --out",
             )
+    _require_same_samples(saved["config"]["training"], this.config.training, latest)
     updates = progress.step - progress.skipped
     guard = restore(tensors, this.denoiser, this.ema, this.optimizer, updates)
     if guard is not None:
         this.guard.restore(guard)
     return replace(progress, pairs=pairs)
+
+
+def _require_same_samples(saved: dict[str, Any], settings: TrainingSection, latest: Path) -> None:
+    """Refuse what would show a run other pairs than those its log and its held-out figures count."""
+    now = settings.model_dump()
+    for key in ("seed", "validation_pairs"):
+        if saved[key] != now[key]:
+            raise CheckpointError(
+                f"training.{key} {saved[key]}, as in {latest}",
+                str(now[key]),
+                f"Pass --set training.{key}={saved[key]}, or another --out",
+            )
+    samples = [training["batch_size"] * training["accumulate"] for training in (saved, now)]
+    if samples[0] != samples[1]:
+        raise CheckpointError(
+            f"training.batch_size x training.accumulate = {samples[0]}, as in {latest}",
+            str(samples[1]),
+            "Set them to that product, or choose another --out",
+        )
 
 
 @contextmanager
