@@ -97,6 +97,7 @@ def test_a_loaded_configuration_cannot_change():
         ("training:\n  compile: 1", ["training.compile:", "found 1", "true or false)"]),
         # values that do not go together
         ("data:\n  min_tokens: 40", ["data", "min_tokens (40)", "length - 1 (31)"]),
+        ("data:\n  language: de", ["data", "language (de)", "sentencex"]),
         ("denoiser:\n  heads: 7", ["denoiser", "heads (7)", "hidden (768)"]),
         ("training:\n  steps: 10", ["training", "warmup_steps (1000)", "steps (10)"]),
         (

@@ -90,6 +90,14 @@ class DataSection(Section):
     vocabulary: VocabularySection = VocabularySection()
 
     @model_validator(mode="after")
+    def _rules_belong_to_a_segmenter(self) -> DataSection:
+        if self.segmenter == "regex" and self.language != "en":
+            raise ValueError(
+                f"language ({self.language}) is for segmenter sentencex; regex has one set of rules"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _a_piece_fits(self) -> DataSection:
         if self.min_tokens >= self.length:
             raise ValueError(

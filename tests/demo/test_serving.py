@@ -14,7 +14,8 @@ from benchmarks.serving import load
 from starlette.testclient import TestClient
 
 from unembed.demo.metrics import Metrics
-from unembed.demo.server import configure
+from unembed.demo.server import configure, proxies_of
+from unembed.errors import ConfigError
 
 from .conftest import parse_events
 
@@ -199,6 +200,13 @@ def test_a_proxy_speaks_for_others_only_when_trusted(serve, proxies, status):
         for address in ("192.0.2.1", "192.0.2.2")
     ]
     assert [answer.status_code for answer in answers] == [200, status]
+
+
+def test_what_is_no_address_is_not_taken_for_a_proxy():
+    given = ["127.0.0.1", "10.0.0.0/8", "::1", "*"]
+    assert proxies_of(given) == given
+    with pytest.raises(ConfigError, match="network for --trust-proxy"):
+        proxies_of(["nginx"])
 
 
 def test_metrics_of_two_servers_are_apart():

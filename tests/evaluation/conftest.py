@@ -31,6 +31,8 @@ class LookupInverter:
         self.encoder.require_same(encoder.identity, "vectors")
 
     def invert(self, vectors, **options):
+        if not len(vectors):
+            return []  # the settings are looked at, nothing is decoded
         if len(self.calls) == self.stop_after:
             raise KeyboardInterrupt
         self.calls.append((len(vectors), options))

@@ -293,3 +293,17 @@ def test_a_real_inverter_beats_its_shuffled_control(inverter, encoder, passages)
 def test_strategies_must_differ(lookup, encoder, passages, strategy):
     with pytest.raises(ConfigError, match="different strategies"):
         evaluate(lookup, encoder, passages, strategy=strategy)
+
+
+@pytest.mark.parametrize("wrong", ["greeedy", "greedy:order=best", "euler:top_p=2"])
+def test_a_wrong_strategy_is_refused_before_any_is_tried(inverter, encoder, passages, wrong):
+    said = []
+    with pytest.raises(ConfigError):
+        evaluate(
+            inverter,
+            encoder,
+            passages,
+            strategy=["greedy", wrong],
+            progress=lambda *stage: said.append(stage),
+        )
+    assert said == []

@@ -97,7 +97,8 @@ def prepare(
                 run=run,
             )
     pairs = sum(shard["pairs"] for shard in manifest["shards"])
-    typer.echo(f"{pairs} pairs in {len(manifest['shards'])} shards in {out}")
+    shards = len(manifest["shards"])
+    typer.echo(f"{pairs} pair{'s' * (pairs != 1)} in {shards} shard{'s' * (shards != 1)} in {out}")
 
 
 def preflight(

@@ -40,7 +40,7 @@ def serve(
     trust_proxy: Annotated[
         list[str] | None,
         typer.Option(
-            "--trust-proxy", help="Address whose X-Forwarded-For is believed. Repeatable."
+            "--trust-proxy", help="Address (network) whose X-Forwarded-For is believed. Repeatable."
         ),
     ] = None,
     rate: Annotated[
@@ -66,6 +66,7 @@ def serve(
     from unembed.demo.limits import Limits
     from unembed.demo.loading import load_demo
 
+    proxies = server.proxies_of(trust_proxy or [])
     bound = server.bind(host, port)
     limits = Limits(
         rate=None if rate == "none" else rate,
@@ -92,7 +93,7 @@ def serve(
             _open(address)
 
     server.write_log()
-    server.run(app, bound, ready=ready, proxies=trust_proxy or [])
+    server.run(app, bound, ready=ready, proxies=proxies)
 
 
 def _require_extra() -> None:

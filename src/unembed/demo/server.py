@@ -6,6 +6,7 @@ import logging
 import socket
 import sys
 from collections.abc import Callable, Sequence
+from ipaddress import ip_network
 from types import FrameType
 
 import uvicorn
@@ -82,6 +83,23 @@ def run(
     """
     demo: Demo = app.state.demo
     _Server(configure(app, proxies), ready, demo.drain).run(sockets=[bound])
+
+
+def proxies_of(given: Sequence[str]) -> list[str]:
+    """The addresses and networks (10.0.0.0/8) whose X-Forwarded-For is to be believed; * is any.
+
+    Raises:
+        ConfigError: One is neither: believed as a word, it would never match.
+    """
+    for address in given:
+        try:
+            if address != "*":
+                ip_network(address)
+        except ValueError as error:
+            raise ConfigError(
+                "an IP address or network for --trust-proxy", str(error), "Correct --trust-proxy"
+            ) from error
+    return list(given)
 
 
 def configure(app: FastAPI, proxies: Sequence[str] = ()) -> uvicorn.Config:

@@ -106,6 +106,8 @@ def evaluate(  # noqa: PLR0913 - the front door; all but the first three have a 
     if train_pairs is not None:
         inverter.encoder.require_same(train_pairs.encoder, "training pairs")
     attacks = name_attacks(strategy, steps)
+    for attack in attacks.values():  # a wrong one is told before the others have taken hours
+        inverter.invert(np.empty((0, inverter.encoder.dimension)), **attack.arguments(encoder))
     report = progress or (lambda stage, done, total: None)
     samples = Samples(
         texts,

@@ -238,7 +238,7 @@ def _start_or_resume(run: Path, this: TrainingRun, resume: bool) -> Progress:
 
 
 def _require_same_samples(saved: dict[str, Any], settings: TrainingSection, latest: Path) -> None:
-    """Refuse what would show a run other pairs than those its log and its held-out figures count."""
+    """Refuse what would show a run other pairs than its log and its held-out figures count."""
     now = settings.model_dump()
     for key in ("seed", "validation_pairs"):
         if saved[key] != now[key]:
