@@ -1,4 +1,5 @@
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ from safetensors.torch import load_file
 
 from unembed.denoiser import Denoiser, preset
 from unembed.diffusion import WEIGHTS, LogLinear, corrupt_batch, diffusion_loss
-from unembed.training import loop
+from unembed.training import loop, step
 from unembed.training.candidates import CandidateSampler
 from unembed.training.checkpoint import LATEST
 from unembed.training.linear_cross_entropy import ChunkedCrossEntropy
@@ -108,3 +109,20 @@ def test_a_run_with_candidates_resumes_exactly_and_differs_from_one_without(pair
     logged = {n: [r for r in records(tmp_path / n) if "loss" in r] for n in ("whole", "plain")}
     assert all("masked_accuracy" not in r for r in logged["whole"])
     assert all("masked_accuracy" in r for r in logged["plain"])
+
+
+def test_padding_of_which_little_is_scored_is_as_rare_a_target():
+    """Each candidate stands for 1 / its chance tokens: together for the whole vocabulary."""
+    counts = (1e6 / np.arange(1, 2001)).astype(np.int64)
+    counts[0] = before = counts.sum()  # padding
+    pairs = SimpleNamespace(token_counts=counts, tokenizer=SimpleNamespace(pad_id=0))
+    sampler = step._sampler(pairs, make_config(sampled_vocabulary=64, scored_padding=0.1).training)
+    scored = torch.from_numpy(counts.astype(np.float64))
+    scored[0] *= 0.1
+    stands_for = []
+    for seed in range(200):
+        targets = torch.multinomial(scored, 165, replacement=True, generator=seeded(seed))
+        found = sampler.draw(targets, seeded(seed))
+        stands_for.append(float((-found.log_inclusion).exp().sum()))
+    assert np.mean(stands_for) == pytest.approx(2000, rel=0.02)
+    assert counts[0] == before, "the counts of the pairs are left alone"

@@ -2,6 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from unembed.training.batch import sent
 from unembed.training.condition import perturb
 
 
@@ -48,3 +49,20 @@ def test_what_is_drawn_is_sent_without_waiting(monkeypatch):
     monkeypatch.setattr(torch.Tensor, "to", spy)
     perturb(torch.eye(4), 0.5, 0.1, torch.Generator())
     assert waits == [False, False]
+
+
+def test_a_gpu_is_sent_to_from_pinned_memory():
+    """Only such a copy goes on while the host does something else."""
+    calls = []
+
+    class Spy:
+        def pin_memory(self):
+            calls.append("pinned")
+            return self
+
+        def to(self, device, non_blocking):
+            calls.append((device.type, non_blocking))
+
+    for kind in ("cuda", "cpu"):
+        sent(Spy(), torch.device(kind))
+    assert calls == ["pinned", ("cuda", True), ("cpu", True)]

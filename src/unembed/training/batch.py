@@ -41,7 +41,7 @@ def rows_of(pairs: Pairs, settings: TrainingSection, device: torch.device) -> Ro
 
     def read(rows: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
         tokens, vectors = pairs.rows(rows)
-        return _sent(torch.from_numpy(tokens), device), _sent(torch.from_numpy(vectors), device)
+        return sent(torch.from_numpy(tokens), device), sent(torch.from_numpy(vectors), device)
 
     return read
 
@@ -55,14 +55,14 @@ def _resident(pairs: Pairs, device: torch.device) -> RowsFn:
         embeddings[start : start + len(ids)] = torch.from_numpy(np.array(vectors))
 
     def gather(rows: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
-        at = _sent(torch.from_numpy(rows), device)
+        at = sent(torch.from_numpy(rows), device)
         vectors = embeddings[at].float()
         return tokens[at].long(), vectors / vectors.norm(dim=1, keepdim=True).clamp_min(1e-6)
 
     return gather
 
 
-def _sent(tensor: Tensor, device: torch.device) -> Tensor:
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
     """On the device; from pinned memory to a GPU, so that the host need not wait for it."""
     if device.type == "cuda":
         tensor = tensor.pin_memory()
@@ -141,15 +141,15 @@ def masked_batch(
         index, weights = padding.choose(x0, index, weights, draws)
     missing = max(0, count - len(index))
     index, weights = F.pad(index, (0, missing)), F.pad(weights, (0, missing))
-    masked, index = _sent(masked, device), _sent(index, device)
+    masked, index = sent(masked, device), sent(index, device)
     xt = torch.where(masked, mask_id, x0)
     return Corrupted(
         xt=xt,
-        t=_sent(t, device),
+        t=sent(t, device),
         masked=masked,
         index=index,
         targets=x0.flatten()[index],
-        weights=_sent(weights, device),
+        weights=sent(weights, device),
         positions=batch * length,
     )
 

@@ -24,11 +24,11 @@ class CandidateSampler:
         size: Candidates beside the targets, half of them the most frequent tokens; at least 2.
     """
 
-    def __init__(self, counts: NDArray[np.int64], size: int) -> None:
+    def __init__(self, counts: NDArray[np.float64], size: int) -> None:
         order = torch.from_numpy(np.argsort(-counts, kind="stable"))
         self._frequent, self._others = order[: size // 2], order[size // 2 :]
         self._random = min(size - size // 2, len(self._others))
-        self._shares = torch.from_numpy(counts / counts.sum())  # float64 [V]
+        self._shares = torch.from_numpy(counts / counts.sum())  # [V]
 
     def draw(self, targets: Tensor, generator: torch.Generator) -> Candidates:
         """The candidates for a batch's targets [M], on their device; a GPU is waited for."""

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from unembed.training.batch import sent
+
 
 def perturb(
     embedding: Tensor,
@@ -36,10 +38,9 @@ def perturb(
     """
     batch, width = len(embedding) if batch is None else batch, embedding.shape[1]
     if noise:
-        drawn = torch.randn(batch, width, generator=generator)[own]
-        drawn = drawn.to(embedding, non_blocking=True)  # the host does not wait for a GPU
+        drawn = sent(torch.randn(batch, width, generator=generator)[own], embedding.device)
         embedding = F.normalize(embedding + drawn * (noise / width**0.5), dim=1)
     if dropout:
         kept = torch.rand(batch, 1, generator=generator)[own] >= dropout
-        embedding = embedding * kept.to(embedding.device, non_blocking=True)
+        embedding = embedding * sent(kept, embedding.device)
     return embedding

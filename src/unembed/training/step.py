@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -12,7 +13,14 @@ from unembed.data.pairs import Pairs
 from unembed.denoiser import Denoiser
 from unembed.device import Compute
 from unembed.diffusion import Corrupted, Schedule, diffusion_loss, make_schedule, mean_mask_ratio
-from unembed.training.batch import RowsFn, ScoredPadding, masked_batch, most_masked, rows_of
+from unembed.training.batch import (
+    RowsFn,
+    ScoredPadding,
+    masked_batch,
+    most_masked,
+    rows_of,
+    sent,
+)
 from unembed.training.candidates import CandidateSampler
 from unembed.training.condition import perturb
 from unembed.training.context import with_own_samples
@@ -101,7 +109,9 @@ def assemble(
 def _sampler(pairs: Pairs, settings: TrainingSection) -> CandidateSampler | None:
     if settings.sampled_vocabulary is None:
         return None
-    return CandidateSampler(pairs.token_counts, settings.sampled_vocabulary)
+    targets = pairs.token_counts.astype(np.float64)
+    targets[pairs.tokenizer.pad_id] *= settings.scored_padding
+    return CandidateSampler(targets, settings.sampled_vocabulary)
 
 
 def optimiser_step(this: TrainingRun, step: int) -> Tensor:
@@ -163,8 +173,7 @@ def draw_batch(
         embedding, settings.condition_dropout, settings.embedding_noise, generator, size, own
     )
     if settings.self_context:
-        draws = torch.rand(2, size, x0.shape[1], generator=generator)[:, own]
-        draws = draws.to(x0.device, non_blocking=True)
+        draws = sent(torch.rand(2, size, x0.shape[1], generator=generator)[:, own], x0.device)
         chosen = draws[0] < settings.self_context
         with this.compute.autocast():
             batch = with_own_samples(
