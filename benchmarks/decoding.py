@@ -89,21 +89,23 @@ def plain_greedy(denoiser: Denoiser, vector: Tensor, canvas: Canvas) -> Tensor:
     return tokens[0]
 
 
-def decoding_operations(sizes: DenoiserSizes, passes: int, batch: int, projected: int) -> int:
+def decoding_operations(sizes: DenoiserSizes, passes: int, positions: int) -> tuple[int, int]:
     """Operations of the matrix products of decoding, two for each multiplication.
 
     Args:
         sizes: Of the denoiser.
-        passes: Over the whole batch.
-        batch: Sequences B.
-        projected: Positions whose logits were asked for, over all passes.
+        passes: Over a sequence, of all sequences together.
+        positions: Those whose logits were asked for, over all passes.
+
+    Returns:
+        Of the layers, and of the product with the vocabulary.
     """
     hidden, length, layers = sizes.hidden, sizes.length, sizes.layers
     attention = 3 * hidden**2 + 2 * length * hidden  # projections, scores and mixing
     rest = hidden**2 + 2 * hidden * sizes.feed_forward  # of the last layer where it is asked for
     text = (6 * layers + 2) * hidden**2  # modulation
     whole = length * (layers * attention + (layers - 1) * rest) + text
-    return 2 * (passes * batch * whole + projected * (rest + hidden * sizes.vocab_size))
+    return 2 * (passes * whole + positions * rest), 2 * positions * hidden * sizes.vocab_size
 
 
 def with_onnx(inverter: Inverter, folder: Path) -> Inverter:
@@ -113,9 +115,8 @@ def with_onnx(inverter: Inverter, folder: Path) -> Inverter:
     return Inverter.from_pretrained(folder)
 
 
-def compare_speed(sides: dict[str, Inverter], vectors: NDArray[np.float32], rounds: int) -> None:
-    """Texts a second at batch 1 and 64 beside the plain side, and the share of the rate."""
-    inverter = sides["ours"]
+def operations_of(inverter: Inverter, vectors: Tensor) -> tuple[int, int]:
+    """`decoding_operations` of vectors [N, D] decoded together, one position a pass."""
     canvas, denoiser = inverter.canvas, inverter.denoiser
     asked = {"positions": 0, "sequences": 0}
 
@@ -125,15 +126,35 @@ def compare_speed(sides: dict[str, Inverter], vectors: NDArray[np.float32], roun
         logits: Tensor = denoiser(*given)
         return logits
 
-    rate, rows = matmul_rate(), []
+    penalised = Repetition().wrap(counted, canvas)
+    find_strategy("greedy")(penalised, vectors, canvas, steps=canvas.length, generators=[])
+    return decoding_operations(denoiser.sizes, asked["sequences"], asked["positions"])
+
+
+def compare_texts(sides: dict[str, Inverter], vectors: Tensor) -> None:
+    """How many texts have the same tokens: ours beside the plain side's, the others beside ours."""
+    inverter = sides["ours"]
+    texts = {name: side.invert(vectors) for name, side in sides.items()}
+    same = []
+    for row in range(16):
+        ids = plain_greedy(inverter.denoiser, vectors[row], inverter.canvas).tolist()
+        plainly = [ids[i] for i in inverter.tokenizer.content_positions(ids)]
+        same.append(texts["ours"][row].token_ids == plainly)
+    print(f"\n{torch.get_num_threads()} threads; texts with the same tokens:")
+    print(f"ours beside plain: {sum(same)} of {len(same)}")
+    for name in list(sides)[1:]:
+        pairs = zip(texts["ours"], texts[name], strict=True)
+        alike = [a.token_ids == b.token_ids for a, b in pairs]
+        print(f"{name} beside ours: {sum(alike)} of {len(alike)}")
+
+
+def compare_speed(sides: dict[str, Inverter], vectors: NDArray[np.float32], rounds: int) -> None:
+    """Texts a second at batch 1 and 64 beside the plain side, and the share of the rate."""
+    inverter = sides["ours"]
+    canvas, denoiser = inverter.canvas, inverter.denoiser
+    whole, rows = torch.from_numpy(vectors[:64]), []
     with torch.inference_mode():
-        whole = torch.from_numpy(vectors[:64])
-        penalised = Repetition().wrap(counted, canvas)
-        found = find_strategy("greedy")(
-            penalised, whole, canvas, steps=canvas.length, generators=[]
-        ).tokens
-        same = [torch.equal(plain_greedy(denoiser, whole[i], canvas), found[i]) for i in range(16)]
-        texts = {name: side.invert(vectors[:64]) for name, side in sides.items()}
+        compare_texts(sides, whole)
         for batch in (1, 64):
 
             def plain(count: int = min(batch, PLAIN_TEXTS)) -> None:
@@ -151,19 +172,18 @@ def compare_speed(sides: dict[str, Inverter], vectors: NDArray[np.float32], roun
                 ratio = median_ratio(seconds["plain"], times)
                 speed = batch / statistics.median(times)
                 rows.append([str(batch), name, f"{speed:.1f}", f"{ratio:.2f} x"])
-    rate = max(rate, matmul_rate())
-    operations = decoding_operations(denoiser.sizes, 1, asked["sequences"], asked["positions"])
-    print(f"\n{torch.get_num_threads()} threads; texts with the same tokens:")
-    print(f"ours beside plain: {sum(same)} of {len(same)}")
-    for name in list(sides)[1:]:
-        pairs = zip(texts["ours"], texts[name], strict=True)
-        alike = [a.token_ids == b.token_ids for a, b in pairs]
-        print(f"{name} beside ours: {sum(alike)} of {len(alike)}")
+        layers, vocabulary = operations_of(inverter, whole)
     print()
     print_table(["batch", "side", "texts/s", "against plain"], rows)
-    for name in sides:
-        share = operations / statistics.median(seconds[name]) / rate
-        print(f"\n{name}, batch 64: {share:.0%} of the {rate / 1e9:.0f} GFLOP/s of float32")
+    rates = {dtype: matmul_rate(dtype) for dtype in (torch.float32, torch.bfloat16)}
+    for name, side in sides.items():
+        of_layers = side.compute.dtype
+        looked = torch.float32 if side.onnx else choose_compute("cpu").dtype
+        least = layers / rates[of_layers] + vocabulary / rates[looked]
+        share = least / statistics.median(seconds[name])
+        formats = f"{str(of_layers)[6:]} layers, {str(looked)[6:]} vocabulary"
+        print(f"\n{name}, batch 64: {share:.0%} of the rate of products ({formats})")
+    print("".join(f"\n{str(d)[6:]} products: {r / 1e9:.0f} GFLOP/s" for d, r in rates.items()))
 
 
 def compare_products(denoiser: Denoiser, rounds: int) -> None:

@@ -24,7 +24,7 @@ from unembed.errors import CheckpointError
 
 _TIMESTEP_FEATURES = 256
 _COLUMNS = 1024  # of the logits that a CPU works out at once
-_ROWS = 16  # fewer go to other kernels, which round differently: a text would depend on its batch
+_ROWS = 16  # fewer go to other kernels, which round the logits of a text alone differently
 _COARSE_COLUMNS, _LIKELIEST = 4096, 8
 
 

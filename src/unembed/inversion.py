@@ -104,7 +104,7 @@ def invert_to_file(
         inverter: Trained for the encoder that made them.
         source: The vectors.
         out: ``.jsonl`` or ``.parquet``: for each vector ``row`` (its index in the source),
-            ``text``, ``token_ids``, ``confidences``, ``passes`` and ``encoder_calls``.
+            ``text``, ``token_ids``, ``confidences``, ``passes``, ``encoder_calls`` and ``order``.
         progress: Called with (stage, rows read, rows in all).
         **options: Of `Inverter.invert`.
 
@@ -202,6 +202,7 @@ class _Parquet:
                 ("confidences", pa.list_(pa.float32())),
                 ("passes", pa.int64()),
                 ("encoder_calls", pa.int64()),
+                ("order", pa.list_(pa.int64())),
             ]
         )
         self._writer = pq.ParquetWriter(path, self._schema)

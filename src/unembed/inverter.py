@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -45,9 +45,11 @@ class Inversion:
     Attributes:
         text: The text.
         token_ids: Its content tokens, up to the end token.
-        confidences: Probability the denoiser gave each of them when it was settled, 0 to 1.
+        confidences: Probability the denoiser gave each of them when it was settled, 0 to 1; rough
+            in the third decimal on a CPU that is quicker in bfloat16 (docs/decoding.md).
         passes: Denoiser passes spent.
         encoder_calls: Texts embedded on the way (0: the vector alone was used).
+        order: Pass, from 1, in which each token was settled for the last time.
     """
 
     text: str
@@ -55,6 +57,7 @@ class Inversion:
     confidences: list[float]
     passes: int
     encoder_calls: int
+    order: list[int] = field(default_factory=list)
 
 
 class Inverter(
@@ -110,7 +113,7 @@ class Inverter(
         self.storage = Storage()
         self.curves: bytes | None = None
         self._proved: Encoder | None = None
-        self._quick: DenoiserFn | None = None
+        self._quick: tuple[Any, DenoiserFn] | None = None
         self.compute = choose_compute("cpu", "float32")
 
     @property
@@ -145,7 +148,6 @@ class Inverter(
                 compute = Compute(compute.device, torch.float32)
         self.denoiser.to(compute.device)
         self.compute = compute
-        self._quick = None
         return self
 
     def require_encoder(self, encoder: Encoder) -> None:
@@ -253,29 +255,39 @@ class Inverter(
 
     def _prepared(self, guidance: tuple[float, float] | None, repetition: float) -> DenoiserFn:
         """The network in its quickest form here, guided and kept from repeating itself."""
-        denoiser: DenoiserFn
-        if self.onnx is not None and self.compute == choose_compute("cpu", "float32"):
-            denoiser = self.onnx
-        else:
-            denoiser = self._quick = self._quick or quickest(self.denoiser, self.compute)
+        denoiser = self._quickest()
         if guidance is not None:
             denoiser = Guidance(*guidance).wrap(denoiser, self.canvas.schedule)
         return Repetition(repetition).wrap(denoiser, self.canvas)
 
+    def _quickest(self) -> DenoiserFn:
+        """The network as it decodes quickest; made again when it or its weights are others."""
+        denoiser: Any = self.denoiser
+        if self.onnx is not None and self.compute == choose_compute("cpu", "float32"):
+            return self.onnx
+        if not isinstance(denoiser, Denoiser):  # whatever else was put in its place
+            stand_in: DenoiserFn = denoiser
+            return stand_in
+        made_of = (denoiser, self.compute, [p._version for p in denoiser.parameters()])
+        if self._quick is None or self._quick[0] != made_of:
+            self._quick = made_of, quickest(denoiser, self.compute)
+        return self._quick[1]
+
     def _inversions(self, decoded: Decoded) -> list[Inversion]:
         rows = decoded.tokens.tolist()
         found = []
-        for text, row, sure, passes, calls in zip(
+        for text, row, sure, passes, calls, order in zip(
             self.tokenizer.decode(rows),
             rows,
             decoded.confidences.tolist(),
             decoded.passes.tolist(),
             decoded.encoder_calls.tolist(),
+            decoded.order.tolist(),
             strict=True,
         ):
             kept = self.tokenizer.content_positions(row)
-            ids, confidences = [row[i] for i in kept], [sure[i] for i in kept]
-            found.append(Inversion(text, ids, confidences, passes, calls))
+            ids, confidences, turns = ([x[i] for i in kept] for x in (row, sure, order))
+            found.append(Inversion(text, ids, confidences, passes, calls, turns))
         return found
 
     @classmethod

@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from unembed.decoding import Canvas
 from unembed.decoding.glance import Glance, TwoSpeeds, likeliest
@@ -65,6 +67,76 @@ def test_tokens_and_order_are_those_of_the_exact_logits(spread, steps, repetitio
         assert torch.equal(found.passes, expected.passes)
         torch.testing.assert_close(found.confidences, expected.confidences, rtol=0.02, atol=0)
         assert stub.looked
+
+
+def two_of_three(by_glance):
+    """Three places, the last two for one token, surer in truth than a glance shows the third."""
+    table = torch.full((LENGTH, VOCABULARY), -20.0)
+    table[:3, PAD] = -30.0
+    table[0, 10], table[1, 11], table[2, 11] = -0.9, -0.91, -0.8985
+    for row, token in enumerate((10, 11, 11)):  # the others share what is left
+        rest = (1 - table[row, token].exp()).log() - torch.tensor(300.0).log()
+        table[row, 50:350] = rest
+        if by_glance and row == 2:
+            table[row, 50:350] += 0.04
+    return table
+
+
+def test_a_place_that_seems_to_come_after_its_twin_is_doubted_too():
+    canvas = Canvas(3, MASK, LogLinear())
+    exact, rough = two_of_three(False)[:3], two_of_three(True)[:3]
+
+    def glance(tokens, embedding, t, where):
+        logits = exact.expand(len(tokens), -1, -1)[where]
+        seen = rough.expand(len(tokens), -1, -1)[where]
+        return Glance(
+            lambda rows: seen[rows].clone(),
+            lambda rows, wanted: (
+                logits[rows].clone() if wanted is None else logits[rows].gather(1, wanted)
+            ),
+        )
+
+    def plain(tokens, embedding, t, where):
+        return exact.expand(len(tokens), -1, -1)[where].clone()
+
+    orders = [
+        Greedy()(denoiser, torch.zeros(1, 2), canvas, steps=3).order.tolist()
+        for denoiser in (plain, TwoSpeeds(plain, glance))
+    ]
+    assert orders == [[[2, 3, 1]]] * 2
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    seed=st.integers(0, 10_000),
+    steps=st.sampled_from([1, 3, 5, LENGTH]),
+    spread=st.sampled_from([0.02, 0.3, 1.0]),
+    error=st.floats(0.0, 0.04),
+)
+def test_any_errors_within_the_margins_change_neither_tokens_nor_order(seed, steps, spread, error):
+    stub = Stub(seed, spread)
+    stub.table -= 12.0  # small logits: the margins do not grow
+    stub.table[:, 40:50] += 3.0  # likely ones, the same everywhere: twins
+    noise = torch.Generator().manual_seed(seed)
+
+    def glance(tokens, embedding, t, where):
+        plain = stub.glance(tokens, embedding, t, where)
+        every = torch.arange(int(where.sum()))
+        off = error * (2 * torch.rand(len(every), VOCABULARY, generator=noise) - 1)
+        off += error * torch.randint(-1, 2, (len(every), 1), generator=noise)
+        return Glance(lambda rows: plain.exactly(rows, None) + off[rows] / 2, plain.exactly)
+
+    expected = decode(Greedy(), stub.exact, steps)
+    found = decode(Greedy(), TwoSpeeds(stub.exact, glance), steps)
+    assert torch.equal(found.tokens, expected.tokens)
+    assert torch.equal(found.order, expected.order)
+
+
+def test_lengths_are_ranked_by_exact_confidences():
+    stub = Stub(2, 0.5)
+    expected = decode(Greedy(lengths=3), stub.exact, LENGTH)
+    found = decode(Greedy(lengths=3), TwoSpeeds(stub.exact, stub.glance), LENGTH)
+    assert torch.equal(found.confidences, expected.confidences) and not stub.looked
 
 
 def test_coarse_logits_alone_would_change_the_order():

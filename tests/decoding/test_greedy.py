@@ -10,6 +10,7 @@ from unembed.decoding.repetition import Repetition
 from unembed.decoding.state import State, mask_surest, most_probable
 from unembed.denoiser import Denoiser, preset
 from unembed.diffusion import Linear, LogLinear
+from unembed.quick_denoiser import two_speeds
 
 VOCABULARY, PAD, END, MASK = 9, 0, 1, 8
 
@@ -195,8 +196,11 @@ def plain_twin(denoiser, vector, canvas, penalty):
     return tokens
 
 
+@pytest.mark.parametrize("glanced_at", [False, True])
 @pytest.mark.parametrize("penalty", [0.0, 2.0])
-def test_the_batched_path_equals_its_plain_twin_token_for_token(encoder, passages, penalty):
+def test_the_batched_path_equals_its_plain_twin_token_for_token(
+    encoder, passages, penalty, glanced_at
+):
     """A real network: only masked positions projected, only unfinished texts, all at once."""
     ids = encoder.tokenizer
     canvas = Canvas(12, ids.mask_id, LogLinear(5.0), ids.end_id, ids.pad_id)
@@ -209,7 +213,8 @@ def test_the_batched_path_equals_its_plain_twin_token_for_token(encoder, passage
             network.output_bias[ids.end_id] = 5.0  # texts of different lengths
     vectors = torch.from_numpy(encoder.encode(passages[:12]))
     with torch.inference_mode():
-        denoiser = Repetition(penalty).wrap(network, canvas)
+        quick = two_speeds(network, network.token_table.weight.bfloat16())
+        denoiser = Repetition(penalty).wrap(quick if glanced_at else network, canvas)
         found = Greedy()(denoiser, vectors, canvas, steps=canvas.length)
         expected = [plain_twin(network, vector, canvas, penalty) for vector in vectors]
     assert found.tokens.tolist() == expected

@@ -69,6 +69,8 @@ class Greedy:
     ) -> Decoded:
         """See `Strategy`."""
         if self.lengths > 1:
+            if isinstance(denoiser, TwoSpeeds):  # the lengths are ranked by exact confidences
+                denoiser = denoiser.exact
             return decode_lengths(
                 self.fill, denoiser, embedding, canvas, self.lengths, steps, on_step
             )

@@ -40,9 +40,8 @@ def blindfold(inverter: Inverter) -> Inverter:
     trained without condition dropout has not seen it either, and may write nonsense.
     """
     blind = copy.copy(inverter)
-    blindfolded = _Blindfolded(inverter.denoiser)
     # Nor may it see through another form of the network
-    vars(blind).update(denoiser=blindfolded, _quick=blindfolded, onnx=None)
+    vars(blind).update(denoiser=_Blindfolded(inverter.denoiser), onnx=None)
     return blind
 
 
