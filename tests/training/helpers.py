@@ -12,8 +12,8 @@ from unembed.device import choose_compute
 from unembed.training import loop
 
 CPU = choose_compute("cpu", "float32")
-# Of runs that two processes share: 4 and 5 pairs each, two batches a step, and everything that is
-# drawn switched on
+# Of runs that two processes share: 4 and 5 pairs each, two batches a step, and what is drawn for a
+# pair switched on
 SHARED = {
     "batch_size": 9,
     "accumulate": 2,

@@ -42,6 +42,7 @@ def test_on_a_gpu_it_doubles_until_a_step_does_not_fit(pairs, monkeypatch):
     tried = []
 
     def step(this, number):
+        assert not this.config.training.compile, "the graphs of the sizes tried would be kept"
         tried.append(this.config.training.batch_size)
         if tried[-1] > 64:
             raise torch.OutOfMemoryError("no more")
@@ -49,7 +50,7 @@ def test_on_a_gpu_it_doubles_until_a_step_does_not_fit(pairs, monkeypatch):
 
     monkeypatch.setattr(module, "optimiser_step", step)
     monkeypatch.setattr(module, "_by_counting", module._by_trying)
-    assert settle(pairs) == 64
+    assert settle(pairs, compile=True) == 64
     assert tried == [8, 16, 32, 64, 128]
 
 

@@ -12,7 +12,7 @@ from unembed.denoiser import Denoiser, DenoiserSizes
 from unembed.encoders.base import EncoderIdentity
 from unembed.encoders.catalog import find
 from unembed.encoders.tokenizer import TextTokenizer, word_tokenizer
-from unembed.training import loop
+from unembed.training import loop, resuming
 from unembed.training.checkpoint import LATEST, read_state
 
 from .helpers import CPU, records
@@ -46,7 +46,11 @@ def synthetic_pairs(config):
     contents = [generator.integers(0, size - 3, generator.integers(5, 15)) for _ in range(20)]
     vectors = generator.standard_normal((20, dimension)).astype(np.float16)
     identity = EncoderIdentity(config.encoder.name, None, dimension, "0" * 64, "")
-    manifest = {"encoder": identity.to_dict(), "pieces": {"length": config.data.length}}
+    manifest = {
+        "encoder": identity.to_dict(),
+        "pieces": {"length": config.data.length},
+        "shards": [],
+    }
     tokens = tokenizer.pack(contents, config.data.length)
     return Pairs([tokens], [vectors], np.array([0, 20]), manifest, tokenizer)
 
@@ -55,7 +59,7 @@ def synthetic_pairs(config):
 def test_it_trains_three_steps(name, tmp_path, monkeypatch):
     config = load_config(name, SHRUNK)
     prepared = synthetic_pairs(config)
-    monkeypatch.setattr(loop, "Pairs", SimpleNamespace(open=lambda folder: prepared))
+    monkeypatch.setattr(resuming, "Pairs", SimpleNamespace(open=lambda *given: prepared))
     assert loop.train(config, tmp_path, tmp_path / "run", CPU).step == 3
     losses = [r["loss"] for r in records(tmp_path / "run") if "loss" in r]
     assert len(losses) == 3 and np.isfinite(losses).all()

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from unembed.errors import TrainingError
 from unembed.training import loop
 from unembed.training import processes as module
-from unembed.training.checkpoint import BEST, LATEST
+from unembed.training.checkpoint import BEST, LATEST, read_state
 from unembed.training.processes import Processes
 
 from .helpers import CPU, SHARED, finish, make_config, records, start_two
@@ -62,7 +62,7 @@ def test_a_run_of_two_resumes_exactly_and_any_of_them_can_end_it(two_processes):
 
 
 def test_a_batch_size_found_for_two_is_shared_by_both(two_processes):
-    facts = loop.read_state(two_processes / "auto" / LATEST)[2]
+    facts = read_state(two_processes / "auto" / LATEST)[2]
     assert facts["config"]["training"]["batch_size"] == 1024  # 512 of the pairs there are for each
 
 
@@ -128,5 +128,5 @@ def test_a_launcher_that_is_terminated_lets_its_processes_save(pairs, tmp_path):
         output = launcher.communicate(timeout=300)[0]
     finally:
         launcher.kill()
-    _, progress, _ = loop.read_state(run / LATEST)
+    _, progress, _ = read_state(run / LATEST)
     assert progress.step == records(run)[-1]["step"] > 2, output

@@ -73,7 +73,7 @@ def without_key_biases(tensors):
     A score moves by the same amount for every key, and Adam makes full steps out of the rounding.
     """
     for name, tensor in tensors.items():
-        if name.endswith("qkv.bias"):
+        if name.endswith("qkv.bias") and tensor.ndim:
             hidden = len(tensor) // 3
             tensors[name] = torch.cat([tensor[:hidden], tensor[2 * hidden :]])
     return tensors

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -36,13 +38,18 @@ class Pairs:
     tokenizer: TextTokenizer
 
     @classmethod
-    def open(cls, folder: Path) -> Pairs:
+    def open(cls, folder: Path, shards: int | None = None) -> Pairs:
         """Map a folder that `prepare_pairs` wrote; also one it is still writing.
+
+        Args:
+            folder: Of the pairs.
+            shards: Only the first so many; all there are when not given.
 
         Raises:
             DataError: No manifest, or a shard is missing, damaged or of the wrong shape.
         """
         manifest = read_manifest(folder)
+        manifest = {**manifest, "shards": manifest["shards"][:shards]}
         length = manifest["pieces"]["length"]
         dimension = manifest["encoder"]["dimension"]
         tokens, embeddings = [], []
@@ -82,6 +89,12 @@ class Pairs:
                 f"a missing file or another checksum ({len(damaged)} damaged shards)",
                 "Run the same `unembed prepare` again: it makes damaged shards anew",
             )
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over the checksums of the shards: the same pairs in the same order."""
+        sums = [shard["sha256"] for shard in self.manifest["shards"]]
+        return hashlib.sha256(json.dumps(sums, sort_keys=True).encode()).hexdigest()
 
     @property
     def encoder(self) -> EncoderIdentity:

@@ -57,7 +57,7 @@ def settle_batch_size(
         raise TrainingError(
             f"memory for a batch of {_PROBE} and {2 * _PROBE} pairs a process",
             f"{free_bytes(processes.compute.device)} bytes free, {available} pairs a process",
-            "Choose a smaller denoiser or set training.batch_size",
+            "Prepare more pairs, choose a smaller denoiser or set training.batch_size",
         )
     return found * processes.count
 
@@ -66,7 +66,8 @@ def _run_of(
     config: Config, size: int, pairs: Pairs, processes: Processes, network: NetworkFn
 ) -> TrainingRun:
     """A run to try a step with."""
-    training = config.training.model_copy(update={"batch_size": size, "resident": "never"})
+    # Compiled for every size tried, the real step would get what suits none of them
+    training = config.training.model_copy(update={"batch_size": size, "compile": False})
     config = config.model_copy(update={"training": training})
     return assemble(config, pairs, processes, network(config, pairs), {})
 

@@ -1,7 +1,7 @@
 """The training state on disk: one safetensors file, replaced in one step.
 
 Tensors are named ``model.*``, ``ema.*``, ``optimizer.exp_avg.*`` and ``guard``; what is not a
-tensor (step, best loss, configuration, data fingerprint) is JSON in the file's own metadata.
+tensor (step, best loss, configuration, digest of the pairs) is JSON in the file's own metadata.
 Randomness needs no state: every step draws from a generator seeded by (seed, step).
 """
 
@@ -30,6 +30,7 @@ BEST = "best.safetensors"
 MILESTONE = "milestone-{}.safetensors"
 _GUARD = "guard"
 _MOMENTS = ("exp_avg", "exp_avg_sq")
+_UPDATES = "step"  # of a table frozen at first fewer than of the rest
 
 
 @dataclass(frozen=True)
@@ -84,8 +85,8 @@ def save_state(
     if optimizer is not None:
         for name, parameter in denoiser.named_parameters():
             tensors[f"model.{name}"] = parameter.detach()
-            for moment in _MOMENTS if parameter in optimizer.state else ():
-                tensors[f"optimizer.{moment}.{name}"] = optimizer.state[parameter][moment]
+            for part in (*_MOMENTS, _UPDATES) if parameter in optimizer.state else ():
+                tensors[f"optimizer.{part}.{name}"] = optimizer.state[parameter][part]
     if guard is not None:
         tensors[_GUARD] = guard
     tensors = {name: _kept(tensor, path is not None) for name, tensor in tensors.items()}
@@ -127,6 +128,28 @@ def written(path: Path) -> Iterator[None]:
         ) from error
 
 
+def read_facts(path: Path) -> dict[str, Any]:
+    """The facts of a saved state, without its tensors.
+
+    Raises:
+        CheckpointError: It is damaged.
+    """
+    with _readable(path), safe_open(path, framework="pt") as file:
+        facts: dict[str, Any] = json.loads((file.metadata() or {})["facts"])
+    return facts
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Around whatever reads a state: damage is told with a message."""
+    try:
+        yield
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"a whole training state at {path}", str(error), f"Use {BEST} or an older copy"
+        ) from error
+
+
 def read_state(path: Path) -> tuple[dict[str, Tensor], Progress, dict[str, Any]]:
     """Tensors, progress and facts of a saved state.
 
@@ -135,15 +158,13 @@ def read_state(path: Path) -> tuple[dict[str, Tensor], Progress, dict[str, Any]]
     """
     if not path.is_file():
         raise CheckpointError(f"a training state at {path}", "nothing", "Start without --resume")
-    try:
+    with _readable(path):
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        return tensors, Progress(**json.loads(metadata["progress"])), json.loads(metadata["facts"])
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(
-            f"a whole training state at {path}", str(error), f"Use {BEST} or an older copy"
-        ) from error
+        progress = Progress(**json.loads(metadata["progress"]))
+        facts: dict[str, Any] = json.loads(metadata["facts"])
+    return tensors, progress, facts
 
 
 def restore(
@@ -160,7 +181,8 @@ def restore(
         denoiser: Gets the live weights.
         ema: Gets the averages.
         optimizer: Gets the moments.
-        steps: Updates the optimiser has made: the run's steps less those skipped.
+        steps: Updates the optimiser has made (the run's steps less those skipped), for a file of a
+            version that did not keep their number for each tensor.
 
     Returns:
         The state of the guard; none in a file of a version that had no guard.
@@ -176,8 +198,9 @@ def restore(
                 parameter.copy_(like(tensors[f"model.{name}"], parameter))
                 if f"optimizer.{_MOMENTS[0]}.{name}" not in tensors:
                     continue  # frozen so far: the optimiser starts it afresh
+                made = tensors.get(f"optimizer.{_UPDATES}.{name}", torch.tensor(float(steps)))
                 optimizer.state[parameter] = {
-                    "step": torch.tensor(float(steps), device=parameter.device),
+                    _UPDATES: made.to(parameter.device),
                     **{m: like(tensors[f"optimizer.{m}.{name}"], parameter) for m in _MOMENTS},
                 }
     except (KeyError, RuntimeError) as error:

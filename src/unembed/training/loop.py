@@ -12,27 +12,25 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from unembed.data.manifest import MANIFEST, TOKENIZER
 from unembed.data.pairs import Pairs
 from unembed.denoiser import Denoiser, DenoiserSizes
 from unembed.device import Compute
 from unembed.diffusion import mean_mask_ratio
-from unembed.encoders.base import Encoder, EncoderIdentity, known_as
-from unembed.errors import CheckpointError, TrainingError
+from unembed.encoders.base import Encoder, known_as
+from unembed.errors import TrainingError
 from unembed.training.batch_size import settle_batch_size
 from unembed.training.checkpoint import (
     BEST,
     LATEST,
     MILESTONE,
     Progress,
-    read_state,
-    restore,
     save_state,
     written,
 )
 from unembed.training.log import METRICS, LogFn, MetricsLog
 from unembed.training.optimizer import learning_rate
 from unembed.training.processes import Processes
+from unembed.training.resuming import open_pairs, saved_facts, start_or_resume
 from unembed.training.sharding import put_away
 from unembed.training.speed import Clock, product_rate, step_operations
 from unembed.training.start import start_from
@@ -40,7 +38,7 @@ from unembed.training.step import TrainingRun, assemble, optimiser_step
 from unembed.training.validation import decode_held_out, validate
 
 if TYPE_CHECKING:
-    from unembed.config import Config, TrainingSection
+    from unembed.config import Config
 
 
 def train(
@@ -74,14 +72,13 @@ def train(
 
     Raises:
         DataError: The pairs cannot be read.
-        CheckpointError: The folder holds another run, or a run and ``resume`` is false.
+        CheckpointError: The folder holds another run (settings that must stay, other pairs), or a
+            run and ``resume`` is false.
         TrainingError: Too few pairs, a bad loss (the last good state is kept), or a full disk.
     """
-    processes, pairs = Processes(compute, config.training.shard), Pairs.open(data)
-    config = _with_batch_size(config, pairs, processes, run)
-    settings = config.training
-    this = _build(config, pairs, processes, words)
-    progress = _start_or_resume(run, this, resume)
+    this = _set_up(config, data, compute, words, saved_facts(run) if resume else None)
+    processes, settings = this.processes, this.config.training
+    progress = start_or_resume(run, this, resume)
     with _log(run, this, progress, on_log) as log:
         clock = _clock(this, progress)
         running = torch.zeros((), device=this.compute.device)  # sum of losses since the last log
@@ -121,12 +118,27 @@ def train(
     return progress
 
 
-def _with_batch_size(config: Config, pairs: Pairs, processes: Processes, run: Path) -> Config:
+def _set_up(
+    config: Config,
+    data: Path,
+    compute: Compute,
+    words: NDArray[np.float32] | None,
+    saved: dict[str, Any] | None,
+) -> TrainingRun:
+    """The run at step 0, on the pairs and with the batch that a saved one began with."""
+    processes = Processes(compute, config.training.shard)
+    pairs = open_pairs(data, config, saved)
+    return _build(_with_batch_size(config, pairs, processes, saved), pairs, processes, words)
+
+
+def _with_batch_size(
+    config: Config, pairs: Pairs, processes: Processes, saved: dict[str, Any] | None
+) -> Config:
     """The configuration with ``batch_size: auto`` settled: as the run to resume did, or now."""
     if config.training.batch_size != "auto":
         return config
-    if (run / LATEST).exists():
-        size = read_state(run / LATEST)[2]["config"]["training"]["batch_size"]
+    if saved is not None:
+        size = saved["config"]["training"]["batch_size"]
     else:
         size = settle_batch_size(config, pairs, processes, _network)
     training = config.training.model_copy(update={"batch_size": size})
@@ -138,7 +150,7 @@ def _network(config: Config, pairs: Pairs) -> Denoiser:
     sizes = DenoiserSizes(
         vocab_size=pairs.tokenizer.size,
         embedding_dim=pairs.encoder.dimension,
-        length=int(pairs.manifest["pieces"]["length"]),
+        length=config.data.length,
         **config.denoiser.model_dump(exclude={"token_table"}),
     )
     torch.manual_seed(config.training.seed)
@@ -163,13 +175,6 @@ def _build(
             str(settings.pairs_a_pass),
             "Raise it or start fewer processes",
         )
-    length = int(pairs.manifest["pieces"]["length"])
-    if config.data.length != length:
-        raise TrainingError(
-            f"pairs of data.length {config.data.length}",
-            f"pairs of {length} tokens",
-            f"Pass --set data.length={length}, or prepare pairs with this configuration",
-        )
     denoiser = _network(config, pairs)
     denoiser.start_from_frequencies(torch.from_numpy(pairs.token_counts))
     if settings.start_from is not None:
@@ -183,6 +188,8 @@ def _build(
         "tokenizer": pairs.tokenizer.ids_to_dict(),
         "tokenizer_digest": pairs.tokenizer.digest,
         "fingerprint": pairs.manifest.get("fingerprint"),
+        "shards": len(pairs.tokens),
+        "pairs_digest": pairs.digest,
         "device": processes.compute.describe(),
     }
     return assemble(config, pairs, processes, denoiser, facts)
@@ -199,61 +206,6 @@ def _recorded(config: Config) -> dict[str, Any]:
         if section[key] is not None:
             section[key] = known_as(section[key])
     return settings
-
-
-def _start_or_resume(run: Path, this: TrainingRun, resume: bool) -> Progress:
-    """Load the latest state when asked to and there is one; refuse to overwrite a run."""
-    latest = run / LATEST
-    pairs = len(this.pairs) - this.config.training.validation_pairs
-    if not latest.exists():
-        if (run / MANIFEST).exists():
-            raise CheckpointError(
-                f"an empty run folder at {run}", "prepared pairs or texts", "Choose another --out"
-            )
-        if this.processes.first:
-            with written(run / TOKENIZER):
-                run.mkdir(parents=True, exist_ok=True)
-                this.pairs.tokenizer.save(run / TOKENIZER)
-        return Progress(pairs=pairs)
-    if not resume:
-        raise CheckpointError(
-            f"an empty run folder at {run}", "a training state", "Pass --resume or another --out"
-        )
-    tensors, progress, saved = read_state(latest)
-    if EncoderIdentity.from_dict(saved["encoder"]).key == this.pairs.encoder.key:
-        saved["encoder"] = this.facts["encoder"]  # wherever it was
-    for key in ("sizes", "encoder", "tokenizer_digest"):
-        if saved.get(key) != this.facts[key]:
-            raise CheckpointError(
-                f"a run with {key} {this.facts[key]}",
-                f"{saved.get(key)} in {latest}",
-                "Use the data and configuration of that run, or another --out",
-            )
-    _require_same_samples(saved["config"]["training"], this.config.training, latest)
-    updates = progress.step - progress.skipped
-    guard = restore(tensors, this.denoiser, this.ema, this.optimizer, updates)
-    if guard is not None:
-        this.guard.restore(guard)
-    return replace(progress, pairs=pairs)
-
-
-def _require_same_samples(saved: dict[str, Any], settings: TrainingSection, latest: Path) -> None:
-    """Refuse what would show a run other pairs than its log and its held-out figures count."""
-    now = settings.model_dump()
-    for key in ("seed", "validation_pairs"):
-        if saved[key] != now[key]:
-            raise CheckpointError(
-                f"training.{key} {saved[key]}, as in {latest}",
-                str(now[key]),
-                f"Pass --set training.{key}={saved[key]}, or another --out",
-            )
-    samples = [training["batch_size"] * training["accumulate"] for training in (saved, now)]
-    if samples[0] != samples[1]:
-        raise CheckpointError(
-            f"training.batch_size x training.accumulate = {samples[0]}, as in {latest}",
-            str(samples[1]),
-            "Set them to that product, or choose another --out",
-        )
 
 
 @contextmanager
