@@ -110,6 +110,7 @@ def test_a_bad_value_is_refused_with_key_value_and_what_is_allowed(tmp_path, tex
     path = write(tmp_path, text)
     message = refusal(path)
     assert [part for part in [*said, str(path)] if part not in message] == []
+    assert "{" not in message, "not the whole section"
 
 
 @pytest.mark.parametrize(

@@ -40,6 +40,21 @@ def test_auto_uses_bfloat16_only_where_the_processor_is_quicker_with_it(
     assert choose_compute("cpu").dtype is expected
 
 
+@pytest.mark.parametrize(
+    ("rank", "name", "own"),
+    [
+        ("2", "cuda", "cuda:2"),
+        ("2", "cuda:1", "cuda:1"),
+        ("9", "cuda", "cuda"),
+        ("2", "cpu", "cpu"),
+    ],
+)
+def test_a_process_of_a_launcher_tries_its_own_device(monkeypatch, rank, name, own):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setenv("LOCAL_RANK", rank)
+    assert str(device._own(torch.device(name))) == own
+
+
 def test_the_speed_of_bfloat16_is_measured_once(monkeypatch):
     device._cpu_speedup.cache_clear()
     first = device._cpu_speedup()

@@ -85,13 +85,13 @@ def test_timesteps_hit_every_stratum_once(batch):
 
 @pytest.mark.parametrize("name", ["log-linear", "linear"])
 def test_mask_ratios_cover_zero_to_one_as_the_schedule_says(name):
-    """Through the whole training path: the share masked follows 1 - alpha_t, at every t."""
+    """The share masked follows 1 - alpha_t at every t; in training too (training/test_loop.py)."""
     schedule = make_schedule(name, 5.0)
     x0 = torch.zeros(4096, 64, dtype=torch.long)
     batch = corrupt_batch(x0, schedule, WEIGHTS["elbo"], MASK, generator())
     ratio = batch.masked.float().mean(dim=1)
     wanted = 1.0 - schedule.alpha(batch.t)
-    # Binomial over 64 positions: five standard deviations
+    # Binomial over 64 positions: five standard deviations, and five positions where these vanish
     assert ((ratio - wanted).abs() < 5 * (wanted * (1 - wanted) / 64).sqrt() + 0.08).all()
     for low, high in itertools.pairwise([0.0, 0.05, 0.3, 0.6, 0.9, 1.0]):
         assert ((ratio >= low) & (ratio <= high)).any(), (low, high)

@@ -323,9 +323,11 @@ def validate_config(data: dict[str, Any], where: str) -> Config:
             message = (
                 f"{message} ({_allowed(section.model_json_schema()['properties'][names[-1]])})"
             )
+        # Values that do not go together are named in the message
+        found = "these values" if first["type"] == "value_error" else repr(first["input"])
         raise ConfigError(
             f"{key}: {message[0].lower()}{message[1:]}",
-            f"{first['input']!r} in {where}",
+            f"{found} in {where}",
             f"Correct {key}",
         ) from error
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -63,7 +64,7 @@ def choose_compute(device: str = "auto", dtype: str = "auto", *, training: bool 
         device = _best_device()
     try:
         chosen = torch.device(device)
-        torch.empty(1, device=chosen)
+        torch.empty(1, device=_own(chosen))
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise ConfigError(
@@ -77,6 +78,14 @@ def choose_compute(device: str = "auto", dtype: str = "auto", *, training: bool 
         known = ", ".join(_FORMATS)
         raise ConfigError(f"a dtype of auto, {known}", repr(dtype), "Correct the dtype")
     return Compute(chosen, _FORMATS[dtype])
+
+
+def _own(device: torch.device) -> torch.device:
+    """The device that a process of a launcher has for itself, where all have the same name."""
+    rank = os.environ.get("LOCAL_RANK", "")
+    if str(device) == "cuda" and rank.isdecimal() and int(rank) < torch.cuda.device_count():
+        return torch.device("cuda", int(rank))
+    return device
 
 
 def replica_devices(device: torch.device) -> list[torch.device]:
