@@ -87,7 +87,7 @@ def main():
     def load(name):
         inverter = Inverter.from_pretrained(given.folder)
         if name == "slow":
-            inverter.denoiser.register_forward_hook(lambda *_: time.sleep(_PASS))
+            inverter.denoiser.norm_out.register_forward_hook(lambda *_: time.sleep(_PASS))
         return inverter
 
     demo = load_demo(("tiny", "slow"), Limits(rate=None), load, lambda _: FakeEncoder())
