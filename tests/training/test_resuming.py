@@ -81,6 +81,15 @@ def test_another_process_of_masking_is_refused(pairs, tmp_path):
         loop.train(other, pairs, tmp_path, CPU, resume=True)
 
 
+def test_a_folder_in_use_is_refused_before_a_batch_size_is_tried(pairs, tmp_path, monkeypatch):
+    cut(make_config(), pairs, tmp_path, 5)
+    tried = []
+    monkeypatch.setattr(loop, "settle_batch_size", lambda *given: tried.append(1) or 8)
+    with pytest.raises(CheckpointError, match="Pass --resume"):
+        loop.train(make_config(batch_size="auto"), pairs, tmp_path, CPU)
+    assert not tried
+
+
 def test_processes_that_see_different_states_are_refused(pairs, tmp_path, monkeypatch):
     cut(make_config(), pairs, tmp_path, 5)
     monkeypatch.setattr(Processes, "smallest", lambda self, value: min(value, 0))  # another is at 0

@@ -76,9 +76,9 @@ def train(
             run and ``resume`` is false.
         TrainingError: Too few pairs, a bad loss (the last good state is kept), or a full disk.
     """
-    this = _set_up(config, data, compute, words, saved_facts(run) if resume else None)
+    this = _set_up(config, data, compute, words, saved_facts(run, resume))
     processes, settings = this.processes, this.config.training
-    progress = start_or_resume(run, this, resume)
+    progress = start_or_resume(run, this)
     with _log(run, this, progress, on_log) as log:
         clock = _clock(this, progress)
         running = torch.zeros((), device=this.compute.device)  # sum of losses since the last log

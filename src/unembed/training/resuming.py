@@ -19,10 +19,24 @@ if TYPE_CHECKING:
 _SAME = ("seed", "validation_pairs")  # of training: which pairs a step sees, and which none does
 
 
-def saved_facts(run: Path) -> dict[str, Any] | None:
-    """What the latest state of a run says about it; None where there is no state yet."""
+def saved_facts(run: Path, resume: bool) -> dict[str, Any] | None:
+    """What the latest state of a run says about it; None where there is no state yet.
+
+    Raises:
+        CheckpointError: There is a state and ``resume`` is false, or the folder holds other things.
+    """
     latest = run / LATEST
-    return read_facts(latest) if latest.exists() else None
+    if latest.exists() and resume:
+        return read_facts(latest)
+    if latest.exists():
+        raise CheckpointError(
+            f"an empty run folder at {run}", "a training state", "Pass --resume or another --out"
+        )
+    if (run / MANIFEST).exists():
+        raise CheckpointError(
+            f"an empty run folder at {run}", "prepared pairs or texts", "Choose another --out"
+        )
+    return None
 
 
 def open_pairs(data: Path, config: Config, saved: dict[str, Any] | None) -> Pairs:
@@ -43,27 +57,16 @@ def open_pairs(data: Path, config: Config, saved: dict[str, Any] | None) -> Pair
     return pairs
 
 
-def start_or_resume(run: Path, this: TrainingRun, resume: bool) -> Progress:
-    """Load the latest state when asked to and there is one; refuse to overwrite a run.
+def start_or_resume(run: Path, this: TrainingRun) -> Progress:
+    """Load the latest state where there is one (`saved_facts` has refused what must not be).
 
     Raises:
-        CheckpointError: There is a state and ``resume`` is false, or it is of another run, or some
-            processes do not see it.
+        CheckpointError: The state is of another run, or some processes do not see it.
     """
     latest = run / LATEST
     progress = Progress(pairs=len(this.pairs) - this.config.training.validation_pairs)
     if latest.exists():
-        if not resume:
-            raise CheckpointError(
-                f"an empty run folder at {run}",
-                "a training state",
-                "Pass --resume or another --out",
-            )
         progress = replace(_resumed(latest, this), pairs=progress.pairs)
-    elif (run / MANIFEST).exists():
-        raise CheckpointError(
-            f"an empty run folder at {run}", "prepared pairs or texts", "Choose another --out"
-        )
     elif this.processes.first:
         with written(run / TOKENIZER):
             run.mkdir(parents=True, exist_ok=True)
