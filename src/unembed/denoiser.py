@@ -337,8 +337,13 @@ def coarse_product(h: Tensor, coarse: Tensor, bias: Tensor) -> Tensor:
 def _refined_product(h: Tensor, table: Tensor, bias: Tensor, coarse: Tensor) -> Tensor:
     logits = coarse_product(h, coarse, bias)
     likeliest = logits.topk(min(_LIKELIEST, len(table)), dim=-1).indices  # [M, 8]
-    exact = torch.einsum("mkh,mh->mk", table[likeliest], h) + bias[likeliest]
-    return logits.scatter_(1, likeliest, exact)
+    return logits.scatter_(1, likeliest, logits_of(likeliest, h, table, bias))
+
+
+def logits_of(tokens: Tensor, h: Tensor, table: Tensor, bias: Tensor) -> Tensor:
+    """Logits of K tokens [M, K] at each h [M, H], in the format of h: [M, K]."""
+    with torch.autocast(h.device.type, enabled=False):
+        return torch.einsum("mkh,mh->mk", table[tokens], h) + bias[tokens]
 
 
 def parameter_counts(denoiser: nn.Module) -> tuple[int, int]:

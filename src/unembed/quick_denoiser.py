@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from unembed.decoding.glance import Glance, TwoSpeeds
-from unembed.denoiser import Denoiser, coarse_product, vocabulary_product
+from unembed.denoiser import Denoiser, coarse_product, logits_of, vocabulary_product
 from unembed.device import Compute, choose_compute
 from unembed.diffusion import DenoiserFn
 
@@ -48,5 +48,4 @@ def two_speeds(denoiser: Denoiser, coarse: Tensor) -> TwoSpeeds:
 def _exactly(h: Tensor, table: Tensor, bias: Tensor, rows: Tensor, tokens: Tensor | None) -> Tensor:
     if tokens is None:
         return vocabulary_product(h[rows], table, bias)
-    with torch.autocast("cpu", enabled=False):
-        return torch.einsum("rkh,rh->rk", table[tokens], h[rows]) + bias[tokens]
+    return logits_of(tokens, h[rows], table, bias)
