@@ -6,8 +6,7 @@ The plain side does what the published sampler does: one text at a time, as many
 are positions, every position projected and every probability worked out in every pass, in float32.
 Ours has the same weights, in float32 (the same tokens, though a processor that is quicker with
 bfloat16 finds the likely ones with it) and, on such a one, all in bfloat16 (nearly the same, which
-is counted). What counts are the ratios, medians of rounds in
-which the sides take turns.
+is counted). What counts are the ratios, medians of rounds in which the sides take turns.
 """
 
 from __future__ import annotations
