@@ -34,6 +34,7 @@ from unembed.data.encode import PrepareProgress, prepare_pairs
 from unembed.data.pairs import Pairs
 from unembed.data.pieces import cut_pieces
 from unembed.data.sources import read_texts
+from unembed.device import choose_compute
 from unembed.encoders.base import FakeEncoder
 from unembed.encoders.sentence import SentenceEncoder, load_encoder
 from unembed.encoders.tokenizer import TextTokenizer
@@ -135,9 +136,9 @@ def package_folder() -> Path:
 
 
 def measured_rates() -> dict[str, float]:
-    """Operations a second of a large matrix product, in both formats."""
-    formats = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-    return {name: matmul_rate(dtype, repeats=5) for name, dtype in formats.items()}
+    """Operations a second of a large matrix product, in the formats that are used here."""
+    formats = {torch.float32, choose_compute("cpu").dtype}
+    return {str(dtype)[6:]: matmul_rate(dtype, repeats=5) for dtype in formats}
 
 
 def show_differences(
