@@ -31,7 +31,7 @@ from unembed.data.sources import read_texts
 from unembed.decoding import STRATEGIES, Canvas, find_strategy
 from unembed.decoding.repetition import DEFAULT as REPETITION
 from unembed.decoding.repetition import Repetition
-from unembed.denoiser import Denoiser, DenoiserSizes, vocabulary_product
+from unembed.denoiser import Denoiser, DenoiserSizes
 from unembed.device import choose_compute
 from unembed.encoders.base import Encoder
 from unembed.encoders.sentence import load_encoder
@@ -39,8 +39,9 @@ from unembed.evaluation.attacks import parse_attack
 from unembed.evaluation.metrics import token_accuracy, token_set_f1
 from unembed.inverter import Inverter, as_unit_vectors, export_folder
 from unembed.onnx_denoiser import FILE
+from unembed.packed_linear import PackedLinear
 
-PLAIN_TEXTS = 4  # of a batch: the plain side's time per text does not depend on how many there are
+PLAIN_TEXTS = 4  # and as many of ours at batch 1: how soon a text is done differs
 STRATEGIES_TABLE = (
     "greedy",
     "greedy:repetition=0",
@@ -155,26 +156,27 @@ def compare_speed(sides: dict[str, Inverter], vectors: NDArray[np.float32], roun
     with torch.inference_mode():
         compare_texts(sides, whole)
         for batch in (1, 64):
+            count = max(batch, PLAIN_TEXTS)
 
-            def plain(count: int = min(batch, PLAIN_TEXTS)) -> None:
-                for row in range(count):
+            def plain() -> None:
+                for row in range(PLAIN_TEXTS):
                     plain_greedy(denoiser, whole[row], canvas)
 
-            def ours(side: Inverter, count: int = batch) -> None:
-                side.invert(vectors[:count], batch_size=count)
+            def ours(side: Inverter, count: int = count, batch: int = batch) -> None:
+                side.invert(vectors[:count], batch_size=batch)
 
             work: dict[str, Callable[[], object]] = {"plain": plain}
             work |= {name: partial(ours, side) for name, side in sides.items()}
             seconds = alternate(work, rounds)
-            seconds["plain"] = [s * batch / min(batch, PLAIN_TEXTS) for s in seconds["plain"]]
+            seconds["plain"] = [s * count / PLAIN_TEXTS for s in seconds["plain"]]
             for name, times in seconds.items():
                 ratio = median_ratio(seconds["plain"], times)
-                speed = batch / statistics.median(times)
+                speed = count / statistics.median(times)
                 rows.append([str(batch), name, f"{speed:.1f}", f"{ratio:.2f} x"])
         layers, vocabulary = operations_of(inverter, whole)
     print()
     print_table(["batch", "side", "texts/s", "against plain"], rows)
-    rates = {dtype: matmul_rate(dtype) for dtype in (torch.float32, torch.bfloat16)}
+    rates = {dtype: matmul_rate(dtype) for dtype in {torch.float32, choose_compute("cpu").dtype}}
     for name, side in sides.items():
         of_layers = side.compute.dtype
         looked = torch.float32 if side.onnx else choose_compute("cpu").dtype
@@ -186,23 +188,37 @@ def compare_speed(sides: dict[str, Inverter], vectors: NDArray[np.float32], roun
 
 
 def compare_products(denoiser: Denoiser, rounds: int) -> None:
-    """The vocabulary product as decoding makes it beside one call, by positions asked about."""
-    table, bias = denoiser.token_table.weight, denoiser.output_bias
+    """`F.linear` beside packed weights, by rows: a feed-forward layer and the vocabulary."""
     rows = []
+    parameters = dict(denoiser.named_parameters())
+    sides = {
+        "feed-forward": (parameters["blocks.0.up.weight"], parameters["blocks.0.up.bias"]),
+        "vocabulary": (parameters["token_table.weight"], parameters["output_bias"]),
+    }
     with torch.inference_mode():
-        for count in (1, 16, 64, 256):
-            h = torch.randn(count, denoiser.sizes.hidden)
-            seconds = alternate(
-                {
-                    "one call": partial(F.linear, h, table, bias),
-                    "ours": partial(vocabulary_product, h, table, bias),
-                },
-                4 * rounds,
-            )
-            times = [f"{1e3 * statistics.median(s):.1f}" for s in seconds.values()]
-            rows.append([str(count), *times, f"{median_ratio(*seconds.values()):.2f} x"])
-    print("\nvocabulary product, milliseconds\n")
-    print_table(["positions", "one call", "ours", ""], rows)
+        for name, (weight, bias) in sides.items():
+            packed = PackedLinear(weight, bias)
+            for count in (1, 16, 32, 256, 2048):
+                x = torch.randn(count, weight.shape[1])
+                again = max(1, 2**22 // (count * weight.shape[0]))
+                seconds = alternate(
+                    {
+                        "F.linear": partial(repeat, again, F.linear, x, weight, bias),
+                        "packed": partial(repeat, again, packed, x),
+                    },
+                    4 * rounds,
+                )
+                times = [f"{1e3 * statistics.median(s) / again:.2f}" for s in seconds.values()]
+                ratio = f"{median_ratio(*seconds.values()):.2f} x"
+                rows.append([name, str(count), *times, ratio])
+    print("\nproducts in float32, milliseconds\n")
+    print_table(["product", "rows", "F.linear", "packed", ""], rows)
+
+
+def repeat(times: int, work: Callable[..., object], *given: object) -> None:
+    """The same call, often enough to be timed."""
+    for _ in range(times):
+        work(*given)
 
 
 def compare_strategies(
@@ -214,33 +230,41 @@ def compare_strategies(
 ) -> None:
     """Token accuracy and token-set F1 of every strategy with 4, 8, 16, ... steps."""
     budgets = [n for n in (4, 8, 16, 32, 64) if n < 2 * inverter.length]
+    few, many = min(8, budgets[-1]), budgets[-1]
     rows: list[list[str]] = []
-    means: dict[tuple[str, int], tuple[float, float]] = {}
     for name in STRATEGIES_TABLE:
         rows.append([name])
+        scores: dict[int, NDArray[np.float64]] = {}
         for steps in budgets:
             attack = parse_attack(name, steps)
             found = inverter.invert(vectors, seed=seed, **attack.arguments(encoder))
-            accuracy, f1 = (
-                statistics.mean(
-                    metric(a, b.token_ids) for a, b in zip(originals, found, strict=True)
-                )
-                for metric in (token_accuracy, token_set_f1)
-            )
-            means[name, steps] = accuracy, f1
+            scores[steps] = np.array(
+                [
+                    [metric(a, b.token_ids) for metric in (token_accuracy, token_set_f1)]
+                    for a, b in zip(originals, found, strict=True)
+                ]
+            )  # [N, 2]
             passes = statistics.mean(item.passes for item in found)
+            accuracy, f1 = scores[steps].mean(axis=0)
             rows[-1].append(f"{accuracy:.3f} / {f1:.3f} ({passes:.1f})")
+        rows[-1].append(" / ".join(in_points(scores[few] - scores[many])))
         print(" ".join(rows[-1]), flush=True)
-    print(f"\ntoken accuracy / token-set F1 (passes) of {len(originals)} texts, seed {seed}\n")
-    print_table(["strategy", *(f"{n} steps" for n in budgets)], rows)
-    few, many = min(8, budgets[-1]), budgets[-1]
-    lost = [100 * (b - a) for a, b in zip(means["greedy", few], means["greedy", many], strict=True)]
     print(
-        f"\ngreedy, {few} steps against {many}: {lost[0]:.1f} points of accuracy less, "
-        f"{lost[1]:.1f} of F1"
+        f"\ntoken accuracy / token-set F1 (passes made) of {len(originals)} texts, seed {seed}; "
+        "last, points gained, text by text, and 1.96 standard errors\n"
     )
+    heads = [*(f"{n} steps" for n in budgets), f"{few} against {many}"]
+    print_table(["strategy", *heads], rows)
     absent = STRATEGIES.keys() - {name.partition(":")[0] for name in STRATEGIES_TABLE}
     print(f"not in the table (python -m benchmarks.guided): {', '.join(absent) or 'none'}")
+
+
+def in_points(differences: NDArray[np.float64]) -> list[str]:
+    """Mean and 1.96 standard errors of each column of differences [N, K], in hundredths."""
+    errors = 196 * differences.std(axis=0, ddof=1) / len(differences) ** 0.5
+    return [
+        f"{m:+.1f} ± {e:.1f}" for m, e in zip(100 * differences.mean(axis=0), errors, strict=True)
+    ]
 
 
 def pieces_of(inverter: Inverter, texts: Path, limit: int) -> tuple[list[str], list[list[int]]]:

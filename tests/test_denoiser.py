@@ -10,7 +10,6 @@ from unembed.denoiser import (
     attention,
     parameter_counts,
     preset,
-    vocabulary_product,
 )
 from unembed.errors import CheckpointError
 
@@ -89,49 +88,25 @@ def test_where_selects_rows_of_the_full_logits(trained):
     torch.testing.assert_close(trained(tokens, embedding, t, index), expected)
 
 
-@pytest.mark.parametrize("rows", [0, 1, 7, 300])
-def test_without_gradients_logits_are_the_plain_product_in_float32(rows):
-    generator = torch.Generator().manual_seed(0)
-    h, table = (torch.randn(n, 24, generator=generator) for n in (rows, 2500))
-    bias = torch.randn(2500, generator=generator)
-    expected = F.linear(h, table, bias)
-    torch.testing.assert_close(vocabulary_product(h, table, bias), expected)
-    h = h.bfloat16()
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        found = vocabulary_product(h, table, bias)
-    assert found.dtype == torch.float32
-    torch.testing.assert_close(found, F.linear(h.float(), table, bias))
-
-
-@pytest.mark.parametrize("rows", [0, 1, 40])
-def test_a_coarse_table_finds_the_likeliest_whose_logits_are_exact(rows):
-    generator = torch.Generator().manual_seed(0)
-    h, table = (torch.randn(n, 24, generator=generator) for n in (rows, 9000))
-    bias = torch.randn(9000, generator=generator)
-    expected = F.linear(h, table, bias)
-    with torch.no_grad():
-        found = vocabulary_product(h, table, bias, table.bfloat16())
-    torch.testing.assert_close(found, expected, rtol=0.02, atol=0.1)
-    assert rows == 0 or not torch.equal(found, expected)
-    best, at = expected.max(dim=-1)
-    assert torch.equal(found.argmax(dim=-1), at)
-    torch.testing.assert_close(found.amax(dim=-1), best)
-    torch.testing.assert_close(
-        found.logsumexp(dim=-1), expected.logsumexp(dim=-1), rtol=0, atol=0.02
-    )
-
-
-def test_a_copy_in_another_format_leaves_the_network_alone(trained):
+def test_modulations_known_already_change_nothing(trained):
     tokens, embedding, t = inputs()
-    where = torch.ones_like(tokens, dtype=torch.bool)
+    where = torch.rand(tokens.shape, generator=torch.Generator().manual_seed(2)) < 0.5
+    known = trained.modulations(embedding, t)
+    assert [tuple(m.shape) for m in known] == [(3, 6 * 64)] * 2 + [(3, 2 * 64)]
+    expected = trained.features(tokens, embedding, t, where)
+    found = trained.features(tokens, -embedding, 1 - t, where, known)
+    assert torch.equal(found, expected), "embedding and timestep are not asked again"
+
+
+def test_without_gradients_logits_are_float32_in_a_coarser_format_too(trained):
+    tokens, embedding, t = inputs()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        h = trained.features(tokens, embedding, t)
+        found = trained(tokens, embedding, t)
+    assert h.dtype == found.dtype == torch.float32
     with torch.no_grad():
-        expected = trained(tokens, embedding, t, where)
-        quick = trained.in_format(torch.bfloat16)
-        with torch.autocast("cpu", torch.bfloat16):
-            found = quick(tokens, embedding, t, where)
-        assert found.dtype == torch.float32 and not torch.equal(found, expected)
-        assert torch.equal(trained(tokens, embedding, t, where), expected)
-    assert quick.state_dict().keys() == trained.state_dict().keys()
+        expected = F.linear(h, trained.token_table.weight, trained.output_bias)
+    assert torch.equal(found, expected)
 
 
 def test_a_row_does_not_depend_on_its_batch(trained):

@@ -37,7 +37,8 @@ ALLOWED = {
     "training/start.py": "data denoiser errors inverter",
     "scorer": "encoders",
     "onnx_denoiser": "denoiser errors",
-    "quick_denoiser": "decoding denoiser device diffusion",
+    "packed_linear": "",
+    "quick_denoiser": "decoding denoiser device diffusion packed_linear",
     "weights": "errors",
     "inverter": "decoding denoiser device diffusion encoders errors onnx_denoiser quick_denoiser "
     "scorer weights",

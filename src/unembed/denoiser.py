@@ -1,10 +1,9 @@
 """The denoiser: a bidirectional transformer that fills masked tokens, told only an embedding.
 
-Read it top to bottom: sizes, attention, block, network; below it the vocabulary product in the
-order and format that suit a CPU. The conditioning follows DiT (Peebles and Xie, 2023, arXiv
-2212.09748, section 3.2, "adaLN-Zero"): the embedding and the timestep are added into one vector,
-and each block derives from it a shift, a scale and a gate for its two branches. The maps to those
-are zero at the start, so every block starts as the identity.
+Read it top to bottom: sizes, attention, block, network. The conditioning follows DiT (Peebles and
+Xie, 2023, arXiv 2212.09748, section 3.2, "adaLN-Zero"): the embedding and the timestep are added
+into one vector, and each block derives from it a shift, a scale and a gate for its two branches.
+The maps to those are zero at the start, so every block starts as the identity.
 
 Letters: B batch, L length, D embedding size, H hidden size, V vocabulary, M masked positions.
 """
@@ -12,7 +11,7 @@ Letters: B batch, L length, D embedding size, H hidden size, V vocabulary, M mas
 from __future__ import annotations
 
 import math
-from copy import deepcopy
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -23,9 +22,6 @@ from torch import Tensor, nn
 from unembed.errors import CheckpointError
 
 _TIMESTEP_FEATURES = 256
-_COLUMNS = 1024  # of the logits that a CPU works out at once
-_ROWS = 16  # fewer go to other kernels, which round the logits of a text alone differently
-_COARSE_COLUMNS, _LIKELIEST = 4096, 8
 
 
 @dataclass(frozen=True)
@@ -134,10 +130,21 @@ class Block(nn.Module):
         self.down = nn.Linear(sizes.feed_forward, hidden)
         self.modulation = nn.Linear(hidden, 6 * hidden)
 
-    def forward(self, x: Tensor, condition: Tensor, index: Tensor | None = None) -> Tensor:
-        """From x [B, L, H] and condition [B, H] to [B, L, H]; at flat indices [M] to [M, H]."""
+    def forward(
+        self,
+        x: Tensor,
+        condition: Tensor,
+        index: Tensor | None = None,
+        modulation: Tensor | None = None,
+    ) -> Tensor:
+        """From x [B, L, H] and condition [B, H] to [B, L, H]; at flat indices [M] to [M, H].
+
+        The modulation [B, 6H] is derived from the condition unless it is known already.
+        """
         batch, length, hidden = x.shape
-        parts = self.modulation(condition)[:, None].chunk(6, dim=-1)  # 6 of [B, 1, H]
+        if modulation is None:
+            modulation = self.modulation(condition)
+        parts = modulation[:, None].chunk(6, dim=-1)  # 6 of [B, 1, H]
         shift_a, scale_a, gate_a, shift_f, scale_f, gate_f = parts
 
         h = modulate(self.norm_attention(x), shift_a, scale_a)  # [B, L, H]
@@ -176,7 +183,6 @@ class Denoiser(nn.Module):
         # A direct bag-of-words path: without it learning is far slower.
         self.embedding_shift = nn.Linear(sizes.embedding_dim, hidden, bias=False)
         self.output_bias = nn.Parameter(torch.zeros(sizes.vocab_size))
-        self.coarse_table: Tensor | None = None  # the token table in another format
         self._initialise()
 
     def _initialise(self) -> None:
@@ -196,8 +202,32 @@ class Denoiser(nn.Module):
                 nn.init.zeros_(parameter)
         nn.init.zeros_(self.embedding_shift.weight)
 
+    def condition(self, embedding: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """What a text's embedding [B, D] and timestep [B] tell the network.
+
+        Returns:
+            What each block derives its modulation from [B, H], and the shift and scale of the last
+            normalisation [B, 2H].
+        """
+        # A unit vector's components shrink with D; the MLP sees them at variance one.
+        scaled = embedding * self.sizes.embedding_dim**0.5  # [B, D]
+        condition = self.embedding_mlp(scaled) + self.timestep_mlp(timestep_features(t))
+        condition = F.silu(condition)  # [B, H]
+        shift, scale = self.modulation_out(condition).chunk(2, dim=-1)  # [B, H]
+        return condition, torch.cat([shift + self.embedding_shift(scaled), scale], dim=-1)
+
+    def modulations(self, embedding: Tensor, t: Tensor) -> list[Tensor]:
+        """All that follows from embedding and timestep: of each block [B, 6H], the last [B, 2H]."""
+        condition, last = self.condition(embedding, t)
+        return [*(block.get_submodule("modulation")(condition) for block in self.blocks), last]
+
     def features(
-        self, tokens: Tensor, embedding: Tensor, t: Tensor, where: Tensor | None = None
+        self,
+        tokens: Tensor,
+        embedding: Tensor,
+        t: Tensor,
+        where: Tensor | None = None,
+        modulations: Sequence[Tensor] | None = None,
     ) -> Tensor:
         """What the output table is multiplied with.
 
@@ -206,22 +236,26 @@ class Denoiser(nn.Module):
             embedding: Unit vectors [B, D].
             t: Timesteps [B] in [0, 1]; 1 is all masked.
             where: Positions wanted, as in `forward`.
+            modulations: Those of embedding and timestep, where they are known already.
 
         Returns:
             [B, L, H], or [M, H].
         """
-        # A unit vector's components shrink with D; the MLP sees them at variance one.
-        scaled = embedding * self.sizes.embedding_dim**0.5  # [B, D]
-        condition = self.embedding_mlp(scaled) + self.timestep_mlp(timestep_features(t))
-        condition = F.silu(condition)  # [B, H]
+        of_blocks: Sequence[Tensor | None]
+        if modulations is None:
+            # Each block derives its own: a sharded one has its weights only while it runs
+            condition, last = self.condition(embedding, t)
+            of_blocks = [None] * len(self.blocks)
+        else:
+            *of_blocks, last = modulations
+            condition = last  # not read by a block that is told its modulation
         x = self.token_table(tokens) + self.positions[: tokens.shape[1]]  # [B, L, H]
         if where is not None and where.dtype == torch.bool:
             where = where.flatten().nonzero()[:, 0]
-        for block in self.blocks[:-1]:
-            x = block(x, condition)
-        x = self.blocks[-1](x, condition, where)  # [B, L, H] or [M, H]
-        shift, scale = self.modulation_out(condition).chunk(2, dim=-1)  # [B, H]
-        shift = shift + self.embedding_shift(scaled)
+        for block, modulation in zip(self.blocks[:-1], of_blocks[:-1], strict=True):
+            x = block(x, condition, None, modulation)
+        x = self.blocks[-1](x, condition, where, of_blocks[-1])  # [B, L, H] or [M, H]
+        shift, scale = last.chunk(2, dim=-1)  # [B, H]
         if where is None:
             return modulate(self.norm_out(x), shift[:, None], scale[:, None])
         rows = where // tokens.shape[1]
@@ -246,22 +280,10 @@ class Denoiser(nn.Module):
             [B, L, V], or [M, V] for the M positions wanted, in row-major order.
         """
         h = self.features(tokens, embedding, t, where)  # [B, L, H] or [M, H]
-        if where is None:
+        if torch.is_grad_enabled() or h.device.type != "cpu":
             return F.linear(h, self.token_table.weight, self.output_bias)
-        return vocabulary_product(h, self.token_table.weight, self.output_bias, self.coarse_table)
-
-    def in_format(self, dtype: torch.dtype) -> Denoiser:
-        """A copy to decode with under autocast to a format, in which no weight is left to convert.
-
-        On a CPU it finds the likeliest tokens in that format as well (`vocabulary_product`).
-        """
-        quick = deepcopy(self)
-        for module in quick.modules():
-            if isinstance(module, nn.Linear):
-                module.to(dtype)
-        if self.output_bias.device.type == "cpu":
-            quick.coarse_table = self.token_table.weight.detach().to(dtype)
-        return quick
+        with torch.autocast("cpu", enabled=False):  # what is drawn from them should be no coarser
+            return F.linear(h.float(), self.token_table.weight, self.output_bias)
 
     @torch.no_grad()
     def start_from_words(self, words: Tensor) -> None:
@@ -292,58 +314,6 @@ class Denoiser(nn.Module):
         """
         smoothed = counts.to(self.output_bias) + 0.5
         self.output_bias.copy_((smoothed / smoothed.sum()).log())
-
-
-def vocabulary_product(
-    h: Tensor, table: Tensor, bias: Tensor, coarse: Tensor | None = None
-) -> Tensor:
-    """Logits of h [M, H] with a table [V, H] and a bias [V]: [M, V].
-
-    On a CPU without gradients they are float32 whatever format h came in, since what is drawn from
-    them should be no coarser; and some columns at a time, each block as table times h, the order
-    that is quicker there (docs/results.md).
-
-    Args:
-        h: What the last layer hands over.
-        table: Of the tokens, in float32.
-        bias: Of each token.
-        coarse: The table in a format with quicker products. These then say which tokens are the
-            likeliest eight of each position, whose logits are made again in float32; the others
-            keep the coarse ones.
-    """
-    if h.device.type != "cpu" or torch.is_grad_enabled():
-        return F.linear(h, table, bias)
-    with torch.autocast("cpu", enabled=False):
-        h = h.float()
-        if coarse is not None:
-            return _refined_product(h, table, bias, coarse)
-        logits = torch.empty(max(len(h), _ROWS), len(table))
-        transposed = F.pad(h, (0, 0, 0, len(logits) - len(h))).T
-        for start in range(0, len(table), _COLUMNS):
-            block = slice(start, start + _COLUMNS)
-            logits[:, block] = torch.addmm(bias[block, None], table[block], transposed).T
-    return logits[: len(h)]
-
-
-def coarse_product(h: Tensor, coarse: Tensor, bias: Tensor) -> Tensor:
-    """Logits in float32 [M, V] of h [M, H], as exact as the format of the table is."""
-    logits, rough = torch.empty(len(h), len(coarse)), h.to(coarse.dtype)
-    for start in range(0, len(coarse), _COARSE_COLUMNS):
-        block = slice(start, start + _COARSE_COLUMNS)
-        torch.add(rough @ coarse[block].T, bias[block], out=logits[:, block])
-    return logits
-
-
-def _refined_product(h: Tensor, table: Tensor, bias: Tensor, coarse: Tensor) -> Tensor:
-    logits = coarse_product(h, coarse, bias)
-    likeliest = logits.topk(min(_LIKELIEST, len(table)), dim=-1).indices  # [M, 8]
-    return logits.scatter_(1, likeliest, logits_of(likeliest, h, table, bias))
-
-
-def logits_of(tokens: Tensor, h: Tensor, table: Tensor, bias: Tensor) -> Tensor:
-    """Logits of K tokens [M, K] at each h [M, H], in the format of h: [M, K]."""
-    with torch.autocast(h.device.type, enabled=False):
-        return torch.einsum("mkh,mh->mk", table[tokens], h) + bias[tokens]
 
 
 def parameter_counts(denoiser: nn.Module) -> tuple[int, int]:

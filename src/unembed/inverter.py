@@ -268,9 +268,10 @@ class Inverter(
         if not isinstance(denoiser, Denoiser):  # whatever else was put in its place
             stand_in: DenoiserFn = denoiser
             return stand_in
-        made_of = (denoiser, self.compute, [p._version for p in denoiser.parameters()])
+        weights = [(p.data_ptr(), p._version) for p in denoiser.parameters()]
+        made_of = (denoiser, self.compute, weights)
         if self._quick is None or self._quick[0] != made_of:
-            self._quick = made_of, quickest(denoiser, self.compute)
+            self._quick = made_of, quickest(denoiser, self.compute, self.canvas.schedule)
         return self._quick[1]
 
     def _inversions(self, decoded: Decoded) -> list[Inversion]:

@@ -3,14 +3,16 @@
 import pytest
 import torch
 
+import unembed.quick_denoiser
 from unembed.decoding import Canvas
 from unembed.decoding.entropy_bounded import EntropyBounded, entropies
 from unembed.decoding.greedy import Greedy, margins
 from unembed.decoding.repetition import Repetition
 from unembed.decoding.state import State, mask_surest, most_probable
 from unembed.denoiser import Denoiser, preset
+from unembed.device import Compute
 from unembed.diffusion import Linear, LogLinear
-from unembed.quick_denoiser import two_speeds
+from unembed.quick_denoiser import quickest
 
 VOCABULARY, PAD, END, MASK = 9, 0, 1, 8
 
@@ -196,12 +198,20 @@ def plain_twin(denoiser, vector, canvas, penalty):
     return tokens
 
 
-@pytest.mark.parametrize("glanced_at", [False, True])
+@pytest.mark.parametrize("batch", [1, 12])
+@pytest.mark.parametrize("quicker", [None, torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("penalty", [0.0, 2.0])
-def test_the_batched_path_equals_its_plain_twin_token_for_token(
-    encoder, passages, penalty, glanced_at
+def test_the_quick_path_equals_its_plain_twin_token_for_token(
+    encoder, passages, monkeypatch, penalty, quicker, batch
 ):
-    """A real network: only masked positions projected, only unfinished texts, all at once."""
+    """A real network: only masked positions projected, only unfinished texts, all at once.
+
+    As it is, in its quickest form, and in that of a processor that is quicker in bfloat16.
+    """
+    cpu = torch.device("cpu")
+    monkeypatch.setattr(
+        unembed.quick_denoiser, "choose_compute", lambda device: Compute(cpu, quicker)
+    )
     ids = encoder.tokenizer
     canvas = Canvas(12, ids.mask_id, LogLinear(5.0), ids.end_id, ids.pad_id)
     with torch.random.fork_rng():
@@ -213,10 +223,15 @@ def test_the_batched_path_equals_its_plain_twin_token_for_token(
             network.output_bias[ids.end_id] = 5.0  # texts of different lengths
     vectors = torch.from_numpy(encoder.encode(passages[:12]))
     with torch.inference_mode():
-        quick = two_speeds(network, network.token_table.weight.bfloat16())
-        denoiser = Repetition(penalty).wrap(quick if glanced_at else network, canvas)
-        found = Greedy()(denoiser, vectors, canvas, steps=canvas.length)
+        form = network
+        if quicker is not None:
+            form = quickest(network, Compute(cpu, torch.float32), canvas.schedule)
+        denoiser = Repetition(penalty).wrap(form, canvas)
+        found = [
+            Greedy()(denoiser, part, canvas, steps=canvas.length) for part in vectors.split(batch)
+        ]
         expected = [plain_twin(network, vector, canvas, penalty) for vector in vectors]
-    assert found.tokens.tolist() == expected
+    assert torch.cat([part.tokens for part in found]).tolist() == expected
     assert len({tuple(row) for row in expected}) == 12
-    assert penalty or len(set(found.passes.tolist())) > 1, "no text was done before the others"
+    passes = torch.cat([part.passes for part in found])
+    assert penalty or len(set(passes.tolist())) > 1, "no text was done before the others"

@@ -157,7 +157,7 @@ def likeliest(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
     if columns < 2 * count * _RUN:
         values, places = logits.topk(count, dim=1)
         return values, places
-    maxima = logits[:, :columns].view(len(logits), -1, _RUN).amax(dim=2)  # [M, runs]
+    maxima = logits[:, :columns].view(len(logits), columns // _RUN, _RUN).amax(dim=2)  # [M, runs]
     runs = maxima.topk(count, dim=1).indices  # no other can hold one of them
     places = (runs[:, :, None] * _RUN + torch.arange(_RUN)).flatten(1)
     rest = torch.arange(columns, logits.shape[1]).expand(len(logits), -1)
