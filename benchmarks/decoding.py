@@ -197,7 +197,7 @@ def compare_products(denoiser: Denoiser, rounds: int) -> None:
     }
     with torch.inference_mode():
         for name, (weight, bias) in sides.items():
-            packed = PackedLinear(weight, bias)
+            packed = PackedLinear(weight, bias, most=2048)
             for count in (1, 16, 32, 256, 2048):
                 x = torch.randn(count, weight.shape[1])
                 again = max(1, 2**22 // (count * weight.shape[0]))

@@ -22,6 +22,7 @@ from unembed.packed_linear import PackedLinear, with_packed_layers
 
 _COLUMNS, _FEW = 4096, 16  # of a coarse product at once, unless it has few rows
 _LIKELIEST = 8
+_MOST = 512  # rows of a packed product with the vocabulary, which gains more than a layer
 
 # Ids [B, L], embeddings [B, D], timesteps [B] and positions wanted → [M, H]
 FeaturesFn = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
@@ -83,7 +84,7 @@ class Vocabulary:
         self._table = denoiser.token_table.weight.detach()  # [V, H]
         self._bias = denoiser.output_bias.detach()  # [V]
         self._coarse = self._table.to(coarse)
-        self._product = PackedLinear(self._table, self._bias)
+        self._product = PackedLinear(self._table, self._bias, _MOST)
 
     def logits(self, h: Tensor) -> Tensor:
         """Of all tokens at each h [M, H]: [M, V]."""
