@@ -17,9 +17,11 @@ from torch import Tensor
 
 from unembed.decoding.state import (
     DOUBTED,
+    RUN,
     State,
     mask_surest,
     most_probable,
+    run_maxima,
     said_before,
     spread,
 )
@@ -29,7 +31,7 @@ from unembed.diffusion import DenoiserFn
 # their exponentials; any logarithm in float32. With bfloat16 0.12, 0.01 and 2e-5 were the most seen
 # at logits of up to `_SCALE`, from where the first two grow with them.
 _LOGIT, _SUM, _FLOAT, _SCALE = 0.25, 0.05, 3e-5, 16.0
-_LIKELIEST, _RUN = 8, 64
+_LIKELIEST = 8
 _POSITIONS, _ROWS = 4096, 256  # worked on together: in the network; in the vocabulary product
 
 
@@ -153,13 +155,12 @@ def likeliest(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
     What `torch.topk` gives, by the maxima of runs of columns first: three times as fast.
     """
-    columns = logits.shape[1] // _RUN * _RUN
-    if columns < 2 * count * _RUN:
+    columns = logits.shape[1] // RUN * RUN
+    if columns < 2 * count * RUN:
         values, places = logits.topk(count, dim=1)
         return values, places
-    maxima = logits[:, :columns].view(len(logits), columns // _RUN, _RUN).amax(dim=2)  # [M, runs]
-    runs = maxima.topk(count, dim=1).indices  # no other can hold one of them
-    places = (runs[:, :, None] * _RUN + torch.arange(_RUN)).flatten(1)
+    runs = run_maxima(logits).topk(count, dim=1).indices  # no other can hold one of them
+    places = (runs[:, :, None] * RUN + torch.arange(RUN)).flatten(1)
     rest = torch.arange(columns, logits.shape[1]).expand(len(logits), -1)
     places = torch.cat([places, rest], dim=1)
     values, best = logits.gather(1, places).topk(count, dim=1)

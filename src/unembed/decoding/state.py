@@ -12,7 +12,7 @@ from unembed.decoding.base import Canvas, Decoded, DecodingStep, OnStep
 from unembed.diffusion import DenoiserFn
 
 DOUBTED = -1e9  # sureness below every other one
-_RUN = 64  # columns of logits whose maximum is found first
+RUN = 64  # columns of logits whose maximum is found first
 
 # Positions whose logits are held at a time: few for a CPU's allocator, enough to fill a GPU
 _TOGETHER = {"cpu": 256, "cuda": 4096}
@@ -222,14 +222,20 @@ def where_largest(logits: Tensor) -> Tensor:
     What `torch.argmax` gives, by the maxima of runs of columns: on a CPU those alone are quick to
     find.
     """
-    columns = logits.shape[1] // _RUN * _RUN
+    columns = logits.shape[1] // RUN * RUN
     if columns == 0:
         return logits.argmax(dim=1, keepdim=True)
-    runs = logits[:, :columns].view(len(logits), columns // _RUN, _RUN).amax(dim=2)  # [M, runs]
-    within = runs.argmax(dim=1, keepdim=True) * _RUN + torch.arange(_RUN, device=logits.device)
+    runs = run_maxima(logits)
+    within = runs.argmax(dim=1, keepdim=True) * RUN + torch.arange(RUN, device=logits.device)
     best, at = logits.gather(1, within).max(dim=1, keepdim=True)
     places = within.gather(1, at)
     if columns < logits.shape[1]:
         rest, at = logits[:, columns:].max(dim=1, keepdim=True)
         return torch.where(rest > best, columns + at, places)
     return places
+
+
+def run_maxima(logits: Tensor) -> Tensor:
+    """The largest of each whole run of columns: [M, V] → [M, V // RUN]."""
+    runs = logits.shape[1] // RUN
+    return logits[:, : runs * RUN].view(len(logits), runs, RUN).amax(dim=2)
