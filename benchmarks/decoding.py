@@ -4,9 +4,9 @@
 
 The plain side does what the published sampler does: one text at a time, as many passes as there
 are positions, every position projected and every probability worked out in every pass, in float32.
-Ours has the same weights, in float32 (the same tokens, though a processor that is quicker with
-bfloat16 finds the likely ones with it) and, on such a one, all in bfloat16 (nearly the same, which
-is counted). What counts are the ratios, medians of rounds in which the sides take turns.
+Ours has the same weights, in float32 (the same tokens) and, on a processor that is quicker with
+bfloat16, with its layers in that (nearly the same tokens, which is counted). What counts are the
+ratios, medians of rounds in which the sides take turns.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import statistics
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -29,6 +30,7 @@ from unembed.config import DataSection
 from unembed.data.pieces import cut_pieces
 from unembed.data.sources import read_texts
 from unembed.decoding import STRATEGIES, Canvas, find_strategy
+from unembed.decoding.lazy import LazyDenoiser
 from unembed.decoding.repetition import DEFAULT as REPETITION
 from unembed.decoding.repetition import Repetition
 from unembed.denoiser import Denoiser, DenoiserSizes
@@ -40,6 +42,7 @@ from unembed.evaluation.metrics import token_accuracy, token_set_f1
 from unembed.inverter import Inverter, as_unit_vectors, export_folder
 from unembed.onnx_denoiser import FILE
 from unembed.packed_linear import PackedLinear
+from unembed.quick_denoiser import Vocabulary
 
 PLAIN_TEXTS = 4  # and as many of ours at batch 1: how soon a text is done differs
 STRATEGIES_TABLE = (
@@ -89,23 +92,21 @@ def plain_greedy(denoiser: Denoiser, vector: Tensor, canvas: Canvas) -> Tensor:
     return tokens[0]
 
 
-def decoding_operations(sizes: DenoiserSizes, passes: int, positions: int) -> tuple[int, int]:
+def decoding_operations(sizes: DenoiserSizes, passes: int, positions: int, made: int) -> int:
     """Operations of the matrix products of decoding, two for each multiplication.
 
     Args:
         sizes: Of the denoiser.
         passes: Over a sequence, of all sequences together.
-        positions: Those whose logits were asked for, over all passes.
-
-    Returns:
-        Of the layers, and of the product with the vocabulary.
+        positions: Those asked for, over all passes.
+        made: Those of which all logits were made.
     """
     hidden, length, layers = sizes.hidden, sizes.length, sizes.layers
     attention = 3 * hidden**2 + 2 * length * hidden  # projections, scores and mixing
     rest = hidden**2 + 2 * hidden * sizes.feed_forward  # of the last layer where it is asked for
     text = (6 * layers + 2) * hidden**2  # modulation
     whole = length * (layers * attention + (layers - 1) * rest) + text
-    return 2 * (passes * whole + positions * rest), 2 * positions * hidden * sizes.vocab_size
+    return 2 * (passes * whole + positions * rest + made * hidden * sizes.vocab_size)
 
 
 def with_onnx(inverter: Inverter, folder: Path) -> Inverter:
@@ -115,20 +116,45 @@ def with_onnx(inverter: Inverter, folder: Path) -> Inverter:
     return Inverter.from_pretrained(folder)
 
 
-def operations_of(inverter: Inverter, vectors: Tensor) -> tuple[int, int]:
-    """`decoding_operations` of vectors [N, D] decoded together, one position a pass."""
-    canvas, denoiser = inverter.canvas, inverter.denoiser
-    asked = {"positions": 0, "sequences": 0}
+@dataclass
+class Asked:
+    """What a network was asked in decoding: see `decoding_operations`."""
 
-    def counted(*given: Tensor) -> Tensor:
-        asked["positions"] += int(given[3].sum())
-        asked["sequences"] += len(given[0])
-        logits: Tensor = denoiser(*given)
-        return logits
+    passes: int = 0
+    positions: int = 0
+    made: int = 0
 
-    penalised = Repetition().wrap(counted, canvas)
+
+class CountingVocabulary(Vocabulary):
+    """Counts the positions of which all logits are made."""
+
+    def __init__(self, denoiser: Denoiser, asked: Asked) -> None:
+        super().__init__(denoiser, torch.float32)
+        self._asked = asked
+
+    def logits(self, h: Tensor) -> Tensor:
+        """See `Vocabulary`."""
+        self._asked.made += len(h)
+        return super().logits(h)
+
+
+def operations_of(inverter: Inverter, vectors: Tensor) -> int:
+    """`decoding_operations` of vectors [N, D] decoded together in float32, one position a pass."""
+    canvas, denoiser, asked = inverter.canvas, inverter.denoiser, Asked()
+
+    def counted(tokens: Tensor, embedding: Tensor, t: Tensor, where: Tensor) -> Tensor:
+        asked.positions += int(where.sum())
+        asked.passes += len(tokens)
+        return denoiser.features(tokens, embedding, t, where)
+
+    lazy = LazyDenoiser(counted, CountingVocabulary(denoiser, asked))
+    penalised = Repetition().wrap(lazy, canvas)
     find_strategy("greedy")(penalised, vectors, canvas, steps=canvas.length, generators=[])
-    return decoding_operations(denoiser.sizes, asked["sequences"], asked["positions"])
+    if inverter.onnx:  # which makes them all
+        asked.made = asked.positions
+    share = asked.made / asked.positions
+    print(f"logits made of {share:.0%} of the positions asked for;", end=" ")
+    return decoding_operations(denoiser.sizes, asked.passes, asked.positions, asked.made)
 
 
 def compare_texts(sides: dict[str, Inverter], vectors: Tensor) -> None:
@@ -173,18 +199,14 @@ def compare_speed(sides: dict[str, Inverter], vectors: NDArray[np.float32], roun
                 ratio = median_ratio(seconds["plain"], times)
                 speed = count / statistics.median(times)
                 rows.append([str(batch), name, f"{speed:.1f}", f"{ratio:.2f} x"])
-        layers, vocabulary = operations_of(inverter, whole)
-    print()
-    print_table(["batch", "side", "texts/s", "against plain"], rows)
-    rates = {dtype: matmul_rate(dtype) for dtype in {torch.float32, choose_compute("cpu").dtype}}
-    for name, side in sides.items():
-        of_layers = side.compute.dtype
-        looked = torch.float32 if side.onnx else choose_compute("cpu").dtype
-        least = layers / rates[of_layers] + vocabulary / rates[looked]
-        share = least / statistics.median(seconds[name])
-        formats = f"{str(of_layers)[6:]} layers, {str(looked)[6:]} vocabulary"
-        print(f"\n{name}, batch 64: {share:.0%} of the rate of products ({formats})")
-    print("".join(f"\n{str(d)[6:]} products: {r / 1e9:.0f} GFLOP/s" for d, r in rates.items()))
+        print()
+        print_table(["batch", "side", "texts/s", "against plain"], rows)
+        rate = matmul_rate(torch.float32)
+        for name, side in sides.items():
+            if side.compute.dtype == torch.float32:
+                print(f"\n{name}, batch 64:", end=" ")
+                share = operations_of(side, whole) / statistics.median(seconds[name]) / rate
+                print(f"{share:.0%} of the rate of products ({rate / 1e9:.0f} GFLOP/s)")
 
 
 def compare_products(denoiser: Denoiser, rounds: int) -> None:

@@ -7,8 +7,7 @@ import torch
 import torch.nn.functional as F
 
 import unembed.packed_linear
-import unembed.quick_denoiser
-from unembed.decoding.glance import TwoSpeeds
+from unembed.decoding.lazy import LazyDenoiser
 from unembed.denoiser import Denoiser, preset
 from unembed.device import Compute
 from unembed.diffusion import LogLinear
@@ -17,7 +16,6 @@ from unembed.quick_denoiser import (
     Vocabulary,
     in_format,
     quickest,
-    two_speeds,
 )
 
 CPU, LENGTH = torch.device("cpu"), 8
@@ -42,44 +40,29 @@ def given(batch: int = 3):
 
 
 @torch.no_grad()
-def test_a_glance_is_rough_and_its_exact_logits_are_those_of_the_denoiser(denoiser):
+def test_in_float32_it_says_what_the_denoiser_says(denoiser):
     expected = denoiser(*given())
-    two = two_speeds(denoiser.features, Vocabulary(denoiser, torch.bfloat16))
-    torch.testing.assert_close(two(*given()), expected)
-    glance = two.glance(*given())
-    rows = torch.tensor([0, 2, 5])
-    coarse = glance.coarse(rows)
-    assert coarse.dtype == torch.float32 and not torch.equal(coarse, expected[rows])
-    torch.testing.assert_close(coarse, expected[rows], rtol=0.02, atol=0.1)
-    torch.testing.assert_close(glance.exactly(rows, None), expected[rows])
-    tokens = torch.randint(0, 3000, (3, 4), generator=torch.Generator().manual_seed(2))
-    torch.testing.assert_close(glance.exactly(rows, tokens), expected[rows].gather(1, tokens))
-
-
-@pytest.mark.parametrize("quicker", [torch.bfloat16, torch.float32])
-def test_float32_is_glanced_at_only_where_the_processor_is_quicker(denoiser, monkeypatch, quicker):
-    monkeypatch.setattr(
-        unembed.quick_denoiser, "choose_compute", lambda device: Compute(CPU, quicker)
-    )
     form = quickest(denoiser, Compute(CPU, torch.float32), LogLinear())
-    assert isinstance(form, TwoSpeeds) == (quicker == torch.bfloat16)
-    with torch.no_grad():
-        torch.testing.assert_close(form(*given()), denoiser(*given()), rtol=1e-4, atol=1e-3)
+    assert isinstance(form, LazyDenoiser)
+    torch.testing.assert_close(form(*given()), expected, rtol=1e-4, atol=1e-3)
+    h = form.features(*given())
+    tokens = torch.randint(0, 3000, (len(h), 4), generator=torch.Generator().manual_seed(2))
+    some = form.vocabulary.of(tokens, h)
+    torch.testing.assert_close(some, expected.gather(1, tokens), rtol=1e-4, atol=1e-3)
 
 
 @pytest.mark.parametrize("packs", [True, False])
-def test_in_a_coarse_format_it_is_glanced_at_in_that_format(denoiser, monkeypatch, packs):
+def test_in_a_coarse_format_its_likeliest_logits_are_exact(denoiser, monkeypatch, packs):
     if not packs:
         monkeypatch.setattr(unembed.packed_linear, "can_pack", lambda weight: False)
     form = quickest(denoiser, Compute(CPU, torch.bfloat16), LogLinear())
-    assert isinstance(form, TwoSpeeds)
+    assert isinstance(form, LazyDenoiser)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        glance = form.glance(*given())
-        rows = torch.arange(int(given()[3].sum()))
-        exact = glance.exactly(rows, None)
+        h = form.features(*given()).float()
+        exact = form.vocabulary.logits(h)
         assert exact.dtype == torch.float32
         tokens = exact.topk(3).indices
-        torch.testing.assert_close(glance.exactly(rows, tokens), exact.gather(1, tokens))
+        torch.testing.assert_close(form.vocabulary.of(tokens, h), exact.gather(1, tokens))
         refined = form(*given())
     assert refined.dtype == torch.float32 and not torch.equal(refined, exact)
     torch.testing.assert_close(refined.amax(dim=-1), exact.amax(dim=-1))

@@ -45,8 +45,7 @@ class Inversion:
     Attributes:
         text: The text.
         token_ids: Its content tokens, up to the end token.
-        confidences: Probability the denoiser gave each of them when it was settled, 0 to 1; rough
-            in the third decimal on a CPU that is quicker in bfloat16 (docs/decoding.md).
+        confidences: Probability the denoiser gave each of them when it was settled, 0 to 1.
         passes: Denoiser passes spent.
         encoder_calls: Texts embedded on the way (0: the vector alone was used).
         order: Pass, from 1, in which each token was settled for the last time.

@@ -1,38 +1,33 @@
 """The denoiser as it decodes quickest: nothing is left in a pass that could be done before it.
 
-On a CPU that is packed weights, the modulations of a lone text for all its timesteps at once and,
-where the processor multiplies bfloat16 faster, a vocabulary product at two speeds. It says what the
-denoiser says, to rounding.
+On a CPU that is packed weights, the modulations of a lone text for all its timesteps at once, and
+a vocabulary product that need not be made for every position. It says what the denoiser says, to
+rounding.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+import warnings
 from copy import deepcopy
 
 import torch
 from torch import Tensor, nn
 
-from unembed.decoding.glance import Glance, TwoSpeeds
+from unembed.decoding.lazy import LazyDenoiser
 from unembed.denoiser import Denoiser
-from unembed.device import Compute, choose_compute
+from unembed.device import Compute
 from unembed.diffusion import DenoiserFn, Schedule
 from unembed.packed_linear import PackedLinear, with_packed_layers
 
 _COLUMNS, _FEW = 4096, 16  # of a coarse product at once, unless it has few rows
 _LIKELIEST = 8
 _MOST = 512  # rows of a packed product with the vocabulary, which gains more than a layer
-
-# Ids [B, L], embeddings [B, D], timesteps [B] and positions wanted → [M, H]
-FeaturesFn = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+_BALL_STEPS = 10
 
 
 def quickest(denoiser: Denoiser, compute: Compute, schedule: Schedule) -> DenoiserFn:
     """The form of a denoiser to decode with.
-
-    On a CPU whose processor multiplies bfloat16 plainly faster (`choose_compute`), or in a coarser
-    format anyway, it can be glanced at.
 
     Args:
         denoiser: With the weights that it has now.
@@ -44,32 +39,7 @@ def quickest(denoiser: Denoiser, compute: Compute, schedule: Schedule) -> Denois
         return denoiser if exact else in_format(denoiser, compute.dtype)
     network = with_packed_layers(denoiser) if exact else in_format(denoiser, compute.dtype)
     features = LoneTextFeatures(network, schedule)
-    coarse = choose_compute("cpu").dtype if exact else compute.dtype
-    vocabulary = Vocabulary(denoiser, coarse)
-    if coarse == torch.float32:
-        return lambda *given: vocabulary.logits(features(*given))
-    return two_speeds(features, vocabulary, exact)
-
-
-def two_speeds(features: FeaturesFn, vocabulary: Vocabulary, exact: bool = True) -> TwoSpeeds:
-    """A denoiser on a CPU that can be glanced at.
-
-    Args:
-        features: Of the network.
-        vocabulary: With a coarse format.
-        exact: Whether all its logits are exact where it is not glanced at, or the likeliest.
-    """
-    whole = vocabulary.logits if exact else vocabulary.refined
-
-    def glance(*given: Tensor) -> Glance:
-        h = features(*given).float()  # [M, H]
-
-        def exactly(rows: Tensor, tokens: Tensor | None) -> Tensor:
-            return vocabulary.logits(h[rows]) if tokens is None else vocabulary.of(tokens, h[rows])
-
-        return Glance(lambda rows: vocabulary.coarse(h[rows]), exactly)
-
-    return TwoSpeeds(lambda *given: whole(features(*given).float()), glance)
+    return LazyDenoiser(features, Vocabulary(denoiser, compute.dtype))
 
 
 class Vocabulary:
@@ -85,6 +55,36 @@ class Vocabulary:
         self._bias = denoiser.output_bias.detach()  # [V]
         self._coarse = self._table.to(coarse)
         self._product = PackedLinear(self._table, self._bias, _MOST)
+        self._ball: tuple[Tensor, float] | None = None
+        # PyTorch warns of its sparse tensors once, at the first
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            self.of(torch.zeros(1, 1, dtype=torch.long), self._table[:1].float())
+
+    @property
+    def size(self) -> int:
+        """V."""
+        return len(self._bias)
+
+    @property
+    def ball(self) -> tuple[Tensor, float]:
+        """Centre [H] and radius of a small ball that holds every row of the table.
+
+        From their mean, the centre steps towards the row that is farthest from it (Badoiu and
+        Clarkson, 2003, "Smaller core-sets for balls"). When first asked for.
+        """
+        if self._ball is None:
+            table = self._table.float()
+            centre, squares = table.mean(dim=0), table.square().sum(dim=1)
+            for step in range(_BALL_STEPS):
+                farthest = (squares - 2 * (table @ centre)).argmax()
+                centre = centre + (table[farthest] - centre) / (step + 2)
+            self._ball = centre, float((table - centre).norm(dim=1).max())
+        return self._ball
+
+    def __call__(self, h: Tensor) -> Tensor:
+        """Exact in float32, else refined: [M, V]."""
+        return self.logits(h) if self._coarse.dtype == torch.float32 else self.refined(h)
 
     def logits(self, h: Tensor) -> Tensor:
         """Of all tokens at each h [M, H]: [M, V]."""
@@ -102,8 +102,18 @@ class Vocabulary:
 
     def of(self, tokens: Tensor, h: Tensor) -> Tensor:
         """Exactly, of K tokens [M, K] at each h [M, H]: [M, K]."""
-        with torch.autocast(h.device.type, enabled=False):
-            return torch.einsum("mkh,mh->mk", self._table[tokens], h) + self._bias[tokens]
+        rows, count = tokens.shape
+        starts = torch.arange(0, rows * count + 1, count)
+        # As a sparse matrix [M, V], whose products are made without gathering rows of the table
+        wanted = torch.sparse_csr_tensor(
+            starts,
+            tokens.reshape(-1),
+            self._bias[tokens].reshape(-1),
+            (rows, len(self._bias)),
+            check_invariants=False,
+        )
+        found: Tensor = torch.sparse.sampled_addmm(wanted, h, self._table.T).values()
+        return found.view(rows, count)
 
     def refined(self, h: Tensor) -> Tensor:
         """Coarse [M, V], but exact for the likeliest eight of each h [M, H]."""

@@ -14,9 +14,17 @@ from tests.decoding.test_strategies import (
     run,
 )
 from unembed.decoding import find_strategy
+from unembed.decoding.lazy import LazyDenoiser
 from unembed.decoding.repetition import Repetition
 from unembed.decoding.state import said_before
 from unembed.errors import ConfigError
+
+
+class Zeros:
+    """A vocabulary of which every token is alike."""
+
+    def __call__(self, h):
+        return torch.zeros(len(h), VOCABULARY)
 
 
 def flat(tokens, embedding, t, where):
@@ -31,6 +39,17 @@ def test_each_occurrence_of_a_token_costs_the_penalty():
     wanted = torch.zeros(3, VOCABULARY)
     wanted[0, 5], wanted[0, 3] = -3.0, -1.5  # twice and once; end, padding and masks are free
     torch.testing.assert_close(logits, wanted)
+
+
+def test_penalties_add_up():
+    tokens, canvas = torch.tensor([[5, 3, MASK, MASK]]), canvas_of(4)
+    given = tokens, torch.zeros(1, 3), None, tokens == MASK
+    lazy = LazyDenoiser(lambda *given: torch.zeros(2, 4), Zeros())
+    for denoiser in (flat, lazy):
+        twice = Repetition(1.0).wrap(Repetition(2.0).wrap(denoiser, canvas), canvas)
+        assert twice(*given)[0, [3, 5]].tolist() == [-3.0, -3.0]
+    some = twice.penalty.of_some(tokens[[0, 0]], torch.zeros(2, 2), torch.tensor([[5, 6], [6, 3]]))
+    assert some.tolist() == [[-3.0, 0.0], [0.0, -3.0]]
 
 
 def test_no_penalty_is_the_denoiser_itself():

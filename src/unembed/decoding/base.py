@@ -57,7 +57,8 @@ class DecodingStep:
         encoder_calls: Texts embedded so far for each vector [B], where the strategy calls the
             encoder; else None.
         guesses: The likeliest token of each position that was masked before the pass [B, L], where
-            the strategy asks about all of them; else None.
+            the strategy asks about all of them; else None. On a CPU that of a position far from
+            being the surest may be out of date (`unembed.decoding.lazy`).
         guess_confidences: Its probability [B, L]; 0 where the position was settled before.
     """
 

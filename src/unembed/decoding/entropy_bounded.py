@@ -11,12 +11,12 @@ from torch import Tensor
 
 from unembed.decoding.base import Canvas, Decoded, OnStep, Scorer, require_between
 from unembed.decoding.lengths import decode_lengths
+from unembed.decoding.likeliest import most_probable
 from unembed.decoding.state import (
     DOUBTED,
     State,
     even_share,
     mask_surest,
-    most_probable,
     said_before,
     spread,
 )

@@ -17,20 +17,21 @@ from unembed.decoding.base import (
     require_among,
     require_between,
 )
-from unembed.decoding.glance import TwoSpeeds, survey
+from unembed.decoding.lazy import LazyDenoiser, survey
 from unembed.decoding.lengths import decode_lengths
+from unembed.decoding.likeliest import most_probable
 from unembed.decoding.state import (
     DOUBTED,
     State,
     even_share,
     mask_surest,
-    most_probable,
     said_before,
     spread,
 )
 from unembed.diffusion import DenoiserFn
 
 ORDERS = ("confidence", "margin", "left-to-right")
+_FEW = 2  # settled in a pass; more change too much for what was known before to be of use
 
 
 @dataclass(frozen=True)
@@ -69,8 +70,6 @@ class Greedy:
     ) -> Decoded:
         """See `Strategy`."""
         if self.lengths > 1:
-            if isinstance(denoiser, TwoSpeeds):  # the lengths are ranked by exact confidences
-                denoiser = denoiser.exact
             return decode_lengths(
                 self.fill, denoiser, embedding, canvas, self.lengths, steps, on_step
             )
@@ -88,7 +87,8 @@ class Greedy:
         masked = state.masked
         count = even_share(masked, passes)
         leads: Sequence[Tensor] = ()
-        if isinstance(denoiser, TwoSpeeds) and self.order == "confidence":
+        few = self.order == "confidence" and bool((count <= _FEW).all())
+        if few and isinstance(denoiser, LazyDenoiser):
             probabilities, guesses = survey(state, denoiser, masked, count)
         else:
             probabilities, guesses, *leads = state.read(denoiser, masked, self._read)

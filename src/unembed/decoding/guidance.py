@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from unembed.decoding.base import require_between
+from unembed.decoding.lazy import LazyDenoiser
 from unembed.diffusion import DenoiserFn, Schedule
 
 
@@ -39,18 +40,20 @@ class Guidance:
 
     def wrap(self, denoiser: DenoiserFn, schedule: Schedule) -> DenoiserFn:
         """The guided denoiser, usable with every strategy; each pass runs both sides at once."""
+        asked = denoiser.features if isinstance(denoiser, LazyDenoiser) else denoiser
 
         def guided(tokens: Tensor, embedding: Tensor, t: Tensor, where: Tensor) -> Tensor:
             nothing = torch.zeros_like(embedding)
-            both = denoiser(
+            both = asked(
                 torch.cat([tokens, tokens]),
                 torch.cat([embedding, nothing]),
                 torch.cat([t, t]),
                 torch.cat([where, where]),
             ).float()
-            told, untold = both.chunk(2)  # each [M, V]
+            told, untold = both.chunk(2)  # each [M, V], or [M, H]
             w = self.strength(schedule.alpha(t))  # [B]
             w = w[:, None].expand(where.shape)[where][:, None]  # [M, 1]
             return told + w * (told - untold)
 
-        return guided
+        # Logits are linear in features, with weights that sum to one
+        return replace(denoiser, features=guided) if isinstance(denoiser, LazyDenoiser) else guided

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
+import torch
 from torch import Tensor
 
 from unembed.decoding.base import Canvas, require_between
-from unembed.decoding.glance import Glance, TwoSpeeds
+from unembed.decoding.lazy import LazyDenoiser, NoPenalty, Penalty
 from unembed.diffusion import DenoiserFn
 
 DEFAULT = 2.0
@@ -36,37 +37,39 @@ class Repetition:
         if self.penalty == 0.0:
             return denoiser
         special = [i for i in (canvas.mask_id, canvas.end_id, canvas.pad_id) if i is not None]
-
-        def costs(tokens: Tensor, where: Tensor) -> tuple[Tensor, Tensor]:
-            """The tokens around each position in question and what each costs, [M, L] both."""
-            said = tokens != special[0]
-            for token in special[1:]:
-                said &= tokens != token
-            rows = where.nonzero()[:, 0]
-            return tokens[rows], (-self.penalty * said.float())[rows]
+        costs = _Costs(self.penalty, tuple(special))
+        if isinstance(denoiser, LazyDenoiser):
+            return replace(denoiser, penalty=replace(costs, others=denoiser.penalty))
 
         def penalised(tokens: Tensor, embedding: Tensor, t: Tensor, where: Tensor) -> Tensor:
             logits = denoiser(tokens, embedding, t, where).float()  # [M, V]
-            return logits.scatter_add_(1, *costs(tokens, where))
+            return costs.of_all(tokens[where.nonzero()[:, 0]], logits)
 
-        if not isinstance(denoiser, TwoSpeeds):
-            return penalised
-        plain_glance = denoiser.glance
+        return penalised
 
-        def glance(tokens: Tensor, embedding: Tensor, t: Tensor, where: Tensor) -> Glance:
-            said, cost = costs(tokens, where)
-            plain = plain_glance(tokens, embedding, t, where)
 
-            def exactly(rows: Tensor, wanted: Tensor | None) -> Tensor:
-                logits = plain.exactly(rows, wanted)
-                if wanted is None:
-                    return logits.scatter_add_(1, said[rows], cost[rows])
-                same = wanted[:, :, None] == said[rows][:, None]  # [R, K, L]
-                return logits + (same * cost[rows][:, None]).sum(dim=2)
+@dataclass(frozen=True)
+class _Costs:
+    """Of the tokens around a position, but for the special ones, on top of others; a `Penalty`."""
 
-            def coarse(rows: Tensor) -> Tensor:
-                return plain.coarse(rows).scatter_add_(1, said[rows], cost[rows])
+    each: float
+    special: tuple[int, ...]
+    others: Penalty = field(default_factory=NoPenalty)
 
-            return Glance(coarse, exactly)
+    def _said(self, around: Tensor) -> Tensor:
+        said = around != self.special[0]
+        for token in self.special[1:]:
+            said &= around != token
+        return said
 
-        return TwoSpeeds(penalised, glance)
+    def of_all(self, around: Tensor, logits: Tensor) -> Tensor:
+        """See `Penalty`."""
+        logits = self.others.of_all(around, logits)
+        return logits.scatter_add_(1, around, -self.each * self._said(around).float())
+
+    def of_some(self, around: Tensor, logits: Tensor, tokens: Tensor) -> Tensor:
+        """See `Penalty`."""
+        logits = self.others.of_some(around, logits, tokens)
+        said = around.masked_fill(~self._said(around), -1).sort(dim=1).values  # [M, L]
+        times = torch.searchsorted(said, tokens, right=True) - torch.searchsorted(said, tokens)
+        return logits - self.each * times

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from unembed.decoding.base import Canvas, Decoded, DecodingStep, OnStep
+from unembed.decoding.memory import Memory
 from unembed.diffusion import DenoiserFn
 
 DOUBTED = -1e9  # sureness below every other one
-RUN = 64  # columns of logits whose maximum is found first
 
 # Positions whose logits are held at a time: few for a CPU's allocator, enough to fill a GPU
 _TOGETHER = {"cpu": 256, "cuda": 4096}
@@ -40,6 +40,7 @@ class State:
         order: Pass in which each position was settled [B, L]; 0 where undecided or given.
         passes: Denoiser passes spent on each sequence [B].
         forbidden: Ids of the tokens that are never put anywhere.
+        memory: What earlier passes said of the positions.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class State:
         self.forbidden = [canvas.mask_id]
         if content_only:
             self.forbidden += [i for i in (canvas.end_id, canvas.pad_id) if i is not None]
+        self.memory = Memory(len(self.tokens), canvas.length, self.forbidden)
         self._guesses: tuple[Tensor, Tensor] | None = None
         self._shown = blank.cpu()
 
@@ -207,35 +209,3 @@ def spread(values: Tensor, where: Tensor, fill: float) -> Tensor:
     whole = torch.full(where.shape, fill, dtype=values.dtype, device=values.device)
     whole[where] = values
     return whole
-
-
-def most_probable(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Probability and id of the likeliest token: float32 [M, V], spent → [M], [M]."""
-    guesses = where_largest(logits)
-    # In place: on a CPU another tensor of this size costs more than the arithmetic
-    return torch.softmax(logits, dim=-1, out=logits).gather(1, guesses)[:, 0], guesses[:, 0]
-
-
-def where_largest(logits: Tensor) -> Tensor:
-    """Where the largest logit of each row is, the first of equals: [M, V] → [M, 1].
-
-    What `torch.argmax` gives, by the maxima of runs of columns: on a CPU those alone are quick to
-    find.
-    """
-    columns = logits.shape[1] // RUN * RUN
-    if columns == 0:
-        return logits.argmax(dim=1, keepdim=True)
-    runs = run_maxima(logits)
-    within = runs.argmax(dim=1, keepdim=True) * RUN + torch.arange(RUN, device=logits.device)
-    best, at = logits.gather(1, within).max(dim=1, keepdim=True)
-    places = within.gather(1, at)
-    if columns < logits.shape[1]:
-        rest, at = logits[:, columns:].max(dim=1, keepdim=True)
-        return torch.where(rest > best, columns + at, places)
-    return places
-
-
-def run_maxima(logits: Tensor) -> Tensor:
-    """The largest of each whole run of columns: [M, V] → [M, V // RUN]."""
-    runs = logits.shape[1] // RUN
-    return logits[:, : runs * RUN].view(len(logits), runs, RUN).amax(dim=2)

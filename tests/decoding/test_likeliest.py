@@ -1,10 +1,9 @@
-"""What a pass reads from logits."""
+"""The likeliest token of each position."""
 
 import pytest
 import torch
 
-from unembed.decoding.glance import likeliest
-from unembed.decoding.state import most_probable, where_largest
+from unembed.decoding.likeliest import most_probable, where_largest
 
 
 @pytest.mark.parametrize("columns", [9, 64, 400, 2500])
@@ -31,4 +30,3 @@ def test_the_most_probable_token_is_that_of_the_softmax(columns):
 def test_of_no_position_nothing_is_said(columns):
     probabilities, tokens = most_probable(torch.empty(0, columns))
     assert probabilities.shape == tokens.shape == (0,)
-    assert [x.shape for x in likeliest(torch.empty(0, columns), 2)] == [(0, 2)] * 2
