@@ -138,8 +138,8 @@ class CountingVocabulary(Vocabulary):
         return super().logits(h)
 
 
-def operations_of(inverter: Inverter, vectors: Tensor) -> int:
-    """`decoding_operations` of vectors [N, D] decoded together in float32, one position a pass."""
+def asked_of(inverter: Inverter, vectors: Tensor) -> Asked:
+    """What vectors [N, D] decoded together in float32 ask for, one position a pass."""
     canvas, denoiser, asked = inverter.canvas, inverter.denoiser, Asked()
 
     def counted(tokens: Tensor, embedding: Tensor, t: Tensor, where: Tensor) -> Tensor:
@@ -150,11 +150,7 @@ def operations_of(inverter: Inverter, vectors: Tensor) -> int:
     lazy = LazyDenoiser(counted, CountingVocabulary(denoiser, asked))
     penalised = Repetition().wrap(lazy, canvas)
     find_strategy("greedy")(penalised, vectors, canvas, steps=canvas.length, generators=[])
-    if inverter.onnx:  # which makes them all
-        asked.made = asked.positions
-    share = asked.made / asked.positions
-    print(f"logits made of {share:.0%} of the positions asked for;", end=" ")
-    return decoding_operations(denoiser.sizes, asked.passes, asked.positions, asked.made)
+    return asked
 
 
 def compare_texts(sides: dict[str, Inverter], vectors: Tensor) -> None:
@@ -201,12 +197,16 @@ def compare_speed(sides: dict[str, Inverter], vectors: NDArray[np.float32], roun
                 rows.append([str(batch), name, f"{speed:.1f}", f"{ratio:.2f} x"])
         print()
         print_table(["batch", "side", "texts/s", "against plain"], rows)
-        rate = matmul_rate(torch.float32)
-        for name, side in sides.items():
-            if side.compute.dtype == torch.float32:
-                print(f"\n{name}, batch 64:", end=" ")
-                share = operations_of(side, whole) / statistics.median(seconds[name]) / rate
-                print(f"{share:.0%} of the rate of products ({rate / 1e9:.0f} GFLOP/s)")
+        asked, rate = asked_of(inverter, whole), matmul_rate(torch.float32)
+    for name, side in sides.items():
+        if side.compute.dtype == torch.float32:
+            made = asked.positions if side.onnx else asked.made
+            work_done = decoding_operations(denoiser.sizes, asked.passes, asked.positions, made)
+            share = work_done / statistics.median(seconds[name]) / rate
+            print(
+                f"\n{name}, batch 64: logits made of {made / asked.positions:.0%} of the positions "
+                f"asked for; {share:.0%} of the rate of products ({rate / 1e9:.0f} GFLOP/s)"
+            )
 
 
 def compare_products(denoiser: Denoiser, rounds: int) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 import warnings
 from copy import deepcopy
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -55,7 +56,6 @@ class Vocabulary:
         self._bias = denoiser.output_bias.detach()  # [V]
         self._coarse = self._table.to(coarse)
         self._product = PackedLinear(self._table, self._bias, _MOST)
-        self._ball: tuple[Tensor, float] | None = None
         # PyTorch warns of its sparse tensors once, at the first
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -66,21 +66,19 @@ class Vocabulary:
         """V."""
         return len(self._bias)
 
-    @property
+    @cached_property
     def ball(self) -> tuple[Tensor, float]:
         """Centre [H] and radius of a small ball that holds every row of the table.
 
         From their mean, the centre steps towards the row that is farthest from it (Badoiu and
         Clarkson, 2003, "Smaller core-sets for balls"). When first asked for.
         """
-        if self._ball is None:
-            table = self._table.float()
-            centre, squares = table.mean(dim=0), table.square().sum(dim=1)
-            for step in range(_BALL_STEPS):
-                farthest = (squares - 2 * (table @ centre)).argmax()
-                centre = centre + (table[farthest] - centre) / (step + 2)
-            self._ball = centre, float((table - centre).norm(dim=1).max())
-        return self._ball
+        table = self._table.float()
+        centre, squares = table.mean(dim=0), table.square().sum(dim=1)
+        for step in range(_BALL_STEPS):
+            farthest = (squares - 2 * (table @ centre)).argmax()
+            centre = centre + (table[farthest] - centre) / (step + 2)
+        return centre, float((table - centre).norm(dim=1).max())
 
     def __call__(self, h: Tensor) -> Tensor:
         """Exact in float32, else refined: [M, V]."""

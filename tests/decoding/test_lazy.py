@@ -174,7 +174,7 @@ def test_no_vectors_are_no_texts():
 
 def test_trusting_the_memory_would_change_the_outcome(monkeypatch):
     """What the test above would show if no position were looked at again."""
-    plain = Vocabulary.ball.fget
+    plain = Vocabulary.ball.func
     nowhere = property(lambda self: (plain(self)[0], 0.0))
     changed = {"bounded": 0, "trusted": 0}
     for seed in range(20):
