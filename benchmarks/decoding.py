@@ -26,9 +26,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from benchmarks.machine import alternate, matmul_rate, median_ratio, print_table
+from unembed.backends.cpu import PackedLinear, Vocabulary
+from unembed.backends.onnx import FILE
 from unembed.config import DataSection
 from unembed.data.pieces import cut_pieces
-from unembed.data.sources import read_texts
 from unembed.decoding import STRATEGIES, Canvas, find_strategy
 from unembed.decoding.lazy import LazyDenoiser
 from unembed.decoding.repetition import DEFAULT as REPETITION
@@ -39,10 +40,8 @@ from unembed.encoders.base import Encoder
 from unembed.encoders.sentence import load_encoder
 from unembed.evaluation.attacks import parse_attack
 from unembed.evaluation.metrics import token_accuracy, token_set_f1
+from unembed.files import read_texts
 from unembed.inverter import Inverter, as_unit_vectors, export_folder
-from unembed.onnx_denoiser import FILE
-from unembed.packed_linear import PackedLinear
-from unembed.quick_denoiser import Vocabulary
 
 PLAIN_TEXTS = 4  # and as many of ours at batch 1: how soon a text is done differs
 STRATEGIES_TABLE = (

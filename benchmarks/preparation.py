@@ -30,15 +30,15 @@ from sentence_transformers import SentenceTransformer
 
 from benchmarks.machine import alternate, matmul_rate, median_ratio, print_table
 from unembed.config import Config, validate_config
-from unembed.data.encode import PrepareProgress, prepare_pairs
 from unembed.data.pairs import Pairs
 from unembed.data.pieces import cut_pieces
-from unembed.data.sources import read_texts
+from unembed.data.prepare import PrepareProgress, prepare_pairs
 from unembed.device import choose_compute
-from unembed.encoders.base import FakeEncoder
+from unembed.encoders.fake import FakeEncoder
 from unembed.encoders.sentence import SentenceEncoder, load_encoder
-from unembed.encoders.tokenizer import TextTokenizer
-from unembed.training.order import training_rows
+from unembed.files import read_texts
+from unembed.tokenizer import TextTokenizer
+from unembed.training.step import training_rows
 
 LAYERS, HIDDEN = 6, 384  # all-MiniLM-L6-v2
 LENGTH = 32

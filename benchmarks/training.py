@@ -42,10 +42,9 @@ from unembed.diffusion import (
     make_schedule,
     mean_mask_ratio,
 )
-from unembed.training.order import step_generator
-from unembed.training.processes import Processes
-from unembed.training.speed import step_operations
-from unembed.training.step import TrainingRun, assemble, draw_batch, optimiser_step
+from unembed.training.distributed import Processes
+from unembed.training.metrics_log import step_operations
+from unembed.training.step import TrainingRun, assemble, draw_batch, optimiser_step, step_generator
 
 VOCABULARY, DIMENSION, LENGTH, MASK = 30_522, 384, 32, 103
 STEPS_PER_ROUND = 2

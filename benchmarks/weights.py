@@ -16,11 +16,11 @@ from torch import Tensor
 
 import unembed
 from benchmarks.machine import print_table
+from unembed.checkpoints import FORMATS, Storage
 from unembed.config import DataSection
 from unembed.data.pieces import cut_pieces
-from unembed.data.sources import read_texts
+from unembed.files import read_texts
 from unembed.inverter import Inverter
-from unembed.weights import FORMATS, Storage
 
 _BATCH = 32
 

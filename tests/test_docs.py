@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from typer.main import get_command
 
-from unembed import cli
+from unembed.cli import main as cli
 from unembed.config import shipped_configs
 
 DOCS = Path(__file__).parents[1] / "docs"

@@ -7,8 +7,8 @@ from pathlib import Path
 import yaml
 
 import unembed
-from unembed.cli import main
-from unembed.encoders.base import FakeEncoder
+from unembed.cli.main import main
+from unembed.encoders.fake import FakeEncoder
 from unembed.inverter import Inverter, shipped_inverters
 
 PAGE = (Path(__file__).parents[1] / "docs" / "training.md").read_text(encoding="utf-8")

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
+from unembed.checkpoints import Storage
 from unembed.decoding import STRATEGIES, find_strategy
 from unembed.denoiser import Denoiser, preset
-from unembed.encoders.base import FakeEncoder
-from unembed.encoders.preflight import make_fingerprint
+from unembed.encoders.fake import FakeEncoder
+from unembed.encoders.fingerprint import make_fingerprint
 from unembed.errors import CheckpointError, ConfigError, EmbeddingError, EncoderError
 from unembed.inverter import Inverter, as_unit_vectors, shipped_inverters
-from unembed.weights import Storage
 
 
 @pytest.fixture(scope="module")

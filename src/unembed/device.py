@@ -7,7 +7,9 @@ import time
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 
+import psutil
 import torch
 
 from unembed.errors import ConfigError
@@ -132,3 +134,21 @@ def _cpu_speedup() -> float:
         if turn and best[1] > _HOPELESS * best[0]:  # emulated: fifty times as slow
             break
     return best[0] / best[1]
+
+
+_GROUP = Path("/sys/fs/cgroup")  # limits of a container (Linux, version 2)
+
+
+def free_bytes(device: torch.device) -> int:
+    """Bytes that can still be had: of the GPU, or of the machine (a container's limit counts)."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    free = int(psutil.virtual_memory().available)
+    try:
+        limit = (_GROUP / "memory.max").read_text(encoding="ascii").strip()
+        used = int((_GROUP / "memory.current").read_text(encoding="ascii"))
+        facts = (_GROUP / "memory.stat").read_text(encoding="ascii").split()
+        used -= int(facts[facts.index("inactive_file") + 1])  # files read, dropped when need be
+    except (OSError, ValueError):
+        return free
+    return free if limit == "max" else max(0, min(free, int(limit) - used))

@@ -15,22 +15,22 @@ from huggingface_hub import ModelCard, ModelHubMixin, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from numpy.typing import NDArray
 
+from unembed.backends.cpu import quickest
+from unembed.backends.onnx import FILE, OnnxDenoiser, export_onnx, onnx_is_here
+from unembed.checkpoints import INDEX, Storage, load_weights, save_weights, stored_as
 from unembed.decoding import Canvas, Decoded, find_strategy
-from unembed.decoding.base import OnStep
 from unembed.decoding.guidance import Guidance
 from unembed.decoding.repetition import DEFAULT as REPETITION
 from unembed.decoding.repetition import Repetition
+from unembed.decoding.strategy import OnStep
 from unembed.denoiser import Denoiser, DenoiserSizes
 from unembed.device import Compute, choose_compute
 from unembed.diffusion import DenoiserFn, make_schedule
 from unembed.encoders.base import Encoder, EncoderIdentity
-from unembed.encoders.preflight import Fingerprint
-from unembed.encoders.tokenizer import TextTokenizer
+from unembed.encoders.fingerprint import Fingerprint
+from unembed.encoders.oracle import EncoderScorer
 from unembed.errors import CheckpointError, ConfigError, EmbeddingError
-from unembed.onnx_denoiser import FILE, OnnxDenoiser, export_onnx, onnx_is_here
-from unembed.quick_denoiser import quickest
-from unembed.scorer import EncoderScorer
-from unembed.weights import INDEX, Storage, load_weights, save_weights, stored_as
+from unembed.tokenizer import TextTokenizer
 
 FORMAT, SCALED_OR_SHARDED = 1, 2  # a folder gets the lower number that can read it
 DEFAULT = "minilm"
@@ -366,7 +366,7 @@ class Inverter(
 
 
 def export_folder(folder: Path, out: Path) -> None:
-    """Write the denoiser of an inverter's folder as ONNX (`unembed.onnx_denoiser.export_onnx`).
+    """Write the denoiser of an inverter's folder as ONNX (`unembed.backends.onnx.export_onnx`).
 
     Args:
         folder: From `Inverter.save_pretrained`.

@@ -75,8 +75,8 @@ def main():
     from unembed.demo import server
     from unembed.demo.app import create_app
     from unembed.demo.limits import Limits
-    from unembed.demo.loading import load_demo
-    from unembed.encoders.base import FakeEncoder
+    from unembed.demo.models import load_demo
+    from unembed.encoders.fake import FakeEncoder
     from unembed.inverter import Inverter
 
     parser = argparse.ArgumentParser()

@@ -8,16 +8,16 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from unembed.config import Config
-from unembed.data.encode import prepare_pairs
 from unembed.data.manifest import MANIFEST
 from unembed.data.pairs import Pairs
+from unembed.data.prepare import prepare_pairs
 from unembed.device import choose_compute
-from unembed.encoders.base import FakeEncoder
-from unembed.encoders.tokenizer import load_tokenizer, word_tokenizer
+from unembed.encoders.fake import FakeEncoder
 from unembed.errors import EncoderError
-from unembed.inversion import invert_text
+from unembed.tokenizer import load_tokenizer, word_tokenizer
 from unembed.training.export import inverter_from_run
 from unembed.training.loop import train
+from unembed.vectors.invert import invert_text
 
 
 @pytest.fixture(scope="module")

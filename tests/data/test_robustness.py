@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 
 from unembed.config import Config
-from unembed.data import encode
-from unembed.data.encode import prepare_pairs
+from unembed.data import prepare as encode
 from unembed.data.manifest import MANIFEST, read_manifest, shard_names
 from unembed.data.pairs import Pairs
-from unembed.encoders.base import FakeEncoder
-from unembed.encoders.preflight import PROBES
+from unembed.data.prepare import prepare_pairs
+from unembed.encoders.fake import FakeEncoder
+from unembed.encoders.fingerprint import PROBES
 from unembed.errors import DataError, EncoderError
 
 
@@ -210,8 +210,8 @@ CHILD = """
 import json, sys, time
 from pathlib import Path
 from unembed.config import Config
-from unembed.data.encode import prepare_pairs
-from unembed.encoders.base import FakeEncoder
+from unembed.data.prepare import prepare_pairs
+from unembed.encoders.fake import FakeEncoder
 
 class Slow(FakeEncoder):  # long enough to be killed inside
     def encode(self, texts, progress=None):

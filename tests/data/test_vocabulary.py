@@ -11,14 +11,14 @@ from tokenizers import Tokenizer
 
 from unembed.config import Config, DataSection
 from unembed.data import vocabulary
-from unembed.data.encode import prepare_pairs
 from unembed.data.manifest import MANIFEST, read_manifest
 from unembed.data.pairs import Pairs
 from unembed.data.pieces import cut_pieces
+from unembed.data.prepare import prepare_pairs
 from unembed.data.vocabulary import choose_kept, count_tokens
-from unembed.encoders.base import FakeEncoder
-from unembed.encoders.tokenizer import TextTokenizer, from_transformers, ids_of, ranges_of
+from unembed.encoders.fake import FakeEncoder
 from unembed.errors import DataError
+from unembed.tokenizer import TextTokenizer, from_transformers, ids_of, ranges_of
 
 from ..architectures import TEXTS, TOKENIZERS
 

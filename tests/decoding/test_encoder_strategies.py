@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from unembed.decoding import Canvas
 from unembed.decoding.best_of import BestOf
-from unembed.decoding.guided_search import GuidedSearch
+from unembed.decoding.guided_search.search import GuidedSearch
 from unembed.diffusion import make_schedule
 from unembed.errors import ConfigError
 from unembed.inverter import Inverter

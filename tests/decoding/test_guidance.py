@@ -2,8 +2,8 @@ import pytest
 import torch
 
 from unembed.decoding import Canvas
-from unembed.decoding.greedy import Greedy
 from unembed.decoding.guidance import Guidance
+from unembed.decoding.sequential import Greedy
 from unembed.diffusion import Linear
 from unembed.errors import ConfigError
 

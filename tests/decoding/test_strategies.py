@@ -17,7 +17,7 @@ from unembed.decoding import (
     state,
     strategy_options,
 )
-from unembed.decoding.base import Strategy
+from unembed.decoding.strategy import Strategy
 from unembed.diffusion import Linear, LogLinear
 from unembed.errors import ConfigError
 

@@ -1,6 +1,6 @@
 import pytest
 
-from unembed.demo.alignment import align_words, split_words
+from unembed.demo.events import align_words, split_words
 
 
 @pytest.fixture(scope="module")

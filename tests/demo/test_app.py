@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from unembed.decoding import STRATEGIES, strategy_options
-from unembed.demo.examples import EXAMPLES
+from unembed.demo.models import EXAMPLES
 from unembed.evaluation.metrics import token_accuracy
 
 from .conftest import parse_events
@@ -422,7 +422,7 @@ def test_an_error_nobody_caught_is_one_line_and_a_problem(client, monkeypatch, c
     def fail(*arguments):
         raise ValueError("the patient's name")
 
-    monkeypatch.setattr("unembed.demo.asking.decode", fail)
+    monkeypatch.setattr("unembed.demo.requests.decode", fail)
     answer = client.post("/decode", json={"text": TEXT})
     assert "patient" not in str(refused(answer, 500))
     (record,) = [r for r in caplog.records if r.levelno == logging.ERROR]

@@ -9,8 +9,8 @@ import typer
 from unembed.demo import server
 from unembed.demo.app import create_app
 from unembed.demo.limits import Limits
-from unembed.demo.loading import load_demo
-from unembed.encoders.base import FakeEncoder
+from unembed.demo.models import load_demo
+from unembed.encoders.fake import FakeEncoder
 from unembed.inverter import Inverter
 
 

@@ -8,17 +8,17 @@ import torch
 from sentence_transformers import SentenceTransformer
 
 from unembed.config import Config
-from unembed.data.encode import prepare_pairs
 from unembed.data.manifest import read_manifest
 from unembed.data.pairs import Pairs
+from unembed.data.prepare import prepare_pairs
 from unembed.device import choose_compute
-from unembed.encoders.preflight import preflight
+from unembed.encoders.fingerprint import preflight
 from unembed.encoders.sentence import load_encoder
 from unembed.errors import DataError
-from unembed.inversion import invert_text
 from unembed.inverter import Inverter
 from unembed.training.export import inverter_from_run
 from unembed.training.loop import train
+from unembed.vectors.invert import invert_text
 
 CPU = choose_compute("cpu", "float32")
 

@@ -5,12 +5,12 @@ import numpy as np
 import pytest
 
 from unembed.data.pairs import Pairs
-from unembed.encoders.base import FakeEncoder
+from unembed.encoders.fake import FakeEncoder
 from unembed.errors import ConfigError, DataError, EncoderError
 from unembed.evaluation.attacks import Attack
 from unembed.evaluation.evaluate import evaluate, groups_of
 from unembed.evaluation.metrics import ESSENTIAL, METRICS, token_set_f1
-from unembed.evaluation.texts import Passage, Sample
+from unembed.evaluation.samples import Passage, Sample
 
 GREEDY = {"strategy": "greedy", "steps": 3, "encoder_calls": 0, "options": {}}
 GREEDY |= dict.fromkeys(["guidance", "repetition", "limit"])

@@ -3,7 +3,7 @@ import pytest
 from unembed.evaluation import examples as module
 from unembed.evaluation.examples import choose_examples, draw_indices, make_example, pieces_of
 from unembed.evaluation.metrics import Recovery
-from unembed.evaluation.texts import Sample
+from unembed.evaluation.samples import Sample
 
 from .. import architectures
 
@@ -21,7 +21,7 @@ def test_right_tokens_are_marked(encoder):
 
 @pytest.mark.parametrize("name", list(architectures.TOKENIZERS))
 def test_pieces_join_to_the_text_in_every_script(name):
-    from unembed.encoders.tokenizer import from_transformers
+    from unembed.tokenizer import from_transformers
 
     tokenizer = from_transformers(architectures.TOKENIZERS[name]())
     for text in architectures.TEXTS:

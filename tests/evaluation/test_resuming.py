@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from unembed.evaluation import recovering
+from unembed.evaluation import rows as recovering
 from unembed.evaluation.evaluate import evaluate
 from unembed.inverter import Inverter
 
@@ -68,8 +68,8 @@ def test_other_settings_are_decoded_anew(lookup, encoder, passages, tmp_path):
 PROGRAM = """
 import sys, time
 from pathlib import Path
-from unembed.encoders.base import FakeEncoder
-from unembed.evaluation import recovering
+from unembed.encoders.fake import FakeEncoder
+from unembed.evaluation import rows as recovering
 from unembed.evaluation.evaluate import evaluate
 from unembed.inverter import Inverter
 recovering.BATCH = 4

@@ -1,6 +1,6 @@
 import pytest
 
-from unembed.evaluation.spans import find_spans, span_recalls
+from unembed.evaluation.metrics import find_spans, span_recalls
 
 
 @pytest.mark.parametrize(

@@ -3,8 +3,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from unembed.data.encode import prepare_pairs
-from unembed.encoders.base import FakeEncoder
+from unembed.data.prepare import prepare_pairs
+from unembed.encoders.fake import FakeEncoder
 
 from .helpers import make_config
 

@@ -13,9 +13,9 @@ from unembed.diffusion import (
     make_schedule,
     mean_mask_ratio,
 )
-from unembed.training import linear_cross_entropy
+from unembed.training import loss as linear_cross_entropy
 from unembed.training.batch import ScoredPadding, masked_batch, most_masked, rows_of
-from unembed.training.linear_cross_entropy import ChunkedCrossEntropy
+from unembed.training.loss import ChunkedCrossEntropy
 
 from .helpers import make_config
 

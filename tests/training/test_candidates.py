@@ -10,9 +10,8 @@ from safetensors.torch import load_file
 from unembed.denoiser import Denoiser, preset
 from unembed.diffusion import WEIGHTS, LogLinear, corrupt_batch, diffusion_loss
 from unembed.training import loop, step
-from unembed.training.candidates import CandidateSampler
 from unembed.training.checkpoint import LATEST
-from unembed.training.linear_cross_entropy import ChunkedCrossEntropy
+from unembed.training.loss import CandidateSampler, ChunkedCrossEntropy
 
 from .helpers import CPU, make_config, records
 

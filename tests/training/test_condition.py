@@ -2,8 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from unembed.training.batch import sent
-from unembed.training.condition import perturb
+from unembed.training.batch import perturb, sent
 
 
 @pytest.fixture

@@ -11,8 +11,9 @@ from unembed.data.pairs import Pairs
 from unembed.denoiser import Denoiser, DenoiserSizes
 from unembed.encoders.base import EncoderIdentity
 from unembed.encoders.catalog import find
-from unembed.encoders.tokenizer import TextTokenizer, word_tokenizer
-from unembed.training import loop, resuming
+from unembed.tokenizer import TextTokenizer, word_tokenizer
+from unembed.training import checkpoint as resuming
+from unembed.training import loop
 from unembed.training.checkpoint import LATEST, read_state
 
 from .helpers import CPU, records

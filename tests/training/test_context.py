@@ -4,7 +4,7 @@ import torch.nn.functional as F
 
 from unembed.denoiser import Denoiser, preset
 from unembed.diffusion import WEIGHTS, LogLinear, corrupt_batch
-from unembed.training.context import with_own_samples
+from unembed.training.batch import with_own_samples
 
 MASK = 0  # the first id, which a careless inverse of the distribution would pick
 

@@ -8,7 +8,7 @@ import pytest
 from unembed.errors import ConfigError, DataError, TrainingError
 from unembed.training import curves
 from unembed.training.curves import draw_curves, read_run, read_runs, save_curves
-from unembed.training.log import METRICS
+from unembed.training.metrics_log import METRICS
 
 
 def write_run(folder, *, decoded=True, offset=0.0, steps=40, **more):

@@ -1,6 +1,6 @@
 import torch
 
-from unembed.training.ema import EMA
+from unembed.training.step import EMA
 
 
 def test_it_follows_the_recurrence():

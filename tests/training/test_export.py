@@ -8,17 +8,16 @@ import yaml
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 
+from unembed.checkpoints import Storage
 from unembed.config import Config
 from unembed.device import choose_compute
-from unembed.encoders.base import FakeEncoder
+from unembed.encoders.fake import FakeEncoder
 from unembed.errors import CheckpointError, DataError
 from unembed.evaluation.evaluate import evaluate
 from unembed.inverter import Inverter
 from unembed.training import loop
-from unembed.training.card import figures_table
 from unembed.training.checkpoint import BEST, read_state
-from unembed.training.export import export_run, inverter_from_run
-from unembed.weights import Storage
+from unembed.training.export import export_run, figures_table, inverter_from_run
 
 CPU = choose_compute("cpu", "float32")
 

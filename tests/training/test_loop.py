@@ -15,20 +15,19 @@ import torch
 from safetensors.torch import load_file
 from scipy.stats import binom
 
-from unembed import terminal
+from unembed.cli import display as terminal
+from unembed.cli.display import StopSignal
 from unembed.config import validate_config
 from unembed.data.pairs import Pairs
 from unembed.denoiser import Denoiser
 from unembed.diffusion import diffusion_loss
-from unembed.encoders.base import FakeEncoder
+from unembed.encoders.fake import FakeEncoder
 from unembed.errors import CheckpointError, TrainingError
 from unembed.inverter import Inverter
-from unembed.terminal import StopSignal
 from unembed.training import checkpoint, loop
 from unembed.training import step as step_module
-from unembed.training.checkpoint import BEST, LATEST, read_state
+from unembed.training.checkpoint import BEST, LATEST, read_state, start_from
 from unembed.training.export import inverter_from_run
-from unembed.training.start import start_from
 
 from .helpers import CPU, make_config, records
 

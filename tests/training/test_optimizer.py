@@ -6,7 +6,7 @@ import torch
 
 from unembed.config import TrainingSection
 from unembed.denoiser import Denoiser, preset
-from unembed.training.optimizer import learning_rate, make_optimizer
+from unembed.training.step import learning_rate, make_optimizer
 
 SETTINGS = TrainingSection(steps=1000, warmup_steps=100, lr=1e-3, final_lr=0.1)
 

@@ -1,7 +1,7 @@
 import numpy as np
 import torch
 
-from unembed.training.order import step_generator, training_rows
+from unembed.training.step import step_generator, training_rows
 
 
 def test_an_epoch_is_a_permutation_and_the_next_one_differs():

@@ -12,7 +12,7 @@ from unembed.data.pairs import Pairs
 from unembed.errors import CheckpointError
 from unembed.training import loop
 from unembed.training.checkpoint import LATEST, read_facts
-from unembed.training.processes import Processes
+from unembed.training.distributed import Processes
 
 from .helpers import CPU, make_config
 

@@ -8,9 +8,8 @@ from safetensors.torch import load_file
 from unembed.config import TrainingSection
 from unembed.training import loop
 from unembed.training.checkpoint import BEST, LATEST
+from unembed.training.distributed import Processes, like, whole
 from unembed.training.export import inverter_from_run
-from unembed.training.processes import Processes
-from unembed.training.sharding import like, whole
 
 from .helpers import CPU, SHARED, finish, make_config, records, start_two
 

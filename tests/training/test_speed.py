@@ -6,8 +6,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from unembed.denoiser import Denoiser, preset
 from unembed.device import choose_compute
 from unembed.diffusion import WEIGHTS, LogLinear, corrupt_batch, cross_entropy_of, diffusion_loss
-from unembed.training import speed
-from unembed.training.speed import Clock, product_rate, step_operations
+from unembed.training import metrics_log as speed
+from unembed.training.metrics_log import Clock, product_rate, step_operations
 
 
 @pytest.mark.parametrize("frozen", [False, True])

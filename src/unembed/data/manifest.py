@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ValidationError
 
 from unembed.config import DataSection
-from unembed.digest import file_digest
 from unembed.encoders.base import EncoderIdentity
 from unembed.errors import DataError
+from unembed.files import file_digest
 
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer.json"

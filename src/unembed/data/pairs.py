@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from unembed.data.manifest import TOKENIZER, damaged_shards, read_manifest, shard_names
 from unembed.encoders.base import Encoder, EncoderIdentity
-from unembed.encoders.preflight import Fingerprint
-from unembed.encoders.tokenizer import TextTokenizer
+from unembed.encoders.fingerprint import Fingerprint
 from unembed.errors import DataError
+from unembed.tokenizer import TextTokenizer
 
 
 @dataclass(frozen=True)

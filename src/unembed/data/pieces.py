@@ -12,7 +12,7 @@ from tokenizers import Encoding
 
 from unembed.config import DataSection
 from unembed.encoders.base import is_unicode
-from unembed.encoders.tokenizer import TextTokenizer
+from unembed.tokenizer import TextTokenizer
 
 # An end mark (Latin, Arabic, Urdu, Indic, Armenian, Ethiopic), closing quotes or brackets
 # after it, then white space; CJK marks need none.

@@ -13,7 +13,7 @@ from tokenizers import pre_tokenizers
 
 from unembed.config import DataSection
 from unembed.data.pieces import cut_pieces
-from unembed.encoders.tokenizer import TextTokenizer
+from unembed.tokenizer import TextTokenizer
 
 _BATCH = 4096
 _SPACE_SIGNS = "\u2581\u0120\u010a"  # SentencePiece's space; byte-level's space and line end

@@ -9,12 +9,12 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, cast
 
-from unembed.decoding.base import Canvas, Decoded, DecodingStep, Scorer, Strategy
 from unembed.decoding.best_of import BestOf
 from unembed.decoding.entropy_bounded import EntropyBounded
 from unembed.decoding.euler import Euler, EulerRemask
-from unembed.decoding.greedy import Greedy
-from unembed.decoding.guided_search import GuidedSearch
+from unembed.decoding.guided_search.search import GuidedSearch
+from unembed.decoding.sequential import Greedy
+from unembed.decoding.strategy import Canvas, Decoded, DecodingStep, Scorer, Strategy
 from unembed.decoding.two_stage import TwoStage
 from unembed.errors import ConfigError
 

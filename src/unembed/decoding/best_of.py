@@ -9,7 +9,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from unembed.decoding.base import (
+from unembed.decoding.euler import Euler
+from unembed.decoding.sequential import Greedy
+from unembed.decoding.strategy import (
     Canvas,
     Decoded,
     DecodingStep,
@@ -17,8 +19,6 @@ from unembed.decoding.base import (
     Scorer,
     require_between,
 )
-from unembed.decoding.euler import Euler
-from unembed.decoding.greedy import Greedy
 from unembed.diffusion import DenoiserFn
 from unembed.errors import ConfigError
 

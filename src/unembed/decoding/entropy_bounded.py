@@ -9,8 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from unembed.decoding.base import Canvas, Decoded, OnStep, Scorer, require_between
-from unembed.decoding.lengths import decode_lengths
+from unembed.decoding.length_search import decode_lengths
 from unembed.decoding.likeliest import most_probable
 from unembed.decoding.state import (
     DOUBTED,
@@ -20,6 +19,7 @@ from unembed.decoding.state import (
     said_before,
     spread,
 )
+from unembed.decoding.strategy import Canvas, Decoded, OnStep, Scorer, require_between
 from unembed.diffusion import DenoiserFn
 
 

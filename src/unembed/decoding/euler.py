@@ -9,9 +9,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from unembed.decoding.base import Canvas, Decoded, OnStep, Scorer, require_between
 from unembed.decoding.sampling import sample, uniforms
 from unembed.decoding.state import State, after_end, spread
+from unembed.decoding.strategy import Canvas, Decoded, OnStep, Scorer, require_between
 from unembed.diffusion import DenoiserFn
 
 _HOTTEST = 100.0  # all tokens are about as likely as each other long before

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from unembed.decoding.base import require_between
 from unembed.decoding.lazy import LazyDenoiser
+from unembed.decoding.strategy import require_between
 from unembed.diffusion import DenoiserFn, Schedule
 
 

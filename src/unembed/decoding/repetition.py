@@ -7,8 +7,8 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from unembed.decoding.base import Canvas, require_between
 from unembed.decoding.lazy import LazyDenoiser, NoPenalty, Penalty
+from unembed.decoding.strategy import Canvas, require_between
 from unembed.diffusion import DenoiserFn
 
 DEFAULT = 2.0

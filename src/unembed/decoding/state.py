@@ -8,8 +8,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from unembed.decoding.base import Canvas, Decoded, DecodingStep, OnStep
 from unembed.decoding.memory import Memory
+from unembed.decoding.strategy import Canvas, Decoded, DecodingStep, OnStep
 from unembed.diffusion import DenoiserFn
 
 DOUBTED = -1e9  # sureness below every other one

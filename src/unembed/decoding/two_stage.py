@@ -9,11 +9,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from unembed.decoding.base import Canvas, Decoded, OnStep, Scorer, require_between
 from unembed.decoding.euler import Euler
-from unembed.decoding.greedy import Greedy
 from unembed.decoding.sampling import uniforms
+from unembed.decoding.sequential import Greedy
 from unembed.decoding.state import State, after_end
+from unembed.decoding.strategy import Canvas, Decoded, OnStep, Scorer, require_between
 from unembed.diffusion import DenoiserFn
 
 

@@ -18,12 +18,11 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
 import unembed
-from unembed.demo import asking, problems
-from unembed.demo.asking import Demo, EventStream
-from unembed.demo.describing import describe_model
-from unembed.demo.examples import EXAMPLES
-from unembed.demo.guard import Guard
+from unembed.demo import problems, requests
+from unembed.demo.middleware import Guard
+from unembed.demo.models import EXAMPLES, Demo, describe_model
 from unembed.demo.reference import reference_page
+from unembed.demo.requests import EventStream
 from unembed.demo.schemas import (
     DecodeRequest,
     EncodeOut,
@@ -99,7 +98,7 @@ async def models(demo: Shared) -> ModelsOut:
 @api.post("/encode", responses=_REFUSALS)
 async def encode(body: EncodeRequest, request: Request, demo: Shared) -> EncodeOut:
     """Embed a text."""
-    found = await asking.encode(demo, body).result(request)
+    found = await requests.encode(demo, body).result(request)
     return EncodeOut.model_validate(found)
 
 
@@ -114,13 +113,13 @@ async def encode(body: EncodeRequest, request: Request, demo: Shared) -> EncodeO
 )
 async def decode(body: DecodeRequest, demo: Shared) -> EventStream:
     """Invert a text's embedding or a vector, told step by step."""
-    return EventStream(asking.decode(demo, body), demo.limits.seconds)
+    return EventStream(requests.decode(demo, body), demo.limits.seconds)
 
 
 @api.post("/invert", responses=_REFUSALS)
 async def invert(body: InvertRequest, request: Request, demo: Shared) -> InvertOut:
     """Invert several texts' embeddings or vectors at once."""
-    found = await asking.invert(demo, body, request.scope).result(request)
+    found = await requests.invert(demo, body, request.scope).result(request)
     return InvertOut.model_validate({**found, "model": demo.find(body.model).name})
 
 

@@ -12,7 +12,7 @@ from types import FrameType
 import uvicorn
 from fastapi import FastAPI
 
-from unembed.demo.asking import Demo
+from unembed.demo.models import Demo
 from unembed.errors import ConfigError
 
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]")

@@ -15,12 +15,12 @@ import torch
 from numpy.typing import NDArray
 
 from unembed.device import Compute, choose_compute, replica_devices
-from unembed.digest import file_digest
 from unembed.encoders import catalog
 from unembed.encoders.base import EncoderIdentity, Progress, check_texts, known_as
 from unembed.encoders.batching import one_ahead, plan_batches, run_batches
-from unembed.encoders.tokenizer import TextTokenizer, from_transformers
 from unembed.errors import EncoderError
+from unembed.files import file_digest
+from unembed.tokenizer import TextTokenizer, from_transformers
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer

@@ -15,15 +15,15 @@ from numpy.typing import NDArray
 from unembed.config import DataSection
 from unembed.data.pairs import Pairs
 from unembed.encoders.base import Encoder
-from unembed.encoders.tokenizer import TextTokenizer
 from unembed.evaluation.attacks import Attack, name_attacks
+from unembed.evaluation.bootstrap import RESAMPLES, Figure, Tally, block_count, draw_blocks
+from unembed.evaluation.cache import Journal
 from unembed.evaluation.examples import Example, draw_indices, make_example
-from unembed.evaluation.journal import Journal
 from unembed.evaluation.metrics import BINS, Recovery, Ruler, make_ruler
-from unembed.evaluation.recovering import CHUNK, Bench, Part, ProgressFn, Recover
-from unembed.evaluation.summary import RESAMPLES, Figure, Tally, block_count, draw_blocks
-from unembed.evaluation.texts import LABELS, Passage, Sample, Samples
+from unembed.evaluation.rows import CHUNK, Bench, Part, ProgressFn, Recover
+from unembed.evaluation.samples import LABELS, Passage, Sample, Samples
 from unembed.inverter import Inverter
+from unembed.tokenizer import TextTokenizer
 
 _MOST_GROUPS = 30
 _LENGTHS = ((1, 3), (4, 8), (9, 16), (17, 24), (25, 32))  # tokens, both ends included

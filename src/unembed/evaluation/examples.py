@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from unembed.encoders.tokenizer import TextTokenizer
 from unembed.evaluation.metrics import Recovery, token_set_f1
-from unembed.evaluation.texts import Sample
+from unembed.evaluation.samples import Sample
+from unembed.tokenizer import TextTokenizer
 
 MOST = 1000  # texts kept as examples
 RIGHT, ELSEWHERE, WRONG = "right", "elsewhere", "wrong"

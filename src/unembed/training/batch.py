@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from unembed.data.pairs import Pairs
+from unembed.denoiser import Denoiser
+from unembed.device import free_bytes
 from unembed.diffusion import WEIGHTS, Corrupted, Schedule, draw_masks, sample_timesteps
-from unembed.training.memory import free_bytes
 
 if TYPE_CHECKING:
     from unembed.config import DiffusionSection, TrainingSection
@@ -168,3 +169,92 @@ def most_masked(pairs: int, length: int, ratio: float, whole: bool) -> int:
     variance = pairs * length * (0.25 if whole else 0.25 + length / 12)
     wanted = pairs * length * ratio + _SPARE * math.sqrt(variance)
     return min(pairs * length, math.ceil(wanted / _ROUND) * _ROUND)
+
+
+def perturb(
+    embedding: Tensor,
+    dropout: float,
+    noise: float,
+    generator: torch.Generator,
+    batch: int | None = None,
+    own: slice = slice(None),
+) -> Tensor:
+    """Noisy unit vectors, some of them replaced by the null condition.
+
+    The null condition is the zero vector: what a denoiser trained with it predicts there is its
+    unconditional distribution, which classifier-free guidance (Ho and Salimans, 2022, arXiv
+    2207.12598) needs.
+
+    Args:
+        embedding: Unit vectors [b, D].
+        dropout: Probability of the null condition, 0 to 1.
+        noise: Length of the Gaussian noise added before vectors are made unit again, as a share of
+            theirs: 0.02 is the rounding of an int8 store.
+        generator: Source of randomness; nothing is drawn from it where both are 0.
+        batch: Size B of the batch these are the rows ``own`` of; it is drawn for all of it, so
+            that the draws do not depend on how a batch is shared out.
+        own: Which rows these are.
+
+    Returns:
+        [b, D].
+    """
+    batch, width = len(embedding) if batch is None else batch, embedding.shape[1]
+    if noise:
+        drawn = sent(torch.randn(batch, width, generator=generator)[own], embedding.device)
+        embedding = F.normalize(embedding + drawn * (noise / width**0.5), dim=1)
+    if dropout:
+        kept = torch.rand(batch, 1, generator=generator)[own] >= dropout
+        embedding = embedding * sent(kept, embedding.device)
+    return embedding
+
+
+_LOGITS = 1 << 24  # at a time
+
+
+@torch.no_grad()
+def with_own_samples(
+    denoiser: Denoiser,
+    batch: Corrupted,
+    embedding: Tensor,
+    chosen: Tensor,
+    uniform: Tensor,
+    mask_id: int,
+    timestep: Callable[[Tensor], Tensor],
+) -> Corrupted:
+    """The batch with some visible tokens replaced by samples of p(x0 | z_t', embedding).
+
+    z_t' is z_t with these positions masked as well, and t' the timestep of its mask ratio. The
+    targets stay what they were: the loss is over the masked positions of z_t only.
+
+    Args:
+        denoiser: Samples, without gradient.
+        batch: z_t.
+        embedding: [B, D].
+        chosen: Positions asked for, boolean [B, L]; masked ones among them are left alone.
+        uniform: A draw in [0, 1) for each position [B, L]: samples come from the inverse of the
+            distribution function, so the host's generator decides on every device.
+        mask_id: The token that must not be sampled.
+        timestep: The schedule's mask ratio → t.
+    """
+    chosen = chosen & ~batch.masked
+    hidden = torch.where(chosen, mask_id, batch.xt)
+    ratio = (chosen | batch.masked).float().mean(dim=1)
+    index = chosen.flatten().nonzero()[:, 0]  # may be none; the pass takes all processes
+    h = denoiser.features(hidden, embedding, timestep(ratio)).flatten(0, 1)[index]
+    table, bias = denoiser.token_table.weight, denoiser.output_bias
+    rows = max(1, _LOGITS // len(table))
+    draws = uniform.flatten()[index].clamp(1e-6, 1.0 - 1e-6)
+    samples = [
+        _sample(F.linear(part.to(table), table, bias), draw, mask_id)
+        for part, draw in zip(torch.split(h, rows), torch.split(draws, rows), strict=True)
+    ]
+    xt = batch.xt.flatten().scatter(0, index, torch.cat(samples)).view_as(batch.xt)
+    return replace(batch, xt=xt)
+
+
+def _sample(logits: Tensor, uniform: Tensor, mask_id: int) -> Tensor:
+    """A token for each row of logits [R, V], by a uniform draw [R]."""
+    logits[:, mask_id] = -torch.inf
+    cumulative = logits.double().softmax(dim=-1).cumsum(dim=-1)
+    wanted = uniform.double()[:, None] * cumulative[:, -1:]
+    return torch.searchsorted(cumulative, wanted)[:, 0]

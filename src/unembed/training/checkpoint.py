@@ -11,19 +11,26 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from unembed.checkpoints import write_tensors
+from unembed.data.manifest import MANIFEST, TOKENIZER
+from unembed.data.pairs import Pairs
 from unembed.denoiser import Denoiser
+from unembed.encoders.base import EncoderIdentity
 from unembed.errors import CheckpointError, TrainingError
-from unembed.training.ema import EMA
-from unembed.training.sharding import like, whole
-from unembed.weights import write_tensors
+from unembed.inverter import Inverter
+from unembed.training.distributed import like, whole
+from unembed.training.step import EMA, TrainingRun
+
+if TYPE_CHECKING:
+    from unembed.config import Config
 
 LATEST = "latest.safetensors"
 BEST = "best.safetensors"
@@ -208,3 +215,158 @@ def restore(
             "a state of this configuration", str(error), "Use the configuration of the run"
         ) from error
     return tensors.get(_GUARD)
+
+
+_SAME = ("seed", "validation_pairs")  # of training: which pairs a step sees, and which none does
+
+
+def saved_facts(run: Path, resume: bool) -> dict[str, Any] | None:
+    """What the latest state of a run says about it; None where there is no state yet.
+
+    Raises:
+        CheckpointError: There is a state and ``resume`` is false, or the folder holds other things.
+    """
+    latest = run / LATEST
+    if latest.exists() and resume:
+        return read_facts(latest)
+    if latest.exists():
+        raise CheckpointError(
+            f"an empty run folder at {run}", "a training state", "Pass --resume or another --out"
+        )
+    if (run / MANIFEST).exists():
+        raise CheckpointError(
+            f"an empty run folder at {run}", "prepared pairs or texts", "Choose another --out"
+        )
+    return None
+
+
+def open_pairs(data: Path, config: Config, saved: dict[str, Any] | None) -> Pairs:
+    """The pairs of a run: of one that goes on the shards it began with, whatever came since.
+
+    Raises:
+        DataError: The pairs cannot be read.
+        TrainingError: They are of another length than the configuration says.
+    """
+    pairs = Pairs.open(data, (saved or {}).get("shards"))
+    length = int(pairs.manifest["pieces"]["length"])
+    if config.data.length != length:
+        raise TrainingError(
+            f"pairs of data.length {config.data.length}",
+            f"pairs of {length} tokens",
+            f"Pass --set data.length={length}, or prepare pairs with this configuration",
+        )
+    return pairs
+
+
+def start_or_resume(run: Path, this: TrainingRun) -> Progress:
+    """Load the latest state where there is one (`saved_facts` has refused what must not be).
+
+    Raises:
+        CheckpointError: The state is of another run, or some processes do not see it.
+    """
+    latest = run / LATEST
+    progress = Progress(pairs=len(this.pairs) - this.config.training.validation_pairs)
+    if latest.exists():
+        progress = replace(_resumed(latest, this), pairs=progress.pairs)
+    elif this.processes.first:
+        with written(run / TOKENIZER):
+            run.mkdir(parents=True, exist_ok=True)
+            this.pairs.tokenizer.save(run / TOKENIZER)
+    steps = this.processes.smallest(progress.step), -this.processes.smallest(-progress.step)
+    if steps[0] != steps[1]:
+        raise CheckpointError(
+            f"the same state at {latest} for every process",
+            f"steps {steps[0]} to {steps[1]}",
+            "Put --out and --data where all machines see them",
+        )
+    return progress
+
+
+def _resumed(latest: Path, this: TrainingRun) -> Progress:
+    """The state put into the run, and how far it had come."""
+    tensors, progress, saved = read_state(latest)
+    if EncoderIdentity.from_dict(saved["encoder"]).key == this.pairs.encoder.key:
+        saved["encoder"] = this.facts["encoder"]  # wherever it was
+    saved.setdefault("pairs_digest", this.facts["pairs_digest"])  # not in states of older versions
+    for key in ("sizes", "encoder", "tokenizer_digest", "pairs_digest"):
+        if saved.get(key) != this.facts[key]:
+            raise CheckpointError(
+                f"a run with {key} {this.facts[key]}",
+                f"{saved.get(key)} in {latest}",
+                "Use the data and configuration of that run, or another --out",
+            )
+    _require_same_settings(saved["config"], this.config, latest)
+    updates = progress.step - progress.skipped
+    guard = restore(tensors, this.denoiser, this.ema, this.optimizer, updates)
+    if guard is not None:
+        this.guard.restore(guard)
+    return progress
+
+
+def _require_same_settings(saved: dict[str, Any], config: Config, latest: Path) -> None:
+    """Refuse settings that would make the log and the best loss speak of two different runs."""
+    now = config.model_dump()
+    fixed = [("diffusion", key) for key in now["diffusion"]] + [("training", key) for key in _SAME]
+    for section, key in fixed:
+        before = saved[section].get(key, now[section][key])
+        if before != now[section][key]:
+            raise CheckpointError(
+                f"{section}.{key} {before}, as in {latest}",
+                str(now[section][key]),
+                f"Pass --set {section}.{key}={before}, or another --out",
+            )
+    samples = [c["training"]["batch_size"] * c["training"]["accumulate"] for c in (saved, now)]
+    if samples[0] != samples[1]:
+        raise CheckpointError(
+            f"training.batch_size x training.accumulate = {samples[0]}, as in {latest}",
+            str(samples[1]),
+            "Set them to that product, or choose another --out",
+        )
+
+
+_POSITIONS = "positions"
+
+
+def start_from(name: str, denoiser: Denoiser, pairs: Pairs) -> None:
+    """Copy an inverter's weights into a denoiser, if both speak of the same things.
+
+    The run may be of longer texts and of more blocks than the inverter: positions it lacks start as
+    its last one, and blocks it lacks as the identity.
+
+    Args:
+        name: Shipped name, folder or Hub repository.
+        denoiser: Of the run, with its random start.
+        pairs: Of the run.
+
+    Raises:
+        CheckpointError: There is no such inverter, or its sizes or tokenizer do not fit.
+        EncoderError: It inverts another encoder.
+    """
+    inverter = Inverter.from_pretrained(name)
+    pairs.encoder.require_same(inverter.encoder, "training.start_from")
+    ours, theirs = denoiser.sizes, inverter.denoiser.sizes
+    grown = replace(
+        theirs,
+        length=max(theirs.length, ours.length),
+        layers=max(theirs.layers, ours.layers),
+    )
+    for what, wanted, found in (
+        ("sizes", ours, grown),
+        ("a tokenizer with digest", pairs.tokenizer.digest, inverter.tokenizer.digest),
+    ):
+        if wanted != found:
+            raise CheckpointError(
+                f"training.start_from {name} to have {what} {wanted}",
+                str(theirs if what == "sizes" else found),
+                "Match its data and denoiser settings (length and layers may be larger than "
+                "its), or drop training.start_from",
+            )
+    weights = inverter.denoiser.state_dict()
+    weights[_POSITIONS] = _lengthened(weights[_POSITIONS], ours.length)
+    denoiser.load_state_dict({**denoiser.state_dict(), **weights})
+
+
+def _lengthened(positions: Tensor, length: int) -> Tensor:
+    """Positions [L', H] → [L, H], the last one repeated."""
+    missing = length - len(positions)
+    return torch.cat([positions, positions[-1:].expand(missing, -1)])

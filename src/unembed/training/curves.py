@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unembed.errors import ConfigError, DataError, TrainingError
-from unembed.training.log import METRICS, Record, read_records
+from unembed.training.metrics_log import METRICS, Record, read_records
 
 AXES = {"steps": "optimiser steps", "samples": "samples", "hours": "hours of training"}
 # Okabe and Ito's colours, which most kinds of colour blindness keep apart; the yellow is too pale.

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
+import yaml
 
+from unembed.checkpoints import Storage
 from unembed.data.manifest import TOKENIZER
-from unembed.denoiser import Denoiser, DenoiserSizes
+from unembed.denoiser import Denoiser, DenoiserSizes, parameter_counts
 from unembed.encoders.base import EncoderIdentity
-from unembed.encoders.preflight import Fingerprint
-from unembed.encoders.tokenizer import TextTokenizer
+from unembed.encoders.fingerprint import Fingerprint
 from unembed.errors import CheckpointError, DataError, TrainingError
 from unembed.inverter import CURVES, Inverter, is_inverter
-from unembed.training.card import make_card, read_evaluation
+from unembed.tokenizer import TextTokenizer
 from unembed.training.checkpoint import read_state
 from unembed.training.curves import draw_curves, read_run
-from unembed.weights import Storage
 
 _STATES = re.compile(r"best|latest|milestone-\d+")
 # What an export that was cut short may have left, and hidden files
@@ -127,3 +130,174 @@ def inverter_from_run(run: Path, which: str = "best") -> Inverter:
         },
         fingerprint=None if fingerprint is None else Fingerprint.from_dict(fingerprint),
     )
+
+
+_SHOWN = ("token accuracy", "exact match", "token-set F1", "informative recall", "cosine")
+_SHORT = 12  # characters of a digest that are shown
+_MINUTES, _HOURS = 120, 7200  # seconds above which a time is given in minutes, in hours
+
+
+def read_evaluation(path: Path, encoder: EncoderIdentity) -> dict[str, Any]:
+    """What ``unembed evaluate --out`` wrote.
+
+    Args:
+        path: The file.
+        encoder: The one the figures must be about.
+
+    Raises:
+        DataError: It is no such file, or is about another encoder.
+    """
+    try:
+        report = json.loads(path.read_text(encoding="utf-8"))
+        theirs = EncoderIdentity.from_dict(report["settings"]["encoder"])
+        figures_table(report)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(
+            f"figures that `unembed evaluate --out` wrote in {path}",
+            f"{type(error).__name__}: {error}",
+            "Pass --evaluation such a file, or leave it out",
+        ) from error
+    if theirs.key != encoder.key:
+        raise DataError(
+            f"figures about {encoder.describe()}",
+            f"{theirs.describe()} in {path}",
+            "Evaluate this inverter",
+        )
+    return dict(report)
+
+
+def figures_table(report: Mapping[str, Any]) -> str:
+    """Rows times the main metrics of an evaluation as Markdown; a missing figure says so."""
+    rows = report["rows"]
+    found = dict.fromkeys(name for figures in rows.values() for name in figures)
+    names = [name for name in found if name in _SHOWN]
+    lines = [f"| | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
+    for row, figures in rows.items():
+        title = "**unembed, vector only**" if row == "inverter" else row
+        cells = [_figure(figures.get(name)) for name in names]
+        lines.append(f"| {title} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _figure(figure: Mapping[str, float] | None) -> str:
+    if figure is None:
+        return "not measured"
+    return "{mean:.3f} [{low:.3f}, {high:.3f}]".format(**figure)
+
+
+def make_card(inverter: Inverter, evaluation: Mapping[str, Any] | None = None) -> str:
+    """A model card, Markdown with the Hub's front matter.
+
+    Args:
+        inverter: Made from a run: its ``trained`` has the facts, its ``curves`` the picture.
+        evaluation: Figures from `read_evaluation`.
+    """
+    parts = [
+        _front(inverter),
+        "" if inverter.curves is None else f"## Curves\n\n![Training and validation]({CURVES})\n",
+        _figures(inverter, evaluation),
+        _network(inverter),
+        _training(inverter),
+        _USE.format(encoder=inverter.encoder.name),
+        _RESPONSIBLE,
+    ]
+    return "\n".join(part for part in parts if part)
+
+
+def _front(inverter: Inverter) -> str:
+    encoder = inverter.encoder
+    tokens = inverter.length - 1
+    prompt = f", with the prompt {encoder.prompt!r}" if encoder.prompt else ""
+    return (
+        "---\nlibrary_name: unembed\nlicense: apache-2.0\n"
+        "tags: [embedding-inversion, masked-diffusion, security]\n---\n\n"
+        f"# Inverter for {encoder.name}, texts of up to {tokens} tokens\n\n"
+        f"Recovers text from {encoder.dimension}-dimensional embeddings of `{encoder.name}` "
+        f"(weights SHA-256 `{encoder.weights_digest[:_SHORT]}…`{prompt}) with a conditional "
+        "masked diffusion language model, from the vector alone. Vectors of another encoder are "
+        "refused.\n"
+    )
+
+
+def _figures(inverter: Inverter, evaluation: Mapping[str, Any] | None) -> str:
+    if evaluation is None:
+        return (
+            "## Figures\n\nNot measured. `unembed evaluate --texts held-out.parquet` measures what "
+            "comes back of texts that were never trained on.\n"
+        )
+    settings = evaluation["settings"]
+    told = ", ".join(
+        f"{name.replace('_', ' ')} {value}"
+        for name, value in settings.items()
+        if isinstance(value, (str, int, float))
+    )
+    notes = "".join(f" Note: {note}." for note in evaluation.get("notes", []))
+    return (
+        f"## Figures\n\n{figures_table(evaluation)}\n\nMean [95% bootstrap interval], decoded from "
+        f"a fully masked sequence on held-out texts: {told}.{notes} Made by `unembed evaluate`.\n"
+    )
+
+
+def _network(inverter: Inverter) -> str:
+    sizes = inverter.denoiser.sizes
+    beside, vocabulary = parameter_counts(inverter.denoiser)
+    return (
+        f"## Network\n\n{sizes.layers} blocks, hidden size {sizes.hidden}, {sizes.heads} heads, "
+        f"feed-forward {sizes.feed_forward}, length {sizes.length}, {sizes.vocab_size:,} tokens "
+        f"with one table for input and output: {beside / 1e6:.3g} M parameters beside the "
+        f"vocabulary, {vocabulary / 1e6:.3g} M of it. Weights stored as "
+        f"{inverter.storage.number_format}, averaged over training.\n"
+    )
+
+
+def _training(inverter: Inverter) -> str:
+    facts = inverter.trained
+    config = facts["config"]
+    training = config["training"]
+    samples = facts["step"] * training["batch_size"] * training["accumulate"]
+    device = f" on {facts['device']}" if facts.get("device") else ""
+    epochs = f", {samples / facts['pairs']:.2g} epochs" if facts["pairs"] else ""
+    best = facts["best_loss"]
+    loss = "" if best == float("inf") else f" Lowest validation loss: {best:.4f}."
+    settings = yaml.safe_dump(config, sort_keys=False)
+    return (
+        f"## Training\n\n{facts['step']:,} steps of "
+        f"{training['batch_size'] * training['accumulate']:,} pairs ({samples:,} samples{epochs}) "
+        f"over {facts['pairs']:,} pairs, in {_time(facts['seconds'])}{device}.{loss} Made by "
+        "`unembed train` with\n\n"
+        f"```yaml\n{settings}```\n"
+    )
+
+
+def _time(seconds: float) -> str:
+    if seconds > _HOURS:
+        return f"{seconds / 3600:.1f} hours"
+    return f"{seconds / 60:.0f} minutes" if seconds > _MINUTES else f"{seconds:.0f} seconds"
+
+
+_USE = """\
+## Use
+
+```python
+import unembed
+
+inverter = unembed.Inverter.from_pretrained("path/of/this/folder")
+encoder = unembed.load_encoder("{encoder}")
+vectors = encoder.encode(["Embeddings are not anonymous."])  # or vectors of your own, [N, D]
+print(inverter.invert(vectors)[0].text)
+```
+
+On the command line: `unembed invert --checkpoint path/of/this/folder --embedding vectors.npy`.
+"""
+
+_RESPONSIBLE = """\
+## Intended use
+
+To measure what a store of such vectors gives away, to study embedding inversion, and to check
+defences. Invert only vectors that you own or are authorised to test, and treat embeddings as the
+text they were made from: same access control, same retention, same breach duties.
+
+A recovered text is a guess: it can name people and things that were not in the original, and must
+not be taken as evidence of what a text said. The figures are a lower bound on what the vectors
+leak: more training, a larger network, or an attacker who may call the encoder recover more.
+"""

@@ -18,23 +18,29 @@ from unembed.device import Compute
 from unembed.diffusion import mean_mask_ratio
 from unembed.encoders.base import Encoder, known_as
 from unembed.errors import TrainingError
-from unembed.training.batch_size import settle_batch_size
+from unembed.training.auto_batch_size import settle_batch_size
 from unembed.training.checkpoint import (
     BEST,
     LATEST,
     MILESTONE,
     Progress,
+    open_pairs,
     save_state,
+    saved_facts,
+    start_from,
+    start_or_resume,
     written,
 )
-from unembed.training.log import METRICS, LogFn, MetricsLog
-from unembed.training.optimizer import learning_rate
-from unembed.training.processes import Processes
-from unembed.training.resuming import open_pairs, saved_facts, start_or_resume
-from unembed.training.sharding import put_away
-from unembed.training.speed import Clock, product_rate, step_operations
-from unembed.training.start import start_from
-from unembed.training.step import TrainingRun, assemble, optimiser_step
+from unembed.training.distributed import Processes, put_away
+from unembed.training.metrics_log import (
+    METRICS,
+    Clock,
+    LogFn,
+    MetricsLog,
+    product_rate,
+    step_operations,
+)
+from unembed.training.step import TrainingRun, assemble, learning_rate, optimiser_step
 from unembed.training.validation import decode_held_out, validate
 
 if TYPE_CHECKING:

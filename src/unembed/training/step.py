@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from unembed.config import TrainingSection
 from unembed.data.pairs import Pairs
 from unembed.denoiser import Denoiser
 from unembed.device import Compute
@@ -18,19 +24,14 @@ from unembed.training.batch import (
     ScoredPadding,
     masked_batch,
     most_masked,
+    perturb,
     rows_of,
     sent,
+    with_own_samples,
 )
-from unembed.training.candidates import CandidateSampler
-from unembed.training.condition import perturb
-from unembed.training.context import with_own_samples
-from unembed.training.ema import EMA
-from unembed.training.guard import LossGuard
-from unembed.training.linear_cross_entropy import ChunkedCrossEntropy
-from unembed.training.optimizer import learning_rate, make_optimizer
-from unembed.training.order import step_generator, training_rows
-from unembed.training.processes import Processes
-from unembed.training.sharding import whole
+from unembed.training.distributed import Processes, whole
+from unembed.training.loss import CandidateSampler, ChunkedCrossEntropy
+from unembed.training.nan_guard import LossGuard
 
 if TYPE_CHECKING:
     from unembed.config import Config, TrainingSection
@@ -182,3 +183,98 @@ def draw_batch(
     if this.sampler is not None:
         batch = replace(batch, candidates=this.sampler.draw(batch.targets, generator))
     return batch, embedding
+
+
+_TABLE = "token_table.weight"
+
+
+def make_optimizer(denoiser: nn.Module, settings: TrainingSection) -> torch.optim.AdamW:
+    """Fused AdamW; weight decay on matrices only, not on norms, biases or embedding tables.
+
+    The token table has a learning rate of its own: Adam moves the rows of rare tokens as far as
+    those of frequent ones, away from what the encoder's word embeddings say about them.
+    """
+    decayed: list[nn.Parameter] = []
+    plain: list[nn.Parameter] = []
+    for name, parameter in denoiser.named_parameters():
+        if name != _TABLE:
+            matrix = parameter.ndim > 1 and name != "positions"
+            (decayed if matrix else plain).append(parameter)
+    groups: list[dict[str, Any]] = [
+        {"params": decayed, "weight_decay": settings.weight_decay, "share": 1.0},
+        {"params": plain, "weight_decay": 0.0, "share": 1.0},
+    ]
+    table = denoiser.get_parameter(_TABLE)
+    table.requires_grad_(settings.table_lr > 0)
+    if settings.table_lr > 0:
+        groups.append({"params": [table], "weight_decay": 0.0, "share": settings.table_lr})
+    return torch.optim.AdamW(groups, lr=settings.lr, betas=(0.9, settings.beta2), fused=True)
+
+
+def learning_rate(step: int, settings: TrainingSection) -> float:
+    """Linear warm-up to ``lr``, then a cosine down to ``final_lr * lr``; step counts from 0."""
+    if step < settings.warmup_steps:
+        return settings.lr * (step + 1) / settings.warmup_steps
+    done = (step - settings.warmup_steps) / (settings.steps - settings.warmup_steps)
+    cosine = 0.5 * (1.0 + math.cos(math.pi * done))
+    return settings.lr * (settings.final_lr + (1.0 - settings.final_lr) * cosine)
+
+
+class EMA:
+    """The averaged weights of a module.
+
+    Args:
+        module: Its parameters are averaged.
+        decay: Weight of the past at each step. Early on it is (1 + step) / (10 + step) when that
+            is smaller, so that the random start is forgotten.
+    """
+
+    def __init__(self, module: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.names = [name for name, _ in module.named_parameters()]
+        self._live = list(module.parameters())
+        self.averages = [p.detach().float().clone() for p in self._live]
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """Move the averages towards the live weights after optimiser step ``step`` (from 1)."""
+        decay = min(self.decay, (1 + step) / (10 + step))
+        torch._foreach_lerp_(self.averages, [p.detach().float() for p in self._live], 1.0 - decay)
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """Inside the block the module runs with the averaged weights."""
+        live = [p.detach().clone() for p in self._live]
+        self._write(self.averages)
+        try:
+            yield
+        finally:
+            self._write(live)
+
+    @torch.no_grad()
+    def _write(self, values: list[Tensor]) -> None:
+        for parameter, value in zip(self._live, values, strict=True):
+            parameter.copy_(value)
+
+
+def training_rows(first: int, count: int, total: int, seed: int) -> NDArray[np.int64]:
+    """Rows of samples ``first`` to ``first + count`` in the endless order over ``total`` rows."""
+    parts: list[NDArray[np.int64]] = []
+    while count > 0:
+        epoch, offset = divmod(first, total)
+        part = _epoch_order(epoch, total, seed)[offset : offset + count]
+        parts.append(part)
+        first += len(part)
+        count -= len(part)
+    return np.concatenate(parts)
+
+
+@lru_cache(maxsize=1)
+def _epoch_order(epoch: int, total: int, seed: int) -> NDArray[np.int64]:
+    return np.random.default_rng([seed, epoch]).permutation(total)
+
+
+def step_generator(seed: int, step: int) -> torch.Generator:
+    """The source of a step's timesteps and masks."""
+    words = np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)
+    return torch.Generator().manual_seed(int(words[0] >> np.uint64(1)))

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from unembed.data.pairs import Pairs
-from unembed.decoding.base import Canvas
-from unembed.decoding.greedy import Greedy
 from unembed.decoding.repetition import Repetition
+from unembed.decoding.sequential import Greedy
+from unembed.decoding.strategy import Canvas
 from unembed.denoiser import Denoiser
 from unembed.device import Compute
 from unembed.diffusion import WEIGHTS, Corrupted, corrupt_batch, corrupted, make_schedule

@@ -7,14 +7,13 @@ import pytest
 
 from unembed.data.pairs import Pairs
 from unembed.errors import DataError
+from unembed.evaluation.bootstrap import Figure
 from unembed.evaluation.evaluate import evaluate
 from unembed.evaluation.metrics import METRICS
 from unembed.evaluation.report import write_report
-from unembed.evaluation.report.markdown import escape, to_markdown
 from unembed.evaluation.report.page import to_page
-from unembed.evaluation.report.tables import cell, tables
-from unembed.evaluation.summary import Figure
-from unembed.evaluation.texts import Passage
+from unembed.evaluation.report.tables import cell, escape, tables, to_markdown
+from unembed.evaluation.samples import Passage
 
 EVIL = "<script>alert(1)</script> | the *cat* $x$ &amp; <b>dog</b>"
 

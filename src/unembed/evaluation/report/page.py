@@ -7,8 +7,7 @@ from html import escape
 
 from unembed.evaluation.evaluate import Evaluation
 from unembed.evaluation.examples import Example, choose_examples
-from unembed.evaluation.report.markdown import examples_rule
-from unembed.evaluation.report.tables import HOW_TO_READ, described, tables
+from unembed.evaluation.report.tables import HOW_TO_READ, described, examples_rule, tables
 
 _MOST_TEXTS = 500
 

@@ -1,0 +1,1 @@
+"""The commands, one file a topic; `main.py` names them."""

@@ -1,0 +1,408 @@
+"""What the commands print: progress, tables, tokens appearing."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from io import StringIO
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+from rich.text import Text
+
+from unembed.encoders.base import EncoderIdentity
+from unembed.errors import DataError
+
+if TYPE_CHECKING:  # torch is 200 MB that collecting texts does not need
+    from unembed.data.collect.collect import CollectProgress
+    from unembed.data.inspect import Inspection
+    from unembed.data.prepare import PrepareProgress
+    from unembed.decoding.strategy import DecodingStep, OnStep
+    from unembed.encoders.fingerprint import Preflight
+    from unembed.evaluation.bootstrap import Figure
+    from unembed.evaluation.evaluate import Evaluation
+    from unembed.inverter import Inversion
+    from unembed.tokenizer import TextTokenizer
+    from unembed.vectors.invert import RoundTrip
+
+_SURE, _UNSURE = 0.7, 0.3
+_VERDICTS = {True: "[green]passed[/]", False: "[red]failed[/]", None: ""}
+_PICTURE_COLUMNS, _FRAMES = 110, 7
+_SHOWN = 12  # languages
+_SAME_REQUEST = 2.0  # seconds
+
+
+def _bar(*columns: str) -> Progress:
+    """A progress bar on standard error, so that standard output stays clean for pipes."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        *(TextColumn(column) for column in columns),
+        TaskProgressColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+    )
+
+
+class _Display:
+    """A progress bar as a context manager."""
+
+    def __init__(self, *columns: str) -> None:
+        self.bar = _bar(*columns)
+
+    def __enter__(self) -> Any:
+        self.bar.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.bar.stop()
+
+
+class PrepareDisplay(_Display):
+    """Passages or pairs done, pairs a second, time left."""
+
+    def __init__(self, passages: int, limit: int | None) -> None:
+        super().__init__("{task.fields[pairs]} pairs, {task.fields[rate]:.0f}/s")
+        self.limit = limit
+        self.first: PrepareProgress | None = None
+        total = limit if limit is not None else passages
+        self.task = self.bar.add_task("preparing", total=total, pairs=0, rate=0.0)
+
+    def update(self, progress: PrepareProgress) -> None:
+        """Show how far the preparation is."""
+        if self.first is None:
+            self.first = progress
+        elapsed = self.bar.tasks[0].elapsed or 1.0
+        self.bar.update(
+            self.task,
+            completed=progress.pairs if self.limit is not None else progress.passages,
+            pairs=progress.pairs,
+            rate=(progress.pairs - self.first.pairs) / elapsed,
+        )
+
+
+class CollectDisplay(_Display):
+    """Texts kept and read, and time left; nothing before the first of them."""
+
+    def __init__(self, samples: int) -> None:
+        super().__init__("{task.fields[read]} read")
+        self.task = self.bar.add_task("collecting", total=samples, read=0)
+        self.started = False
+
+    def __enter__(self) -> CollectDisplay:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self.started:
+            self.bar.stop()
+
+    def update(self, progress: CollectProgress) -> None:
+        """Show how far the collection is."""
+        if not self.started:
+            self.bar.start()
+            self.started = True
+        self.bar.update(self.task, completed=progress.kept, read=progress.read)
+
+
+class StageDisplay(_Display):
+    """One bar per stage of an evaluation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tasks: dict[str, Any] = {}
+
+    def update(self, stage: str, done: int, total: int) -> None:
+        """Show how far a stage is."""
+        if stage not in self.tasks:
+            self.tasks[stage] = self.bar.add_task(escape(stage), total=total or None)
+        self.bar.update(self.tasks[stage], completed=done)
+
+
+class TrainingDisplay(_Display):
+    """The last logged figures beside a bar of steps; validations stay on the screen."""
+
+    def __init__(self, steps: int) -> None:
+        super().__init__("{task.fields[figures]}")
+        self.bar.disable = os.environ.get("RANK", "0") != "0"  # of several processes the first
+        self.task = self.bar.add_task("training", total=steps, figures="")
+
+    def log(self, record: dict[str, float]) -> None:
+        """Show a record of ``metrics.jsonl``."""
+        step = int(record["step"])
+        if "validation_loss" in record:
+            figures = ", ".join(f"{k} {v:.4f}" for k, v in record.items() if k != "step")
+            self.bar.console.print(f"step {step}: {figures}")
+            return
+        figures = f"loss {record['loss']:.3f}  {record['samples_per_second']:.0f} samples/s"
+        self.bar.update(self.task, completed=step, figures=figures)
+
+
+class StopSignal:
+    """Turns SIGINT and SIGTERM into a request to save and stop; a later second one stops at once.
+
+    One soon after the first is the same request: a batch system tells a whole job, and a launcher
+    among it tells its processes again.
+    """
+
+    def __init__(self) -> None:
+        self._asked: float | None = None  # when
+        self._before: dict[signal.Signals, Any] = {}
+
+    def requested(self) -> bool:
+        """Whether a signal has come."""
+        return self._asked is not None
+
+    def __enter__(self) -> StopSignal:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._before[number] = signal.signal(number, self._ask)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._restore()
+
+    def _restore(self) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        if self._asked is None:
+            self._asked = time.monotonic()
+        elif time.monotonic() - self._asked > _SAME_REQUEST:
+            self._restore()
+            signal.raise_signal(number)
+
+
+def watcher(tokenizer: TextTokenizer) -> OnStep:
+    """A callback that shows the first sequence of a batch filling up, step by step."""
+    live = Live(console=Console(), auto_refresh=False, transient=True)
+
+    def show(step: DecodingStep) -> None:
+        if step.index == 1:
+            live.start()
+        live.update(_step_line(step, tokenizer), refresh=True)
+        if step.index == step.total:
+            live.stop()
+
+    return show
+
+
+def _step_line(step: DecodingStep, tokenizer: TextTokenizer) -> Text:
+    """The first sequence of a batch: masks as blocks, tokens coloured by confidence."""
+    ids, sure = step.tokens[0].tolist(), step.confidences[0].tolist()
+    line = Text(f"{step.index:3d}/{step.total}  ")
+    for name, token, confidence in zip(tokenizer.token_strings(ids), ids, sure, strict=True):
+        if token == tokenizer.mask_id:
+            line.append("░░ ", style="dim")
+        elif token not in tokenizer.special_ids:
+            line.append(f"{name} ", style=_style(confidence))
+    return line
+
+
+def save_picture(
+    path: Path, trip: RoundTrip, steps: Sequence[DecodingStep], tokenizer: TextTokenizer
+) -> None:
+    """An SVG of a recovery: some of its steps, then the result.
+
+    Raises:
+        DataError: The file cannot be written.
+    """
+    console = Console(record=True, width=_PICTURE_COLUMNS, file=StringIO(), force_terminal=True)
+    shown = sorted({round(i * (len(steps) - 1) / (_FRAMES - 1)) for i in range(_FRAMES)})
+    for index in shown:
+        console.print(_step_line(steps[index], tokenizer))
+        console.print()
+    console.print(_round_trip_table(trip))
+    try:
+        path.write_text(console.export_svg(title="unembed invert"), encoding="utf-8")
+    except OSError as error:
+        raise DataError(f"a place to write {path}", str(error), "Choose another --svg") from error
+
+
+def _style(confidence: float) -> str:
+    if confidence >= _SURE:
+        return "green"
+    return "yellow" if confidence >= _UNSURE else "red"
+
+
+def show_round_trip(trip: RoundTrip, as_json: bool) -> None:
+    """Original, recovered text, cosine and time."""
+    if as_json:
+        _print_json(asdict(trip))
+        return
+    Console().print(_round_trip_table(trip))
+
+
+def _round_trip_table(trip: RoundTrip) -> Table:
+    inversion = trip.inversion
+    cosine = "not measured: no text was recovered"
+    if trip.cosine is not None:
+        cosine = f"{trip.cosine:.3f} (recovered text embedded again)"
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    table.add_column(style="bold")
+    table.add_column()
+    table.add_row("original", Text(trip.original))
+    table.add_row("recovered", Text(inversion.text, style="green"))
+    table.add_row("cosine", cosine)
+    table.add_row("tokens leaked", f"{trip.token_recall:.0%} of the distinct tokens")
+    table.add_row(
+        "time",
+        f"{trip.seconds:.2f} s, {inversion.passes} denoiser passes, "
+        f"{inversion.encoder_calls} encoder calls",
+    )
+    return table
+
+
+def show_collection(manifest: dict[str, Any], out: Path) -> None:
+    """Texts of each language, what was left out and why, and what was not to be had."""
+    counts, shards = manifest["counts"], manifest["shards"]
+    sys.stdout.write(f"{counts['kept']} texts in {len(shards)} shards in {out}\n")
+    kept = ", ".join(f"{lang} {found.get('kept', 0)}" for lang, found in counts["langs"].items())
+    sys.stdout.write(f"languages: {kept}\n")
+    reasons = ", ".join(f"{name} {times}" for name, times in counts["left_out"].items())
+    sys.stdout.write(f"left out of {counts['read']} read: {reasons or 'none'}\n")
+    for lang, found in counts["langs"].items():
+        if found.get("kept", 0) < found["wanted"]:
+            sys.stdout.write(f"note: {lang}: the sources end before {found['wanted']} texts\n")
+    for item in counts["missing"]:
+        sys.stdout.write(f"note: {item['source']} has no texts in {item['lang']}\n")
+    if counts["not_remembered"]:
+        sys.stdout.write(
+            f"note: {counts['not_remembered']} texts were too many to remember as seen\n"
+        )
+
+
+def show_inversions(inversions: list[Inversion], as_json: bool) -> None:
+    """One recovered text a line."""
+    if as_json:
+        _print_json([asdict(item) for item in inversions])
+        return
+    for item in inversions:
+        sys.stdout.write(item.text + "\n")
+
+
+def show_left_out(reasons: list[str]) -> None:
+    """Vectors passed over, by reason, on standard error."""
+    for reason in reasons:
+        sys.stderr.write(f"note: vectors left out: {reason}\n")
+
+
+def show_evaluation(report: Evaluation, as_json: bool) -> None:
+    """Rows times metrics, each with its interval and sample size."""
+    if as_json:
+        _print_json(report.to_dict())
+        return
+    from unembed.evaluation.metrics import ESSENTIAL
+
+    settings, attacks = report.settings, report.settings["attacks"]
+    first = f"{settings['strategy']}, {settings['passes']:g} passes, {settings['threat_model']}"
+    how = first if len(attacks) == 1 else f"{len(attacks)} strategies"
+    table = Table(
+        title=f"{settings['texts']} texts, {how}, decoded from fully masked",
+        caption="mean (n), 95% bootstrap interval",
+        box=None,
+        padding=(0, 1, 0, 0),
+    )
+    table.add_column("", overflow="fold")
+    for name in (*ESSENTIAL, "passes", "calls"):
+        table.add_column(name, no_wrap=name not in ESSENTIAL)
+    for row, figures in report.rows.items():
+        table.add_row(
+            Text(row),
+            *(_figure(figures[name]) for name in ESSENTIAL),
+            *(_plain_mean(figures[name]) for name in ("passes", "encoder calls")),
+        )
+    console = Console()
+    console.print(table)
+    for note in report.notes:
+        console.print(Text(f"note: {note}"))
+
+
+def _figure(figure: Figure | None) -> str:
+    if figure is None:
+        return "missing"
+    low, high = (f"{end:.3f}" for end in (figure.low, figure.high))
+    return f"{figure.mean:.3f} ({figure.n})\n{low}–{high}"
+
+
+def _plain_mean(figure: Figure | None) -> str:
+    return "" if figure is None else f"{figure.mean:g}"
+
+
+def show_preflight(report: Preflight, as_json: bool) -> None:
+    """One line a check."""
+    if as_json:
+        _print_json(report.to_dict())
+        return
+    table = Table(title=Text(EncoderIdentity.from_dict(report.encoder).describe()), box=None)
+    for name in ("check", "", "found"):
+        table.add_column(name, overflow="fold")
+    for check in report.checks:
+        table.add_row(check.name, _VERDICTS[check.passed], Text(check.found))
+    table.add_row("fingerprint (SHA-256)", "", report.fingerprint["sha256"])
+    Console().print(table)
+
+
+def show_inspection(report: Inspection, as_json: bool) -> None:
+    """What a folder of pairs holds, one line a fact."""
+    if as_json:
+        _print_json(report.to_dict())
+        return
+    quantiles = ", ".join(f"{share}%: {tokens}" for share, tokens in report.quantiles().items())
+    before = report.vocabulary.get("before_trimming")
+    size = f"{report.vocabulary['size']:,}" + (f" (trimmed from {before:,})" if before else "")
+    shards = f"{report.shards}, {report.bytes / 2**20:.1f} MiB"
+    languages = "not known: install unembed[languages] to detect them, or pass --source"
+    if report.languages:
+        languages = f"{_counts(report.languages, _SHOWN)} ({report.languages_are})"
+    rows = {
+        "pairs": f"{report.pairs:,}",
+        "shards": shards if report.complete else f"{shards}, not complete",
+        "encoder": EncoderIdentity.from_dict(report.encoder).describe(),
+        "fingerprint": report.fingerprint or "none: prepared by an older version",
+        "source": ", ".join(f"{key} {value}" for key, value in report.source.items()),
+        "vocabulary": f"{size}, {report.distinct_tokens:,} occur",
+        "content tokens": quantiles,
+        "left out": _counts(report.dropped) or "nothing was recorded",
+        "languages": languages,
+        "writing systems": f"{_counts(report.writing)} (letters in a sample)",
+    }
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    table.add_column(style="bold")
+    table.add_column()
+    for name, value in rows.items():
+        table.add_row(name, Text(value))
+    for text in report.examples:
+        table.add_row("", Text(text, style="green"))
+    Console().print(table)
+
+
+def _counts(counts: dict[str, int], most: int | None = None) -> str:
+    items = list(counts.items())
+    shown = [f"{name} {count:,}" for name, count in items[:most]]
+    rest = items[len(shown) :]
+    if rest:
+        shown.append(f"{len(rest)} others {sum(count for _, count in rest):,}")
+    return ", ".join(shown)
+
+
+def _print_json(data: Any) -> None:
+    sys.stdout.write(json.dumps(data, ensure_ascii=False, indent=2) + "\n")

@@ -1,0 +1,63 @@
+"""The command line: parse, call the front door, print; each command has a file beside this one.
+
+Nothing heavy is imported before a command runs, so that ``unembed --help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+import unembed
+from unembed.cli import evaluate as _evaluate
+from unembed.cli import invert as _invert
+from unembed.cli import prepare as _prepare
+from unembed.cli import serve as _serve
+from unembed.cli import train as _train
+from unembed.errors import UnembedError
+
+app = typer.Typer(
+    name="unembed",
+    help="How much text does an embedding give away? Turn vectors back into text, and measure it.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+
+
+def _version(value: bool) -> None:
+    if value:
+        typer.echo(f"unembed {unembed.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """How much text does an embedding give away?"""
+
+
+prepare = app.command()(_prepare.prepare)
+preflight = app.command()(_prepare.preflight)
+inspect = app.command()(_prepare.inspect)
+train = app.command()(_train.train)
+plot = app.command()(_train.plot)
+export = app.command()(_train.export)
+invert = app.command()(_invert.invert)
+evaluate = app.command()(_evaluate.evaluate)
+serve = app.command()(_serve.serve)
+
+
+def main() -> None:
+    """Run the command line; an error the user can act on is one line and exit code 2."""
+    try:
+        app()
+    except (UnembedError, OSError) as error:  # OSError: no permission, a full disk, a wrong path
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(2)

@@ -1,0 +1,220 @@
+"""`prepare`, `preflight` and `inspect`: text → pairs, and what is in them."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from unembed.cli.loading import make_encoder
+from unembed.cli.options import (
+    BatchOption,
+    CharsOption,
+    ConfigOption,
+    DeviceOption,
+    DrawOption,
+    DtypeOption,
+    LangColumnOption,
+    LangsOption,
+    NearOption,
+    PreparedOption,
+    RayOption,
+    SamplesOption,
+    SeedOption,
+    SetOption,
+    SourcesOption,
+    StageOption,
+    TrustOption,
+    WorkersOption,
+)
+
+
+def prepare(
+    out: PreparedOption = None,
+    sources: SourcesOption = None,
+    stage: StageOption = 2,
+    config: ConfigOption = "minilm",
+    column: Annotated[str, typer.Option("--column", help="Column that holds the text.")] = "text",
+    limit: Annotated[
+        int | None, typer.Option("--limit", min=1, help="Stop at about this many pairs.")
+    ] = None,
+    verify: Annotated[
+        bool,
+        typer.Option(
+            "--verify/--no-verify", help="Check the shards found; damaged ones are made again."
+        ),
+    ] = True,
+    settings: SetOption = None,
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = "auto",
+    encode_batch: BatchOption = None,
+    trust_remote_code: TrustOption = False,
+    langs: LangsOption = None,
+    n_samples: SamplesOption = None,
+    lang_column: LangColumnOption = "lang",
+    chars: CharsOption = (10, 100_000),
+    near_duplicates: NearOption = None,
+    seed: DrawOption = None,
+    ray: RayOption = None,
+    workers: WorkersOption = None,
+) -> None:
+    """Stage 1: collect text. Stage 2: text → (tokens, embedding) pairs. Killed, each resumes."""
+    from unembed.cli.display import PrepareDisplay
+    from unembed.config import load_config
+    from unembed.data.prepare import prepare_pairs
+    from unembed.files import count_texts, require_texts
+
+    out = out or Path("data", "raw" if stage == 1 else Path(config).stem)
+    if stage == 1:
+        _only_in_stage(2, {"--limit": limit, "--ray": ray, "--workers": workers})
+        _only_in_stage(2, {"--encode-batch": encode_batch})
+        specs = [(spec, column, lang_column) for spec in sources or ["c4"]]
+        wanted = {"seed": seed or 0, "near_duplicates": near_duplicates}
+        _collect(specs, out, langs, n_samples, chars, wanted)
+        return
+    _only_in_stage(1, {"--langs": langs, "--n-samples": n_samples, "--seed": seed})
+    _only_in_stage(1, {"--near-duplicates": near_duplicates})
+    source = _one_source(sources)
+    chosen = load_config(config, settings or [])
+    require_texts(source, column)  # before the encoder is loaded
+    wanted = {**chosen.encoder.model_dump(), "batch_size": encode_batch}
+    load = partial(make_encoder, wanted, device, trust_remote_code)
+    with _cluster(ray, workers, device, dtype, load) as run:
+        encoder = load(dtype)
+        with PrepareDisplay(count_texts(source), limit) as display:
+            manifest = prepare_pairs(
+                source,
+                out,
+                chosen,
+                encoder,
+                column=column,
+                limit=limit,
+                verify=verify,
+                progress=display.update,
+                run=run,
+            )
+    pairs = sum(shard["pairs"] for shard in manifest["shards"])
+    shards = len(manifest["shards"])
+    typer.echo(f"{pairs} pair{'s' * (pairs != 1)} in {shards} shard{'s' * (shards != 1)} in {out}")
+
+
+def preflight(
+    config: ConfigOption = "minilm",
+    data: Annotated[
+        Path | None, typer.Option("--data", help="Compare with the encoder of prepared pairs.")
+    ] = None,
+    settings: SetOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = "auto",
+    trust_remote_code: TrustOption = False,
+) -> None:
+    """Check an encoder on known texts: dimension, unit length, determinism, prompt, agreement."""
+    from unembed.cli.display import show_preflight
+    from unembed.config import load_config
+    from unembed.data.pairs import Pairs
+    from unembed.encoders.fingerprint import PROBES
+    from unembed.encoders.fingerprint import preflight as run_preflight
+
+    chosen = load_config(config, settings or [])
+    pairs = Pairs.open(data) if data is not None else None
+    encoder = make_encoder(chosen.encoder.model_dump(), device, trust_remote_code, dtype)
+    if pairs is not None:
+        pairs.encoder.require_same(encoder.identity, "pairs")
+    expected = pairs.fingerprint if pairs is not None else None
+    report = run_preflight(encoder, PROBES, expected)
+    show_preflight(report, as_json)
+    if not report.passed:
+        raise typer.Exit(1)
+
+
+def inspect(
+    data: Annotated[Path, typer.Argument(help="Folder of prepared pairs.")],
+    examples: Annotated[int, typer.Option("--examples", min=0, help="Texts to show.")] = 5,
+    png: Annotated[
+        Path | None, typer.Option("--png", help="Draw the histograms (needs matplotlib).")
+    ] = None,
+    source: Annotated[
+        Path | None, typer.Option("--source", help="Their source: counts languages by its column.")
+    ] = None,
+    lang_column: LangColumnOption = "lang",
+    seed: SeedOption = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Show what is in a folder of pairs: counts, languages, lengths, sizes, fingerprint, texts."""
+    from unembed.cli.display import show_inspection
+    from unembed.data.inspect import inspect_pairs, plot_inspection
+
+    report = inspect_pairs(data, examples, seed, source, lang_column)
+    if png is not None:
+        plot_inspection(report, png)
+    show_inspection(report, as_json)
+
+
+def _only_in_stage(stage: int, options: dict[str, object]) -> None:
+    from unembed.errors import ConfigError
+
+    for name, value in options.items():
+        if value is not None:
+            raise ConfigError(f"{name} with --stage {stage} only", str(value), "Leave it out")
+
+
+def _one_source(sources: list[str] | None) -> Path:
+    from unembed.errors import ConfigError
+
+    collected = Path("data", "raw")
+    if not sources and collected.is_dir():
+        return collected
+    if not sources or len(sources) > 1:
+        found = f"{len(sources)}" if sources else f"none, and no folder {collected}"
+        raise ConfigError(
+            "one --source", found, "Pass one file or folder (--stage 1 mixes several)"
+        )
+    if not sources[0].strip():
+        raise ConfigError("one --source", repr(sources[0]), "Pass a file or folder")
+    return Path(sources[0])
+
+
+def _cluster(ray: str | None, workers: int | None, device: str, dtype: str, load: Any) -> Any:
+    """Who makes the shards, as a context: this process, or the workers of a Ray cluster."""
+    from unembed.errors import ConfigError
+
+    if ray is None:
+        if workers is not None:
+            raise ConfigError("--workers with --ray only", str(workers), "Add --ray local")
+        return nullcontext()
+    from unembed.data.ray import ray_runner
+    from unembed.device import choose_compute
+
+    here = choose_compute(device, dtype, training=False)
+    alike = partial(load, str(here.dtype).removeprefix("torch."), here.device.type)
+    return ray_runner(ray, workers, alike, gpus=device != "cpu")
+
+
+def _collect(
+    specs: list[tuple[str, str, str]],
+    out: Path,
+    langs: str | None,
+    samples: int | None,
+    chars: tuple[int, int],
+    wanted: dict[str, Any],
+) -> None:
+    """Stage 1 of `prepare`."""
+    from unembed.cli.display import CollectDisplay, show_collection
+    from unembed.data.collect.collect import CollectSettings, collect_texts
+    from unembed.data.collect.filters import Limits
+    from unembed.data.collect.sources import parse_source
+    from unembed.errors import ConfigError
+
+    if langs is None or samples is None:
+        raise ConfigError("--langs and --n-samples", "not both", "Say for example --langs en,de")
+    names = tuple(name.strip() for name in langs.split(","))
+    settings = CollectSettings(names, samples, limits=Limits(*chars), **wanted)
+    with CollectDisplay(samples) as display:
+        manifest = collect_texts(
+            [parse_source(*spec) for spec in specs], out, settings, display.update
+        )
+    show_collection(manifest, out)

@@ -1,0 +1,113 @@
+"""`serve`: the live demo, a page and its API."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+import webbrowser
+from typing import Annotated
+
+import typer
+
+from unembed.cli.loading import encoder_settings, make_encoder, make_inverter
+from unembed.cli.options import DeviceOption, EncoderOption, TrustOption
+
+
+def serve(
+    host: Annotated[str, typer.Option("--host", help="Address to listen at.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0: a free one.")] = 8080,
+    checkpoint: Annotated[
+        list[str] | None,
+        typer.Option("--checkpoint", help="Shipped name, folder or Hub repository. Repeatable."),
+    ] = None,
+    encoder: EncoderOption = None,
+    device: DeviceOption = "auto",
+    trust_remote_code: TrustOption = False,
+    open_page: Annotated[
+        bool, typer.Option("--open", help="Open the page in the browser of this machine.")
+    ] = False,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option("--allow-host", help="Another name that it is reached by. Repeatable."),
+    ] = None,
+    allow_origin: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--allow-origin", help="Web site whose pages may call the API (CORS). Repeatable."
+        ),
+    ] = None,
+    trust_proxy: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--trust-proxy", help="Address (network) whose X-Forwarded-For is believed. Repeatable."
+        ),
+    ] = None,
+    rate: Annotated[
+        str, typer.Option("--rate", help="Texts a client may send: 120/minute, …; or none.")
+    ] = "120/minute",
+    max_queue: Annotated[
+        int, typer.Option("--max-queue", min=1, max=10_000, help="Requests that may wait.")
+    ] = 64,
+    max_seconds: Annotated[
+        float, typer.Option("--max-seconds", min=1.0, max=3600.0, help="Time of a request.")
+    ] = 60.0,
+    max_encoder_calls: Annotated[
+        int, typer.Option("--max-encoder-calls", min=1, help="Encoder calls of a text.")
+    ] = 1000,
+    log_texts: Annotated[
+        bool, typer.Option("--log-texts", help="Write texts and recoveries to the log.")
+    ] = False,
+) -> None:
+    """Serve the live demo: a page on which a vector turns back into text, and its API."""
+    _require_extra()
+    from unembed.demo import server
+    from unembed.demo.app import create_app
+    from unembed.demo.limits import Limits
+    from unembed.demo.models import load_demo
+
+    proxies = server.proxies_of(trust_proxy or [])
+    bound = server.bind(host, port)
+    limits = Limits(
+        rate=None if rate == "none" else rate,
+        queue=max_queue,
+        seconds=max_seconds,
+        encoder_calls=max_encoder_calls,
+    )
+    demo = load_demo(
+        checkpoint or ["minilm"],
+        limits,
+        lambda name: make_inverter(name, None, device),
+        lambda inverter: make_encoder(
+            encoder_settings(inverter, encoder), device, trust_remote_code
+        ),
+        log_texts,
+    )
+    hosts = server.hosts_of(host, allow_host or [])
+    app = create_app(demo, hosts, allow_origin or [])
+    address = server.address_of(bound)
+
+    def ready() -> None:
+        typer.echo(f"open {address} (models: {', '.join(demo.models)}; Ctrl+C stops)")
+        if open_page:
+            _open(address)
+
+    server.write_log()
+    server.run(app, bound, ready=ready, proxies=proxies)
+
+
+def _require_extra() -> None:
+    from unembed.errors import ConfigError
+
+    for name in ("fastapi", "prometheus_client", "uvicorn"):
+        if importlib.util.find_spec(name) is None:
+            raise ConfigError(
+                "the packages of the extra demo", f"no {name}", "pip install 'unembed[demo]'"
+            )
+
+
+def _open(address: str) -> None:
+    """In a window; a browser inside the terminal would hide the server."""
+    screens = ("DISPLAY", "WAYLAND_DISPLAY")
+    if sys.platform in ("darwin", "win32") or any(os.environ.get(name) for name in screens):
+        webbrowser.open(address)

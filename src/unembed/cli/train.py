@@ -1,0 +1,133 @@
+"""`train`, `plot` and `export`: pairs → an inverter."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from unembed.cli.loading import make_encoder
+from unembed.cli.options import (
+    AxisOption,
+    CardOption,
+    ConfigOption,
+    DeviceOption,
+    FiguresOption,
+    OnnxOption,
+    PictureOption,
+    RunsArgument,
+    SetOption,
+    ShardOption,
+    TrustOption,
+    WeightsOption,
+)
+
+
+def train(
+    data: Annotated[Path, typer.Option("--data", help="Folder of prepared pairs.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder of the run.")],
+    config: ConfigOption = "minilm",
+    settings: SetOption = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
+    device: DeviceOption = "auto",
+    trust_remote_code: TrustOption = False,
+) -> None:
+    """Train a denoiser on prepared pairs. Ctrl-C or SIGTERM saves first; --resume goes on."""
+    from unembed.cli.display import StopSignal, TrainingDisplay
+    from unembed.config import load_config
+    from unembed.data.pairs import Pairs
+    from unembed.device import choose_compute
+    from unembed.training.checkpoint import LATEST
+    from unembed.training.loop import train as run_training
+
+    chosen = load_config(config, settings or [])
+    pairs = Pairs.open(data)
+    Pairs.verify(data)
+    words = encoder = None
+    # Killed before its first save, a run has a folder and starts anew
+    from_words = chosen.denoiser.token_table == "encoder" and not (
+        resume and (out / LATEST).exists()
+    )
+    if from_words:
+        _require_own_tokenizer(pairs.manifest)
+    if from_words or chosen.training.decoded_cosine:
+        encoder = make_encoder(chosen.encoder.model_dump(), "cpu", trust_remote_code)
+        pairs.require_encoder(encoder)
+        words = encoder.word_embeddings() if from_words else None
+    with TrainingDisplay(chosen.training.steps) as display, StopSignal() as stop:
+        progress = run_training(
+            chosen,
+            data,
+            out,
+            choose_compute(device),
+            words=words,
+            encoder=encoder if chosen.training.decoded_cosine else None,
+            resume=resume,
+            on_log=display.log,
+            should_stop=stop.requested,
+        )
+    best = f"{progress.best_loss:.4f}" if progress.best_loss < float("inf") else "not measured yet"
+    typer.echo(f"step {progress.step}, best validation loss {best}, in {out}")
+
+
+def _require_own_tokenizer(manifest: dict[str, Any]) -> None:
+    """Words of the encoder start the table of its own tokenizer only."""
+    from unembed.data.manifest import piece_settings
+    from unembed.errors import ConfigError
+
+    other = piece_settings(manifest)["vocabulary"]["tokenizer"]
+    if other is not None:
+        raise ConfigError(
+            "denoiser.token_table: random for pairs of another tokenizer than the encoder's",
+            f"encoder, and pairs of the tokenizer {other}",
+            "Pass --set denoiser.token_table=random",
+        )
+
+
+def plot(runs: RunsArgument, out: PictureOption, x: AxisOption = "steps") -> None:
+    """Draw the training and validation curves of one or several runs (needs matplotlib)."""
+    from unembed.training.curves import save_curves
+
+    _notes(save_curves(runs, out, x))
+    typer.echo(f"curves in {out}")
+
+
+def export(
+    run: Annotated[Path, typer.Argument(help="Folder of a training run.")],
+    out: Annotated[Path, typer.Argument(help="Folder for the inverter.")],
+    which: Annotated[str, typer.Option("--which", help="best, latest or milestone-N.")] = "best",
+    weights: WeightsOption = "float16",
+    shard_size: ShardOption = "4GB",
+    evaluation: FiguresOption = None,
+    card: CardOption = None,
+    onnx: OnnxOption = None,
+) -> None:
+    """Turn a training run into the folder that `invert` loads: averaged weights, card, curves."""
+    from unembed.backends.onnx import require_onnx
+    from unembed.checkpoints import Storage
+    from unembed.inverter import export_folder
+    from unembed.training.export import export_run
+
+    if onnx is not None:
+        require_onnx()
+    storage = Storage(weights, shard_size)
+    text = _read_card(card) if card is not None else None
+    _notes(export_run(run, out, which=which, storage=storage, card=text, evaluation=evaluation))
+    if onnx is not None:
+        export_folder(out, onnx)
+    typer.echo(f"inverter in {out}")
+
+
+def _read_card(path: Path) -> str:
+    from unembed.errors import DataError
+
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"Markdown in UTF-8 at {path}", str(error), "Correct --card") from error
+
+
+def _notes(notes: list[str]) -> None:
+    for note in notes:
+        typer.echo(f"note: {note}", err=True)

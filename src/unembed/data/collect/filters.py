@@ -1,0 +1,274 @@
+"""Named filters: why a text is left out. The first that fails is the one that is counted."""
+
+from __future__ import annotations
+
+import math
+import re
+import unicodedata
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from hashlib import blake2b
+from typing import Any
+
+import numpy as np
+
+from unembed.errors import DataError
+
+_LOOKED_AT = 4000  # characters; enough to judge a long text
+_LETTERS_END = 0x40000  # the planes that hold scripts
+_REPETITION_FROM = 200  # characters; shorter texts do not compress whatever they say
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the filters let through.
+
+    Attributes:
+        min_chars: Shortest text, in characters.
+        max_chars: Longest text, in characters.
+        min_letters: Least share of letters and their marks among the visible characters, in any
+            script: texts of emoji, numbers or markup stay below.
+        min_compressed: Least size after compression as a share of the size before: a text that
+            says one thing a hundred times stays below.
+    """
+
+    min_chars: int = 10
+    max_chars: int = 100_000
+    min_letters: float = 0.5
+    min_compressed: float = 0.08
+
+    def __post_init__(self) -> None:
+        """Refuse limits that let nothing through.
+
+        Raises:
+            DataError: The shortest is longer than the longest.
+        """
+        if self.min_chars > self.max_chars:
+            raise DataError(
+                f"at least {self.min_chars} as the second of --chars",
+                str(self.max_chars),
+                "Raise it or lower the first",
+            )
+
+
+def first_failure(text: str, limits: Limits) -> str | None:
+    """The name of the first filter that a text fails, or none.
+
+    Args:
+        text: Without white space around it.
+        limits: What the filters let through.
+    """
+    return next((name for name, fails in FILTERS.items() if fails(text, limits)), None)
+
+
+def _is_too_long(text: str, limits: Limits) -> bool:
+    return len(text) > limits.max_chars
+
+
+def _is_empty(text: str, limits: Limits) -> bool:
+    return not text
+
+
+def _has_nul(text: str, limits: Limits) -> bool:
+    return "\0" in text
+
+
+def _is_not_unicode(text: str, limits: Limits) -> bool:
+    """Half of a surrogate pair, as JSON may spell it, has no place in UTF-8."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return True
+    return False
+
+
+def _is_too_short(text: str, limits: Limits) -> bool:
+    return len(text) < limits.min_chars
+
+
+def _has_few_letters(text: str, limits: Limits) -> bool:
+    visible = "".join(text[:_LOOKED_AT].split())
+    letters = sum(len(run) for run in _letters().findall(visible))
+    return letters < limits.min_letters * len(visible)
+
+
+def _repeats_itself(text: str, limits: Limits) -> bool:
+    if len(text) < _REPETITION_FROM:
+        return False
+    content = text[:_LOOKED_AT].encode("utf-8")
+    return len(zlib.compress(content, 1)) < limits.min_compressed * len(content)
+
+
+@cache
+def _letters() -> re.Pattern[str]:
+    """Runs of letters and marks; ``str.isalpha`` leaves the vowel signs of Hindi or Thai out."""
+    ranges: list[str] = []
+    start: int | None = None
+    for code in range(_LETTERS_END + 1):
+        inside = code < _LETTERS_END and unicodedata.category(chr(code))[0] in "LM"
+        if inside and start is None:
+            start = code
+        elif not inside and start is not None:
+            ranges.append(f"\\U{start:08x}-\\U{code - 1:08x}")
+            start = None
+    return re.compile(f"[{''.join(ranges)}]+")
+
+
+FILTERS: dict[str, Callable[[str, Limits], bool]] = {
+    "too_long": _is_too_long,
+    "empty": _is_empty,
+    "nul_bytes": _has_nul,
+    "invalid_utf8": _is_not_unicode,
+    "too_short": _is_too_short,
+    "few_letters": _has_few_letters,
+    "repetitive": _repeats_itself,
+}
+
+
+_LEAST_SLOTS, _MOST_SLOTS = 1 << 10, 1 << 27  # 4 KiB, 512 MiB
+_MOST_BAND_SLOTS = 1 << 26  # 256 MiB, so that 5 million texts take below 1 GB in all
+_FULL = 0.8  # above, too many slots are looked at
+_PERMUTATIONS = 128
+_SHINGLE = 5
+_SHINGLED = 10_000  # characters; near-duplicates differ early or hardly
+_HIGH_BITS, _LOW_BITS = 32, (1 << 32) - 1
+
+
+class HashSet:
+    """A set of 64-bit hashes in 4 bytes a slot, as many slots as it will ever have.
+
+    The 32 low bits of a hash say where to look, the 32 high ones are kept: a hash never seen is
+    taken for one that was about once in 10⁹ questions. When four fifths of the slots are taken it
+    stops remembering new ones and counts them instead, so its memory never grows.
+
+    Args:
+        capacity: Hashes expected.
+        most: Slots at most.
+
+    Attributes:
+        forgotten: Hashes that found no place.
+    """
+
+    def __init__(self, capacity: int, most: int = _MOST_SLOTS) -> None:
+        slots = min(max(math.ceil(capacity / _FULL), _LEAST_SLOTS), most)
+        self._slots = np.zeros(slots, dtype=np.uint32).data
+        self._room = int(slots * _FULL)
+        self.forgotten = 0
+
+    def __contains__(self, value: int) -> bool:
+        return self._slots[self._find(value)] != 0
+
+    def add(self, value: int) -> None:
+        """Remember a hash."""
+        place = self._find(value)
+        if self._slots[place]:
+            return
+        if self._room == 0:
+            self.forgotten += 1
+            return
+        self._slots[place] = (value >> _HIGH_BITS) or 1
+        self._room -= 1
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of the slots, in bytes, once all are used."""
+        return self._slots.nbytes
+
+    def _find(self, value: int) -> int:
+        """The slot that holds the hash, or the empty one where it belongs."""
+        slots, number = self._slots, len(self._slots)
+        kept = (value >> _HIGH_BITS) or 1
+        place = (value & _LOW_BITS) * number >> _HIGH_BITS  # any number of slots, all alike often
+        while slots[place] not in (0, kept):
+            place = place + 1 if place + 1 < number else 0
+        return place
+
+
+def text_hash(text: str) -> int:
+    """64 bits of a text, blind to case, white space and Unicode's several spellings."""
+    plain = " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+    return int.from_bytes(blake2b(plain.encode("utf-8"), digest_size=8).digest(), "little")
+
+
+class Duplicates:
+    """Tells texts that were kept before from new ones.
+
+    Args:
+        capacity: Texts that will be kept.
+        near: Also take texts for duplicates whose sets of 5-character shingles overlap by about
+            this much (Jaccard), by MinHash; none compares whole texts alone.
+
+    Raises:
+        DataError: ``near`` is set and the package `datasketch` is missing.
+    """
+
+    def __init__(self, capacity: int, near: float | None = None) -> None:
+        self._exact = HashSet(capacity)
+        self._near = _Bands(capacity, near) if near is not None else None
+
+    def reason(self, text: str) -> str | None:
+        """Remember a new text; of an old one say which kind of duplicate it is."""
+        value = text_hash(text)
+        if value in self._exact:
+            return "duplicate"
+        if self._near is not None and not self._near.add(text):
+            return "near_duplicate"
+        self._exact.add(value)
+        return None
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of what is remembered, in bytes: 5 a text, and 5 a text and band of MinHash."""
+        return self._exact.nbytes + (self._near.seen.nbytes if self._near else 0)
+
+    @property
+    def forgotten(self) -> int:
+        """Hashes there was no room for."""
+        return self._exact.forgotten + (self._near.seen.forgotten if self._near else 0)
+
+
+class _Bands:
+    """Locality-sensitive hashing: near-duplicates share a band of their MinHash, most likely.
+
+    The bands' hashes are kept, not the texts, so a candidate is not compared again.
+    """
+
+    def __init__(self, capacity: int, threshold: float) -> None:
+        try:
+            from datasketch import MinHash, MinHashLSH
+        except ImportError as error:
+            raise DataError(
+                "the package `datasketch`, which finds near-duplicates",
+                "that it is not installed",
+                "Run `pip install 'unembed[dedup]'`, or leave out --near-duplicates",
+            ) from error
+        shape = MinHashLSH(threshold=threshold, num_perm=_PERMUTATIONS)
+        self._bands, self._rows = int(shape.b), int(shape.r)
+        self._blank: Any = MinHash(num_perm=_PERMUTATIONS, hashfunc=zlib.crc32)
+        self.seen = HashSet(capacity * self._bands, _MOST_BAND_SLOTS)
+
+    def add(self, text: str) -> bool:
+        """Remember a text if none of its bands was seen; says whether it is new."""
+        sketch = self._blank.copy()
+        plain = " ".join(text[:_SHINGLED].casefold().split())
+        last = max(len(plain) - _SHINGLE, 0)
+        shingles = {plain[start : start + _SHINGLE] for start in range(last + 1)}
+        sketch.update_batch([shingle.encode("utf-8") for shingle in sorted(shingles)])
+        values = sketch.hashvalues.astype("<u8").tobytes()
+        size = self._rows * 8
+        hashes = [
+            int.from_bytes(
+                blake2b(
+                    values[band * size : (band + 1) * size], digest_size=8, salt=bytes([band])
+                ).digest(),
+                "little",
+            )
+            for band in range(self._bands)
+        ]
+        if any(value in self.seen for value in hashes):
+            return False
+        for value in hashes:
+            self.seen.add(value)
+        return True

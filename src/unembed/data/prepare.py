@@ -1,0 +1,290 @@
+"""Text files → prepared pairs on disk: token ids and embeddings, shard by shard, resumable."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import chain, count
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from unembed.config import Config, DataSection
+from unembed.data.manifest import (
+    FORMAT,
+    MANIFEST,
+    TOKENIZER,
+    damaged_shards,
+    difference,
+    piece_settings,
+    read_manifest,
+    shard_names,
+    write_json,
+)
+from unembed.data.shards import CutShard, Job, Reads, Runner, ShardTask, make_here
+from unembed.data.vocabulary import choose_kept, count_tokens
+from unembed.encoders.base import Encoder, EncoderIdentity, known_as
+from unembed.encoders.fingerprint import Fingerprint, make_fingerprint
+from unembed.errors import DataError
+from unembed.files import (
+    make_folder,
+    read_texts,
+    require_apart,
+    require_texts,
+    source_digest,
+    text_files,
+)
+from unembed.tokenizer import ids_of, load_tokenizer
+
+DIGEST = "digest"
+
+
+@dataclass(frozen=True)
+class PrepareProgress:
+    """What a preparation has done so far: passages read, pairs made, shards written."""
+
+    passages: int
+    pairs: int
+    shards: int
+
+
+ProgressFn = Callable[[PrepareProgress], None]
+
+
+def prepare_pairs(
+    source: Path,
+    out: Path,
+    config: Config,
+    encoder: Encoder,
+    *,
+    column: str = "text",
+    limit: int | None = None,
+    verify: bool = True,
+    progress: ProgressFn | None = None,
+    run: Runner | None = None,
+) -> dict[str, Any]:
+    """Cut a text file into pieces, embed them and write the pairs.
+
+    Started again on the same folder, it makes damaged shards anew and goes on after the last whole
+    one.
+
+    Args:
+        source: Parquet, JSONL or plain text.
+        out: Folder for ``manifest.json``, ``tokens-*.npy`` [N, L] and ``embeddings-*.npy`` [N, D].
+        config: Settings of the pieces.
+        encoder: The embedding model.
+        column: Column or key that holds the text.
+        limit: Stop after the shard that reaches this many pairs.
+        verify: Compare the shards found with their checksums first.
+        progress: Called after every batch of embeddings and every shard.
+        run: Who makes the shards; this process when not given (see `data.distributed`).
+
+    Returns:
+        The manifest.
+
+    Raises:
+        DataError: The source cannot be read or yields no piece, the folder was prepared from
+            something else, another process is writing to it, or the disk is full.
+        EncoderError: The encoder is not the one the folder was begun with, or returns vectors that
+            are not finite or not of unit length.
+    """
+    require_texts(source, column)
+    require_apart(source, out)
+    job = _job(source, out, column, config.data, encoder)
+    make_folder(out)
+    try:
+        with FileLock(out / ".lock", timeout=0):
+            job, manifest = _open_manifest(job)
+            damaged = list(_damaged(job, manifest)) if verify else []
+            if damaged or not manifest["complete"]:
+                job = _prove_encoder(job, encoder, manifest)
+                _begin(job, manifest)
+                tasks = chain(damaged, _missing(job, manifest, limit))
+                run = run or partial(make_here, encoder)
+                try:
+                    _write_shards(job, manifest, tasks, limit, progress, run)
+                finally:
+                    _sweep(out)
+            return manifest
+    except Timeout as error:
+        raise DataError(
+            f"{out} to be free", "another process writing to it", "Wait for it, or choose --out"
+        ) from error
+
+
+def _job(source: Path, out: Path, column: str, settings: DataSection, encoder: Encoder) -> Job:
+    """What there is to do, with the encoder's tokenizer or the one that was asked for."""
+    most, name = getattr(encoder, "most_tokens", None), settings.vocabulary.tokenizer
+    if name is None:
+        _require_room(encoder, most, settings.length - 1)
+        return Job(source, out, column, settings, encoder.tokenizer, encoder.identity)
+    tokenizer = load_tokenizer(name)
+    recorded = settings.vocabulary.model_copy(update={"tokenizer": known_as(name)})
+    settings = settings.model_copy(update={"vocabulary": recorded})
+    reads = None if most is None else Reads(encoder.tokenizer, most)
+    return Job(source, out, column, settings, tokenizer, encoder.identity, reads=reads)
+
+
+def _require_room(encoder: Encoder, most: int | None, tokens: int) -> None:
+    """Refuse pieces of which the encoder would read only the beginning."""
+    if most is not None and tokens > most:
+        raise DataError(
+            f"pieces of at most {most} tokens, which is what {encoder.identity.name} reads",
+            f"data.length {tokens + 1}",
+            f"Set data.length to {most + 1} or less",
+        )
+
+
+def _open_manifest(job: Job) -> tuple[Job, dict[str, Any]]:
+    """The folder's manifest: the one found, if it describes this very preparation, or a new one."""
+    found = read_manifest(job.out) if (job.out / MANIFEST).exists() else None
+    counted = None
+    if job.settings.vocabulary.min_count is not None:
+        if found is None:
+            kept, counted = _count_vocabulary(job)
+            job = replace(job, tokenizer=job.tokenizer.trim(kept))
+        elif "kept" in found["tokenizer"]:  # else it is refused below
+            job = replace(job, tokenizer=job.tokenizer.trim(ids_of(found["tokenizer"]["kept"])))
+    described: dict[str, Any] = {
+        "format": FORMAT,
+        "encoder": job.identity.to_dict(),
+        "tokenizer": {"digest": job.tokenizer.digest, **job.tokenizer.ids_to_dict()},
+        "source": {
+            "name": job.source.name,
+            "bytes": sum(file.stat().st_size for file in text_files(job.source)),
+            "column": job.column,
+            DIGEST: source_digest(job.source),
+        },
+        "pieces": job.settings.model_dump(),
+    }
+    if found is None:
+        trimmed = {} if counted is None else {"vocabulary": counted}
+        manifest = {**described, **trimmed, "round_trip": True, "complete": False, "shards": []}
+        return job, manifest
+    described["source"] = _as_known(described["source"], found["source"])
+    if EncoderIdentity.from_dict(found["encoder"]).key == job.identity.key:
+        described["encoder"] = found["encoder"]  # wherever it is now
+    for key, value in described.items():
+        there = piece_settings(found) if key == "pieces" else found.get(key)
+        if there != value:
+            wanted, known = difference(value, there)
+            raise DataError(
+                f"{job.out} to hold pairs with {key} {wanted}",
+                known,
+                "Choose another --out folder, or delete this one",
+            )
+    return replace(job, round_trip=found.get("round_trip", False)), found
+
+
+def _as_known(source: dict[str, Any], found: Any) -> dict[str, Any]:
+    """The source, of which an older version kept the name and size but not the digest."""
+    if isinstance(found, dict) and DIGEST not in found:
+        return {key: value for key, value in source.items() if key != DIGEST}
+    return source
+
+
+def _count_vocabulary(job: Job) -> tuple[tuple[int, ...], dict[str, int]]:
+    """The ids to keep, and what the manifest says about the choice."""
+    settings, tokenizer = job.settings, job.tokenizer
+    counts = count_tokens(read_texts(job.source, job.column), tokenizer, settings)
+    kept = choose_kept(tokenizer, counts, settings.vocabulary.min_count or 1)
+    facts = {"before": tokenizer.size, "after": len(kept), "tokens_counted": int(counts.sum())}
+    return kept, facts
+
+
+def _prove_encoder(job: Job, encoder: Encoder, manifest: dict[str, Any]) -> Job:
+    """Keep the encoder's fingerprint, or compare it with the one kept."""
+    if "fingerprint" in manifest:
+        Fingerprint.from_dict(manifest["fingerprint"]).require_same(encoder, "pairs")
+    else:
+        manifest["fingerprint"] = make_fingerprint(encoder).to_dict()
+    return replace(job, fingerprint=manifest["fingerprint"])
+
+
+def _begin(job: Job, manifest: dict[str, Any]) -> None:
+    """Write what the shards need beside them, before the first of them."""
+    _sweep(job.out)
+    if not manifest["shards"] or not (job.out / TOKENIZER).exists():
+        job.tokenizer.save(job.out / TOKENIZER)
+    if not manifest["shards"]:
+        write_json(job.out / MANIFEST, manifest)  # keeps a vocabulary that took long to count
+
+
+def _sweep(out: Path) -> None:
+    """Remove what workers, of this start or one that was killed, have begun and not handed in."""
+    for path in out.glob("*.npy.*.tmp"):
+        path.unlink(missing_ok=True)
+
+
+def _write_shards(
+    job: Job,
+    manifest: dict[str, Any],
+    tasks: Iterable[ShardTask],
+    limit: int | None,
+    progress: ProgressFn | None,
+    run: Runner,
+) -> None:
+    """Have shards made and put each into its place; the manifest follows its files."""
+    shards: list[dict[str, Any]] = manifest["shards"]
+
+    def report(cut: CutShard, finished: int) -> None:
+        if progress is not None:
+            done = _totals(shards[: cut.task.index])
+            passages = done.passages + cut.passages * finished // max(len(cut.pieces), 1)
+            progress(replace(done, passages=passages, pairs=done.pairs + finished))
+
+    with closing(run(job, tasks, report)) as finished:
+        for made in finished:
+            entry, new = made.entry, made.index == len(shards)
+            if new:
+                manifest["complete"] = entry["passages"] < job.settings.passages_per_shard
+                if manifest["complete"] and _totals(shards).pairs == entry["pairs"] == 0:
+                    made.discard(job.out)
+                    for name in (MANIFEST, TOKENIZER):  # other settings may use the folder
+                        (job.out / name).unlink(missing_ok=True)
+                    raise _no_piece(job, entry["dropped"])
+            elif "dropped" not in shards[made.index]:  # made by a version that did not count them
+                del entry["dropped"]
+            made.commit(job.out)
+            shards[made.index : made.index + 1] = [entry]
+            write_json(job.out / MANIFEST, manifest)
+            done = _totals(shards)
+            if progress is not None and new:
+                progress(done)
+            if new and (manifest["complete"] or (limit is not None and done.pairs >= limit)):
+                return
+
+
+def _totals(shards: list[dict[str, Any]]) -> PrepareProgress:
+    passages, pairs = (sum(shard[key] for shard in shards) for key in ("passages", "pairs"))
+    return PrepareProgress(passages, pairs, len(shards))
+
+
+def _damaged(job: Job, manifest: dict[str, Any]) -> Iterator[ShardTask]:
+    """The shards to make again, with what their tokens must come out as."""
+    shards = manifest["shards"]
+    for index in damaged_shards(job.out, manifest):
+        before = shards[index]
+        tokens_sha256 = before["sha256"][shard_names(index)[0]]
+        first = _totals(shards[:index]).passages
+        yield ShardTask(index, first, before["passages"], tokens_sha256)
+
+
+def _missing(job: Job, manifest: dict[str, Any], limit: int | None) -> Iterator[ShardTask]:
+    """The shards from the first missing one on, without an end: the source's shows when read."""
+    done, size = _totals(manifest["shards"]), job.settings.passages_per_shard
+    if manifest["complete"] or (limit is not None and done.pairs >= limit):
+        return
+    for number in count():
+        yield ShardTask(done.shards + number, done.passages + number * size, size)
+
+
+def _no_piece(job: Job, dropped: dict[str, int]) -> DataError:
+    return DataError(
+        f"pieces of {job.settings.min_tokens} tokens or more in {job.source}",
+        f"none (left out: {dropped})" if dropped else "none",
+        "Lower data.min_tokens or choose another source",
+    )

@@ -1,0 +1,382 @@
+"""A model that is served: an inverter, its encoder, and the workers that run them."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import re
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unembed.decoding import STRATEGIES, DecodingStep, strategy_options
+from unembed.decoding.sequential import ORDERS
+from unembed.demo.events import Speller, figures, is_news, step_event
+from unembed.demo.limits import Limits
+from unembed.demo.metrics import Metrics
+from unembed.demo.middleware import Clients
+from unembed.demo.problems import ProblemError
+from unembed.demo.queue import AbandonedError, Job, Plan, Worker
+from unembed.demo.schemas import ModelOut, Option, StrategyOut
+from unembed.encoders.base import Encoder, EncoderIdentity, Progress
+from unembed.errors import ConfigError
+from unembed.inverter import Inversion, Inverter
+from unembed.tokenizer import TextTokenizer
+
+DEFAULT_CALLS = 128  # where a strategy asks the encoder and the request does not say how often
+
+
+class SharedEncoder:
+    """An encoder that several threads ask, one at a time.
+
+    Args:
+        encoder: The encoder.
+    """
+
+    def __init__(self, encoder: Encoder) -> None:
+        self._encoder, self._lock = encoder, threading.Lock()
+
+    @property
+    def identity(self) -> EncoderIdentity:
+        """See `Encoder`."""
+        return self._encoder.identity
+
+    @property
+    def tokenizer(self) -> TextTokenizer:
+        """See `Encoder`."""
+        return self._encoder.tokenizer
+
+    def encode(self, texts: Sequence[str], progress: Progress | None = None) -> NDArray[np.float32]:
+        """See `Encoder`."""
+        with self._lock:
+            return self._encoder.encode(texts, progress)
+
+    def word_embeddings(self) -> NDArray[np.float32] | None:
+        """See `Encoder`."""
+        return self._encoder.word_embeddings()
+
+
+class ServedModel:
+    """What the server does with one inverter.
+
+    Strategies that ask the encoder take long, so they have a worker of their own: a search never
+    keeps those waiting who want an answer from the vector alone.
+
+    Args:
+        name: By which requests choose it.
+        inverter: Vectors → texts.
+        encoder: The one it was trained for.
+        limits: Of the server.
+        metrics: Of the server.
+
+    Raises:
+        EncoderError: The inverter belongs to another encoder.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        inverter: Inverter,
+        encoder: SharedEncoder,
+        limits: Limits,
+        metrics: Metrics,
+    ) -> None:
+        inverter.require_encoder(encoder)
+        self.name, self.inverter, self.encoder = name, inverter, encoder
+        self.speller = Speller(inverter.tokenizer)
+        self._metrics = metrics
+        self.workers = {
+            asks: Worker(f"{name}{' with encoder' if asks else ''}", self.run, limits, metrics)
+            for asks in (False, True)
+        }
+
+    def submit(self, job: Job) -> Worker:
+        """Queue a job with the worker for it; returns that worker.
+
+        Raises:
+            ProblemError: See `Worker.submit`.
+        """
+        worker = self.workers[job.plan is not None and job.plan.strategy.needs_encoder]
+        worker.submit(job)
+        return worker
+
+    def drain(self) -> None:
+        """See `Worker.drain`."""
+        for worker in self.workers.values():
+            worker.drain()
+
+    def close(self) -> None:
+        """See `Worker.close`."""
+        for worker in self.workers.values():
+            worker.close()
+
+    def run(self, jobs: list[Job]) -> None:
+        """Serve jobs with the same plan, in a worker's thread."""
+        vectors = self._vectors(jobs)
+        plan = jobs[0].plan
+        for job, own in zip(jobs, vectors, strict=True):
+            if job.watched or plan is None:
+                job.tell("start", self._start(job, own))
+        if plan is not None:
+            self._decode(jobs, np.concatenate(vectors), plan)
+
+    def _vectors(self, jobs: Sequence[Job]) -> list[NDArray[np.float32]]:
+        """The vectors of each job; all texts are embedded together."""
+        texts = [text for job in jobs for text in job.originals if text is not None]
+        encoded = iter(self.encoder.encode(texts) if texts else ())
+        return [
+            job.given
+            if isinstance(job.given, np.ndarray)
+            else np.stack([next(encoded) for _ in job.given])
+            for job in jobs
+        ]
+
+    def _start(self, job: Job, vectors: NDArray[np.float32]) -> dict[str, Any]:
+        (text,) = job.originals
+        tokens = None if text is None else self.speller.all(text)
+        return {
+            "model": self.name,
+            "encoder": self.encoder.identity.name,
+            "dimension": self.encoder.identity.dimension,
+            "length": self.inverter.length,
+            "embedding": [float(str(value)) for value in vectors[0]],  # shortest that is exact
+            "tokens": tokens,
+            "truncated": tokens is not None and len(tokens) >= self.inverter.length,
+        }
+
+    def _decode(self, jobs: list[Job], vectors: NDArray[np.float32], plan: Plan) -> None:
+        began = time.perf_counter()
+        found = self.inverter.invert(
+            vectors,
+            strategy=plan.name,
+            options=dataclasses.asdict(plan.strategy),  # type: ignore[call-overload]
+            guidance=plan.guidance,
+            encoder=self.encoder,
+            encoder_calls=plan.encoder_calls,
+            steps=plan.steps,
+            batch_size=len(vectors),
+            draws=[(job.seed, index) for job in jobs for index in range(len(job))],
+            on_step=_Broadcast(jobs, self.speller, began),
+        )
+        milliseconds = round(1000 * (time.perf_counter() - began), 1)
+        calls = sum(item.encoder_calls for item in found)
+        self._metrics.worked(self.name, sum(item.passes for item in found), calls)
+        cosines = iter(self._cosines(found, vectors))
+        each = iter(found)
+        for job in jobs:
+            results = [
+                figures(next(each), text, next(cosines), self.speller) for text in job.originals
+            ]
+            job.tell("done", {"results": results, "milliseconds": milliseconds, "seed": job.seed})
+
+    def _cosines(
+        self, found: Sequence[Inversion], vectors: NDArray[np.float32]
+    ) -> list[float | None]:
+        """Of each recovered text's embedding with the vector; None where nothing came back."""
+        rows = [row for row, item in enumerate(found) if item.text]
+        cosines: list[float | None] = [None] * len(found)
+        if rows:
+            again = self.encoder.encode([found[row].text for row in rows])
+            for row, vector in zip(rows, again, strict=True):
+                cosines[row] = float(vector @ vectors[row])
+        return cosines
+
+
+class _Broadcast:
+    """Tells the steps of a batch to those who watch; ends it when everybody has left."""
+
+    def __init__(self, jobs: list[Job], speller: Speller, began: float) -> None:
+        self.jobs, self.speller, self.began = jobs, speller, began
+        self.before: DecodingStep | None = None
+
+    def __call__(self, step: DecodingStep) -> None:
+        if all(job.gone for job in self.jobs):
+            raise AbandonedError
+        seconds, row = time.perf_counter() - self.began, 0
+        for job in self.jobs:
+            if job.watched and not job.gone and is_news(step, self.before, row):
+                job.tell("step", step_event(step, row, self.speller, seconds))
+            row += len(job)
+        self.before = step
+
+
+_CHOICES = {"order": list(ORDERS)}
+
+
+@dataclass(frozen=True)
+class Demo:
+    """What the routes share.
+
+    Attributes:
+        models: By name, the default first.
+        limits: Of the server.
+        metrics: Where it counts.
+        clients: Who sends how much.
+        log_texts: Write texts and recoveries to the log.
+    """
+
+    models: dict[str, ServedModel]
+    limits: Limits
+    metrics: Metrics
+    clients: Clients
+    log_texts: bool
+
+    def find(self, name: str | None) -> ServedModel:
+        """A model by its name; the default one without.
+
+        Raises:
+            ProblemError: There is none of that name.
+        """
+        if name is None:
+            return next(iter(self.models.values()))
+        if name not in self.models:
+            raise ProblemError(422, f"expected a model among {', '.join(self.models)}")
+        return self.models[name]
+
+    def drain(self) -> None:
+        """Take no more work and send those that wait away."""
+        for model in self.models.values():
+            model.drain()
+
+
+def describe_model(model: ServedModel, limits: Limits) -> ModelOut:
+    """Everything a client has to know before it asks."""
+    identity, inverter = model.encoder.identity, model.inverter
+    trained = inverter.trained.get("config", {}).get("training", {})
+    return ModelOut(
+        name=model.name,
+        encoder=identity.name,
+        dimension=identity.dimension,
+        length=inverter.length,
+        max_text_chars=limits.text_chars,
+        max_vectors=limits.vectors,
+        strategies={name: _strategy(name) for name in STRATEGIES},
+        default_steps=inverter.length,
+        max_steps=limits.steps,
+        default_encoder_calls=min(DEFAULT_CALLS, limits.encoder_calls),
+        max_encoder_calls=limits.encoder_calls,
+        guidance=float(trained.get("condition_dropout", 0.0)) > 0.0,
+    )
+
+
+@cache
+def _strategy(name: str) -> StrategyOut:
+    told = _told(STRATEGIES[name])
+    options = {
+        option: Option(
+            default=default,
+            type=type(default).__name__,
+            description=told.get(option),
+            choices=_CHOICES.get(option),
+        )
+        for option, default in strategy_options(name).items()
+    }
+    return StrategyOut(options=options, needs_encoder=STRATEGIES[name].needs_encoder)
+
+
+def _told(strategy: type) -> dict[str, str]:
+    """Option → its line in the docstring of the strategy, or of the one it refines."""
+    found: dict[str, str] = {}
+    for kind in reversed(strategy.__mro__):
+        _, _, attributes = (inspect.cleandoc(kind.__doc__ or "")).partition("Attributes:\n")
+        for match in re.finditer(r"^    (\w+): (.*(?:\n {8}.*)*)", attributes, re.MULTILINE):
+            found[match[1]] = re.sub(r"``|`", "", " ".join(match[2].split()))
+    return found
+
+
+def load_demo(
+    checkpoints: Sequence[str],
+    limits: Limits,
+    load_inverter: Callable[[str], Inverter],
+    load_encoder: Callable[[Inverter], Encoder],
+    log_texts: bool = False,
+) -> Demo:
+    """Load each model once; those of the same encoder share it.
+
+    Args:
+        checkpoints: Shipped names, folders or Hub repositories; the first is the default.
+        limits: Of the server.
+        load_inverter: A checkpoint → its inverter.
+        load_encoder: An inverter → the encoder that it inverts.
+        log_texts: Write texts and recoveries to the log.
+
+    Raises:
+        ConfigError: Two checkpoints have the same name, or the rate is not one.
+        UnembedError: A checkpoint or an encoder cannot be loaded, or they do not fit together.
+    """
+    metrics = Metrics()
+    clients = Clients(limits.rate, metrics)
+    names = [Path(checkpoint).resolve().name for checkpoint in checkpoints]
+    if len(set(names)) < len(names):
+        raise ConfigError(
+            "checkpoints whose names differ", ", ".join(checkpoints), "Rename or leave one out"
+        )
+    encoders: dict[tuple[str, str], SharedEncoder] = {}
+    models: dict[str, ServedModel] = {}
+    for name, checkpoint in zip(names, checkpoints, strict=True):
+        inverter = load_inverter(checkpoint)
+        which = inverter.encoder.key
+        if which not in encoders:
+            encoders[which] = SharedEncoder(load_encoder(inverter))
+        models[name] = ServedModel(name, inverter, encoders[which], limits, metrics)
+    return Demo(models, limits, metrics, clients, log_texts)
+
+
+EXAMPLES = (
+    # health
+    "The patient was admitted on Monday with chest pain.",
+    "Her biopsy came back positive and she has not told her family.",
+    "Mr. Alder takes lithium and asked us not to tell his employer.",
+    "Blood pressure 180 over 110, known allergy to penicillin.",
+    "She is eleven weeks pregnant and wants to keep it private.",
+    "What are the side effects of this drug?",
+    "He was treated for addiction twice in the last two years.",
+    "The child has a rare disease of the liver.",
+    # law
+    "The company knew about the defect two years before the recall.",
+    "We propose to settle out of court for two million dollars.",
+    "My client was at home on the night of the fire.",
+    "The witness has changed her name and moved to another city.",
+    "This letter is privileged and must not be shown to the other side.",
+    "The judge rejected the appeal on Friday.",
+    # people at work
+    "We will cut two hundred jobs in March and tell nobody before.",
+    "Dana Reyes earns 94,000 a year, less than the man she replaced.",
+    "His manager called him too old for the new project.",
+    "She reported her boss for harassment in confidence.",
+    "Do not hire him, his last reference was very bad.",
+    "The candidate asked for a higher salary and a later start.",
+    # money
+    "Please transfer 12,500 euros to the account of my brother.",
+    "His credit card was declined three times last week.",
+    "How do I reset the password of my bank account?",
+    "They have not paid their mortgage since the summer.",
+    "We will buy the smaller company before the end of the year.",
+    # chat
+    "I am moving to Berlin next month, please do not tell Tom.",
+    "The key is under the blue pot next to the back door.",
+    "I think I want to leave him but I am afraid.",
+    "Are you free tonight? My parents are out of town.",
+    "I voted for the other party, my father must never know.",
+    "He told me that he is gay and asked me to keep it secret.",
+    # support
+    "My order 48213 never arrived and nobody answers the phone.",
+    "I cannot log in since you changed the name of my account.",
+    "Somebody in your shop copied the number of my card.",
+    "The server password is written in the wiki, please change it.",
+    "Please delete all data that you hold about my daughter.",
+    # mail and notes
+    "Our flight to Lisbon leaves on the third of May at six.",
+    "The meeting with the union is not in the public calendar.",
+    "The alarm code of the office is 4471, the camera is broken.",
+    "Attached are the results of the test, they are worse than expected.",
+    "The prototype fails when the battery gets too warm.",
+    "Nobody outside this team may know what the new product costs.",
+)

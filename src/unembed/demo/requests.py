@@ -1,0 +1,240 @@
+"""From a request's body to a job, and from what the job is told to the answer."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
+from typing import Any
+
+import numpy as np
+from fastapi import Request
+from numpy.typing import NDArray
+from starlette.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+from unembed.decoding import find_strategy
+from unembed.demo.limits import Limits
+from unembed.demo.models import DEFAULT_CALLS, Demo, ServedModel
+from unembed.demo.problems import ProblemError
+from unembed.demo.queue import Job, Plan
+from unembed.demo.schemas import DecodeRequest, EncodeRequest, InvertRequest
+from unembed.inverter import as_unit_vectors
+
+_PING = 10.0  # seconds without an event after which the connection is kept open by a comment
+_SLACK = 5.0  # seconds that a reader may be behind
+
+log = logging.getLogger(__name__)
+
+
+class Asked:
+    """A job that was queued, and the events it is told.
+
+    Args:
+        demo: What the routes share.
+        model: Which serves it.
+        plan: See `Job`.
+        given: Texts, or unit vectors [N, D].
+        seed: See `Job`.
+        watched: See `Job`.
+
+    Raises:
+        ProblemError: The queue is full, or the server is shutting down.
+    """
+
+    def __init__(
+        self,
+        demo: Demo,
+        model: ServedModel,
+        plan: Plan | None,
+        given: Sequence[str] | NDArray[np.float32],
+        seed: int = 0,
+        watched: bool = False,
+    ) -> None:
+        self._demo, self._end = demo, time.monotonic() + demo.limits.seconds
+        self._events: asyncio.Queue[tuple[str, Any]] = asyncio.Queue()
+        self._loop = asyncio.get_running_loop()
+        self._over = False
+        self._job = Job(plan, given, seed, watched, self._tell)
+        self._worker = model.submit(self._job)
+
+    def _tell(self, name: str, data: Any) -> None:
+        with suppress(RuntimeError):  # the loop has ended: nobody listens
+            self._loop.call_soon_threadsafe(self._events.put_nowait, (name, data))
+
+    async def events(self) -> AsyncIterator[tuple[str, Any]]:
+        """What happens, ``done`` or ``error`` last; ``ping`` when nothing has for a while."""
+        last = "done" if self._job.plan is not None else "start"
+        name = ""
+        while name not in (last, "error"):
+            left = self._end - time.monotonic()
+            try:
+                name, data = await asyncio.wait_for(self._events.get(), max(0.0, min(left, _PING)))
+            except TimeoutError:
+                name, data = "ping", None
+                if left <= _PING:
+                    name, data = "error", _too_slow(self._demo.limits).to_dict()
+            self._over = name in (last, "error")
+            self._log(name, data)
+            yield name, data
+
+    def _log(self, name: str, data: Any) -> None:
+        if self._demo.log_texts and name == "done":
+            for text, found in zip(self._job.originals, data["results"], strict=True):
+                log.info("%r was recovered as %r", text, found["text"])
+
+    async def result(self, request: Request) -> dict[str, Any]:
+        """The data of the last event.
+
+        Raises:
+            ProblemError: Of an ``error``; or the client has left.
+        """
+        answer = asyncio.ensure_future(self._last())
+        gone = asyncio.ensure_future(_disconnected(request))
+        try:
+            await asyncio.wait({answer, gone}, return_when=asyncio.FIRST_COMPLETED)
+            if not answer.done():
+                raise ProblemError(408, "the client has left")
+            return answer.result()
+        finally:
+            answer.cancel()
+            gone.cancel()
+            self.leave()
+
+    async def _last(self) -> dict[str, Any]:
+        data: dict[str, Any] = {}
+        async for name, data in self.events():  # noqa: B007 - the last one is wanted
+            pass
+        if name == "error":
+            raise ProblemError(data["status"], data["detail"], data.get("retry_after"))
+        return data
+
+    def leave(self) -> None:
+        """Nobody listens any more."""
+        if not self._over:
+            self._demo.metrics.abandoned(self._worker.name)
+        self._worker.leave(self._job)
+
+
+class EventStream(StreamingResponse):
+    """Server-sent events of a job; when the client goes, the job is left."""
+
+    media_type = "text/event-stream"
+
+    def __init__(self, asked: Asked, seconds: float) -> None:
+        super().__init__(self._lines(asked))
+        self._asked, self._seconds = asked, seconds + _SLACK
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send until the end, until the client goes, or until one that does not read is cut off."""
+        try:
+            async with asyncio.timeout(self._seconds):
+                await super().__call__(scope, receive, send)
+        except TimeoutError:
+            log.warning("a client did not read its events in time")
+        finally:
+            self._asked.leave()
+
+    async def _lines(self, asked: Asked) -> AsyncIterator[str]:
+        async for name, data in asked.events():
+            if name == "ping":
+                yield ": ping\n\n"
+                continue
+            if name == "done":
+                (result,) = data.pop("results")
+                data.update(result)
+            text = json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+            yield f"event: {name}\ndata: {text}\n\n"
+
+
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def _too_slow(limits: Limits) -> ProblemError:
+    return ProblemError(
+        504, f"not finished within the {limits.seconds:g} seconds a request may take"
+    )
+
+
+def encode(demo: Demo, body: EncodeRequest) -> Asked:
+    """Queue a text to be embedded.
+
+    Raises:
+        ProblemError: No such model, no usable text, or no room.
+    """
+    _check_text(body.text, demo.limits)
+    return Asked(demo, demo.find(body.model), None, [body.text], watched=True)
+
+
+def decode(demo: Demo, body: DecodeRequest) -> Asked:
+    """Queue a text or a vector to be inverted while somebody watches.
+
+    Raises:
+        ProblemError: No such model, no usable input, a setting above a limit, or no room.
+        UnembedError: A setting or a vector is not usable.
+    """
+    model = demo.find(body.model)
+    plan = _plan(model, body, demo.limits)
+    if body.text is not None:
+        _check_text(body.text, demo.limits)
+        return Asked(demo, model, plan, [body.text], body.seed, watched=True)
+    vectors = as_unit_vectors(body.embedding, model.encoder.identity.dimension)
+    return Asked(demo, model, plan, vectors, body.seed, watched=True)
+
+
+def invert(demo: Demo, body: InvertRequest, scope: Scope) -> Asked:
+    """Queue texts or vectors to be inverted.
+
+    Raises:
+        ProblemError: As for `decode`; too many texts at once, or from this client.
+        UnembedError: As for `decode`.
+    """
+    model = demo.find(body.model)
+    plan = _plan(model, body, demo.limits)
+    given: list[str] | NDArray[np.float32]
+    if body.texts is not None:
+        given = body.texts
+        for text in given:
+            _check_text(text, demo.limits)
+    else:
+        given = as_unit_vectors(body.embeddings, model.encoder.identity.dimension)
+    if len(given) > demo.limits.vectors:
+        raise ProblemError(
+            422, f"expected at most {demo.limits.vectors} at once; found {len(given)}"
+        )
+    problem = demo.clients.charge(scope, len(given) - 1) if len(given) > 1 else None
+    if problem is not None:
+        raise problem
+    return Asked(demo, model, plan, given, body.seed)
+
+
+def _check_text(text: str, limits: Limits) -> None:
+    if not text.strip():
+        raise ProblemError(422, "expected a text with at least one visible character")
+    if len(text) > limits.text_chars:
+        raise ProblemError(
+            422, f"expected a text of at most {limits.text_chars} characters; found {len(text)}"
+        )
+
+
+def _plan(model: ServedModel, body: DecodeRequest | InvertRequest, limits: Limits) -> Plan:
+    strategy = find_strategy(body.strategy, **body.options)
+    steps = model.inverter.length if body.steps is None else body.steps
+    calls = body.encoder_calls
+    if calls is None:
+        calls = min(DEFAULT_CALLS, limits.encoder_calls)
+    for name, value, most in (
+        ("steps", steps, limits.steps),
+        ("encoder_calls", calls, limits.encoder_calls),
+    ):
+        if value > most:
+            raise ProblemError(422, f"{name}: expected at most {most}; found {value}")
+    if strategy.needs_encoder and calls < 1:
+        raise ProblemError(422, f"encoder_calls: expected at least 1 for {body.strategy}; found 0")
+    guidance = None if body.guidance is None else (body.guidance[0], body.guidance[1])
+    return Plan(body.strategy, strategy, steps, guidance, calls if strategy.needs_encoder else 0)

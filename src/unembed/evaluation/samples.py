@@ -1,0 +1,163 @@
+"""Held-out texts with their labels, cut into the pieces to evaluate, a chunk at a time."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from array import array
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+
+from unembed.config import DataSection
+from unembed.data.pieces import cut_pieces
+from unembed.errors import DataError
+from unembed.files import file_format, open_parquet, read_lines, read_texts, text_files
+from unembed.tokenizer import TextTokenizer
+
+LABELS = ("domain", "lang")
+_BATCH_ROWS = 4096
+_REPORT_EVERY = 500
+
+Labels = dict[str, str]
+
+
+@dataclass(frozen=True)
+class Passage:
+    """A held-out text and what is known of it: ``domain`` and ``lang``, where they are."""
+
+    text: str
+    labels: Labels
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A piece to evaluate: its text, content tokens, and the labels of its passage."""
+
+    text: str
+    token_ids: list[int]
+    labels: Labels
+
+
+@dataclass(frozen=True)
+class PassageFile:
+    """The passages of a file or folder, read anew each time they are gone through.
+
+    Attributes:
+        path: What `unembed.files.read_texts` takes.
+        column: Column or key of the text; the columns ``domain`` and ``lang`` are labels.
+    """
+
+    path: Path
+    column: str = "text"
+
+    def __iter__(self) -> Iterator[Passage]:
+        labels = chain.from_iterable(_labels(file) for file in text_files(self.path))
+        for text, known in zip(read_texts(self.path, self.column), labels, strict=True):
+            yield Passage(text, known)
+
+
+def _labels(path: Path) -> Iterator[Labels]:
+    """The labels of every row of a file, in the order of `read_texts`."""
+    kind = file_format(path)
+    if kind == ".parquet":
+        file = open_parquet(path)
+        names = [name for name in LABELS if name in file.schema_arrow.names]
+        for batch in file.iter_batches(batch_size=_BATCH_ROWS, columns=names):
+            for row in batch.to_pylist():
+                yield _known(row)
+        return
+    for line in read_lines(path):
+        blank = kind == ".txt" or line is None or not line.strip()
+        row = {} if blank else json.loads(line or b"{}")
+        yield _known({name: row.get(name) for name in LABELS} if isinstance(row, dict) else {})
+
+
+def _known(labels: dict[str, object]) -> Labels:
+    return {name: str(value) for name, value in labels.items() if value not in (None, "")}
+
+
+class Samples:
+    """The pieces to evaluate, drawn with a seed from all that the texts yield.
+
+    The texts are gone through twice: to count the pieces, and to hand out the chosen ones.
+
+    Args:
+        texts: Strings or passages, gone through more than once.
+        tokenizer: Of the inverter.
+        settings: How pieces are cut, as in training.
+        limit: Pieces to draw; all when None.
+        seed: Of the draw.
+        report: Called with the number of texts read.
+
+    Raises:
+        DataError: The texts yield fewer than two pieces.
+    """
+
+    def __init__(
+        self,
+        texts: Iterable[str | Passage],
+        tokenizer: TextTokenizer,
+        settings: DataSection,
+        *,
+        limit: int | None = None,
+        seed: int = 0,
+        report: Callable[[int], None] = lambda done: None,
+    ) -> None:
+        self._texts = list(texts) if iter(texts) is texts else texts
+        self._tokenizer, self._settings = tokenizer, settings
+        self._counts = array("L")  # pieces of each text
+        digest = hashlib.sha256()
+        for index, passage in enumerate(self._passages()):
+            self._counts.append(len(self._cut(index, passage)))
+            digest.update(json.dumps([passage.text, passage.labels]).encode())
+            if (index + 1) % _REPORT_EVERY == 0:
+                report(index + 1)
+        report(len(self._counts))
+        self.digest = digest.hexdigest()
+        total = sum(self._counts)
+        if total < 2:  # noqa: PLR2004 - the shuffled control needs another text
+            raise DataError(
+                f"texts that yield at least 2 pieces of {settings.min_tokens} tokens or more",
+                str(total),
+                "Choose another file",
+            )
+        self._chosen = np.ones(total, dtype=bool)
+        if limit is not None and limit < total:
+            drawn = np.random.default_rng(seed).choice(total, size=max(limit, 2), replace=False)
+            self._chosen[:] = False
+            self._chosen[drawn] = True
+
+    def __len__(self) -> int:
+        return int(self._chosen.sum())
+
+    def __iter__(self) -> Iterator[Sample]:
+        start = 0
+        for index, passage in enumerate(self._passages()):
+            taken = self._chosen[start : start + self._counts[index]]
+            start += self._counts[index]
+            if taken.any():
+                pieces = self._cut(index, passage)
+                yield from (s for s, take in zip(pieces, taken, strict=True) if take)
+
+    def chunks(self, size: int) -> Iterator[tuple[int, list[Sample]]]:
+        """Index of the first, and at most ``size`` + 1 samples; never one alone."""
+        first = 0
+        chunk: list[Sample] = []
+        for index, sample in enumerate(self):
+            if len(chunk) >= size and index + 1 < len(self):
+                yield first, chunk
+                first, chunk = index, []
+            chunk.append(sample)
+        yield first, chunk
+
+    def _passages(self) -> Iterator[Passage]:
+        for text in self._texts:
+            yield Passage(text, {}) if isinstance(text, str) else text
+
+    def _cut(self, index: int, passage: Passage) -> list[Sample]:
+        pieces = cut_pieces([passage.text], self._tokenizer, self._settings, index)
+        return [Sample(piece.text, piece.token_ids, passage.labels) for piece in pieces]

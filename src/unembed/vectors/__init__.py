@@ -1,0 +1,1 @@
+"""Vectors of a file: reading them, inverting them."""

@@ -1,0 +1,84 @@
+"""The exported denoiser decodes the same tokens, and only with the weights it is of."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from unembed.backends.onnx import FILE
+from unembed.denoiser import Denoiser, preset
+from unembed.encoders.fake import FakeEncoder
+from unembed.errors import CheckpointError, ConfigError
+from unembed.inverter import Inverter, export_folder
+
+TEXTS = ["the cat runs", "a dog sleeps by the river", "rain"]
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """A tiny inverter with lively weights, and its ONNX file in the same folder."""
+    import torch
+
+    encoder = FakeEncoder()
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        size = encoder.tokenizer.size
+        network = Denoiser(preset("tiny", vocab_size=size, embedding_dim=32, length=8, layers=1))
+        with torch.no_grad():
+            for parameter in network.parameters():
+                parameter.normal_(std=0.2)
+    process = {"schedule": "log-linear", "rate": 5.0}
+    folder = tmp_path_factory.mktemp("onnx") / "inverter"
+    Inverter(network, encoder.tokenizer, encoder.identity, process).save_pretrained(folder)
+    export_folder(folder, folder / FILE)
+    return folder
+
+
+@pytest.fixture
+def folder(exported, tmp_path):
+    return Path(shutil.copytree(exported, tmp_path / "exported"))
+
+
+@pytest.mark.parametrize("steps", [1, 3, 8])
+@pytest.mark.parametrize("name", ["greedy", "entropy-bounded", "euler"])
+def test_the_same_tokens_come_out(folder, name, steps):
+    vectors = FakeEncoder().encode(TEXTS)
+    fast = Inverter.from_pretrained(folder)
+    assert fast.onnx is not None
+    asked = []
+    session, fast.onnx = fast.onnx, lambda *given: asked.append(given) or session(*given)
+    found = fast.invert(vectors, strategy=name, steps=steps, seed=2)
+    assert asked, "the file was not used"
+    (folder / FILE).unlink()
+    plain = Inverter.from_pretrained(folder)
+    assert plain.onnx is None
+    expected = plain.invert(vectors, strategy=name, steps=steps, seed=2)
+    assert [item.token_ids for item in found] == [item.token_ids for item in expected]
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one.confidences, other.confidences, rtol=1e-3)
+
+
+def test_without_the_runtime_the_weights_are_used(folder, monkeypatch):
+    monkeypatch.setattr("unembed.inverter.onnx_is_here", lambda: False)
+    assert Inverter.from_pretrained(folder).onnx is None
+
+
+def test_a_file_of_other_weights_is_refused(folder, inverter_folder):
+    shutil.copy(folder / FILE, inverter_folder / FILE)
+    with pytest.raises(CheckpointError, match=r"found others\. Export it again"):
+        Inverter.from_pretrained(inverter_folder)
+
+
+def test_a_damaged_file_is_refused(folder):
+    (folder / FILE).write_bytes((folder / FILE).read_bytes()[:500])
+    with pytest.raises(CheckpointError, match="an ONNX file at"):
+        Inverter.from_pretrained(folder)
+
+
+def test_without_the_extra_the_export_says_what_to_install(folder, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    (folder / FILE).unlink()
+    with pytest.raises(ConfigError, match=r"pip install 'unembed\[onnx\]'"):
+        export_folder(folder, folder / FILE)
+    assert not (folder / FILE).exists()

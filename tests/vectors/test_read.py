@@ -1,0 +1,204 @@
+import gzip
+import json
+import pickle
+import tracemalloc
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from unembed.errors import DataError, EmbeddingError
+from unembed.vectors import read as module
+from unembed.vectors.read import VectorFile
+
+D = 4
+VECTORS = np.arange(1, 41, dtype=np.float32).reshape(10, D)
+
+
+def write(path, vectors, key="embedding"):
+    rows = vectors.tolist()
+    if path.suffix == ".npy":
+        np.save(path, vectors)
+    elif path.suffix == ".npz":
+        np.savez_compressed(path, **{key: vectors})
+    elif path.suffix == ".parquet":
+        lists = pa.array(rows, None if rows else pa.list_(pa.float32()))
+        pq.write_table(pa.table({key: lists, "other": [0] * len(rows)}), path, row_group_size=3)
+    else:
+        text = "".join(json.dumps({key: row}) + "\n" for row in rows)
+        opener = gzip.open if path.suffix == ".gz" else open
+        with opener(path, "wt", encoding="utf-8") as file:
+            file.write(text)
+    return path
+
+
+NAMES = ["v.npy", "v.npz", "v.parquet", "v.jsonl", "v.jsonl.gz"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("size", [1, 3, 100])
+def test_every_format_gives_the_same_rows(tmp_path, monkeypatch, name, size):
+    monkeypatch.setattr(module, "CHUNK", size)
+    file = VectorFile(write(tmp_path / name, VECTORS))
+    assert len(file) == 10
+    chunks = list(file.chunks(D))
+    assert max(len(chunk.rows) for chunk in chunks) <= size
+    assert np.array_equal(np.concatenate([chunk.vectors for chunk in chunks]), VECTORS)
+    assert [row for chunk in chunks for row in chunk.rows] == list(range(10))
+    assert chunks[-1].read == 10
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [(np.nan, "NaN or infinity"), (np.inf, "NaN or infinity"), (0.0, "only zeros")],
+)
+def test_a_bad_vector_is_named_or_counted(tmp_path, monkeypatch, name, value, said):
+    monkeypatch.setattr(module, "CHUNK", 3)
+    vectors = VECTORS.copy()
+    vectors[7] = value
+    path = write(tmp_path / name, vectors)
+    with pytest.raises(EmbeddingError, match=f"{said} in vector 7 of "):
+        list(VectorFile(path).chunks(D))
+    file = VectorFile(path, skip_bad=True)
+    rows = [row for chunk in file.chunks(D) for row in chunk.rows]
+    assert rows == [0, 1, 2, 3, 4, 5, 6, 8, 9]
+    assert file.left_out == {said: 1}
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ([1.0, 2.0], "2 dimensions instead of 4"),
+        (None, "no vector"),
+        (["a", "b", "c", "d"], "no list of numbers"),
+        ([[1.0, 2.0, 3.0, 4.0]] * 2, "no list of numbers"),
+        ([10**400, 1, 1, 1], "no list of numbers"),
+        ("text", "no list of numbers"),
+    ],
+)
+def test_rows_that_hold_no_vector(tmp_path, row, said):
+    path = tmp_path / "v.jsonl"
+    path.write_text(json.dumps([1, 2, 3, 4]) + "\n" + json.dumps({"embedding": row}) + "\n")
+    with pytest.raises(EmbeddingError, match=f"{said} in vector 1 of "):
+        list(VectorFile(path).chunks(D))
+    file = VectorFile(path, skip_bad=True)
+    assert [chunk.rows for chunk in file.chunks(D)] == [[0]]
+    assert file.left_out == {said: 1}
+
+
+def test_rows_of_parquet_may_be_of_fixed_size_or_missing(tmp_path):
+    kind = pa.list_(pa.float32(), D)
+    table = pa.table({"v": pa.array([[1, 2, 3, 4], None], kind)})
+    pq.write_table(table, tmp_path / "v.parquet")
+    file = VectorFile(tmp_path / "v.parquet", "v", skip_bad=True)
+    assert [chunk.rows for chunk in file.chunks(D)] == [[0]]
+    assert file.left_out == {"no vector": 1}
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "said"),
+    [
+        ("v.npz", "other", "an array 'other' in .*found embedding.*--key"),
+        ("v.parquet", "text", "a column 'text' in .*'embedding', 'other'.*--column"),
+        ("v.parquet", "other", "lists of numbers in the column 'other'"),
+        ("v.jsonl", "text", "a key 'text' in line 1 of .*'embedding'.*--key"),
+    ],
+)
+def test_a_wrong_key_is_answered_with_the_right_ones(tmp_path, name, key, said):
+    with pytest.raises(EmbeddingError, match=said):
+        list(VectorFile(write(tmp_path / name, VECTORS), key).chunks(D))
+
+
+def test_an_archive_of_several_arrays_needs_a_key(tmp_path):
+    np.savez(tmp_path / "v.npz", one=VECTORS, two=VECTORS[:2])
+    with pytest.raises(EmbeddingError, match=r"one array in .*found one, two"):
+        len(VectorFile(tmp_path / "v.npz"))
+    assert len(VectorFile(tmp_path / "v.npz", "two")) == 2
+
+
+@pytest.mark.parametrize("shape", [(), (5,), (2, 3, D), (10, 5)])
+@pytest.mark.parametrize("name", ["v.npy", "v.npz"])
+def test_another_shape_is_refused(tmp_path, shape, name):
+    path = write(tmp_path / name, np.ones(shape, dtype=np.float32))
+    assert len(VectorFile(path)) >= 1
+    with pytest.raises(EmbeddingError, match=r"embeddings of 4 dimensions, \[4\] or \[N, 4\]"):
+        list(VectorFile(path).chunks(D))
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("keep", [0, 0.5, 0.9])
+def test_a_damaged_file_is_refused(tmp_path, name, keep):
+    path = write(tmp_path / name, np.random.default_rng(0).random((200, D)))
+    content = path.read_bytes()
+    path.write_bytes(content[: int(len(content) * keep)])
+    with pytest.raises((EmbeddingError, DataError), match=name.replace(".", r"\.")):
+        len(VectorFile(path))
+        list(VectorFile(path).chunks(D))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_file_without_a_usable_vector_is_refused(tmp_path, name):
+    path = write(tmp_path / name, np.empty((0, D), dtype=np.float32))
+    with pytest.raises(EmbeddingError, match=r"one vector that can be inverted in .*none at all"):
+        list(VectorFile(path).chunks(D))
+    path = write(tmp_path / name, np.zeros((13, D), dtype=np.float32))
+    rows = "0, 1, 2, 3, 4, 5, 6, 7, 8, 9, …"
+    with pytest.raises(EmbeddingError, match=rf"13 left out: 13 × only zeros \(row {rows}\)"):
+        list(VectorFile(path, skip_bad=True).chunks(D))
+
+
+@pytest.mark.parametrize("line", ['{"id": 3}', "{oops", "", "[" * 100_000, "[" + " " * 2000])
+def test_lines_without_a_vector_are_refused_or_counted(tmp_path, monkeypatch, line):
+    monkeypatch.setattr(module, "_LINE_BYTES", 200_000 if line.startswith("[[") else 1000)
+    path = tmp_path / "v.jsonl"
+    path.write_text(f"[1, 2, 3, 4]\n{line}\n[5, 6, 7, 8]\n", encoding="utf-8")
+    with pytest.raises(EmbeddingError, match=r"line 2 of .*v\.jsonl"):
+        list(VectorFile(path).chunks(D))
+    file = VectorFile(path, skip_bad=True)
+    assert [chunk.rows for chunk in file.chunks(D)] == [[0, 2]]
+    said = "no JSON with the key that was asked for"
+    assert (file.left_out, file.rows_left_out) == ({said: 1}, {said: [1]})
+    assert file.describe_left_out() == [f"1 × {said} (row 1)"]
+
+
+def test_damaged_compressed_data_is_refused(tmp_path):
+    path = write(tmp_path / "v.npz", np.random.default_rng(0).random((500, D)))
+    content = bytearray(path.read_bytes())
+    content[300:400] = bytes(100)
+    path.write_bytes(content)
+    with pytest.raises(EmbeddingError, match=r"a NumPy array at .*v\.npz"):
+        list(VectorFile(path).chunks(D))
+
+
+def test_a_pickle_is_refused_without_advice_to_load_it(tmp_path):
+    (tmp_path / "v.npy").write_bytes(pickle.dumps([1.0]))
+    with pytest.raises(EmbeddingError, match="magic string is not correct") as caught:
+        list(VectorFile(tmp_path / "v.npy").chunks(D))
+    assert "allow_pickle" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["v.csv", "v.gz", "v", "missing.npy"])
+def test_other_files_are_refused(tmp_path, name):
+    with pytest.raises(EmbeddingError, match=name):
+        list(VectorFile(tmp_path / name).chunks(D))
+
+
+def test_text_in_an_array_is_refused(tmp_path):
+    np.save(tmp_path / "v.npy", np.full((2, D), "a"))
+    with pytest.raises(EmbeddingError, match=r"numbers in .*v\.npy"):
+        list(VectorFile(tmp_path / "v.npy").chunks(D))
+
+
+@pytest.mark.parametrize("name", ["v.npy", "v.npz"])
+def test_memory_does_not_grow_with_the_file(tmp_path, name):
+    peaks = []
+    for count in (4_000, 40_000):
+        path = write(tmp_path / f"{count}{name}", np.ones((count, 64), dtype=np.float32))
+        tracemalloc.start()
+        for _ in VectorFile(path).chunks(64):
+            pass
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < 1.5 * peaks[0]
