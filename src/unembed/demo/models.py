@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-import dataclasses
-import inspect
-import re
 import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from unembed.decoding import STRATEGIES, DecodingStep, strategy_options
-from unembed.decoding.sequential import ORDERS
+from unembed.decoding import DEFAULT_STEPS, STRATEGIES, Decoding, DecodingStep, strategy_fields
 from unembed.demo.events import Speller, figures, is_news, step_event
 from unembed.demo.limits import Limits
 from unembed.demo.metrics import Metrics
 from unembed.demo.middleware import Clients
 from unembed.demo.problems import ProblemError
-from unembed.demo.queue import AbandonedError, Job, Plan, Worker
+from unembed.demo.queue import AbandonedError, Job, Worker
 from unembed.demo.schemas import ModelOut, Option, StrategyOut
 from unembed.encoders.base import Encoder, EncoderIdentity, Progress
 from unembed.errors import ConfigError
@@ -151,16 +146,12 @@ class ServedModel:
             "truncated": tokens is not None and len(tokens) >= self.inverter.length,
         }
 
-    def _decode(self, jobs: list[Job], vectors: NDArray[np.float32], plan: Plan) -> None:
+    def _decode(self, jobs: list[Job], vectors: NDArray[np.float32], plan: Decoding) -> None:
         began = time.perf_counter()
         found = self.inverter.invert(
             vectors,
-            strategy=plan.name,
-            options=dataclasses.asdict(plan.strategy),  # type: ignore[call-overload]
-            guidance=plan.guidance,
+            decoding=plan,
             encoder=self.encoder,
-            encoder_calls=plan.encoder_calls,
-            steps=plan.steps,
             batch_size=len(vectors),
             draws=[(job.seed, index) for job in jobs for index in range(len(job))],
             on_step=_Broadcast(jobs, self.speller, began),
@@ -205,9 +196,6 @@ class _Broadcast:
                 job.tell("step", step_event(step, row, self.speller, seconds))
             row += len(job)
         self.before = step
-
-
-_CHOICES = {"order": list(ORDERS)}
 
 
 @dataclass(frozen=True)
@@ -258,7 +246,7 @@ def describe_model(model: ServedModel, limits: Limits) -> ModelOut:
         max_text_chars=limits.text_chars,
         max_vectors=limits.vectors,
         strategies={name: _strategy(name) for name in STRATEGIES},
-        default_steps=inverter.length,
+        default_steps=DEFAULT_STEPS,
         max_steps=limits.steps,
         default_encoder_calls=min(DEFAULT_CALLS, limits.encoder_calls),
         max_encoder_calls=limits.encoder_calls,
@@ -266,29 +254,17 @@ def describe_model(model: ServedModel, limits: Limits) -> ModelOut:
     )
 
 
-@cache
 def _strategy(name: str) -> StrategyOut:
-    told = _told(STRATEGIES[name])
     options = {
-        option: Option(
-            default=default,
-            type=type(default).__name__,
-            description=told.get(option),
-            choices=_CHOICES.get(option),
+        field.name: Option(
+            default=field.default,
+            type=type(field.default).__name__,
+            description=field.metadata["help"],
+            choices=list(field.metadata["choices"]) or None,
         )
-        for option, default in strategy_options(name).items()
+        for field in strategy_fields(name)
     }
     return StrategyOut(options=options, needs_encoder=STRATEGIES[name].needs_encoder)
-
-
-def _told(strategy: type) -> dict[str, str]:
-    """Option → its line in the docstring of the strategy, or of the one it refines."""
-    found: dict[str, str] = {}
-    for kind in reversed(strategy.__mro__):
-        _, _, attributes = (inspect.cleandoc(kind.__doc__ or "")).partition("Attributes:\n")
-        for match in re.finditer(r"^    (\w+): (.*(?:\n {8}.*)*)", attributes, re.MULTILINE):
-            found[match[1]] = re.sub(r"``|`", "", " ".join(match[2].split()))
-    return found
 
 
 def load_demo(

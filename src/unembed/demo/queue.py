@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unembed.decoding import Strategy
+from unembed.decoding import Decoding
 from unembed.demo.limits import Limits
 from unembed.demo.metrics import Metrics
 from unembed.demo.problems import ProblemError, refusal
@@ -24,25 +24,6 @@ from unembed.errors import UnembedError
 _LONGEST_WAIT = 60  # seconds that a client is told to wait at most
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How vectors are decoded; those with equal plans go into one batch.
-
-    Attributes:
-        name: Of the strategy.
-        strategy: The strategy with its options.
-        steps: Denoiser passes at most.
-        guidance: Strength at the first and the last pass; None: no guidance.
-        encoder_calls: Texts that may be embedded for each vector.
-    """
-
-    name: str
-    strategy: Strategy
-    steps: int
-    guidance: tuple[float, float] | None
-    encoder_calls: int
 
 
 @dataclass(eq=False)
@@ -58,7 +39,7 @@ class Job:
         gone: The client has left; nobody reads what it is told.
     """
 
-    plan: Plan | None
+    plan: Decoding | None
     given: Sequence[str] | NDArray[np.float32]
     seed: int
     watched: bool

@@ -8,6 +8,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,11 +17,11 @@ from numpy.typing import NDArray
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from unembed.decoding import find_strategy
+from unembed.decoding import Decoding
 from unembed.demo.limits import Limits
 from unembed.demo.models import DEFAULT_CALLS, Demo, ServedModel
 from unembed.demo.problems import ProblemError
-from unembed.demo.queue import Job, Plan
+from unembed.demo.queue import Job
 from unembed.demo.schemas import DecodeRequest, EncodeRequest, InvertRequest
 from unembed.inverter import as_unit_vectors
 
@@ -49,7 +50,7 @@ class Asked:
         self,
         demo: Demo,
         model: ServedModel,
-        plan: Plan | None,
+        plan: Decoding | None,
         given: Sequence[str] | NDArray[np.float32],
         seed: int = 0,
         watched: bool = False,
@@ -179,7 +180,7 @@ def decode(demo: Demo, body: DecodeRequest) -> Asked:
         UnembedError: A setting or a vector is not usable.
     """
     model = demo.find(body.model)
-    plan = _plan(model, body, demo.limits)
+    plan = _decoding(model, body, demo.limits)
     if body.text is not None:
         _check_text(body.text, demo.limits)
         return Asked(demo, model, plan, [body.text], body.seed, watched=True)
@@ -195,7 +196,7 @@ def invert(demo: Demo, body: InvertRequest, scope: Scope) -> Asked:
         UnembedError: As for `decode`.
     """
     model = demo.find(body.model)
-    plan = _plan(model, body, demo.limits)
+    plan = _decoding(model, body, demo.limits)
     given: list[str] | NDArray[np.float32]
     if body.texts is not None:
         given = body.texts
@@ -222,19 +223,21 @@ def _check_text(text: str, limits: Limits) -> None:
         )
 
 
-def _plan(model: ServedModel, body: DecodeRequest | InvertRequest, limits: Limits) -> Plan:
-    strategy = find_strategy(body.strategy, **body.options)
-    steps = model.inverter.length if body.steps is None else body.steps
+def _decoding(model: ServedModel, body: DecodeRequest | InvertRequest, limits: Limits) -> Decoding:
+    guidance = None if body.guidance is None else (body.guidance[0], body.guidance[1])
+    options: dict[str, Any] = dict(body.options)
+    decoding = Decoding.of(body.strategy, steps=body.steps, guidance=guidance, **options)
     calls = body.encoder_calls
     if calls is None:
         calls = min(DEFAULT_CALLS, limits.encoder_calls)
     for name, value, most in (
-        ("steps", steps, limits.steps),
+        ("steps", decoding.steps, limits.steps),
         ("encoder_calls", calls, limits.encoder_calls),
     ):
         if value > most:
             raise ProblemError(422, f"{name}: expected at most {most}; found {value}")
-    if strategy.needs_encoder and calls < 1:
+    if not decoding.strategy.needs_encoder:
+        return decoding
+    if calls < 1:
         raise ProblemError(422, f"encoder_calls: expected at least 1 for {body.strategy}; found 0")
-    guidance = None if body.guidance is None else (body.guidance[0], body.guidance[1])
-    return Plan(body.strategy, strategy, steps, guidance, calls if strategy.needs_encoder else 0)
+    return replace(decoding, encoder_calls=calls)
