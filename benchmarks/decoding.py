@@ -32,7 +32,7 @@ from unembed.backends.cpu import PackedLinear, Vocabulary
 from unembed.backends.onnx import FILE
 from unembed.config import DataSection
 from unembed.data.pieces import cut_pieces
-from unembed.decoding import STRATEGIES, SequenceSpec, find_strategy
+from unembed.decoding import STRATEGIES, Decoding, SequenceSpec
 from unembed.decoding.logits import DEFAULT as REPETITION
 from unembed.decoding.logits import Repetition
 from unembed.denoiser import Denoiser, DenoiserSizes
@@ -148,7 +148,7 @@ def asked_of(inverter: Inverter, vectors: Tensor) -> Asked:
 
     lazy = LazyDenoiser(counted, CountingVocabulary(denoiser, asked))
     penalised = Repetition().wrap(lazy, spec)
-    find_strategy("greedy")(penalised, vectors, spec, steps=spec.length, generators=[])
+    Decoding.of("greedy").strategy(penalised, vectors, spec, steps=spec.length, generators=[])
     return asked
 
 

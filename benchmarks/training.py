@@ -26,6 +26,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 import torch.nn.functional as F
+from tests.fakes import preset
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -33,7 +34,7 @@ from torch.utils._pytree import tree_leaves
 from benchmarks.machine import alternate, matmul_rate, median_ratio, print_table
 from unembed.config import Config, validate_config
 from unembed.data.pairs import Pairs
-from unembed.denoiser import Denoiser, DenoiserSizes, preset
+from unembed.denoiser import Denoiser, DenoiserSizes
 from unembed.device import Compute, choose_compute
 from unembed.diffusion import (
     WEIGHTS,

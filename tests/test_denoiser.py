@@ -3,15 +3,15 @@ import torch
 import torch.nn.functional as F
 
 from unembed.denoiser import (
-    PRESETS,
     Block,
     Denoiser,
     DenoiserSizes,
     attention,
     parameter_counts,
-    preset,
 )
 from unembed.errors import CheckpointError
+
+from .fakes import preset
 
 TINY = preset("tiny", vocab_size=50, embedding_dim=16, length=8)
 
@@ -37,7 +37,7 @@ def inputs(batch: int = 3) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 def test_reference_size_counts():
     """The report counts 78 M without gates; those of AdaLN-Zero are 2 H^2 a block more: 88 M."""
     with torch.device("meta"):
-        network = Denoiser(PRESETS["reference"])
+        network = Denoiser(preset("reference"))
     beside, vocabulary = parameter_counts(network)
     gates = 8 * (2 * 768**2 + 2 * 768)
     assert 78e6 < beside - gates < 79e6
@@ -86,16 +86,6 @@ def test_where_selects_rows_of_the_full_logits(trained):
     torch.testing.assert_close(trained(tokens, embedding, t, where), expected)
     index = where.flatten().nonzero()[:, 0]
     torch.testing.assert_close(trained(tokens, embedding, t, index), expected)
-
-
-def test_modulations_known_already_change_nothing(trained):
-    tokens, embedding, t = inputs()
-    where = torch.rand(tokens.shape, generator=torch.Generator().manual_seed(2)) < 0.5
-    known = trained.modulations(embedding, t)
-    assert [tuple(m.shape) for m in known] == [(3, 6 * 64)] * 2 + [(3, 2 * 64)]
-    expected = trained.hidden_states(tokens, embedding, t, where)
-    found = trained.hidden_states(tokens, -embedding, 1 - t, where, known)
-    assert torch.equal(found, expected), "embedding and timestep are not asked again"
 
 
 def test_without_gradients_logits_are_float32_in_a_coarser_format_too(trained):

@@ -1,14 +1,15 @@
 import copy
 import json
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
 import torch
 
+from tests.fakes import preset
 from unembed.checkpoints import Storage
-from unembed.decoding import STRATEGIES, find_strategy
-from unembed.denoiser import Denoiser, preset
+from unembed.decoding import STRATEGIES, Decoding
+from unembed.denoiser import Denoiser
 from unembed.encoders.fake import FakeEncoder
 from unembed.encoders.fingerprint import make_fingerprint
 from unembed.errors import CheckpointError, ConfigError, EmbeddingError, EncoderError
@@ -49,7 +50,7 @@ def test_it_accepts_every_kind_of_vector(inverter, vectors):
 
 def test_half_precision_vectors_decode(inverter, vectors):
     half = inverter.invert(vectors.astype(np.float16))
-    assert len(half) == 4 and all(item.passes == 12 for item in half)
+    assert len(half) == 4 and all(item.passes == 8 for item in half)
     found = [item.token_ids for item in half]
     assert found == [item.token_ids for item in inverter.invert(vectors)]
 
@@ -237,7 +238,7 @@ def test_huge_and_tiny_vectors_are_normalised():
         np.testing.assert_allclose(unit, 0.5, rtol=1e-6)
 
 
-VECTOR_ONLY = [name for name in STRATEGIES if not find_strategy(name).needs_encoder]
+VECTOR_ONLY = [name for name, kind in STRATEGIES.items() if not kind.needs_encoder]
 
 
 @pytest.mark.parametrize("name", VECTOR_ONLY)
@@ -282,40 +283,56 @@ def test_guidance_runs_the_denoiser_twice_a_pass(inverter, vectors):
 
 def test_repetition_costs_unless_it_is_free(inverter, vectors):
     free, usual, dear = (
-        [i.token_ids for i in inverter.invert(vectors, repetition=r)] for r in (0.0, 2.0, 100.0)
+        [i.token_ids for i in inverter.invert(vectors, repetition=r, steps=12)]
+        for r in (0.0, 2.0, 100.0)
     )
-    assert usual == [i.token_ids for i in inverter.invert(vectors)]
+    assert usual == [i.token_ids for i in inverter.invert(vectors, steps=12)]
     assert any(len(set(ids)) < len(ids) for ids in free)
     assert all(len(set(ids)) == len(ids) for ids in dear)
     with pytest.raises(ConfigError, match="repetition of at least 0"):
         inverter.invert(vectors, repetition=-1.0)
 
 
+@dataclass(frozen=True)
 class FirstGuess:
     """A strategy that asks the encoder about greedy's text and about nothing else."""
 
     needs_encoder = True
 
     def __call__(self, denoiser, embedding, spec, *, oracle, **options):
-        decoded = find_strategy("greedy")(denoiser, embedding, spec, **options)
+        decoded = Decoding.of("greedy").strategy(denoiser, embedding, spec, **options)
         oracle(range(len(embedding)), decoded.tokens)
         return replace(decoded, encoder_calls=oracle.calls)
 
 
-def test_a_strategy_that_calls_the_encoder_gets_a_scorer(inverter, vectors, monkeypatch):
-    monkeypatch.setattr("unembed.inverter.find_strategy", lambda name, **options: FirstGuess())
-    found = inverter.invert(vectors, encoder=FakeEncoder(), encoder_calls=2, batch_size=3)
-    assert all(item.encoder_calls == bool(item.text) for item in found)
-    assert any(item.text for item in found)
+def test_invert_gives_a_strategy_that_calls_the_encoder_an_oracle(inverter, vectors):
+    calling = Decoding(FirstGuess(), encoder_calls=2)
+    inversions = inverter.invert(vectors, decoding=calling, encoder=FakeEncoder(), batch_size=3)
+    assert all(item.encoder_calls == bool(item.text) for item in inversions)
+    assert any(item.text for item in inversions)
     with pytest.raises(ConfigError, match="found no encoder"):
-        inverter.invert(vectors, encoder_calls=2)
+        inverter.invert(vectors, decoding=calling)
     with pytest.raises(ConfigError, match="found 0 encoder calls"):
-        inverter.invert(vectors, encoder=FakeEncoder())
+        inverter.invert(vectors, decoding=Decoding(FirstGuess()), encoder=FakeEncoder())
     with pytest.raises(EncoderError):
-        inverter.invert(vectors, encoder=FakeEncoder(dimension=16), encoder_calls=2)
+        inverter.invert(vectors, decoding=calling, encoder=FakeEncoder(dimension=16))
 
 
-@pytest.mark.parametrize("options", [{"steps": 0}, {"batch_size": 0}, {"strategy": "psychic"}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"steps": 0},
+        {"steps": 1.5},
+        {"batch_size": 0},
+        {"strategy": "psychic"},
+        {"seed": "a"},
+        {"seed": -1},
+        {"guidance": 1.0},
+        {"decoding": 3},
+        {"decoding": "greedy", "steps": 3},
+        {"speed": 2},
+    ],
+)
 def test_bad_options_are_refused(inverter, vectors, options):
     with pytest.raises(ConfigError):
         inverter.invert(vectors, **options)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from unembed.decoding import STRATEGIES, find_strategy, strategy_options
+from unembed.decoding import STRATEGIES, Decoding, strategy_fields
 from unembed.evaluation.evaluate import evaluate
 from unembed.inverter import Inverter, shipped_inverters
 
@@ -101,8 +101,8 @@ def test_the_python_of_the_decoding_page_runs(minilm, monkeypatch, capsys):
 
 def test_the_decoding_page_names_every_option_with_its_default():
     text = (ROOT / "docs" / "decoding.md").read_text(encoding="utf-8")
-    for name in (name for name in STRATEGIES if not find_strategy(name).needs_encoder):
+    for name in (name for name in STRATEGIES if not Decoding.of(name).strategy.needs_encoder):
         assert f"`{name}`" in text
-        for option, default in strategy_options(name).items():
+        for option, default in {f.name: f.default for f in strategy_fields(name)}.items():
             shown = f"{default:g}" if isinstance(default, float) else str(default)
             assert f"`{option}` ({shown})" in text, f"{name}: {option} ({shown})"

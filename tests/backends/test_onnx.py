@@ -1,13 +1,15 @@
 """The exported denoiser decodes the same tokens, and only with the weights it is of."""
 
+import copy
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from tests.fakes import preset
 from unembed.backends.onnx import FILE
-from unembed.denoiser import Denoiser, preset
+from unembed.denoiser import Denoiser
 from unembed.encoders.fake import FakeEncoder
 from unembed.errors import CheckpointError, ConfigError
 from unembed.inverter import Inverter, export_folder
@@ -40,19 +42,45 @@ def folder(exported, tmp_path):
     return Path(shutil.copytree(exported, tmp_path / "exported"))
 
 
+def watch_session(inverter: Inverter) -> list:
+    """Collect the calls of an inverter's ONNX session."""
+    source, session = inverter._onnx
+    calls = []
+    inverter._onnx = source, lambda *inputs: calls.append(inputs) or session(*inputs)
+    return calls
+
+
+def test_another_denoiser_is_not_decoded_with_the_session_of_the_first(folder):
+    vectors = FakeEncoder().encode(TEXTS)
+    inverter = Inverter.from_pretrained(folder)
+    calls = watch_session(inverter)
+    first = inverter.denoiser
+    inverter.denoiser = copy.deepcopy(first)
+    with torch.no_grad():
+        inverter.denoiser.token_table.weight.copy_(first.token_table.weight.flip(0))
+    other = inverter.invert(vectors)
+    assert not calls
+    inverter.denoiser = first
+    assert [i.token_ids for i in inverter.invert(vectors)] != [i.token_ids for i in other]
+    assert calls
+    del calls[:]
+    with torch.no_grad():
+        first.token_table.weight.copy_(first.token_table.weight.flip(0))
+    inverter.invert(vectors)
+    assert not calls, "its weights are others now"
+
+
 @pytest.mark.parametrize("steps", [1, 3, 8])
 @pytest.mark.parametrize("name", ["greedy", "entropy-bounded", "euler"])
 def test_the_same_tokens_come_out(folder, name, steps):
     vectors = FakeEncoder().encode(TEXTS)
     fast = Inverter.from_pretrained(folder)
-    assert fast.onnx is not None
-    asked = []
-    session, fast.onnx = fast.onnx, lambda *given: asked.append(given) or session(*given)
+    calls = watch_session(fast)
     found = fast.invert(vectors, strategy=name, steps=steps, seed=2)
-    assert asked, "the file was not used"
+    assert calls, "the file was not used"
     (folder / FILE).unlink()
     plain = Inverter.from_pretrained(folder)
-    assert plain.onnx is None
+    assert plain._onnx is None
     expected = plain.invert(vectors, strategy=name, steps=steps, seed=2)
     assert [item.token_ids for item in found] == [item.token_ids for item in expected]
     for one, other in zip(found, expected, strict=True):
@@ -61,7 +89,7 @@ def test_the_same_tokens_come_out(folder, name, steps):
 
 def test_without_the_runtime_the_weights_are_used(folder, monkeypatch):
     monkeypatch.setattr("unembed.inverter.onnx_is_here", lambda: False)
-    assert Inverter.from_pretrained(folder).onnx is None
+    assert Inverter.from_pretrained(folder)._onnx is None
 
 
 def test_a_file_of_other_weights_is_refused(folder, inverter_folder):

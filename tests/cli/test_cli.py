@@ -404,7 +404,7 @@ def test_from_texts_to_an_inverter_and_its_evaluation(
     code, out, _ = run("export", training, folder, "--onnx", folder / "denoiser.onnx")
     assert (code, out) == (0, f"inverter in {folder}\n")
     inverter = Inverter.from_pretrained(folder)
-    assert inverter.onnx is not None
+    assert inverter._onnx is not None
     assert inverter.encoder == FakeEncoder().identity
     assert inverter.fingerprint.to_dict() == make_fingerprint(FakeEncoder()).to_dict()
 

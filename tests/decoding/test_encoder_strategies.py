@@ -231,12 +231,12 @@ def test_an_inverter_counts_the_calls_of_each_text(inverter, encoder):
     [
         (BestOf, {"samples": 0}, "samples"),
         (BestOf, {"temperature": -1.0}, "temperature"),
-        (BestOf, {"enough": 2.0}, "enough"),
+        (BestOf, {"stop_cosine": 2.0}, "stop_cosine"),
         (GuidedSearch, {"beam": 0}, "beam"),
         (GuidedSearch, {"proposals": 0}, "proposals"),
         (GuidedSearch, {"gain": -0.1}, "gain"),
-        (GuidedSearch, {"curiosity": float("nan")}, "curiosity"),
-        (GuidedSearch, {"enough": -2.0}, "enough"),
+        (GuidedSearch, {"exploration": float("nan")}, "exploration"),
+        (GuidedSearch, {"stop_cosine": -2.0}, "stop_cosine"),
     ],
 )
 def test_options_out_of_range_are_refused(kind, options, named):

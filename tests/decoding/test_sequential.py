@@ -3,13 +3,20 @@
 import pytest
 import torch
 
-from unembed.backends.cpu import quickest
+from tests.fakes import preset
+from unembed.backends.cpu import fast_form
 from unembed.decoding import SequenceSpec
-from unembed.decoding.entropy_bounded import EntropyBounded, entropies
-from unembed.decoding.logits import Repetition, most_probable
-from unembed.decoding.sequential import Sequential, margins
+from unembed.decoding.entropy_bounded import EntropyBounded
+from unembed.decoding.logits import (
+    RepetitionPenalty,
+    entropies,
+    margins,
+    most_probable,
+    with_processors,
+)
+from unembed.decoding.sequential import Sequential
 from unembed.decoding.state import DenoisingState, topk_mask
-from unembed.denoiser import Denoiser, preset
+from unembed.denoiser import Denoiser
 from unembed.device import Compute
 from unembed.diffusion import Linear, LogLinear
 
@@ -99,7 +106,7 @@ def test_passes_saved_by_an_early_end_are_not_spent():
 
 def test_probability_and_margin_are_those_without_the_mask_token():
     logits = torch.randn(5, VOCABULARY, generator=torch.Generator().manual_seed(0)) * 3
-    logits[:, MASK] = -torch.inf  # as `DenoisingState.read` hands them over
+    logits[:, MASK] = -torch.inf  # as `DenoisingState.predict` hands them over
     expected = logits[:, :MASK].softmax(dim=-1).topk(2, dim=-1)
     probabilities, guesses = most_probable(logits.clone())
     torch.testing.assert_close(probabilities, expected.values[:, 0])
@@ -221,8 +228,8 @@ def test_the_quick_path_equals_its_plain_twin_token_for_token(
         form = network
         if quick:
             compute = Compute(torch.device("cpu"), torch.float32)
-            form = quickest(network, compute, spec.schedule)
-        denoiser = Repetition(penalty).wrap(form, spec)
+            form = fast_form(network, compute)
+        denoiser = with_processors(form, [RepetitionPenalty(spec, penalty)])
         found = [
             Sequential()(denoiser, part, spec, steps=spec.length) for part in vectors.split(batch)
         ]

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 
 from unembed.decoding import (
     STRATEGIES,
+    Decoding,
     DecodingStep,
     SequenceSpec,
-    find_strategy,
     state,
-    strategy_options,
+    strategy_fields,
 )
 from unembed.decoding.strategy import Strategy
 from unembed.diffusion import Linear, LogLinear
@@ -41,6 +41,9 @@ VARIANTS = [
     ("two-stage", {}),
     ("two-stage", {"noise": 1.0}),
 ]
+
+
+VECTOR_ONLY = [name for name, kind in STRATEGIES.items() if not kind.needs_encoder]
 
 
 class WordDenoiser:
@@ -148,7 +151,7 @@ def test_every_position_is_filled_within_the_budget(name, options, data):
     schedule = data.draw(st.sampled_from([Linear(), LogLinear()]), "schedule")
     denoiser = WordDenoiser(length, data.draw(st.floats(0, 8), "sharpness"))
     shown: list[DecodingStep] = []
-    strategy = find_strategy(name, **options)
+    strategy = Decoding.of(name, **options).strategy
     decoded = run(
         strategy,
         length,
@@ -189,7 +192,7 @@ def test_a_text_depends_on_its_vector_and_seed_alone(name, options, data):
     steps = data.draw(st.integers(2, 6), "steps")
     seed = data.draw(st.integers(0, 5), "seed")
     rows = data.draw(st.permutations(range(5)), "rows")[: data.draw(st.integers(1, 5), "batch")]
-    strategy = find_strategy(name, **options)
+    strategy = Decoding.of(name, **options).strategy
     whole = run(strategy, length, 5, steps, seed)
     again = run(strategy, length, 5, steps, seed)
     part = run(strategy, length, 5, steps, seed, rows=rows)
@@ -201,7 +204,7 @@ def test_a_text_depends_on_its_vector_and_seed_alone(name, options, data):
 
 @every_variant
 def test_logits_read_in_parts_give_the_same_as_all_at_once(name, options, monkeypatch):
-    strategy = find_strategy(name, **options)
+    strategy = Decoding.of(name, **options).strategy
     whole, few = WordDenoiser(6), WordDenoiser(6)
     expected = run(strategy, 6, 5, steps=5, denoiser=whole)
     monkeypatch.setattr(state, "_TOGETHER", {"cpu": 4})
@@ -216,7 +219,7 @@ def test_logits_read_in_parts_give_the_same_as_all_at_once(name, options, monkey
 
 @every_variant
 def test_it_draws_from_the_generators_alone(name, options):
-    strategy = find_strategy(name, **options)
+    strategy = Decoding.of(name, **options).strategy
     torch.manual_seed(0)
     before = torch.random.get_rng_state()
     first = run(strategy, 6, steps=5, seed=1, denoiser=WordDenoiser(6, 0.0))
@@ -229,7 +232,7 @@ def test_it_draws_from_the_generators_alone(name, options):
 @pytest.mark.parametrize(("name", "options"), VARIANTS)
 def test_what_is_settled_stays_unless_the_strategy_takes_back(name, options):
     shown: list[DecodingStep] = []
-    strategy = find_strategy(name, **options)
+    strategy = Decoding.of(name, **options).strategy
     spec, denoiser = canvas_of(8, Linear()), WordDenoiser(8, 0.5)
     run(strategy, 8, 6, 8, spec=spec, denoiser=denoiser, on_step=shown.append)
     taken_back = 0
@@ -243,10 +246,10 @@ def test_what_is_settled_stays_unless_the_strategy_takes_back(name, options):
         assert (taken_back > 0) == takes_back
 
 
-@pytest.mark.parametrize("name", [n for n in STRATEGIES if not find_strategy(n).needs_encoder])
+@pytest.mark.parametrize("name", VECTOR_ONLY)
 def test_nothing_is_asked_behind_the_end(name):
     denoiser = WordDenoiser(8, 3.0)
-    run(find_strategy(name), 8, 6, 8, denoiser=denoiser)
+    run(Decoding.of(name).strategy, 8, 6, 8, denoiser=denoiser)
     behind = 0
     for seen in denoiser.seen:
         ends = (seen.tokens == END).long()
@@ -259,27 +262,35 @@ def test_nothing_is_asked_behind_the_end(name):
 
 def test_an_unknown_strategy_is_refused_with_the_known_ones():
     with pytest.raises(ConfigError, match="greedy"):
-        find_strategy("psychic")
+        Decoding.of("psychic")
 
 
 def test_an_unknown_option_is_refused_with_the_known_ones():
     with pytest.raises(ConfigError, match=r"greedy \(order, lengths\); found 'courage'"):
-        find_strategy("greedy", courage=3)
+        Decoding.of("greedy", courage=3)
     with pytest.raises(ConfigError, match="found 'name'"):
-        find_strategy("greedy", name="euler")
+        Decoding.of("greedy", name="euler")
 
 
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
         ("greedy", {"order": "random"}, "order among confidence, margin, left-to-right"),
-        ("greedy", {"lengths": 0}, "lengths of at least 1; found 0"),
+        ("greedy", {"lengths": 0}, "lengths of at least 1 and at most 64; found 0"),
         ("greedy", {"lengths": 2.5}, "lengths of type int; found 2.5"),
         ("greedy", {"lengths": "two"}, "lengths of type int; found 'two'"),
         ("greedy", {"lengths": True}, "lengths of type int; found True"),
         ("entropy-bounded", {"gamma": -1}, "gamma of at least 0"),
-        ("entropy-bounded", {"gamma": float("nan")}, "gamma of at least 0; found nan"),
-        ("entropy-bounded", {"gamma": float("inf")}, "gamma of at least 0; found inf"),
+        (
+            "entropy-bounded",
+            {"gamma": float("nan")},
+            "gamma .* at most 1000; found nan",
+        ),
+        (
+            "entropy-bounded",
+            {"gamma": float("inf")},
+            "gamma .* at most 1000; found inf",
+        ),
         ("euler", {"temperature": -0.1}, "temperature of at least 0"),
         ("euler", {"temperature": 101}, "temperature of at least 0 and at most 100"),
         ("euler", {"top_p": 0}, "top_p above 0 and at most 1; found 0"),
@@ -292,23 +303,27 @@ def test_an_unknown_option_is_refused_with_the_known_ones():
 )
 def test_bad_options_are_refused(name, options, message):
     with pytest.raises(ConfigError, match=message.replace("(", r"\(")):
-        find_strategy(name, **options)
+        Decoding.of(name, **options)
 
 
 def test_options_may_be_text_as_on_the_command_line():
-    assert find_strategy("euler", temperature="0.5") == find_strategy("euler", temperature=0.5)
-    assert find_strategy("euler", temperature=1) == find_strategy("euler")
-    assert find_strategy("greedy", lengths="3", order="margin").lengths == 3
+    assert (
+        Decoding.of("euler", temperature="0.5").strategy
+        == Decoding.of("euler", temperature=0.5).strategy
+    )
+    assert Decoding.of("euler", temperature=1).strategy == Decoding.of("euler").strategy
+    assert Decoding.of("greedy", lengths="3", order="margin").strategy.lengths == 3
 
 
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_every_option_has_a_plain_default_and_is_documented(name):
-    options = strategy_options(name)
-    assert all(type(value) in (int, float, bool, str) for value in options.values())
-    documentation = " ".join(str(c.__doc__) for c in STRATEGIES[name].__mro__)
-    assert all(f"{option}:" in documentation for option in options)
+    for field in strategy_fields(name):
+        assert type(field.default) in (int, float, bool, str)
+        assert field.metadata["help"].endswith(".")
+        bounded = field.metadata["high"] is not None or field.metadata["choices"]
+        assert bounded or type(field.default) is bool, f"{field.name} has no upper bound"
 
 
 def test_several_lengths_need_two_passes():
     with pytest.raises(ConfigError, match="at least 2 passes"):
-        run(find_strategy("greedy", lengths=2), 4, steps=1)
+        run(Decoding.of("greedy", lengths=2).strategy, 4, steps=1)

@@ -5,7 +5,7 @@ import threading
 import numpy as np
 import pytest
 
-from unembed.decoding import STRATEGIES, strategy_options
+from unembed.decoding import STRATEGIES, strategy_fields
 from unembed.demo.models import EXAMPLES
 from unembed.evaluation.metrics import token_accuracy
 
@@ -38,7 +38,9 @@ def test_models_tells_what_can_be_asked(client, inverter):
     for name, strategy in model["strategies"].items():
         assert strategy["needs_encoder"] is STRATEGIES[name].needs_encoder
         options = strategy["options"]
-        assert {k: v["default"] for k, v in options.items()} == strategy_options(name)
+        assert {k: v["default"] for k, v in options.items()} == {
+            f.name: f.default for f in strategy_fields(name)
+        }
         assert all(option["description"] for option in options.values()), name
     assert model["strategies"]["greedy"]["options"]["order"]["choices"][0] == "confidence"
     remask = model["strategies"]["euler-remask"]["options"]

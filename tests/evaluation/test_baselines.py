@@ -6,11 +6,11 @@ import pytest
 from unembed.data.pairs import Pairs
 from unembed.encoders.fake import FakeEncoder
 from unembed.evaluation import baselines as controls
-from unembed.evaluation.baselines import RandomTokens, another_text, blindfold, nearest_pairs
+from unembed.evaluation.baselines import RandomTokens, derangement, nearest_pairs, unconditional
 
 
 def test_blindfolded_it_writes_the_same_whatever_the_vector(inverter, encoder):
-    blind = blindfold(inverter)
+    blind = unconditional(inverter)
     found = blind.invert(encoder.encode(["dog dog dog", "the river", "cat"]))
     assert len({item.text for item in found}) == 1
     seeing = inverter.invert(encoder.encode(["dog dog dog", "the river", "cat"]))
@@ -19,7 +19,7 @@ def test_blindfolded_it_writes_the_same_whatever_the_vector(inverter, encoder):
 
 def test_blindfolded_it_is_blind_in_every_format(inverter, encoder):
     try:
-        blind = blindfold(inverter.to("cpu", "bfloat16"))
+        blind = unconditional(inverter.to("cpu", "bfloat16"))
         found = blind.invert(encoder.encode(["dog dog dog", "the river", "cat"]))
     finally:
         inverter.to("cpu")
@@ -41,13 +41,13 @@ def test_blindfolded_it_is_given_the_zero_vector(inverter, encoder):
     watched.invert(encoder.encode(["dog"]), steps=4)
     assert len(seen) == 4 and all(embedding.norm() > 0.9 for embedding in seen)
     seen.clear()
-    blindfold(watched).invert(encoder.encode(["dog"]), steps=4)
+    unconditional(watched).invert(encoder.encode(["dog"]), steps=4)
     assert len(seen) == 4 and not any(embedding.any() for embedding in seen)
 
 
 @pytest.mark.parametrize("count", [2, 3, 64, 1025])
 def test_every_text_gets_another_one_s_vector(count):
-    others = another_text(count)
+    others = derangement(count)
     assert sorted(others) == list(range(count))
     assert (others != np.arange(count)).all()
     assert (np.abs(others - np.arange(count)) >= count // 2).all()

@@ -5,15 +5,24 @@ import numpy as np
 import pytest
 
 from unembed.data.pairs import Pairs
+from unembed.decoding import Decoding
 from unembed.encoders.fake import FakeEncoder
 from unembed.errors import ConfigError, DataError, EncoderError
-from unembed.evaluation.attacks import Attack
 from unembed.evaluation.evaluate import evaluate, groups_of
 from unembed.evaluation.metrics import ESSENTIAL, METRICS, token_set_f1
 from unembed.evaluation.samples import Passage, Sample
 
-GREEDY = {"strategy": "greedy", "steps": 3, "encoder_calls": 0, "options": {}}
-GREEDY |= dict.fromkeys(["guidance", "repetition", "limit"])
+GREEDY = {
+    "decoding": "greedy:steps=3",
+    "strategy": "greedy",
+    "steps": 3,
+    "encoder_calls": 0,
+    "options": {"order": "confidence", "lengths": 1},
+    "guidance": None,
+    "repetition": 2.0,
+    "limit": None,
+    "threat_model": "vector only",
+}
 CONTROLS = ["shuffled embedding", "no embedding", "nearest training text", "random tokens"]
 
 
@@ -32,7 +41,7 @@ def test_a_perfect_inverter_scores_one_and_the_shuffled_control_does_not(
         assert shuffled[name].n == perfect[name].n == len(pieces)
 
 
-def test_the_shuffled_control_is_the_recovery_of_another_text(lookup, encoder, passages, pieces):
+def test_the_shuffled_control_is_the_recovery_of_derangement(lookup, encoder, passages, pieces):
     report = evaluate(lookup, encoder, passages, limit=None)
     ids = [piece.token_ids for piece in pieces]
     half = len(ids) // 2
@@ -129,7 +138,7 @@ def test_a_costly_strategy_may_be_tried_on_fewer_texts(lookup, encoder, passages
     specs = ["best-of:samples=1:encoder_calls=1:limit=6", "greedy", "greedy:limit=6"]
     texts = [Passage(text, {"domain": f"d{i % 3}"}) for i, text in enumerate(passages)]
     report = evaluate(lookup, encoder, texts, limit=30, strategy=specs, folder=tmp_path)
-    decoded = [count for count, options in lookup.calls if options["strategy"] == "best-of"]
+    decoded = [count for count, options in lookup.calls if options["decoding"].name == "best-of"]
     assert sum(decoded) == 6
     counts = {name: row["token accuracy"].n for name, row in report.rows.items()}
     assert counts == {specs[0]: 6, "greedy": 30, specs[2]: 6, **dict.fromkeys(OTHER_ROWS, 30)}
@@ -153,7 +162,7 @@ def test_without_training_pairs_the_report_says_what_is_missing(lookup, encoder,
 
 
 def test_several_strategies_are_rows_of_their_own(inverter, encoder, passages):
-    specs = ["greedy:steps=2", Attack("greedy", steps=5)]
+    specs = ["greedy:steps=2", Decoding(steps=5)]
     report = evaluate(inverter, encoder, passages, limit=20, strategy=specs)
     assert list(report.rows)[:2] == ["greedy:steps=2", "greedy:steps=5"]
     assert [report.rows[name]["passes"].mean for name in list(report.rows)[:2]] == [2.0, 5.0]
@@ -164,17 +173,17 @@ def test_several_strategies_are_rows_of_their_own(inverter, encoder, passages):
         assert one.rows["inverter"][metric] == report.rows["greedy:steps=5"][metric]
 
 
-def test_an_encoder_is_handed_only_to_who_may_call_it(lookup, encoder, passages):
-    calling = Attack("guided", encoder_calls=7, options={"beam": "2"})
+def test_evaluate_hands_the_encoder_only_to_an_attack_that_may_call_it(lookup, encoder, passages):
+    calling = Decoding.of("guided-search", encoder_calls=7, beam=2)
     report = evaluate(lookup, encoder, passages, limit=10, strategy=[calling, "greedy"])
-    given = [options for _, options in lookup.calls if options["strategy"] == "guided"]
-    assert given and all(options["encoder"] is encoder for options in given)
-    assert all(o["encoder_calls"] == 7 and o["options"] == {"beam": "2"} for o in given)
-    assert len(given) == 1, "the controls are decoded by greedy"
+    calls = [options for _, options in lookup.calls]
+    allowed = [options for options in calls if options["decoding"] == calling]
+    assert len(allowed) == 1, "the baselines are decoded by greedy"
+    assert allowed[0]["encoder"] is encoder
     assert report.settings["controls_decoded_by"]["strategy"] == "greedy"
     assert report.settings["threat_model"] == "vector + encoder"
-    rest = [options for _, options in lookup.calls if options["strategy"] == "greedy"]
-    assert rest and not any("encoder" in options for options in rest)
+    rest = [options for options in calls if options["decoding"] == Decoding()]
+    assert rest and all(options["encoder"] is None for options in rest)
 
 
 def test_without_the_libraries_their_metrics_are_missing(lookup, encoder, passages, monkeypatch):
@@ -208,13 +217,12 @@ def test_the_report_says_how_it_was_made(lookup, encoder, passages):
         "seed": 5,
         "threat_model": "vector only",
         "encoder_calls": 0,
-        "attacks": {"inverter": {**GREEDY, "threat_model": "vector only"}},
+        "attacks": {"inverter": GREEDY},
         "controls_decoded_by": GREEDY,
         "bootstrap_resamples": 1000,
     }
     assert len(report.examples) == 10
-    assert all(options["steps"] == 3 for _, options in lookup.calls)
-    assert all(options["strategy"] == "greedy" for _, options in lookup.calls)
+    assert all(options["decoding"] == Decoding(steps=3) for _, options in lookup.calls)
 
 
 def test_the_sample_is_that_of_the_seed(lookup, encoder, passages, pieces):

@@ -61,7 +61,7 @@ def test_other_settings_are_decoded_anew(lookup, encoder, passages, tmp_path):
     evaluate(
         lookup, encoder, passages, limit=20, folder=tmp_path, strategy=["greedy", "greedy:steps=2"]
     )
-    new = [options["steps"] for _, options in lookup.calls[3 * done :]]
+    new = [options["decoding"].steps for _, options in lookup.calls[3 * done :]]
     assert set(new) == {2, None}
 
 

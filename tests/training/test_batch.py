@@ -3,9 +3,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from tests.fakes import preset
 from unembed.config import DiffusionSection
 from unembed.data.pairs import Pairs
-from unembed.denoiser import Denoiser, preset
+from unembed.denoiser import Denoiser
 from unembed.diffusion import (
     WEIGHTS,
     corrupt_batch,

@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
-from unembed.denoiser import Denoiser, preset
+from tests.fakes import preset
+from unembed.denoiser import Denoiser
 from unembed.diffusion import WEIGHTS, LogLinear, corrupt_batch, diffusion_loss
 from unembed.training import loop, step
 from unembed.training.checkpoint import LATEST

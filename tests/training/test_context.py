@@ -2,7 +2,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from unembed.denoiser import Denoiser, preset
+from tests.fakes import preset
+from unembed.denoiser import Denoiser
 from unembed.diffusion import WEIGHTS, LogLinear, corrupt_batch
 from unembed.training.batch import with_own_samples
 

@@ -4,7 +4,8 @@ import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from unembed.denoiser import Denoiser, DenoiserSizes, preset
+from tests.fakes import preset
+from unembed.denoiser import Denoiser, DenoiserSizes
 from unembed.diffusion import WEIGHTS, LogLinear, corrupt_batch, cross_entropy_of, diffusion_loss
 from unembed.training import loss as module
 from unembed.training.loss import ChunkedCrossEntropy

@@ -4,8 +4,9 @@ import math
 import pytest
 import torch
 
+from tests.fakes import preset
 from unembed.config import TrainingSection
-from unembed.denoiser import Denoiser, preset
+from unembed.denoiser import Denoiser
 from unembed.training.step import learning_rate, make_optimizer
 
 SETTINGS = TrainingSection(steps=1000, warmup_steps=100, lr=1e-3, final_lr=0.1)

@@ -3,7 +3,8 @@ import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from unembed.denoiser import Denoiser, preset
+from tests.fakes import preset
+from unembed.denoiser import Denoiser
 from unembed.device import choose_compute
 from unembed.diffusion import WEIGHTS, LogLinear, corrupt_batch, cross_entropy_of, diffusion_loss
 from unembed.training import metrics_log as speed

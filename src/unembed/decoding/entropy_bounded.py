@@ -12,7 +12,7 @@ from torch import Tensor
 from unembed.decoding.length_search import MOST_LENGTHS, search_lengths
 from unembed.decoding.logits import entropies, most_probable
 from unembed.decoding.state import (
-    LAST,
+    DEMOTION,
     DenoisingState,
     duplicates_last,
     scatter_masked,
@@ -91,7 +91,7 @@ class EntropyBounded:
         rising = -scores.sort(dim=1, descending=True).values
         # Sorted, the largest of a run is its last: the sum of those before it is the bound's side
         before = rising.cumsum(dim=1) - rising
-        fits = ((before <= self.gamma) & (rising < -LAST)).sum(dim=1)
+        fits = ((before <= self.gamma) & (rising < DEMOTION / 2)).sum(dim=1)
         count = torch.maximum(fits, tokens_per_step(masked, passes))
         state.guess(tokens, confidences)
         state.unmask(topk_mask(scores, masked, count), tokens, confidences)

@@ -11,7 +11,7 @@ from torch import Tensor
 from unembed.decoding.strategy import Decoded, DecodingStep, OnStep, SequenceSpec
 from unembed.diffusion import DenoiserFn
 
-LAST = -1e9  # a confidence below every other one: unmasked after all others
+DEMOTION = 1e6  # taken off the score of a position to be unmasked after all others
 
 # Positions whose logits exist at a time: few for a CPU's allocator, enough to fill a GPU
 _TOGETHER = {"cpu": 256, "cuda": 4096}
@@ -184,8 +184,8 @@ def duplicate_tokens(tokens: Tensor, scores: Tensor, masked: Tensor) -> Tensor:
 
 
 def duplicates_last(tokens: Tensor, scores: Tensor, masked: Tensor) -> Tensor:
-    """Lower the scores [B, L] of `duplicate_tokens` below all others."""
-    return scores.masked_fill(duplicate_tokens(tokens, scores, masked), LAST)
+    """Lower the scores [B, L] of `duplicate_tokens` below all others, in float64 to keep order."""
+    return scores.double() - DEMOTION * duplicate_tokens(tokens, scores, masked)
 
 
 def _ranking(scores: Tensor, masked: Tensor) -> Tensor:

@@ -148,7 +148,7 @@ def test_without_matplotlib_the_plots_are_missing_and_said_to_be(evaluation, tmp
 def test_calls_have_a_plot_where_there_are_some(lookup, encoder, passages, pairs_folder, tmp_path):
     report = evaluate(
         *(lookup, encoder, passages),
-        strategy=["greedy", "guided:encoder_calls=5"],
+        strategy=["greedy", "guided-search:encoder_calls=5"],
         limit=6,
         train_pairs=Pairs.open(pairs_folder),
     )
