@@ -80,4 +80,4 @@ def sample(embedding: torch.Tensor) -> str:
 if __name__ == "__main__":
     sentence = sys.argv[1] if len(sys.argv) > 1 else "What are the side effects of this drug?"
     encoder = unembed.load_encoder("all-MiniLM-L6-v2")
-    print(sample(torch.from_numpy(encoder.encode([sentence]))))  # noqa: T201
+    print(sample(torch.from_numpy(encoder.encode([sentence]))))

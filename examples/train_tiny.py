@@ -2,7 +2,7 @@
 
     python examples/train_tiny.py
 
-Two minutes on two cores. The sentences come from a grammar of some thirty words, so that a tiny
+Two minutes on two cores. The sentences come from a grammar of some forty words, so that a tiny
 network learns them; everything else is the method as it is: masked diffusion (MDLM, arXiv
 2406.07524) conditioned on an embedding (arXiv 2602.11047), with the package's network.
 Letters: B batch, L length, D embedding size, V vocabulary.
@@ -18,6 +18,7 @@ import unembed
 from unembed.denoiser import Denoiser, DenoiserSizes
 
 LENGTH, BATCH, RATE = 12, 64, 5.0  # RATE of the schedule: alpha_t = exp(-RATE t)
+HELD_OUT, SHOWN = 50, 5  # sentences
 PAD, MASK, END = 0, 1, 2  # the vocabulary begins with these
 
 GRAMMAR = [
@@ -45,7 +46,7 @@ def mask_ratio(t: torch.Tensor) -> torch.Tensor:
 def train(x0: torch.Tensor, vectors: torch.Tensor, denoiser: Denoiser, steps: int) -> None:
     """Teach the denoiser to fill masks, from clean ids [N, L] and unit vectors [N, D]."""
     optimizer = torch.optim.AdamW(denoiser.parameters(), lr=2e-3, betas=(0.9, 0.98))
-    warmup = torch.optim.lr_scheduler.LambdaLR(
+    schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min(1.0, (step + 1) / 20) * (1.0 - step / steps)
     )
     for step in range(steps):
@@ -61,7 +62,7 @@ def train(x0: torch.Tensor, vectors: torch.Tensor, denoiser: Denoiser, steps: in
         loss.backward()
         torch.nn.utils.clip_grad_norm_(denoiser.parameters(), 1.0)
         optimizer.step()
-        warmup.step()
+        schedule.step()
         if step % 50 == 0 or step == steps - 1:
             print(f"step {step:4}  loss {loss.item():.3f}", flush=True)
 
@@ -104,17 +105,16 @@ def main() -> None:
         len(vocabulary), vectors.shape[1], LENGTH, hidden=128, layers=2, heads=4, feed_forward=512
     )
     denoiser = Denoiser(sizes)
-    held_out = 50
-    train(x0[held_out:], vectors[held_out:], denoiser, steps)
+    train(x0[HELD_OUT:], vectors[HELD_OUT:], denoiser, steps)
 
     exact = 0
-    for row in range(held_out):
+    for row in range(HELD_OUT):
         ids = sample(vectors[row], denoiser.eval())
         text = encoder.tokenizer.backend.decode([vocabulary[token] for token in ids if token > END])
         exact += text == texts[row].lower()
-        if row < 5:
+        if row < SHOWN:
             print(f"original   {texts[row]}\nrecovered  {text}\n")
-    print(f"{exact} of {held_out} held-out sentences recovered exactly")
+    print(f"{exact} of {HELD_OUT} held-out sentences recovered exactly")
 
 
 if __name__ == "__main__":
