@@ -29,13 +29,13 @@ help: ## list these commands
 install: $(STAMP) ## create .venv with everything in it (the commands below do this by themselves)
 
 demo: $(STAMP) ## embed a sentence, then recover it from the vector alone
-	@$(BIN)/unembed invert --steps 8 --text "$$TEXT"
+	@$(BIN)/unembed invert --text "$$TEXT"
 
 serve: $(STAMP) ## open the live demo in a browser (http://127.0.0.1:8080)
 	@$(BIN)/unembed serve --open
 
-test: $(STAMP) ## run the tests
-	@$(BIN)/pytest
+test: $(STAMP) ## run the tests, the slow ones too
+	@$(BIN)/pytest $(PYTEST_OPTIONS)
 
 lint: $(STAMP) ## check style, format and types
 	$(BIN)/ruff check
@@ -58,7 +58,7 @@ screenshots: $(STAMP) ## take the pictures of the demo again, for the README (ne
 
 clean: ## remove .venv, build results and caches (data/ and runs/ stay)
 	rm -rf $(VENV) build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
-	find benchmarks src tests -type d -name __pycache__ -prune -exec rm -rf {} +
+	find benchmarks examples src tests -type d -name __pycache__ -prune -exec rm -rf {} +
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c '$(RECENT)' 2>/dev/null || { \

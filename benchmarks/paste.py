@@ -1,7 +1,7 @@
 """Put the tables and examples of a report into a page of the docs, as they are.
 
     unembed evaluate --texts dev.parquet --strategies all --out report/
-    python -m benchmarks.paste report/report.md docs/results.md
+    python -m benchmarks.paste report/report.md docs/reports/every-strategy.md
 
 What stands between ``<!-- report -->`` and ``<!-- end of report -->`` is replaced. Headings go one
 level down; the plots stay in the report.

@@ -31,7 +31,7 @@ def steps(page):
 
 
 COMMAND = re.compile(r"^(?:#   )?unembed .*$|`(unembed [^`]+)`", re.MULTILINE)
-PAGES = [DOCS.parent / "README.md", *sorted(DOCS.glob("*.md")), *shipped_configs().values()]
+PAGES = [DOCS.parent / "README.md", *sorted(DOCS.rglob("*.md")), *shipped_configs().values()]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -45,6 +45,45 @@ def test_every_command_on_a_page_has_the_options_it_is_given(page):
         given = {word.split("=")[0] for word in words if word.startswith("--")}
         if len(words) > 1 and not words[1].startswith("-"):
             assert given - {"--help"} <= known[words[1]], found[0]
+
+
+LINK = re.compile(r"(?<!\\)\[[^\]]*\]\(([^)\s]+)\)")
+ROOT = DOCS.parent
+LINKING = [
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md")),
+    ROOT / "src" / "unembed" / "pretrained" / "minilm" / "README.md",
+    *sorted(DOCS.rglob("*.md")),
+]
+
+
+def prose(page):
+    """The text of a page without its code blocks."""
+    return re.sub(r"^```.*?^```$", "", page.read_text("utf-8"), flags=re.MULTILINE | re.DOTALL)
+
+
+def anchors(page):
+    """What GitHub makes of the page's headings."""
+    heads = re.findall(r"^#+ (.*)$", prose(page), re.MULTILINE)
+    plain = (re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", head) for head in heads)
+    return {re.sub(r"[^\w\- ]", "", head.lower()).strip().replace(" ", "-") for head in plain}
+
+
+@pytest.mark.parametrize("page", LINKING, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_link_of_a_page_leads_somewhere(page):
+    for target in LINK.findall(prose(page)):
+        if re.match(r"[a-z]+:", target):
+            continue
+        name, _, anchor = target.partition("#")
+        linked = page.parent / name if name else page
+        assert linked.exists(), target
+        if anchor:
+            assert anchor in anchors(linked), target
+
+
+def test_the_pages_of_results_and_layout_stay_short():
+    """One screen a claim, and the layout on two screens; the log keeps what is longer."""
+    for name, most in (("results.md", 220), ("architecture.md", 120)):
+        assert len((DOCS / name).read_text("utf-8").splitlines()) <= most, name
 
 
 @pytest.fixture

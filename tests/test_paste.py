@@ -50,6 +50,7 @@ def test_a_page_without_one_place_is_refused(page):
         put(page, REPORT)
 
 
-def test_the_page_of_results_has_a_place(pytestconfig):
-    page = (pytestconfig.rootpath / "docs" / "results.md").read_text(encoding="utf-8")
+def test_the_page_of_the_report_has_a_place(pytestconfig):
+    path = pytestconfig.rootpath / "docs" / "reports" / "every-strategy.md"
+    page = path.read_text(encoding="utf-8")
     assert "| greedy | 0.5 |" in put(page, REPORT)

@@ -1,5 +1,6 @@
 """The weights that ship, with the real encoder: they invert, and the embedding is what does it."""
 
+import itertools
 import json
 import re
 from pathlib import Path
@@ -74,13 +75,32 @@ def test_the_readme_s_python_runs(minilm, monkeypatch, capsys):
     assert capsys.readouterr().out.strip()
 
 
-def test_the_readme_s_tree_is_there():
+def tree_of_the_readme():
+    """What each line names, as paths of the repository."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    (tree,) = re.findall(r"```\nsrc/unembed/\n(.*?)```", text, flags=re.DOTALL)
+    (tree,) = re.findall(r"```\n(src/unembed/\n.*?)```", text, flags=re.DOTALL)
+    folders: list[Path] = []  # the last folder at each depth
     for line in tree.splitlines():
-        for name in line[: line.rindex("  ")].split():
-            folder = ROOT / "src" / "unembed" if line.startswith("  ") else ROOT
-            assert (folder / name).exists(), name
+        depth = (len(line) - len(line.lstrip())) // 2
+        inside = folders[depth - 1] if depth else ROOT
+        is_name = re.compile(r"[\w/]+(\.py|/)").fullmatch
+        paths = [inside / name for name in itertools.takewhile(is_name, line.split())]
+        assert paths, f"a line without a name: {line}"
+        folders[depth:] = paths[-1:]
+        yield from paths
+
+
+def test_the_readme_s_tree_is_there_and_complete():
+    named = set(tree_of_the_readme())
+    assert sorted(str(path) for path in named if not path.exists()) == []
+    # A folder of which a module is named is named whole
+    source = ROOT / "src"
+    modules = {path for path in named if path.suffix == ".py" and path.is_relative_to(source)}
+    for folder in {path.parent for path in modules}:
+        inside = {path for path in folder.iterdir() if path.suffix == ".py" or path.is_dir()}
+        inside -= named | {parent for path in named for parent in path.parents}
+        assert sorted(path.name for path in inside if not path.name.startswith("__")) == [], folder
+    assert {ROOT / name for name in ("examples", "benchmarks", "tests", "docs")} <= named
 
 
 def test_any_length_of_text_gives_an_answer(inverter, minilm):

@@ -1,0 +1,83 @@
+"""The whole method on one page: a sentence → its embedding → all masked → eight steps → a text.
+
+    python examples/sample.py "your sentence"
+
+The same tokens as `unembed invert --text "your sentence"`, without its options, batches and speed.
+"""
+
+import json
+import math
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from tokenizers import Tokenizer
+
+import unembed
+from unembed.denoiser import Denoiser, DenoiserSizes
+
+WEIGHTS = Path(unembed.__file__).parent / "pretrained" / "minilm"
+STEPS = 8
+REPETITION_PENALTY = 2.0  # nats off a token's logit for each time the text has it
+
+
+@torch.inference_mode()
+def sample(embedding: torch.Tensor) -> str:
+    """Recover a text from its embedding [1, D] alone: MaskGIT's decoding (arXiv 2202.04200)."""
+    config = json.loads((WEIGHTS / "config.json").read_text(encoding="utf-8"))
+    ids, rate = config["token_ids"], config["diffusion_process"]["rate"]
+    mask_id, end_id, pad_id = ids["mask_id"], ids["end_id"], ids["pad_id"]
+
+    # The denoiser: int8 weights, each row of a matrix with its own scale
+    stored = load_file(WEIGHTS / "model.safetensors")
+    scale = {name: stored.pop(f"{name}_scale", None) for name in list(stored)}
+    weights = {
+        name: tensor.float() if scale[name] is None else tensor.float() * scale[name][:, None]
+        for name, tensor in stored.items()
+    }
+    denoiser = Denoiser(DenoiserSizes(**config["denoiser_sizes"])).eval()
+    denoiser.load_state_dict(weights)
+
+    # The text: L tokens, all of them masked (t = 1)
+    tokens = torch.full((denoiser.sizes.length,), mask_id)  # [L]
+    for steps_left in range(STEPS, 0, -1):
+        masked = tokens == mask_id
+        if not masked.any():
+            break
+
+        # The timestep t at which the schedule, alpha_t = exp(-rate t), has masked as many
+        t = (-torch.log1p(-masked.float().mean()) / rate).clamp(1e-3, 1.0)
+
+        # One pass of the network: p(token | visible tokens, embedding, t) at every position
+        logits = denoiser(tokens[None], embedding, t[None])[0]  # [L, V]
+        logits[:, mask_id] = -torch.inf
+        for token in tokens[~masked & (tokens != end_id) & (tokens != pad_id)]:
+            logits[:, token] -= REPETITION_PENALTY
+        confidence, prediction = logits.softmax(dim=-1).max(dim=-1)  # [L], [L]
+
+        # Unmask the most confident positions, an equal share in every step left; of positions that
+        # predict the same token only the most confident, the others wait for a later step
+        confidence[~masked] = -1.0
+        predicted = set()
+        for position in confidence.argsort(descending=True, stable=True)[: masked.sum()].tolist():
+            if int(prediction[position]) in predicted:
+                confidence[position] = 0.0
+            predicted.add(int(prediction[position]))
+        count = math.ceil(int(masked.sum()) / steps_left)
+        chosen = confidence.argsort(descending=True, stable=True)[:count]
+        tokens[chosen] = prediction[chosen]
+
+        # Behind the end of the text there is only padding
+        behind_end = (tokens == end_id).cumsum(0) - (tokens == end_id).int() > 0
+        tokens[behind_end & (tokens == mask_id)] = pad_id
+
+    content = (tokens == end_id).cumsum(0) == 0  # [L], what stands before the end
+    tokenizer = Tokenizer.from_file(str(WEIGHTS / "tokenizer.json"))
+    return str(tokenizer.decode(tokens[content].tolist())).strip()
+
+
+if __name__ == "__main__":
+    sentence = sys.argv[1] if len(sys.argv) > 1 else "What are the side effects of this drug?"
+    encoder = unembed.load_encoder("all-MiniLM-L6-v2")
+    print(sample(torch.from_numpy(encoder.encode([sentence]))))
