@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from tests.fakes import preset
 from unembed.backends.onnx import FILE
