@@ -9,7 +9,7 @@ from unembed.device import free_bytes
 from unembed.errors import TrainingError
 from unembed.training import auto_batch_size as module
 from unembed.training import loop
-from unembed.training.auto_batch_size import MOST, settle_batch_size
+from unembed.training.auto_batch_size import MAX_BATCH, find_batch_size
 from unembed.training.checkpoint import LATEST, read_state
 from unembed.training.distributed import Processes
 
@@ -18,18 +18,18 @@ from .helpers import CPU, make_config
 
 def settle(pairs, **settings):
     config = make_config(batch_size="auto", **settings)
-    return settle_batch_size(config, Pairs.open(pairs), Processes(CPU), loop._network)
+    return find_batch_size(config, Pairs.open(pairs), Processes(CPU), loop.make_denoiser)
 
 
 def test_with_memory_to_spare_there_are_as_many_pairs_as_make_sense(pairs):
     available = len(Pairs.open(pairs)) - 16
     found = settle(pairs)
-    assert found <= available < 2 * found and found <= MOST
+    assert found <= available < 2 * found and found <= MAX_BATCH
 
 
 def test_on_a_cpu_half_of_the_free_memory_bounds_it(pairs, monkeypatch):
     weights = 4 * sum(
-        p.nbytes for p in loop._network(make_config(), Pairs.open(pairs)).parameters()
+        p.nbytes for p in loop.make_denoiser(make_config(), Pairs.open(pairs)).parameters()
     )
     monkeypatch.setattr(module, "free_bytes", lambda device: 2 * (weights + 4_000_000))
     small = settle(pairs)
@@ -49,8 +49,8 @@ def test_on_a_gpu_it_doubles_until_a_step_does_not_fit(pairs, monkeypatch):
             raise torch.OutOfMemoryError("no more")
         return torch.zeros(())
 
-    monkeypatch.setattr(module, "optimiser_step", step)
-    monkeypatch.setattr(module, "_by_counting", module._by_trying)
+    monkeypatch.setattr(module, "train_step", step)
+    monkeypatch.setattr(module, "_count_bytes", module._try_steps)
     assert settle(pairs, compile=True) == 64
     assert tried == [8, 16, 32, 64, 128]
 
@@ -64,11 +64,11 @@ def test_no_room_at_all_is_said(pairs, monkeypatch):
 def test_a_run_keeps_the_size_it_found_when_it_resumes(pairs, tmp_path, monkeypatch):
     config = make_config(batch_size="auto", steps=3, decoded_pairs=0)
     loop.train(config, pairs, tmp_path, CPU)
-    found = read_state(tmp_path / LATEST)[2]["config"]["training"]["batch_size"]
+    found = read_state(tmp_path / LATEST).facts["config"]["training"]["batch_size"]
     monkeypatch.setattr(module, "free_bytes", lambda device: 1000)
     more = make_config(batch_size="auto", steps=4, decoded_pairs=0)
     loop.train(more, pairs, tmp_path, CPU, resume=True)
-    assert read_state(tmp_path / LATEST)[2]["config"]["training"]["batch_size"] == found >= 8
+    assert read_state(tmp_path / LATEST).facts["config"]["training"]["batch_size"] == found >= 8
 
 
 @pytest.mark.parametrize(("limit", "free"), [("5000", 3000), ("max", None), ("100", 0)])

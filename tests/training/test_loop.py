@@ -80,7 +80,7 @@ loop.train(config, Path({str(pairs)!r}), Path({str(tmp_path / "killed")!r}), CPU
         env={**os.environ, "PYTHONPATH": f"{root / 'src'}:{root}"},
     )
     assert killed.returncode == -signal.SIGKILL
-    _, progress, _ = read_state(tmp_path / "killed" / LATEST)
+    progress = read_state(tmp_path / "killed" / LATEST).progress
     assert progress.step == 6
     loop.train(config, pairs, tmp_path / "killed", CPU, resume=True)
     whole, again = (load_file(tmp_path / name / LATEST) for name in ("whole", "killed"))
@@ -93,12 +93,14 @@ def test_a_frozen_table_stays_and_can_be_thawed_on_resuming(pairs, tmp_path):
     frozen = make_config(table_lr=0.0, steps=4)
     loop.train(frozen, pairs, tmp_path, CPU)
     torch.manual_seed(0)
-    tensors, _, _ = read_state(tmp_path / LATEST)
-    start = loop.Denoiser(loop.DenoiserSizes.from_dict(read_state(tmp_path / LATEST)[2]["sizes"]))
+    tensors = read_state(tmp_path / LATEST).tensors
+    start = loop.Denoiser(
+        loop.DenoiserSizes.from_dict(read_state(tmp_path / LATEST).facts["sizes"])
+    )
     assert torch.equal(tensors["model.token_table.weight"], start.token_table.weight)
     assert "optimizer.exp_avg.token_table.weight" not in tensors
     loop.train(make_config(table_lr=0.5, steps=8), pairs, tmp_path, CPU, resume=True)
-    thawed, _, _ = read_state(tmp_path / LATEST)
+    thawed = read_state(tmp_path / LATEST).tensors
     assert not torch.equal(thawed["model.token_table.weight"], start.token_table.weight)
 
 
@@ -159,7 +161,8 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_state(
     monkeypatch.setattr(step_module, "diffusion_loss", spoilt)
     with pytest.raises(TrainingError, match=r"finite loss.*last good state"):
         loop.train(make_config(), pairs, tmp_path, CPU)
-    tensors, progress, _ = read_state(tmp_path / LATEST)
+    saved = read_state(tmp_path / LATEST)
+    tensors, progress = saved.tensors, saved.progress
     assert progress.step == 4
     assert all(torch.isfinite(tensor).all() for tensor in tensors.values())
 
@@ -197,7 +200,8 @@ def test_a_run_goes_on_when_its_encoder_has_another_name(pairs, tmp_path):
     assert loop.Pairs.open(moved).encoder.name == "moved"
     loop.train(make_config(steps=3), pairs, tmp_path / "run", CPU)
     loop.train(make_config(steps=4), moved, tmp_path / "run", CPU, resume=True)
-    _, progress, facts = read_state(tmp_path / "run" / LATEST)
+    saved = read_state(tmp_path / "run" / LATEST)
+    progress, facts = saved.progress, saved.facts
     assert (progress.step, facts["encoder"]["name"]) == (4, "moved")
     other = manifest.replace('"weights_digest": "', '"weights_digest": "0')
     (moved / "manifest.json").write_text(other)
@@ -249,7 +253,8 @@ def test_a_run_is_not_resumed_with_other_samples(pairs, tmp_path, changed):
 def test_export_takes_the_averaged_weights(pairs, tmp_path):
     loop.train(make_config(), pairs, tmp_path, CPU)
     inverter = inverter_from_run(tmp_path)
-    tensors, _, facts = read_state(tmp_path / BEST)
+    saved = read_state(tmp_path / BEST)
+    tensors, facts = saved.tensors, saved.facts
     for name, parameter in inverter.denoiser.named_parameters():
         assert torch.equal(parameter, tensors[f"ema.{name}"])
     assert inverter.encoder.name == "fake"
@@ -287,7 +292,7 @@ def test_a_run_can_start_from_an_inverter_of_the_same_widths_only(pairs, tmp_pat
     fresh = make_config(steps=3, lr=1e-6, log_every=1)
     loop.train(fresh, pairs, tmp_path / "fresh", CPU)
     assert records(tmp_path / "second")[0]["loss"] < records(tmp_path / "fresh")[0]["loss"]
-    recorded = read_state(tmp_path / "second" / LATEST)[2]["config"]
+    recorded = read_state(tmp_path / "second" / LATEST).facts["config"]
     assert recorded["training"]["start_from"] == "inverter"
     assert recorded["encoder"] == config.encoder.model_dump()
     assert str(tmp_path) not in json.dumps(recorded), "no absolute paths"
@@ -385,7 +390,7 @@ def test_an_exploding_loss_stops_too(pairs, tmp_path, monkeypatch):
     config = make_config(steps=30, eval_every=30, save_every=10)
     with pytest.raises(TrainingError, match=r"at most 10 times its running average.*by step 26"):
         loop.train(config, pairs, tmp_path, CPU)
-    assert read_state(tmp_path / LATEST)[1].step == 20
+    assert read_state(tmp_path / LATEST).progress.step == 20
 
 
 def test_bad_steps_without_end_stop_even_a_run_that_skips(pairs, tmp_path, monkeypatch):
@@ -395,7 +400,7 @@ def test_bad_steps_without_end_stop_even_a_run_that_skips(pairs, tmp_path, monke
     )
     with pytest.raises(TrainingError, match="103 bad steps"):
         loop.train(config, pairs, tmp_path, CPU)
-    assert read_state(tmp_path / LATEST)[1].skipped == 93
+    assert read_state(tmp_path / LATEST).progress.skipped == 93
 
 
 def test_sigterm_saves_and_the_run_goes_on_from_there(pairs, tmp_path):
@@ -411,7 +416,7 @@ def test_sigterm_saves_and_the_run_goes_on_from_there(pairs, tmp_path):
             return stop.requested()
 
         first = loop.train(config, pairs, tmp_path / "cut", CPU, should_stop=asked)
-    assert first.step == 5 and read_state(tmp_path / "cut" / LATEST)[1].step == 5
+    assert first.step == 5 and read_state(tmp_path / "cut" / LATEST).progress.step == 5
     loop.train(config, pairs, tmp_path / "cut", CPU, resume=True)
     assert same_tensors(tmp_path / "whole" / LATEST, tmp_path / "cut" / LATEST)
 
@@ -523,7 +528,7 @@ def test_patience_ends_a_run_for_good(pairs, tmp_path, monkeypatch):
     config = make_config(steps=40, patience=2, save_every=40)
     progress = loop.train(config, pairs, tmp_path, CPU)
     assert (progress.step, progress.best_loss, progress.stale) == (16, 2.0, 2)
-    assert read_state(tmp_path / BEST)[1].step == 8
+    assert read_state(tmp_path / BEST).progress.step == 8
     assert loop.train(config, pairs, tmp_path, CPU, resume=True).step == 16
 
 
@@ -616,8 +621,8 @@ def test_nothing_of_tensorboard_outlives_a_run(pairs, tmp_path, monkeypatch):
 def test_between_logs_the_host_never_asks_the_device(pairs, monkeypatch):
     """No reading of a tensor's value in a step: on a GPU each would wait for all that is queued."""
     config, opened, processes = make_config(), loop.Pairs.open(pairs), loop.Processes(CPU)
-    this = loop._build(config, opened, processes, None)
-    loop.optimiser_step(this, 0)  # the optimiser makes its state
+    this = loop.initial_state(config, opened, processes, None)
+    loop.train_step(this, 0)  # the optimiser makes its state
     asked = []
     for name in ("item", "tolist", "cpu", "numpy", "__bool__", "__float__", "__int__"):
         original = getattr(torch.Tensor, name)
@@ -627,6 +632,6 @@ def test_between_logs_the_host_never_asks_the_device(pairs, monkeypatch):
             return original(self, *args)
 
         monkeypatch.setattr(torch.Tensor, name, spy)
-    loss = loop.optimiser_step(this, 1)
+    loss = loop.train_step(this, 1)
     assert asked == []
     assert float(loss) > 0.0 and asked  # the spies do see a question

@@ -1,4 +1,4 @@
-"""A run that goes on sees the pairs it began with, or refuses."""
+"""Saving, starting and resuming: a run that goes on sees the pairs it began with, or refuses."""
 
 import json
 import shutil
@@ -11,7 +11,7 @@ from unembed.data.manifest import MANIFEST
 from unembed.data.pairs import Pairs
 from unembed.errors import CheckpointError
 from unembed.training import loop
-from unembed.training.checkpoint import LATEST, read_facts
+from unembed.training.checkpoint import LATEST, read_state
 from unembed.training.distributed import Processes
 
 from .helpers import CPU, make_config
@@ -55,7 +55,7 @@ def test_pairs_that_came_since_do_not_change_a_run(growing, tmp_path):
     progress = loop.train(config, folder, tmp_path / "cut", CPU, resume=True)
     assert progress.step == 12 and progress.pairs == few - 16
     assert same_tensors(tmp_path / "whole", tmp_path / "cut")
-    assert read_facts(tmp_path / "cut" / LATEST)["shards"] == 10
+    assert read_state(tmp_path / "cut" / LATEST).facts["shards"] == 10
 
 
 @pytest.mark.parametrize("fewer", [False, True])
@@ -84,7 +84,7 @@ def test_another_process_of_masking_is_refused(pairs, tmp_path):
 def test_a_folder_in_use_is_refused_before_a_batch_size_is_tried(pairs, tmp_path, monkeypatch):
     cut(make_config(), pairs, tmp_path, 5)
     tried = []
-    monkeypatch.setattr(loop, "settle_batch_size", lambda *given: tried.append(1) or 8)
+    monkeypatch.setattr(loop, "find_batch_size", lambda *given: tried.append(1) or 8)
     with pytest.raises(CheckpointError, match="Pass --resume"):
         loop.train(make_config(batch_size="auto"), pairs, tmp_path, CPU)
     assert not tried
@@ -92,7 +92,7 @@ def test_a_folder_in_use_is_refused_before_a_batch_size_is_tried(pairs, tmp_path
 
 def test_processes_that_see_different_states_are_refused(pairs, tmp_path, monkeypatch):
     cut(make_config(), pairs, tmp_path, 5)
-    monkeypatch.setattr(Processes, "smallest", lambda self, value: min(value, 0))  # another is at 0
+    monkeypatch.setattr(Processes, "min", lambda self, value: min(value, 0))  # another is at 0
     with pytest.raises(CheckpointError, match="steps 0 to 5"):
         loop.train(make_config(), pairs, tmp_path, CPU, resume=True)
 
