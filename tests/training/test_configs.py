@@ -56,6 +56,7 @@ def synthetic_pairs(config):
     return Pairs([tokens], [vectors], np.array([0, 20]), manifest, tokenizer)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", shipped_configs())
 def test_it_trains_three_steps(name, tmp_path, monkeypatch):
     config = load_config(name, SHRUNK)

@@ -46,6 +46,7 @@ def two_processes(pairs, tmp_path_factory):
     return out
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one_with_the_same_global_batch(two_processes, pairs, tmp_path):
     loop.train(make_config(**SHARED), pairs, tmp_path, CPU)
     one, two = records(tmp_path), records(two_processes / "whole")
@@ -64,12 +65,14 @@ def test_two_processes_train_as_one_with_the_same_global_batch(two_processes, pa
             torch.testing.assert_close(a, b, rtol=1e-3, atol=atol, msg=name)
 
 
+@pytest.mark.slow
 def test_a_run_of_two_resumes_exactly_and_any_of_them_can_end_it(two_processes):
     for name in (LATEST, BEST):
         whole, cut = (load_file(two_processes / run / name) for run in ("whole", "cut"))
         assert all(torch.equal(tensor, cut[n]) for n, tensor in whole.items())
 
 
+@pytest.mark.slow
 def test_a_batch_size_found_for_two_is_shared_by_both(two_processes):
     facts = read_state(two_processes / "auto" / LATEST).facts
     assert facts["config"]["training"]["batch_size"] == 1024  # 512 of the pairs there are for each
@@ -114,6 +117,7 @@ def test_a_batch_smaller_than_the_processes_is_refused(pairs, tmp_path, monkeypa
         loop.train(make_config(), pairs, tmp_path, CPU)
 
 
+@pytest.mark.slow
 def test_a_launcher_that_is_terminated_lets_its_processes_save(pairs, tmp_path):
     """`torchrun … -m unembed train`, and SIGTERM to torchrun, as a batch system sends it."""
     config, run = tmp_path / "config.yaml", tmp_path / "run"
@@ -230,6 +234,7 @@ def one_process(pairs, tmp_path_factory):
     return run
 
 
+@pytest.mark.slow
 def test_two_shares_train_as_one_whole(sharded, one_process):
     for run in ("whole", "compiled"):
         assert_same_run(one_process, sharded[0] / run)
@@ -237,10 +242,12 @@ def test_two_shares_train_as_one_whole(sharded, one_process):
     assert load_file(milestones[0]).keys() == load_file(milestones[1]).keys()
 
 
+@pytest.mark.slow
 def test_each_process_holds_half_of_everything(sharded):
     assert sharded[1] == pytest.approx([0.5, 0.5], abs=0.02)
 
 
+@pytest.mark.slow
 def test_a_sharded_run_resumes_exactly(sharded):
     for name in (LATEST, BEST):
         whole, cut = (load_file(sharded[0] / run / name) for run in ("whole", "cut"))
@@ -248,6 +255,7 @@ def test_a_sharded_run_resumes_exactly(sharded):
         assert all(torch.equal(tensor, cut[n]) for n, tensor in whole.items())
 
 
+@pytest.mark.slow
 def test_a_sharded_run_can_go_on_in_one_process_and_be_exported(sharded, one_process, pairs):
     """Its files are those of any run."""
     moved = sharded[0] / "moved"
@@ -259,6 +267,7 @@ def test_a_sharded_run_can_go_on_in_one_process_and_be_exported(sharded, one_pro
         assert torch.equal(parameter, averages[f"ema.{name}"])
 
 
+@pytest.mark.slow
 def test_a_step_that_is_bad_for_one_is_skipped_by_all(sharded):
     good, after = (load_file(sharded[0] / steps / LATEST) for steps in ("2", "4"))
     same = [name for name in good if name.startswith(("model.", "optimizer."))]

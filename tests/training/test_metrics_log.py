@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from unembed.denoiser import Denoiser, preset
-from unembed.device import choose_compute
 from unembed.diffusion import WEIGHTS, LogLinear, corrupt_batch, cross_entropy_of, diffusion_loss
 from unembed.training import metrics_log as speed
 from unembed.training.metrics_log import (
@@ -19,7 +18,6 @@ from unembed.training.metrics_log import (
     TABLE,
     Clock,
     MetricsLog,
-    product_rate,
     read_records,
     step_operations,
 )
@@ -189,12 +187,6 @@ def test_operations_are_those_that_pytorch_counts(frozen):
     ours = step_operations(sizes, 4, len(batch.index), not frozen)
     # What needs no gradient (the inputs of the first layers) makes the count a little smaller
     assert 0.97 * ours < counter.get_total_flops() <= ours
-
-
-def test_the_rate_of_products_is_measured_once(monkeypatch):
-    compute = choose_compute("cpu", "float32")
-    assert 1e8 < product_rate(compute) < 1e15
-    assert product_rate(compute) == product_rate(choose_compute("cpu", "float32"))
 
 
 def test_a_clock_leaves_pauses_out_and_goes_on_where_a_run_stopped(monkeypatch):

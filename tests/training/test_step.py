@@ -4,6 +4,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 
 from unembed.config import TrainingSection
 from unembed.denoiser import Denoiser, preset
@@ -23,6 +24,29 @@ def test_learning_rate_warms_up_then_falls_as_a_cosine():
     halfway = 1e-3 * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * 0.5)))
     assert rates[550] == pytest.approx(halfway)
     assert rates[999] == pytest.approx(1e-4, rel=1e-2)
+
+
+def test_learning_rate_of_wsd_is_constant_until_the_decay():
+    wsd = SETTINGS.model_copy(update={"schedule": "wsd", "decay_steps": 200})
+    rates = [learning_rate(step, wsd) for step in range(1001)]
+    assert rates[:100] == [learning_rate(step, SETTINGS) for step in range(100)]
+    assert rates[100:801] == [1e-3] * 701
+    assert all(a > b for a, b in itertools.pairwise(rates[800:]))
+    assert rates[850] == pytest.approx(1e-3 * (0.1 + 0.9 * (1 - math.sqrt(50 / 200))))
+    assert rates[1000] == pytest.approx(1e-4)
+    longer = wsd.model_copy(update={"steps": 5000})
+    assert [learning_rate(step, longer) for step in range(801)] == rates[:801]
+
+
+def test_learning_rate_of_wsd_decays_over_a_tenth_unless_told():
+    wsd = TrainingSection(steps=1000, warmup_steps=100, schedule="wsd")
+    assert learning_rate(900, wsd) == wsd.lr > learning_rate(901, wsd)
+    for given, message in (
+        ({"decay_steps": 50}, "decay_steps \\(50\\) needs schedule: wsd"),
+        ({"schedule": "wsd", "decay_steps": 901}, "at most steps \\(1000\\)"),
+    ):
+        with pytest.raises(ValidationError, match=message):
+            TrainingSection(steps=1000, warmup_steps=100, **given)
 
 
 def test_make_optimizer_decays_matrices_only_and_the_table_has_its_own_rate():
@@ -46,40 +70,7 @@ def test_make_optimizer_leaves_a_frozen_table_out():
     assert not denoiser.token_table.weight.requires_grad
 
 
-def test_make_optimizer_s_step_equals_adamw_by_hand():
-    torch.manual_seed(0)
-    denoiser = Denoiser(preset("tiny", vocab_size=60, embedding_dim=16, length=8))
-    optimizer = make_optimizer(denoiser, SETTINGS)
-    weight = denoiser.embedding_mlp[0].weight
-    before = weight.detach().clone()
-    weight.grad = torch.randn_like(weight)
-    optimizer.step()
-    g = weight.grad
-    # Bias-corrected first step: m / (1 - b1) = g and v / (1 - b2) = g^2
-    expected = before * (1 - SETTINGS.lr * SETTINGS.weight_decay)
-    expected -= SETTINGS.lr * g / (g.abs() + 1e-8)
-    torch.testing.assert_close(weight.detach(), expected, rtol=1e-4, atol=1e-7)
-
-
 # Averaged weights
-
-
-def test_ema_follows_the_recurrence():
-    module = torch.nn.Linear(3, 2)
-    ema = EMA(module, decay=0.5)
-    expected = [p.detach().clone() for p in module.parameters()]
-    for step in range(1, 6):
-        with torch.no_grad():
-            for parameter in module.parameters():
-                parameter.add_(1.0)
-        ema.update(step)
-        decay = min(0.5, (1 + step) / (10 + step))
-        expected = [
-            decay * e + (1 - decay) * p.detach()
-            for e, p in zip(expected, module.parameters(), strict=True)
-        ]
-    for average, wanted in zip(ema.averages, expected, strict=True):
-        torch.testing.assert_close(average, wanted)
 
 
 def test_ema_applied_swaps_and_restores_even_after_an_error():

@@ -219,6 +219,7 @@ def saved_state(run: Path, resume: bool) -> SavedState | None:
         raise CheckpointError(
             f"an empty run folder at {run}", "a training state", "Pass --resume or another --out"
         )
+    damage = f"there is no {LATEST}"
     for path in paths:
         try:
             saved = read_state(path)
@@ -226,15 +227,12 @@ def saved_state(run: Path, resume: bool) -> SavedState | None:
             if path == paths[-1]:
                 raise
             damage = str(error)
-        else:
-            if path.name == PREVIOUS:
-                logging.getLogger(__name__).warning(
-                    "note: going on from step %d, in %s: %s",
-                    saved.progress.step,
-                    path,
-                    damage if len(paths) > 1 else f"there is no {LATEST}",
-                )
-            return saved
+            continue
+        if path.name == PREVIOUS:
+            logging.getLogger(__name__).warning(
+                "note: going on from step %d, in %s: %s", saved.progress.step, path, damage
+            )
+        return saved
     _require_nothing_to_lose(run)
     return None
 
@@ -434,11 +432,8 @@ def start_from(name: str, denoiser: Denoiser, pairs: Pairs) -> None:
     inverter = Inverter.from_pretrained(name)
     pairs.encoder.require_same(inverter.encoder, "training.start_from")
     ours, theirs = denoiser.sizes, inverter.denoiser.sizes
-    grown = replace(
-        theirs,
-        length=max(theirs.length, ours.length),
-        layers=max(theirs.layers, ours.layers),
-    )
+    length, layers = max(theirs.length, ours.length), max(theirs.layers, ours.layers)
+    grown = replace(theirs, length=length, layers=layers)
     for what, expected, actual in (
         ("sizes", ours, grown),
         ("a tokenizer with digest", pairs.tokenizer.digest, inverter.tokenizer.digest),
