@@ -1,10 +1,9 @@
 """The training state on disk: safetensors files, each replaced in one step; starting and resuming.
 
-Tensors are named ``model.*``, ``ema.*``, ``optimizer.exp_avg.*`` and ``guard``; what is not a
-tensor (step, best loss, configuration, digest of the pairs) is JSON in the file's own metadata,
-beside a SHA-256 of everything. Randomness needs no state: every step draws from a generator seeded
-by (seed, step). The latest state but one is kept: a run whose latest file is damaged goes on from
-there, and never anew over what is left of it.
+Tensors are named ``model.*``, ``ema.*``, ``optimizer.exp_avg.*`` and ``guard``; the rest (step,
+best loss, settings, digest of the pairs) is JSON in the file's metadata, beside a SHA-256 of all.
+Randomness needs no state: every step draws from a generator seeded by (seed, step). The latest
+state but one is kept: a run whose latest file is damaged goes on from there, and never anew.
 """
 
 from __future__ import annotations
@@ -240,8 +239,7 @@ def saved_state(run: Path, resume: bool) -> SavedState | None:
 def _require_nothing_to_lose(run: Path) -> None:
     """Refuse to begin anew over what is left of a run that lost its states.
 
-    A run killed before its first save has a few lines of log and no more: its first validation
-    comes with a save.
+    Killed before its first validation, which comes with a save, it has some lines of log at most.
     """
     remains = [
         path.name for path in (run / BEST, *run.glob(MILESTONE.format("*"))) if path.exists()
@@ -447,7 +445,6 @@ def start_from(name: str, denoiser: Denoiser, pairs: Pairs) -> None:
             )
     weights = inverter.denoiser.state_dict()
     positions = weights[_POSITIONS]  # [L', H]
-    weights[_POSITIONS] = torch.cat(
-        [positions, positions[-1:].expand(ours.length - len(positions), -1)]
-    )
+    repeats = positions[-1:].expand(ours.length - len(positions), -1)
+    weights[_POSITIONS] = torch.cat([positions, repeats])
     denoiser.load_state_dict({**denoiser.state_dict(), **weights})
