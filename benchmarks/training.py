@@ -45,7 +45,7 @@ from unembed.diffusion import (
 )
 from unembed.training.distributed import Processes
 from unembed.training.metrics_log import step_operations
-from unembed.training.step import TrainingRun, assemble, draw_batch, optimiser_step, step_generator
+from unembed.training.step import TrainState, draw_batch, make_state, step_generator, train_step
 
 VOCABULARY, DIMENSION, LENGTH, MASK = 30_522, 384, 32, 103
 STEPS_PER_ROUND = 2
@@ -75,10 +75,10 @@ def config_of(batch: int, device: torch.device) -> Config:
     return validate_config({"training": training, "diffusion": {"weight": "uniform"}}, "benchmark")
 
 
-def fast_side(sizes: DenoiserSizes, config: Config, pairs: Pairs, compute: Compute) -> TrainingRun:
+def fast_side(sizes: DenoiserSizes, config: Config, pairs: Pairs, compute: Compute) -> TrainState:
     """What the trainer runs."""
     torch.manual_seed(0)
-    return assemble(config, pairs, Processes(compute), Denoiser(sizes), {})
+    return make_state(config, pairs, Processes(compute), Denoiser(sizes), {})
 
 
 def plain_step(
@@ -126,7 +126,7 @@ def compare_steps(
 
     def run_fast() -> None:
         for _ in range(STEPS_PER_ROUND):
-            loss = optimiser_step(fast, counter["fast"])
+            loss = train_step(fast, counter["fast"])
             counter["fast"] += 1
         loss.item()  # waits for a GPU
 
@@ -190,7 +190,7 @@ def report_memory(size: str, vocabulary: int, batch: int, device: str, dtype: st
     this = fast_side(sizes, config, pairs, compute)
     weights = sum(p.nbytes for p in this.denoiser.parameters())
     began = time.perf_counter()
-    optimiser_step(this, 0).item()
+    train_step(this, 0).item()
     seconds, peak = time.perf_counter() - began, _peak_bytes(compute.device)
 
     drawn, embedding = draw_batch(this, 0, step_generator(0, 0))

@@ -7,13 +7,14 @@ import torch
 from unembed.diffusion import (
     MIN_T,
     WEIGHTS,
+    CorruptedBatch,
     Linear,
     LogLinear,
-    corrupt,
+    ScoredPadding,
     corrupt_batch,
-    corrupted,
     cross_entropy_of,
     diffusion_loss,
+    draw_masks,
     make_schedule,
     sample_timesteps,
 )
@@ -99,22 +100,64 @@ def test_mask_ratios_cover_zero_to_one_as_the_schedule_says(name):
     assert abs(float(ratio.mean()) - expected) < 0.01
 
 
-def test_corruption_masks_and_leaves_the_rest():
+def test_corrupt_batch_masks_and_leaves_the_rest():
     x0 = torch.randint(0, 4, (50, 20), generator=generator())
     ratio = torch.linspace(0, 1, 50)
-    xt, masked = corrupt(x0, ratio, MASK, generator(1))
-    assert (xt[masked] == MASK).all()
-    assert (xt[~masked] == x0[~masked]).all()
+    masked = draw_masks((50, 20), ratio, generator(1))
     assert not masked[0].any() and masked[-1].all()
+    batch = corrupt_batch(x0, Linear(), WEIGHTS["elbo"], MASK, generator(1))
+    assert (batch.xt[batch.masked] == MASK).all()
+    assert (batch.xt[~batch.masked] == x0[~batch.masked]).all()
+    assert torch.equal(batch.targets, x0[batch.masked]) and batch.positions == x0.numel()
 
 
-def test_positions_that_must_not_be_masked_never_are():
-    x0 = torch.randint(0, 4, (200, 20), generator=generator())
-    maskable = torch.rand(200, 20, generator=generator(1)) < 0.5
-    batch = corrupt_batch(x0, Linear(), WEIGHTS["elbo"], MASK, generator(2), maskable)
-    assert not (batch.masked & ~maskable).any()
-    assert (batch.xt[~maskable] == x0[~maskable]).all()
-    assert batch.positions == int(maskable.sum())
+def test_corrupt_batch_cuts_the_parts_of_a_batch_from_the_whole():
+    x0 = torch.randint(0, MASK, (9, 12), generator=generator())
+
+    def draw(rows):
+        given = {"batch": 9, "rows": rows}
+        return corrupt_batch(x0[rows], Linear(), WEIGHTS["elbo"], MASK, generator(1), **given)
+
+    whole, parts = draw(slice(None)), [draw(slice(0, 4)), draw(slice(4, 9))]
+    for name in ("xt", "t", "masked", "targets", "weights"):
+        assert torch.equal(torch.cat([getattr(p, name) for p in parts]), getattr(whole, name))
+    assert [part.positions for part in parts] == [whole.positions] * 2  # the global normaliser
+
+
+def test_scored_padding_gives_the_loss_of_all_of_it_on_average():
+    """Content is scored as before, padding a quarter as often with four times the weight."""
+    pad_id, x0 = 3, torch.randint(0, 3, (9, 12), generator=generator())
+    x0[:, 7:] = pad_id
+    shares, totals, plain_totals = [], [], []
+    for seed in range(200):
+        batches = [
+            corrupt_batch(x0, LogLinear(), WEIGHTS["elbo"], MASK, generator(seed), padding=padding)
+            for padding in (None, ScoredPadding(pad_id, 0.25))
+        ]
+        plain, sampled = batches
+        assert torch.equal(sampled.xt, plain.xt) and torch.equal(sampled.masked, plain.masked)
+        content = [b.targets != pad_id for b in batches]
+        for name in ("index", "targets", "weights"):
+            same = [getattr(b, name)[c] for b, c in zip(batches, content, strict=True)]
+            assert torch.equal(*same), name
+        shares.append(float((~content[1]).sum() / (~content[0]).sum()))
+        plain_totals.append(float(plain.weights[~content[0]].sum()))
+        totals.append(float(sampled.weights[~content[1]].sum()))
+    assert 0.23 < sum(shares) / len(shares) < 0.27
+    assert 0.9 < sum(totals) / sum(plain_totals) < 1.1
+
+
+def test_scored_padding_is_the_same_for_several_processes_as_for_one():
+    x0, padding = torch.full((9, 12), 3), ScoredPadding(3, 0.3)
+    whole, first, second = (
+        corrupt_batch(
+            *(x0[rows], LogLinear(), WEIGHTS["uniform"], MASK, generator()),
+            **{"batch": 9, "rows": rows, "padding": padding},
+        )
+        for rows in (slice(None), slice(0, 4), slice(4, 9))
+    )
+    assert 0 < len(whole.index) < 0.5 * whole.masked.sum()
+    assert torch.equal(torch.cat([first.index, second.index + 4 * 12]), whole.index)
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
@@ -167,7 +210,7 @@ def test_the_elbo_does_not_depend_on_the_schedule():
             masked = torch.tensor([mask])
             xt = torch.where(masked, MASK, x0)
             # t enters only through the probability of the mask here
-            batch = corrupted(x0, xt, masked, torch.zeros(1), torch.ones(1), 2)
+            batch = CorruptedBatch.from_masks(x0, xt, masked, torch.zeros(1), torch.ones(1), 2)
             loss, _ = diffusion_loss(cross_entropy_of(denoiser), batch, embedding)
             hidden = sum(mask)
             chance = (1 - alpha) ** hidden * alpha ** (2 - hidden)
@@ -181,12 +224,12 @@ def test_the_elbo_does_not_depend_on_the_schedule():
 def test_no_masked_position_is_a_zero_loss():
     x0 = torch.zeros(2, 3, dtype=torch.long)
     nothing = torch.zeros(2, 3, dtype=torch.bool)
-    batch = corrupted(x0, x0, nothing, torch.rand(2), torch.ones(2), 6)
+    batch = CorruptedBatch.from_masks(x0, x0, nothing, torch.rand(2), torch.ones(2), 6)
     loss, losses = diffusion_loss(cross_entropy_of(TableDenoiser()), batch, torch.zeros(2, 3))
     assert float(loss) == 0.0 and len(losses) == 0
 
 
-def test_the_same_generator_gives_the_same_batch():
+def test_corrupt_batch_is_decided_by_its_generator():
     x0 = torch.randint(0, 4, (8, 10), generator=generator())
     one, two = (corrupt_batch(x0, Linear(), WEIGHTS["elbo"], MASK, generator(9)) for _ in range(2))
     assert torch.equal(one.masked, two.masked) and torch.equal(one.t, two.t)

@@ -153,8 +153,11 @@ class TrainingSection(Section):
         batch_size: Pairs in one forward pass, over all processes; ``auto`` takes the largest power
             of two that fits, up to 4096 a process.
         accumulate: Forward passes per optimiser step.
-        lr: Peak learning rate, reached after ``warmup_steps``, then a cosine down to
-            ``final_lr`` times the peak.
+        lr: Peak learning rate, reached after ``warmup_steps``, then down to ``final_lr`` times the
+            peak as ``schedule`` says.
+        schedule: ``cosine`` falls from the warm-up to the end; ``wsd`` stays at the peak and falls
+            in the last ``decay_steps`` only, so that a run can be made longer before these.
+        decay_steps: Of ``wsd``; a tenth of ``steps`` when null.
         table_lr: Learning rate of the token table as a share of ``lr``; 0 keeps the table as it
             started, which is quicker and keeps rare words where the encoder put them.
         weight_decay: AdamW's, on matrices only (not norms, biases or embeddings).
@@ -194,6 +197,8 @@ class TrainingSection(Section):
     accumulate: Positive = 1
     lr: Annotated[float, Field(gt=0.0, le=1.0)] = 3e-4
     final_lr: Fraction = 0.05
+    schedule: Literal["cosine", "wsd"] = "cosine"
+    decay_steps: Positive | None = None
     table_lr: Fraction = 1.0
     warmup_steps: Annotated[int, Field(ge=0)] = 1000
     weight_decay: Annotated[float, Field(ge=0.0, le=1.0)] = 0.01
@@ -232,6 +237,17 @@ class TrainingSection(Section):
         return self
 
     @model_validator(mode="after")
+    def _decay_fits(self) -> TrainingSection:
+        if self.schedule != "wsd" and self.decay_steps is not None:
+            raise ValueError(f"decay_steps ({self.decay_steps}) needs schedule: wsd")
+        if self.schedule == "wsd" and self.warmup_steps + self.decay_length > self.steps:
+            raise ValueError(
+                f"warmup_steps ({self.warmup_steps}) and decay_steps ({self.decay_length}) must be "
+                f"at most steps ({self.steps})"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _milestones_are_reached(self) -> TrainingSection:
         if max(self.milestones, default=0) > self.steps:
             raise ValueError(
@@ -244,6 +260,11 @@ class TrainingSection(Section):
         if self.shard and self.batch_size == "auto":
             raise ValueError("batch_size must be a number with shard: auto tries a whole copy")
         return self
+
+    @property
+    def decay_length(self) -> int:
+        """Steps of the decay of ``wsd``."""
+        return self.decay_steps if self.decay_steps is not None else max(1, self.steps // 10)
 
     @property
     def pairs_a_pass(self) -> int:

@@ -139,6 +139,13 @@ def _cpu_speedup() -> float:
 _GROUP = Path("/sys/fs/cgroup")  # limits of a container (Linux, version 2)
 
 
+def send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Copy to the device; from pinned memory to a GPU, so that the host need not wait for it."""
+    if device.type == "cuda":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
+
+
 def free_bytes(device: torch.device) -> int:
     """Bytes that can still be had: of the GPU, or of the machine (a container's limit counts)."""
     if device.type == "cuda":

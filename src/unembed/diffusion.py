@@ -3,8 +3,8 @@
 Notation of MDLM (Sahoo et al., 2024, arXiv 2406.07524): a clean sequence x0 is corrupted into z_t
 by keeping each token with probability alpha_t and masking it otherwise (eq. 4, absorbing state);
 t = 0 is clean and t = 1 (almost) fully masked. Nothing here knows the network: a denoiser is any
-callable ``(tokens [B, L], embedding [B, D], t [B], where) → logits [M, V]``; ``where`` says which M
-positions are wanted, as a boolean [B, L] or as flat row-major indices [M].
+callable ``(tokens [B, L], embedding [B, D], t [B], positions) → logits [M, V]``; ``positions`` are
+the M wanted ones, as a boolean [B, L] or as flat row-major indices [M].
 """
 
 from __future__ import annotations
@@ -17,10 +17,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from unembed.device import send
+
 DenoiserFn = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 CrossEntropyFn = Callable[..., tuple[Tensor, Tensor]]  # arguments: see `diffusion_loss`
 
 MIN_T = 1e-3  # the weights diverge at t = 0
+
+# Schedules: how fast tokens are masked
 
 
 class Schedule(Protocol):
@@ -79,15 +83,17 @@ class Linear:
 
 
 def mean_mask_ratio(schedule: Schedule) -> float:
-    """Mean of 1 - alpha_t over t in [MIN_T, 1], to three digits: the share masked in training."""
+    """Average 1 - alpha_t over t in [MIN_T, 1], to three digits: the share masked in training."""
     return float((1.0 - schedule.alpha(torch.linspace(MIN_T, 1.0, 1001))).mean())
 
 
 def make_schedule(name: str, rate: float) -> Schedule:
-    """The schedule of a configuration: ``log-linear`` or ``linear``."""
+    """Make the schedule of a configuration: ``log-linear`` or ``linear``."""
     schedules: dict[str, Schedule] = {"log-linear": LogLinear(rate), "linear": Linear()}
     return schedules[name]
 
+
+# Weights of the cross-entropy
 
 WeightFn = Callable[[Schedule, Tensor], Tensor]
 
@@ -102,8 +108,11 @@ WEIGHTS: dict[str, WeightFn] = {
 }
 
 
+# The forward process q(z_t | x0)
+
+
 def sample_timesteps(batch: int, generator: torch.Generator) -> Tensor:
-    """Stratified t [B] in [MIN_T, 1]: one draw in each of B equal strata, in random order.
+    """Draw stratified t [B] in [MIN_T, 1]: one in each of B equal strata, in random order.
 
     The low-discrepancy sampler of MDLM (appendix C.3): less variance than independent draws.
     """
@@ -113,33 +122,41 @@ def sample_timesteps(batch: int, generator: torch.Generator) -> Tensor:
 
 
 def draw_masks(shape: tuple[int, int], mask_ratio: Tensor, generator: torch.Generator) -> Tensor:
-    """Boolean [B, L]: each position masked independently with probability mask_ratio [B]."""
+    """Mask each position independently with probability mask_ratio [B]: boolean [B, L]."""
     return torch.rand(shape, generator=generator) < mask_ratio[:, None]
 
 
-def corrupt(
-    x0: Tensor,
-    mask_ratio: Tensor,
-    mask_id: int,
-    generator: torch.Generator,
-    maskable: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Mask each token independently: q(z_t | x0), MDLM eq. 4.
+@dataclass(frozen=True)
+class ScoredPadding:
+    """A sample of the masked padding, weighted so that the loss stays the same on average.
 
-    Args:
-        x0: Clean ids [B, L].
-        mask_ratio: Probability of masking [B], which is 1 - alpha_t.
-        mask_id: Id of the mask token.
-        generator: Source of randomness.
-        maskable: Boolean [B, L]; a position that is false is never masked. All when not given.
+    A third of the positions is padding, soon predicted almost surely: each costs a projection onto
+    the whole vocabulary and teaches next to nothing.
 
-    Returns:
-        z_t [B, L] and the boolean mask [B, L] of the positions to predict.
+    Attributes:
+        pad_id: Id of the padding token.
+        share: Probability with which a masked padding position is scored, above 0; its weight is
+            divided by it.
     """
-    masked = draw_masks((len(x0), x0.shape[1]), mask_ratio, generator)
-    if maskable is not None:
-        masked = masked & maskable
-    return torch.where(masked, mask_id, x0), masked
+
+    pad_id: int
+    share: float
+
+    def choose(
+        self, x0: Tensor, index: Tensor, weights: Tensor, draws: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Choose the positions [M'] to score of the masked ones [M], and their weights.
+
+        Args:
+            x0: Clean ids [b, L]; on a GPU the host waits for them once.
+            index: Masked positions, flat row-major [M], on the host.
+            weights: Of each [M].
+            draws: Uniform in [0, 1), one a position [b, L].
+        """
+        is_padding = (x0.cpu().flatten() == self.pad_id)[index]
+        scored = ~is_padding | (draws.flatten()[index] < self.share)
+        weights = torch.where(is_padding, weights / self.share, weights)
+        return index[scored], weights[scored]
 
 
 @dataclass(frozen=True)
@@ -155,25 +172,26 @@ class Candidates:
     log_inclusion: Tensor
 
     def to(self, device: torch.device) -> Candidates:
-        """The same candidates on another device."""
+        """Copy the candidates to another device."""
         return Candidates(self.ids.to(device), self.log_inclusion.to(device))
 
 
 @dataclass(frozen=True)
-class Corrupted:
-    """One corrupted batch, ready for the denoiser; build it with `corrupted`.
+class CorruptedBatch:
+    """One corrupted batch, ready for the denoiser; `corrupt_batch` draws one.
 
-    What depends on the number M of masked positions is worked out where the masks are drawn, so
+    What depends on the number M of scored positions is worked out where the masks are drawn, so
     that an accelerator is never asked how many there are.
 
     Attributes:
-        xt: Corrupted ids [B, L].
-        t: Timesteps [B].
-        masked: Positions to predict, boolean [B, L].
-        index: The same as flat row-major positions [M].
+        xt: Corrupted ids [b, L].
+        t: Timesteps [b].
+        masked: Masked positions, boolean [b, L].
+        index: Positions to score, flat row-major [M].
         targets: Clean ids there [M].
         weights: Weight of each cross-entropy [M].
-        positions: How many positions could have been masked, over the batch.
+        positions: What the weighted sum is divided by: how many positions could have been masked,
+            over the batch of all processes.
         candidates: What the softmax is taken over; the whole vocabulary when None.
     """
 
@@ -186,9 +204,18 @@ class Corrupted:
     positions: int
     candidates: Candidates | None = None
 
-    def to(self, device: torch.device) -> Corrupted:
-        """The same batch on another device."""
-        return Corrupted(
+    @classmethod
+    def from_masks(
+        cls, x0: Tensor, xt: Tensor, masked: Tensor, t: Tensor, weight: Tensor, positions: int
+    ) -> CorruptedBatch:
+        """Build a batch from ids x0 and xt [B, L], masks [B, L], timesteps and weights [B]."""
+        index = masked.flatten().nonzero()[:, 0]  # [M]
+        weights = weight[index // x0.shape[1]]
+        return cls(xt, t, masked, index, x0.flatten()[index], weights, positions)
+
+    def to(self, device: torch.device) -> CorruptedBatch:
+        """Copy the batch to another device."""
+        return CorruptedBatch(
             xt=self.xt.to(device, non_blocking=True),
             t=self.t.to(device, non_blocking=True),
             masked=self.masked.to(device, non_blocking=True),
@@ -200,35 +227,68 @@ class Corrupted:
         )
 
 
-def corrupted(
-    x0: Tensor, xt: Tensor, masked: Tensor, t: Tensor, weight: Tensor, positions: int
-) -> Corrupted:
-    """A batch from clean ids [B, L], corrupted ids, mask, timesteps [B] and weights [B]."""
-    index = masked.flatten().nonzero()[:, 0]  # [M]
-    targets = x0.flatten()[index]
-    weights = weight[index // x0.shape[1]]
-    return Corrupted(xt, t, masked, index, targets, weights, positions)
-
-
 def corrupt_batch(
     x0: Tensor,
     schedule: Schedule,
     weight: WeightFn,
     mask_id: int,
     generator: torch.Generator,
-    maskable: Tensor | None = None,
-) -> Corrupted:
-    """Draw timesteps and masks for a batch of clean ids [B, L]."""
-    t = sample_timesteps(len(x0), generator)
-    xt, masked = corrupt(x0, 1.0 - schedule.alpha(t), mask_id, generator, maskable)
-    positions = x0.numel() if maskable is None else int(maskable.sum())
-    return corrupted(x0, xt, masked, t, weight(schedule, t), positions)
+    *,
+    batch: int | None = None,
+    rows: slice = slice(None),
+    padding: ScoredPadding | None = None,
+    min_count: int = 0,
+) -> CorruptedBatch:
+    """Mask each token with probability 1 - alpha_t: a sample of q(z_t | x0), MDLM eq. 4.
+
+    Everything is drawn on the host and for the whole batch, so that several processes, each with
+    some of its rows, see what one would.
+
+    Args:
+        x0: Clean ids [b, L] of the rows, on any device, on which the result is too.
+        schedule: How fast tokens are masked.
+        weight: Weight of the cross-entropy at t, one of `WEIGHTS`.
+        mask_id: Id of the mask token.
+        generator: Source of randomness, on the host.
+        batch: Sequences B of the whole batch; those of ``x0`` when not given.
+        rows: Which rows of the whole batch ``x0`` has.
+        padding: Which of the masked padding is scored; all of it when not given.
+        min_count: Entries of weight 0 are added up to so many scored positions, for shapes that
+            never change.
+    """
+    batch, length, device = len(x0) if batch is None else batch, x0.shape[1], x0.device
+    t = sample_timesteps(batch, generator)
+    masked = draw_masks((batch, length), 1.0 - schedule.alpha(t), generator)[rows]  # [b, L]
+    t = t[rows]
+
+    # The number of scored positions is settled here, on the host, which need not ask a GPU
+    index = masked.flatten().nonzero()[:, 0]  # [M]
+    weights = weight(schedule, t)[index // length]  # [M]
+    if padding is not None:
+        draws = torch.rand(batch, length, generator=generator)[rows]
+        index, weights = padding.choose(x0, index, weights, draws)
+    missing = max(0, min_count - len(index))
+    index, weights = F.pad(index, (0, missing)), F.pad(weights, (0, missing))
+
+    masked, index = send(masked, device), send(index, device)
+    return CorruptedBatch(
+        xt=torch.where(masked, mask_id, x0),
+        t=send(t, device),
+        masked=masked,
+        index=index,
+        targets=x0.flatten()[index],
+        weights=send(weights, device),
+        positions=batch * length,
+    )
+
+
+# The loss
 
 
 def diffusion_loss(
-    cross_entropy: CrossEntropyFn, batch: Corrupted, embedding: Tensor
+    cross_entropy: CrossEntropyFn, batch: CorruptedBatch, embedding: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Weighted cross-entropy at the masked positions.
+    """Compute the weighted cross-entropy at the masked positions.
 
     sum over b of w(t_b) * sum over masked l of -log p(x0_bl | z_t, embedding), divided by the
     number of positions. With the ``elbo`` weight its mean over t and masks is the negative ELBO
@@ -246,14 +306,14 @@ def diffusion_loss(
         The loss (a scalar with gradient) and the cross-entropy of each masked position [M]
         (without).
     """
-    given = (batch.xt, embedding, batch.t, batch.index, batch.targets, batch.weights)
-    chosen = () if batch.candidates is None else (batch.candidates,)
-    total, losses = cross_entropy(*given, *chosen)
+    inputs = (batch.xt, embedding, batch.t, batch.index, batch.targets, batch.weights)
+    candidates = () if batch.candidates is None else (batch.candidates,)
+    total, losses = cross_entropy(*inputs, *candidates)
     return total / batch.positions, losses
 
 
 def cross_entropy_of(denoiser: DenoiserFn) -> CrossEntropyFn:
-    """The plain path: logits at the masked positions, then their cross-entropies in float32."""
+    """Make the plain path of a denoiser: logits at the masked positions, scored in float32."""
 
     def cross_entropy(
         xt: Tensor, embedding: Tensor, t: Tensor, index: Tensor, targets: Tensor, weights: Tensor

@@ -1,4 +1,4 @@
-"""A tiny configuration and how to look at a run; the pairs are a fixture."""
+"""A tiny configuration, how to stop a run and look at it; the pairs are a fixture."""
 
 import json
 import os
@@ -6,6 +6,9 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
 
 from unembed.config import Config, validate_config
 from unembed.device import choose_compute
@@ -57,6 +60,24 @@ def make_config(**training) -> Config:
 
 def records(run: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (run / loop.METRICS).read_text().splitlines()]
+
+
+def stop_after(calls):
+    """Make a ``should_stop`` that says yes after so many steps, once."""
+    left = [calls]
+
+    def stop():
+        left[0] -= 1
+        return left[0] == 0
+
+    return stop
+
+
+def same_tensors(one: Path, other: Path, names: str = "") -> bool:
+    """Whether two states hold the same tensors, or the same of those whose names start so."""
+    first, second = load_file(one), load_file(other)
+    assert first.keys() == second.keys()
+    return all(torch.equal(t, second[n]) for n, t in first.items() if n.startswith(names))
 
 
 def start_two(script: str, *arguments: Path) -> list[subprocess.Popen[str]]:

@@ -4,51 +4,41 @@ import torch
 import torch.nn.functional as F
 
 from tests.fakes import preset
-from unembed.config import DiffusionSection
 from unembed.data.pairs import Pairs
 from unembed.denoiser import Denoiser
+from unembed.device import send
 from unembed.diffusion import (
     WEIGHTS,
+    LogLinear,
     corrupt_batch,
     diffusion_loss,
     make_schedule,
     mean_mask_ratio,
 )
 from unembed.training import loss as linear_cross_entropy
-from unembed.training.batch import ScoredPadding, masked_batch, most_masked, rows_of
+from unembed.training.batch import (
+    max_masked,
+    perturb_embeddings,
+    row_reader,
+    sample_contexts,
+)
 from unembed.training.loss import ChunkedCrossEntropy
 
 from .helpers import make_config
 
 CPU = torch.device("cpu")
+
 MASK = 59
 
 
-def draw(x0, own=slice(None), seed=0, count=0, name="log-linear"):
-    process, schedule = DiffusionSection(schedule=name, weight="elbo"), make_schedule(name, 5.0)
+def draw(x0, rows=slice(None), seed=0, min_count=0, name="log-linear"):
     generator = torch.Generator().manual_seed(seed)
-    return masked_batch(x0[own], own, len(x0), process, schedule, MASK, generator, count)
+    schedule, weight = make_schedule(name, 5.0), WEIGHTS["elbo"]
+    given = {"batch": len(x0), "rows": rows, "min_count": min_count}
+    return corrupt_batch(x0[rows], schedule, weight, MASK, generator, **given)
 
 
-def test_it_is_the_corruption_whose_loss_is_tested_against_brute_force():
-    x0 = torch.randint(0, MASK, (9, 12))
-    generator = torch.Generator().manual_seed(0)
-    plain = corrupt_batch(x0, make_schedule("log-linear", 5.0), WEIGHTS["elbo"], MASK, generator)
-    ours = draw(x0)
-    assert ours.positions == plain.positions
-    for name in ("xt", "t", "masked", "index", "targets", "weights"):
-        assert torch.equal(getattr(ours, name), getattr(plain, name)), name
-
-
-def test_parts_of_a_batch_are_cut_from_the_whole():
-    x0 = torch.randint(0, MASK, (9, 12))
-    whole, parts = draw(x0), [draw(x0, slice(0, 4)), draw(x0, slice(4, 9))]
-    for name in ("xt", "t", "masked", "targets", "weights"):
-        assert torch.equal(torch.cat([getattr(p, name) for p in parts]), getattr(whole, name))
-    assert [part.positions for part in parts] == [whole.positions] * 2  # the global normaliser
-
-
-def test_padding_keeps_loss_and_gradients_and_makes_shapes_constant():
+def test_corrupt_batch_padded_to_a_constant_number_has_the_same_loss_and_gradients():
     torch.manual_seed(0)
     denoiser = Denoiser(preset("tiny", vocab_size=60, embedding_dim=16, length=12))
     for parameter in denoiser.parameters():
@@ -57,7 +47,7 @@ def test_padding_keeps_loss_and_gradients_and_makes_shapes_constant():
     results = []
     for count in (0, 108):
         denoiser.zero_grad()
-        batch = draw(x0, count=count)
+        batch = draw(x0, min_count=count)
         loss, _ = diffusion_loss(ChunkedCrossEntropy(denoiser), batch, embedding)
         loss.backward()
         results.append((len(batch.index), loss, [p.grad.clone() for p in denoiser.parameters()]))
@@ -70,76 +60,21 @@ def test_padding_keeps_loss_and_gradients_and_makes_shapes_constant():
 
 @pytest.mark.parametrize("whole", [True, False])
 @pytest.mark.parametrize("name", ["log-linear", "linear"])
-def test_the_constant_number_is_never_exceeded_and_wastes_little(name, whole):
+def test_max_masked_is_never_exceeded_and_wastes_little(name, whole):
     x0 = torch.zeros(512, 32, dtype=torch.long)
     own = slice(None) if whole else slice(0, 256)
     pairs = len(x0[own])
-    most = most_masked(pairs, 32, mean_mask_ratio(make_schedule(name, 5.0)), whole)
-    found = [len(draw(x0, own, seed, name=name).index) for seed in range(60)]
-    assert max(found) <= most <= pairs * 32
-    assert most < 1.25 * np.mean(found)
+    most = max_masked(pairs, 32, mean_mask_ratio(make_schedule(name, 5.0)), whole)
+    counts = [len(draw(x0, own, seed, name=name).index) for seed in range(60)]
+    assert max(counts) <= most <= pairs * 32
+    assert most < 1.25 * np.mean(counts)
     assert {len(draw(x0, own, seed, most, name).index) for seed in range(5)} == {most}
 
 
-def test_a_sample_of_the_padding_gives_the_loss_of_all_of_it_on_average():
-    """Content is scored as before, padding a quarter as often with four times the weight."""
-    PAD = 58
-    x0 = torch.randint(0, PAD, (9, 12))
-    x0[:, 7:] = PAD
-    process, schedule = DiffusionSection(weight="elbo"), make_schedule("log-linear", 5.0)
-    shares, totals, plain_totals = [], [], []
-    for seed in range(200):
-        batches = [
-            masked_batch(
-                x0,
-                slice(None),
-                9,
-                process,
-                schedule,
-                MASK,
-                torch.Generator().manual_seed(seed),
-                padding=padding,
-            )
-            for padding in (None, ScoredPadding(PAD, 0.25))
-        ]
-        plain, sampled = batches
-        assert torch.equal(sampled.xt, plain.xt) and torch.equal(sampled.masked, plain.masked)
-        content = [b.targets != PAD for b in batches]
-        for name in ("index", "targets", "weights"):
-            kept = [getattr(b, name)[c] for b, c in zip(batches, content, strict=True)]
-            assert torch.equal(*kept), name
-        shares.append(float((~content[1]).sum() / (~content[0]).sum()))
-        plain_totals.append(float(plain.weights[~content[0]].sum()))
-        totals.append(float(sampled.weights[~content[1]].sum()))
-    assert 0.23 < np.mean(shares) < 0.27
-    assert 0.9 < np.sum(totals) / np.sum(plain_totals) < 1.1
-
-
-def test_processes_sample_the_same_padding_as_one():
-    x0 = torch.full((9, 12), 58)
-    process, schedule = DiffusionSection(), make_schedule("log-linear", 5.0)
-    parts = [
-        masked_batch(
-            x0[own],
-            own,
-            9,
-            process,
-            schedule,
-            MASK,
-            torch.Generator().manual_seed(0),
-            padding=ScoredPadding(58, 0.3),
-        )
-        for own in (slice(None), slice(0, 4), slice(4, 9))
-    ]
-    whole, first, second = parts
-    assert 0 < len(whole.index) < 0.5 * whole.masked.sum()
-    assert torch.equal(torch.cat([first.index, second.index + 4 * 12]), whole.index)
-
-
-def test_resident_pairs_are_the_same_pairs(pairs):
+def test_row_reader_of_resident_pairs_gives_the_same_pairs(pairs):
     opened, rows = Pairs.open(pairs), np.array([5, 700, 3, 64, 63])
-    stored = rows_of(opened, make_config(resident="never").training, CPU)(rows)
-    resident = rows_of(opened, make_config(resident="always").training, CPU)(rows)
+    stored = row_reader(opened, make_config(resident="never").training, CPU)(rows)
+    resident = row_reader(opened, make_config(resident="always").training, CPU)(rows)
     assert torch.equal(resident[0], stored[0])
     torch.testing.assert_close(resident[1], stored[1])
 
@@ -159,3 +94,135 @@ def test_the_network_can_be_compiled_in_one_piece(monkeypatch):
         for on in (False, True)
     ]
     torch.testing.assert_close(*losses)
+
+
+# Condition
+
+
+@pytest.fixture
+def vectors() -> torch.Tensor:
+    return F.normalize(torch.randn(4000, 64, generator=torch.Generator().manual_seed(0)), dim=1)
+
+
+def test_perturb_embeddings_switched_off_changes_nothing_and_draws_nothing(vectors):
+    generator = torch.Generator().manual_seed(1)
+    before = generator.get_state()
+    assert perturb_embeddings(vectors, 0.0, 0.0, generator) is vectors
+    assert torch.equal(generator.get_state(), before)
+
+
+def test_perturb_embeddings_drops_the_share_asked_for_to_the_zero_vector(vectors):
+    dropped = perturb_embeddings(vectors, 0.1, 0.0, torch.Generator().manual_seed(1))
+    gone = dropped.norm(dim=1) == 0
+    assert gone.float().mean().item() == pytest.approx(0.1, abs=0.02)
+    assert torch.equal(dropped[~gone], vectors[~gone])
+
+
+def test_perturb_embeddings_noise_has_the_length_asked_for_and_vectors_stay_unit(vectors):
+    noisy = perturb_embeddings(vectors, 0.0, 0.05, torch.Generator().manual_seed(1))
+    torch.testing.assert_close(noisy.norm(dim=1), torch.ones(len(vectors)))
+    assert (noisy - vectors).norm(dim=1).mean().item() == pytest.approx(0.05, rel=0.05)
+
+
+def test_perturb_embeddings_is_decided_by_its_generator(vectors):
+    first, second = (
+        perturb_embeddings(vectors, 0.2, 0.02, torch.Generator().manual_seed(7)) for _ in range(2)
+    )
+    assert torch.equal(first, second)
+
+
+def test_what_is_drawn_is_sent_without_waiting(monkeypatch):
+    """The draws are made on the host; a GPU would be waited for at a plain copy."""
+    waits, original = [], torch.Tensor.to
+
+    def spy(self, *args, **kwargs):
+        waits.append(not kwargs.get("non_blocking", False))
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(torch.Tensor, "to", spy)
+    perturb_embeddings(torch.eye(4), 0.5, 0.1, torch.Generator())
+    assert waits == [False, False]
+
+
+def test_a_gpu_is_sent_to_from_pinned_memory():
+    """Only such a copy goes on while the host does something else."""
+    calls = []
+
+    class Spy:
+        def pin_memory(self):
+            calls.append("pinned")
+            return self
+
+        def to(self, device, non_blocking):
+            calls.append((device.type, non_blocking))
+
+    for kind in ("cuda", "cpu"):
+        send(Spy(), torch.device(kind))
+    assert calls == ["pinned", ("cuda", True), ("cpu", True)]
+
+
+# Context
+
+FIRST = 0  # the first id, which a careless inverse of the distribution would pick
+
+
+@pytest.fixture
+def small_denoiser():
+    torch.manual_seed(0)
+    return Denoiser(preset("tiny", vocab_size=9, embedding_dim=16, length=10))
+
+
+def corrupted_batch(size):
+    x0 = torch.randint(1, 9, (size, 10))
+    return corrupt_batch(x0, LogLinear(), WEIGHTS["uniform"], FIRST, torch.Generator())
+
+
+def replace_some(small_denoiser, batch, share):
+    size = len(batch.xt)
+    generator = torch.Generator().manual_seed(3)
+    draws = torch.rand(2, size, 10, generator=generator)
+    embedding = F.normalize(torch.randn(size, 16, generator=generator), dim=1)
+    timestep = LogLinear().timestep
+    return sample_contexts(
+        small_denoiser, batch, embedding, draws[0] < share, draws[1], FIRST, timestep
+    ), (draws[0] < share)
+
+
+def test_sample_contexts_changes_chosen_visible_tokens_only(small_denoiser):
+    batch = corrupted_batch(64)
+    mixed, chosen = replace_some(small_denoiser, batch, 0.5)
+    changed = mixed.xt != batch.xt
+    assert changed.any()
+    assert not (changed & ~(chosen & ~batch.masked)).any()
+    assert torch.equal(mixed.xt == FIRST, batch.masked)
+    for name in ("t", "masked", "index", "targets", "weights"):
+        assert getattr(mixed, name) is getattr(batch, name)
+    assert not mixed.xt.requires_grad
+
+
+def test_sample_contexts_follows_the_denoiser_s_distribution(small_denoiser):
+    """A denoiser that knows nothing but its output bias."""
+    with torch.no_grad():
+        small_denoiser.token_table.weight.zero_()
+        small_denoiser.output_bias.copy_(torch.linspace(2.0, -2.0, 9))
+    batch = corrupted_batch(4000)
+    mixed, chosen = replace_some(small_denoiser, batch, 1.0)
+    samples = mixed.xt[chosen & ~batch.masked]
+    found = torch.bincount(samples, minlength=9) / len(samples)
+    bias = small_denoiser.output_bias.detach().clone()
+    bias[FIRST] = -torch.inf
+    torch.testing.assert_close(found, bias.softmax(0), atol=0.02, rtol=0.0)
+
+
+def test_sample_contexts_of_nothing_does_nothing(small_denoiser):
+    batch = corrupted_batch(8)
+    assert torch.equal(replace_some(small_denoiser, batch, 0.0)[0].xt, batch.xt)
+
+
+def test_sample_contexts_runs_the_denoiser_even_where_nothing_is_chosen(small_denoiser):
+    """Where its weights are shared out every process must take part in every pass."""
+    asked, features = [], small_denoiser.hidden_states
+    small_denoiser.hidden_states = lambda *given: asked.append(1) or features(*given)
+    replace_some(small_denoiser, corrupted_batch(8), 0.0)
+    del small_denoiser.hidden_states
+    assert asked

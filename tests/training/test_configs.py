@@ -56,6 +56,7 @@ def synthetic_pairs(config):
     return Pairs([tokens], [vectors], np.array([0, 20]), manifest, tokenizer)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", shipped_configs())
 def test_it_trains_three_steps(name, tmp_path, monkeypatch):
     config = load_config(name, SHRUNK)
@@ -64,7 +65,7 @@ def test_it_trains_three_steps(name, tmp_path, monkeypatch):
     assert loop.train(config, tmp_path, tmp_path / "run", CPU).step == 3
     losses = [r["loss"] for r in records(tmp_path / "run") if "loss" in r]
     assert len(losses) == 3 and np.isfinite(losses).all()
-    sizes = read_state(tmp_path / "run" / LATEST)[2]["sizes"]
+    sizes = read_state(tmp_path / "run" / LATEST).facts["sizes"]
     assert sizes["vocab_size"] == VOCABULARIES[config.encoder.name]
     assert sizes["layers"] == load_config(name).denoiser.layers
 

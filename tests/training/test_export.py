@@ -46,7 +46,7 @@ def test_the_folder_has_the_averaged_weights_tokenizer_card_and_curves(run, tmp_
         *("config.json", "model.safetensors", "tokenizer.json", "README.md", "curves.png")
     }
     assert (out / "curves.png").read_bytes().startswith(b"\x89PNG")
-    tensors, _, _ = read_state(run / BEST)
+    tensors = read_state(run / BEST).tensors
     stored = load_file(out / "model.safetensors")
     for name, tensor in stored.items():
         assert torch.equal(tensor, tensors[f"ema.{name}"].half())
@@ -56,7 +56,8 @@ def test_the_folder_has_the_averaged_weights_tokenizer_card_and_curves(run, tmp_
 def test_the_card_says_what_the_run_was(run, tmp_path):
     export_run(run, tmp_path)
     text = (tmp_path / "README.md").read_text(encoding="utf-8")
-    _, progress, facts = read_state(run / BEST)
+    saved = read_state(run / BEST)
+    progress, facts = saved.progress, saved.facts
     assert ModelCard(text).data.to_dict()["library_name"] == "unembed"
     assert "# Inverter for fake, texts of up to 11 tokens" in text
     assert f"{progress.step:,} steps of 8 pairs" in text and f"{progress.pairs:,} pairs" in text

@@ -8,6 +8,7 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from io import StringIO
 from pathlib import Path
@@ -48,6 +49,9 @@ _VERDICTS = {True: "[green]passed[/]", False: "[red]failed[/]", None: ""}
 _PICTURE_COLUMNS, _FRAMES = 110, 7
 _SHOWN = 12  # languages
 _SAME_REQUEST = 2.0  # seconds
+_STOP_SIGNALS = [
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
+]
 
 
 def _bar(*columns: str) -> Progress:
@@ -138,42 +142,56 @@ class StageDisplay(_Display):
 
 
 class TrainingDisplay(_Display):
-    """The last logged figures beside a bar of steps; validations stay on the screen."""
+    """The last logged figures beside a bar of steps; validations stay on the screen.
+
+    A terminal that is gone (SIGHUP) must not end the run before it has saved.
+    """
 
     def __init__(self, steps: int) -> None:
         super().__init__("{task.fields[figures]}")
         self.bar.disable = os.environ.get("RANK", "0") != "0"  # of several processes the first
         self.task = self.bar.add_task("training", total=steps, figures="")
 
+    def __exit__(self, *error: object) -> None:
+        with suppress(OSError):
+            super().__exit__(*error)
+
     def log(self, record: dict[str, float]) -> None:
         """Show a record of ``metrics.jsonl``."""
         step = int(record["step"])
-        if "validation_loss" in record:
-            figures = ", ".join(f"{k} {v:.4f}" for k, v in record.items() if k != "step")
-            self.bar.console.print(f"step {step}: {figures}")
-            return
-        figures = f"loss {record['loss']:.3f}  {record['samples_per_second']:.0f} samples/s"
-        self.bar.update(self.task, completed=step, figures=figures)
+        with suppress(OSError):
+            if "validation_loss" in record:
+                figures = ", ".join(f"{k} {v:.4f}" for k, v in record.items() if k != "step")
+                self.bar.console.print(f"step {step}: {figures}")
+                return
+            figures = f"loss {record['loss']:.3f}  {record['samples_per_second']:.0f} samples/s"
+            self.bar.update(self.task, completed=step, figures=figures)
 
 
 class StopSignal:
-    """Turns SIGINT and SIGTERM into a request to save and stop; a later second one stops at once.
+    """Turns SIGINT, SIGTERM and SIGHUP into a request to save and stop; a second one stops at once.
 
     One soon after the first is the same request: a batch system tells a whole job, and a launcher
-    among it tells its processes again.
+    among it tells its processes again. SIGHUP stays ignored where it is (`nohup`).
+
+    Attributes:
+        number: The first signal that came; None before.
     """
 
     def __init__(self) -> None:
-        self._asked: float | None = None  # when
+        self.number: signal.Signals | None = None
+        self._time = 0.0  # of the first
         self._before: dict[signal.Signals, Any] = {}
 
     def requested(self) -> bool:
-        """Whether a signal has come."""
-        return self._asked is not None
+        """Check whether a signal has come."""
+        return self.number is not None
 
     def __enter__(self) -> StopSignal:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._before[number] = signal.signal(number, self._ask)
+        for number in map(signal.Signals, _STOP_SIGNALS):
+            if number.name == "SIGHUP" and signal.getsignal(number) == signal.SIG_IGN:
+                continue
+            self._before[number] = signal.signal(number, self._handle)
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -183,10 +201,10 @@ class StopSignal:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def _ask(self, number: int, frame: FrameType | None) -> None:
-        if self._asked is None:
-            self._asked = time.monotonic()
-        elif time.monotonic() - self._asked > _SAME_REQUEST:
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.number is None:
+            self.number, self._time = signal.Signals(number), time.monotonic()
+        elif time.monotonic() - self._time > _SAME_REQUEST:
             self._restore()
             signal.raise_signal(number)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -33,12 +35,15 @@ def train(
     device: DeviceOption = "auto",
     trust_remote_code: TrustOption = False,
 ) -> None:
-    """Train a denoiser on prepared pairs. Ctrl-C or SIGTERM saves first; --resume goes on."""
+    """Train a denoiser on prepared pairs.
+
+    Ctrl-C, SIGTERM and SIGHUP save and end it with exit code 130, 143 or 129; --resume goes on.
+    """
     from unembed.cli.display import StopSignal, TrainingDisplay
     from unembed.config import load_config
     from unembed.data.pairs import Pairs
     from unembed.device import choose_compute
-    from unembed.training.checkpoint import LATEST
+    from unembed.training.checkpoint import LATEST, PREVIOUS
     from unembed.training.loop import train as run_training
 
     chosen = load_config(config, settings or [])
@@ -46,9 +51,8 @@ def train(
     Pairs.verify(data)
     words = encoder = None
     # Killed before its first save, a run has a folder and starts anew
-    from_words = chosen.denoiser.token_table == "encoder" and not (
-        resume and (out / LATEST).exists()
-    )
+    has_state = any((out / name).exists() for name in (LATEST, PREVIOUS))
+    from_words = chosen.denoiser.token_table == "encoder" and not (resume and has_state)
     if from_words:
         _require_own_tokenizer(pairs.manifest)
     if from_words or chosen.training.decoded_cosine:
@@ -68,7 +72,20 @@ def train(
             should_stop=stop.requested,
         )
     best = f"{progress.best_loss:.4f}" if progress.best_loss < float("inf") else "not measured yet"
-    typer.echo(f"step {progress.step}, best validation loss {best}, in {out}")
+    figures = f"step {progress.step}, best validation loss {best}, in {out}"
+    complete = progress.out_of_patience(chosen.training.patience)
+    if complete or progress.step >= chosen.training.steps:
+        typer.echo(figures)
+        return
+    # Of several processes any may have got the signal, for all of them
+    number = stop.number or signal.SIGTERM
+    with suppress(OSError):  # after SIGHUP nobody may be there to read it
+        typer.echo(
+            f"unfinished: {number.name} at {figures}; {chosen.training.steps - progress.step} "
+            "steps are left: the same command with --resume goes on",
+            err=True,
+        )
+    raise typer.Exit(128 + number)
 
 
 def _require_own_tokenizer(manifest: dict[str, Any]) -> None:

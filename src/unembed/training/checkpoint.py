@@ -1,13 +1,16 @@
-"""The training state on disk: one safetensors file, replaced in one step.
+"""The training state on disk: safetensors files, each replaced in one step; starting and resuming.
 
-Tensors are named ``model.*``, ``ema.*``, ``optimizer.exp_avg.*`` and ``guard``; what is not a
-tensor (step, best loss, configuration, digest of the pairs) is JSON in the file's own metadata.
-Randomness needs no state: every step draws from a generator seeded by (seed, step).
+Tensors are named ``model.*``, ``ema.*``, ``optimizer.exp_avg.*`` and ``guard``; the rest (step,
+best loss, settings, digest of the pairs) is JSON in the file's metadata, beside a SHA-256 of all.
+Randomness needs no state: every step draws from a generator seeded by (seed, step). The latest
+state but one is kept: a run whose latest file is damaged goes on from there, and never anew.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+import logging
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -16,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -26,18 +30,24 @@ from unembed.denoiser import Denoiser
 from unembed.encoders.base import EncoderIdentity
 from unembed.errors import CheckpointError, TrainingError
 from unembed.inverter import Inverter
-from unembed.training.distributed import like, whole
-from unembed.training.step import EMA, TrainingRun
+from unembed.training.distributed import Processes, distribute_like, full_tensor
+from unembed.training.metrics_log import METRICS, read_records
+from unembed.training.step import TrainState
 
 if TYPE_CHECKING:
     from unembed.config import Config
 
 LATEST = "latest.safetensors"
+PREVIOUS = "previous.safetensors"
 BEST = "best.safetensors"
 MILESTONE = "milestone-{}.safetensors"
+_LOCK = ".lock"
+_DAMAGED = ".damaged"
 _GUARD = "guard"
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 _UPDATES = "step"  # of a table frozen at first fewer than of the rest
+_FIXED = ("seed", "validation_pairs")  # of training: which pairs a step sees, and which none does
+_POSITIONS = "positions"
 
 
 @dataclass(frozen=True)
@@ -60,67 +70,80 @@ class Progress:
     skipped: int = 0
     stale: int = 0
 
+    def out_of_patience(self, patience: int | None) -> bool:
+        """Check whether there were as many validations since the best one as are allowed."""
+        return patience is not None and self.stale >= patience
 
-def save_state(
-    path: Path | None,
-    denoiser: Denoiser,
-    ema: EMA,
-    optimizer: torch.optim.Optimizer | None,
-    progress: Progress,
-    facts: Mapping[str, Any],
-    guard: Tensor | None = None,
-) -> None:
+
+# Writing
+
+
+def save_state(state: TrainState, progress: Progress, path: Path) -> None:
     """Write a state under a temporary name and rename it over the old one.
 
-    Of a sharded denoiser all processes must call this: they put each tensor together.
+    The latest state has everything, and the one before it is kept; others have the averaged
+    weights. All processes call this; where each holds a share of the weights, all are needed to
+    put a tensor together, and the main one writes.
 
     Args:
-        path: ``latest.safetensors``, ``best.safetensors`` or a milestone of a run; with none
-            nothing is kept or written, as it is in all processes but one.
-        denoiser: The live weights.
-        ema: The averaged weights.
-        optimizer: Its moments are saved when given; ``best`` and milestones go
-            without.
+        state: The run.
         progress: Step, best loss and times.
-        facts: What must match when loading: configuration, sizes, encoder, tokenizer.
-        guard: The state of the guard against bad steps.
+        path: ``latest.safetensors``, ``best.safetensors`` or a milestone of a run.
 
     Raises:
         TrainingError: The disk refused; the old state is still there.
     """
-    tensors = {f"ema.{n}": a for n, a in zip(ema.names, ema.averages, strict=True)}
-    if optimizer is not None:
-        for name, parameter in denoiser.named_parameters():
-            tensors[f"model.{name}"] = parameter.detach()
-            for part in (*_MOMENTS, _UPDATES) if parameter in optimizer.state else ():
-                tensors[f"optimizer.{part}.{name}"] = optimizer.state[parameter][part]
-    if guard is not None:
-        tensors[_GUARD] = guard
-    tensors = {name: _kept(tensor, path is not None) for name, tensor in tensors.items()}
-    if path is None:
+    processes, ema = state.processes, state.ema
+    if not (processes.is_main or processes.sharded):
         return
+    tensors = {f"ema.{n}": a for n, a in zip(ema.names, ema.averages, strict=True)}
+    if path.name == LATEST:
+        for name, parameter in state.denoiser.named_parameters():
+            tensors[f"model.{name}"] = parameter.detach()
+            moments = state.optimizer.state.get(parameter, {})  # none of a frozen one
+            for part in (*_MOMENTS, _UPDATES) if moments else ():
+                tensors[f"optimizer.{part}.{name}"] = moments[part]
+        tensors[_GUARD] = state.guard.state
+    for name, tensor in tensors.items():
+        gathered = full_tensor(tensor)
+        # Other processes drop what they helped to put together
+        tensors[name] = gathered.contiguous().cpu() if processes.is_main else gathered.new_empty(0)
+    if processes.is_main:
+        _write(tensors, progress, state.facts, path)
+
+
+def _write(
+    tensors: dict[str, Tensor], progress: Progress, facts: Mapping[str, Any], path: Path
+) -> None:
     metadata = {"progress": json.dumps(asdict(progress)), "facts": json.dumps(dict(facts))}
+    metadata["digest"] = _digest(tensors, metadata)
     temporary = path.with_name(path.name + ".tmp")
     with written(path):
         try:
             write_tensors(tensors, temporary, metadata)
             with temporary.open("rb") as file:
                 os.fsync(file.fileno())
+            if path.name == LATEST and path.exists():
+                path.replace(path.with_name(PREVIOUS))
             temporary.replace(path)
         except (OSError, SafetensorError):
             temporary.unlink(missing_ok=True)
             raise
 
 
-def _kept(tensor: Tensor, here: bool) -> Tensor:
-    """The whole tensor in the host's memory; put together and dropped where it is not kept."""
-    together = whole(tensor)
-    return together.contiguous().cpu() if here else together.new_empty(0)
+def _digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
+    """Compute the SHA-256 of a state: names, shapes and bytes of its tensors, and its metadata."""
+    digest = hashlib.sha256(f"{metadata['progress']}\n{metadata['facts']}\n".encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 @contextmanager
 def written(path: Path) -> Iterator[None]:
-    """Around whatever writes ``path``: a disk that refuses ends the run with a message.
+    """Surround whatever writes ``path``: a disk that refuses ends the run with a message.
 
     Raises:
         TrainingError: In place of the disk's error.
@@ -135,119 +158,153 @@ def written(path: Path) -> Iterator[None]:
         ) from error
 
 
-def read_facts(path: Path) -> dict[str, Any]:
-    """The facts of a saved state, without its tensors.
+# Reading
 
-    Raises:
-        CheckpointError: It is damaged.
+
+@dataclass(frozen=True)
+class SavedState:
+    """A state as it was read.
+
+    Attributes:
+        tensors: By name, in the host's memory.
+        progress: Where the run stood.
+        facts: What must match: configuration, sizes, encoder, tokenizer, pairs.
+        path: The file.
     """
-    with _readable(path), safe_open(path, framework="pt") as file:
-        facts: dict[str, Any] = json.loads((file.metadata() or {})["facts"])
-    return facts
+
+    tensors: dict[str, Tensor]
+    progress: Progress
+    facts: dict[str, Any]
+    path: Path
 
 
-@contextmanager
-def _readable(path: Path) -> Iterator[None]:
-    """Around whatever reads a state: damage is told with a message."""
-    try:
-        yield
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(
-            f"a whole training state at {path}", str(error), f"Use {BEST} or an older copy"
-        ) from error
-
-
-def read_state(path: Path) -> tuple[dict[str, Tensor], Progress, dict[str, Any]]:
-    """Tensors, progress and facts of a saved state.
+def read_state(path: Path) -> SavedState:
+    """Read a saved state and compare it with its digest; files of older versions have none.
 
     Raises:
         CheckpointError: There is none, or it is damaged.
     """
     if not path.is_file():
         raise CheckpointError(f"a training state at {path}", "nothing", "Start without --resume")
-    with _readable(path):
+    try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         progress = Progress(**json.loads(metadata["progress"]))
         facts: dict[str, Any] = json.loads(metadata["facts"])
-    return tensors, progress, facts
-
-
-def restore(
-    tensors: Mapping[str, Tensor],
-    denoiser: Denoiser,
-    ema: EMA,
-    optimizer: torch.optim.Optimizer,
-    steps: int,
-) -> Tensor | None:
-    """Put saved tensors back into a freshly built run.
-
-    Args:
-        tensors: From `read_state`.
-        denoiser: Gets the live weights.
-        ema: Gets the averages.
-        optimizer: Gets the moments.
-        steps: Updates the optimiser has made (the run's steps less those skipped), for a file of a
-            version that did not keep their number for each tensor.
-
-    Returns:
-        The state of the guard; none in a file of a version that had no guard.
-
-    Raises:
-        CheckpointError: A tensor is missing or has another shape.
-    """
-    try:
-        with torch.no_grad():
-            for name, average in zip(ema.names, ema.averages, strict=True):
-                average.copy_(like(tensors[f"ema.{name}"], average))
-            for name, parameter in denoiser.named_parameters():
-                parameter.copy_(like(tensors[f"model.{name}"], parameter))
-                if f"optimizer.{_MOMENTS[0]}.{name}" not in tensors:
-                    continue  # frozen so far: the optimiser starts it afresh
-                made = tensors.get(f"optimizer.{_UPDATES}.{name}", torch.tensor(float(steps)))
-                optimizer.state[parameter] = {
-                    _UPDATES: made.to(parameter.device),
-                    **{m: like(tensors[f"optimizer.{m}.{name}"], parameter) for m in _MOMENTS},
-                }
-    except (KeyError, RuntimeError) as error:
+        if "digest" in metadata and metadata["digest"] != _digest(tensors, metadata):
+            raise ValueError("its bytes do not match its digest")
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise CheckpointError(
-            "a state of this configuration", str(error), "Use the configuration of the run"
+            f"a whole training state at {path}",
+            f"{type(error).__name__}: {error}",
+            "Put back a copy of it, or choose another folder",
         ) from error
-    return tensors.get(_GUARD)
+    return SavedState(tensors, progress, facts, path)
 
 
-_SAME = ("seed", "validation_pairs")  # of training: which pairs a step sees, and which none does
+def saved_state(run: Path, resume: bool) -> SavedState | None:
+    """Read the state that a run goes on from; None where the folder has no run yet.
 
-
-def saved_facts(run: Path, resume: bool) -> dict[str, Any] | None:
-    """What the latest state of a run says about it; None where there is no state yet.
+    That is the latest one, or where it is damaged or missing the one before it, with a warning.
 
     Raises:
-        CheckpointError: There is a state and ``resume`` is false, or the folder holds other things.
+        CheckpointError: There is a run and ``resume`` is false, the folder holds other things, or
+            what is left of a run there cannot be gone on with.
     """
-    latest = run / LATEST
-    if latest.exists() and resume:
-        return read_facts(latest)
-    if latest.exists():
+    require_run_folder(run)
+    paths = [path for path in (run / LATEST, run / PREVIOUS) if path.exists()]
+    if paths and not resume:
         raise CheckpointError(
             f"an empty run folder at {run}", "a training state", "Pass --resume or another --out"
         )
+    damage = f"there is no {LATEST}"
+    for path in paths:
+        try:
+            saved = read_state(path)
+        except CheckpointError as error:
+            if path == paths[-1]:
+                raise
+            damage = str(error)
+            continue
+        if path.name == PREVIOUS:
+            logging.getLogger(__name__).warning(
+                "note: going on from step %d, in %s: %s", saved.progress.step, path, damage
+            )
+        return saved
+    _require_nothing_to_lose(run)
+    return None
+
+
+def _require_nothing_to_lose(run: Path) -> None:
+    """Refuse to begin anew over what is left of a run that lost its states.
+
+    Killed before its first validation, which comes with a save, it has some lines of log at most.
+    """
+    remains = [
+        path.name for path in (run / BEST, *run.glob(MILESTONE.format("*"))) if path.exists()
+    ]
+    log = run / METRICS
+    if log.is_file() and any("validation_loss" in record for record in read_records(log)[0]):
+        remains.append(METRICS)
+    if remains:
+        raise CheckpointError(
+            f"{LATEST} or {PREVIOUS} in {run}, or an empty folder",
+            f"{', '.join(remains)} of a run, and no state to go on from",
+            f"Put {LATEST} back, or choose another --out",
+        )
+
+
+def require_run_folder(run: Path) -> None:
+    """Refuse a folder of prepared pairs or texts.
+
+    Raises:
+        CheckpointError: It is one.
+    """
     if (run / MANIFEST).exists():
         raise CheckpointError(
             f"an empty run folder at {run}", "prepared pairs or texts", "Choose another --out"
         )
-    return None
 
 
-def open_pairs(data: Path, config: Config, saved: dict[str, Any] | None) -> Pairs:
-    """The pairs of a run: of one that goes on the shards it began with, whatever came since.
+@contextmanager
+def locked(run: Path, processes: Processes) -> Iterator[None]:
+    """Keep the folder of a run for this run alone, made where it is not there yet.
+
+    Raises:
+        CheckpointError: Another run is writing to it, or it holds other things.
+        TrainingError: It cannot be made.
+    """
+    require_run_folder(run)
+    lock, free = FileLock(run / _LOCK, timeout=0), True
+    if processes.is_main:
+        with written(run):
+            run.mkdir(parents=True, exist_ok=True)
+            try:
+                lock.acquire()
+            except Timeout:
+                free = False
+    if not processes.broadcast(free):
+        raise CheckpointError(
+            f"{run} to be free", "another training writing to it", "Wait for it, or choose --out"
+        )
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+# Starting and resuming
+
+
+def open_pairs(data: Path, config: Config, saved: SavedState | None) -> Pairs:
+    """Open the pairs of a run: of one that goes on the shards it began with, whatever came since.
 
     Raises:
         DataError: The pairs cannot be read.
         TrainingError: They are of another length than the configuration says.
     """
-    pairs = Pairs.open(data, (saved or {}).get("shards"))
+    pairs = Pairs.open(data, None if saved is None else saved.facts.get("shards"))
     length = int(pairs.manifest["pieces"]["length"])
     if config.data.length != length:
         raise TrainingError(
@@ -258,55 +315,86 @@ def open_pairs(data: Path, config: Config, saved: dict[str, Any] | None) -> Pair
     return pairs
 
 
-def start_or_resume(run: Path, this: TrainingRun) -> Progress:
-    """Load the latest state where there is one (`saved_facts` has refused what must not be).
+def start_or_resume(run: Path, state: TrainState, saved: SavedState | None) -> Progress:
+    """Put the saved state into a run at step 0, where there is one.
 
     Raises:
         CheckpointError: The state is of another run, or some processes do not see it.
     """
-    latest = run / LATEST
-    progress = Progress(pairs=len(this.pairs) - this.config.training.validation_pairs)
-    if latest.exists():
-        progress = replace(_resumed(latest, this), pairs=progress.pairs)
-    elif this.processes.first:
-        with written(run / TOKENIZER):
-            run.mkdir(parents=True, exist_ok=True)
-            this.pairs.tokenizer.save(run / TOKENIZER)
-    steps = this.processes.smallest(progress.step), -this.processes.smallest(-progress.step)
-    if steps[0] != steps[1]:
+    processes, pairs = state.processes, state.pairs
+    progress = Progress(pairs=len(pairs) - state.config.training.validation_pairs)
+    if saved is not None:
+        _require_same_run(saved, state)
+        restore(state, saved)
+        progress = replace(saved.progress, pairs=progress.pairs)
+    lowest, highest = processes.min(progress.step), -processes.min(-progress.step)
+    if lowest != highest:
         raise CheckpointError(
-            f"the same state at {latest} for every process",
-            f"steps {steps[0]} to {steps[1]}",
+            f"the same state at {run / LATEST} for every process",
+            f"steps {lowest} to {highest}",
             "Put --out and --data where all machines see them",
         )
+    if processes.is_main:
+        with written(run / TOKENIZER):
+            if saved is not None and saved.path.name == PREVIOUS and (run / LATEST).exists():
+                # The next save must not put it in the place of the good one
+                (run / LATEST).replace(run / (LATEST + _DAMAGED))
+            if saved is None or not (run / TOKENIZER).exists():
+                pairs.tokenizer.save(run / TOKENIZER)
     return progress
 
 
-def _resumed(latest: Path, this: TrainingRun) -> Progress:
-    """The state put into the run, and how far it had come."""
-    tensors, progress, saved = read_state(latest)
-    if EncoderIdentity.from_dict(saved["encoder"]).key == this.pairs.encoder.key:
-        saved["encoder"] = this.facts["encoder"]  # wherever it was
-    saved.setdefault("pairs_digest", this.facts["pairs_digest"])  # not in states of older versions
+def restore(state: TrainState, saved: SavedState) -> None:
+    """Put saved tensors into a freshly built run: weights, averages, moments, guard.
+
+    Raises:
+        CheckpointError: A tensor is missing or has another shape.
+    """
+    tensors, ema, optimizer = saved.tensors, state.ema, state.optimizer
+    # Of a version that did not keep the number of updates for each tensor
+    updates = torch.tensor(float(saved.progress.step - saved.progress.skipped))
+    try:
+        with torch.no_grad():
+            for name, average in zip(ema.names, ema.averages, strict=True):
+                average.copy_(distribute_like(tensors[f"ema.{name}"], average))
+            for name, parameter in state.denoiser.named_parameters():
+                parameter.copy_(distribute_like(tensors[f"model.{name}"], parameter))
+                if f"optimizer.{_MOMENTS[0]}.{name}" not in tensors:
+                    continue  # frozen so far: the optimiser starts it afresh
+                count = tensors.get(f"optimizer.{_UPDATES}.{name}", updates)
+                optimizer.state[parameter] = {_UPDATES: count.to(parameter.device).clone()}
+                for moment in _MOMENTS:
+                    tensor = tensors[f"optimizer.{moment}.{name}"]
+                    optimizer.state[parameter][moment] = distribute_like(tensor, parameter)
+    except (KeyError, RuntimeError) as error:
+        raise CheckpointError(
+            "a state of this configuration", str(error), "Use the configuration of the run"
+        ) from error
+    if _GUARD in tensors:  # not in a file of a version that had no guard
+        state.guard.restore(tensors[_GUARD])
+
+
+def _require_same_run(saved: SavedState, state: TrainState) -> None:
+    """Refuse a state of other data, of another network, or of other settings that must stay."""
+    facts = dict(saved.facts)
+    if EncoderIdentity.from_dict(facts["encoder"]).key == state.pairs.encoder.key:
+        facts["encoder"] = state.facts["encoder"]  # wherever it was
+    facts.setdefault("pairs_digest", state.facts["pairs_digest"])  # not in files of older versions
     for key in ("sizes", "encoder", "tokenizer_digest", "pairs_digest"):
-        if saved.get(key) != this.facts[key]:
+        if facts.get(key) != state.facts[key]:
             raise CheckpointError(
-                f"a run with {key} {this.facts[key]}",
-                f"{saved.get(key)} in {latest}",
+                f"a run with {key} {state.facts[key]}",
+                f"{facts.get(key)} in {saved.path}",
                 "Use the data and configuration of that run, or another --out",
             )
-    _require_same_settings(saved["config"], this.config, latest)
-    updates = progress.step - progress.skipped
-    guard = restore(tensors, this.denoiser, this.ema, this.optimizer, updates)
-    if guard is not None:
-        this.guard.restore(guard)
-    return progress
+    _require_same_settings(facts["config"], state.config, saved.path)
 
 
 def _require_same_settings(saved: dict[str, Any], config: Config, latest: Path) -> None:
     """Refuse settings that would make the log and the best loss speak of two different runs."""
     now = config.model_dump()
-    fixed = [("diffusion", key) for key in now["diffusion"]] + [("training", key) for key in _SAME]
+    fixed = [("diffusion", key) for key in now["diffusion"]]
+    fixed += [("training", key) for key in _FIXED]
     for section, key in fixed:
         before = saved[section].get(key, now[section][key])
         if before != now[section][key]:
@@ -324,11 +412,8 @@ def _require_same_settings(saved: dict[str, Any], config: Config, latest: Path) 
         )
 
 
-_POSITIONS = "positions"
-
-
 def start_from(name: str, denoiser: Denoiser, pairs: Pairs) -> None:
-    """Copy an inverter's weights into a denoiser, if both speak of the same things.
+    """Copy an inverter's weights into a denoiser of the same widths and tokenizer.
 
     The run may be of longer texts and of more blocks than the inverter: positions it lacks start as
     its last one, and blocks it lacks as the identity.
@@ -345,28 +430,21 @@ def start_from(name: str, denoiser: Denoiser, pairs: Pairs) -> None:
     inverter = Inverter.from_pretrained(name)
     pairs.encoder.require_same(inverter.encoder, "training.start_from")
     ours, theirs = denoiser.sizes, inverter.denoiser.sizes
-    grown = replace(
-        theirs,
-        length=max(theirs.length, ours.length),
-        layers=max(theirs.layers, ours.layers),
-    )
-    for what, wanted, found in (
+    length, layers = max(theirs.length, ours.length), max(theirs.layers, ours.layers)
+    grown = replace(theirs, length=length, layers=layers)
+    for what, expected, actual in (
         ("sizes", ours, grown),
         ("a tokenizer with digest", pairs.tokenizer.digest, inverter.tokenizer.digest),
     ):
-        if wanted != found:
+        if expected != actual:
             raise CheckpointError(
-                f"training.start_from {name} to have {what} {wanted}",
-                str(theirs if what == "sizes" else found),
+                f"training.start_from {name} to have {what} {expected}",
+                str(theirs if what == "sizes" else actual),
                 "Match its data and denoiser settings (length and layers may be larger than "
                 "its), or drop training.start_from",
             )
     weights = inverter.denoiser.state_dict()
-    weights[_POSITIONS] = _lengthened(weights[_POSITIONS], ours.length)
+    positions = weights[_POSITIONS]  # [L', H]
+    repeats = positions[-1:].expand(ours.length - len(positions), -1)
+    weights[_POSITIONS] = torch.cat([positions, repeats])
     denoiser.load_state_dict({**denoiser.state_dict(), **weights})
-
-
-def _lengthened(positions: Tensor, length: int) -> Tensor:
-    """Positions [L', H] → [L, H], the last one repeated."""
-    missing = length - len(positions)
-    return torch.cat([positions, positions[-1:].expand(missing, -1)])

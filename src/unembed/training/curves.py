@@ -1,4 +1,4 @@
-"""The curves of one or several runs as a picture."""
+"""The training and validation curves of one or several runs, as a picture."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class Run:
 
 
 def read_run(folder: Path) -> tuple[Run, list[str]]:
-    """The log of a run, and notes on what is missing in it.
+    """Read the log of a run, with notes on what is missing in it.
 
     Raises:
         TrainingError: There is no run, or nothing was logged.
@@ -77,9 +77,9 @@ def read_run(folder: Path) -> tuple[Run, list[str]]:
         )
     records, damaged = read_records(path)
     if not records:
-        found = f"{damaged} damaged lines" if damaged else "an empty file"
+        content = f"{damaged} damaged lines" if damaged else "an empty file"
         raise TrainingError(
-            f"records of a training in {path}", found, "Train on, or choose another run"
+            f"records of a training in {path}", content, "Train on, or choose another run"
         )
     name = folder.resolve().name
     notes = [f"{damaged} damaged lines of {path} were left out"] if damaged else []
@@ -89,18 +89,18 @@ def read_run(folder: Path) -> tuple[Run, list[str]]:
 
 
 def read_runs(folders: Sequence[Path]) -> tuple[list[Run], list[str]]:
-    """Several runs, with names that tell them apart.
+    """Read several runs, with names that tell them apart.
 
     Raises:
         TrainingError: As `read_run`.
     """
-    found = [read_run(folder) for folder in folders]
-    names = [run.name for run, _ in found]
+    logs = [read_run(folder) for folder in folders]
+    names = [run.name for run, _ in logs]
     runs = []
-    for folder, (run, _) in zip(folders, found, strict=True):
+    for folder, (run, _) in zip(folders, logs, strict=True):
         name = run.name if names.count(run.name) == 1 else str(folder)
         runs.append(Run(name, run.training, run.validation))
-    return runs, [note for _, notes in found for note in notes]
+    return runs, [note for _, notes in logs for note in notes]
 
 
 def save_curves(folders: Sequence[Path], path: Path, axis: str = "steps") -> list[str]:
@@ -136,7 +136,7 @@ def save_curves(folders: Sequence[Path], path: Path, axis: str = "steps") -> lis
 def draw_curves(
     runs: Sequence[Run], axis: str = "steps", kind: str = "png"
 ) -> tuple[bytes, list[str]]:
-    """Curves of runs, one panel a figure, one colour and marker a run.
+    """Draw curves of runs, one panel a figure, one colour and marker a run.
 
     Args:
         runs: At least one.
@@ -191,12 +191,12 @@ def draw_curves(
 
 
 def _has(run: Run, panel: Panel) -> bool:
-    """Whether a run logged the figure at all."""
-    return any(len(_points(part, name, run, "steps")[0]) for part, name in _parts(run, panel))
+    """Check whether a run logged the figure at all."""
+    return any(len(_points(part, name, run, "steps")[0]) for part, name in _records(run, panel))
 
 
-def _parts(run: Run, panel: Panel) -> list[tuple[list[Record], str]]:
-    """Training, then validation: the records, and the figure's name in them."""
+def _records(run: Run, panel: Panel) -> list[tuple[list[Record], str]]:
+    """List training, then validation: the records, and the figure's name in them."""
     training = [] if panel.training is None else [(run.training, panel.training)]
     return [*training, (run.validation, panel.validation)]
 
@@ -204,20 +204,20 @@ def _parts(run: Run, panel: Panel) -> list[tuple[list[Record], str]]:
 def _points(
     records: list[Record], name: str, run: Run, axis: str
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Where and what a figure is, [N] each; what is not finite is left out.
+    """Find where and what a figure is, [N] each; what is not finite is left out.
 
     Raises:
         TrainingError: The log does not say where on this axis its records are.
     """
-    kept = [record for record in records if math.isfinite(record.get(name, math.nan))]
-    steps = np.array([record["step"] for record in kept], dtype=np.float64)
-    values = np.array([record[name] for record in kept], dtype=np.float64)
+    records = [record for record in records if math.isfinite(record.get(name, math.nan))]
+    steps = np.array([record["step"] for record in records], dtype=np.float64)
+    values = np.array([record[name] for record in records], dtype=np.float64)
     if axis == "samples":
-        if not all("samples" in record for record in kept):
+        if not all("samples" in record for record in records):
             raise TrainingError(
                 f"samples in the log of {run.name}", "none", "Choose --x steps or hours"
             )
-        steps = np.array([record["samples"] for record in kept], dtype=np.float64)
+        steps = np.array([record["samples"] for record in records], dtype=np.float64)
     if axis == "hours":
         timed = [record for record in run.training if "seconds" in record]
         if not timed:
@@ -231,7 +231,7 @@ def _points(
 
 
 def _draw(axes: Any, panel: Panel, runs: Sequence[Run], axis: str) -> None:
-    """One panel: training pale, validation dark with its points marked."""
+    """Draw one panel: training pale, validation dark with its points marked."""
     for index, run in enumerate(runs):
         colour, marker = _look(index)
         if panel.training is not None:
@@ -267,7 +267,7 @@ def _draw(axes: Any, panel: Panel, runs: Sequence[Run], axis: str) -> None:
 
 
 def _look(index: int) -> tuple[str, str]:
-    """Colour and marker of a run; a pair comes again after 49."""
+    """Choose colour and marker of a run; a pair comes again after 49."""
     turn, colour = divmod(index, len(_COLOURS))
     return _COLOURS[colour], _MARKERS[(colour + turn) % len(_MARKERS)]
 
@@ -279,7 +279,7 @@ def _locator() -> Any:
 
 
 def _log_axis(axes: Any) -> None:
-    """A loss falls by less and less: on a logarithmic axis the end is as readable as the start."""
+    """Make a loss's axis logarithmic: it falls by less and less, and its end stays readable."""
     from matplotlib.ticker import LogLocator, NullFormatter, NullLocator
 
     values = [value for line in axes.get_lines() for value in line.get_ydata()]
@@ -307,7 +307,7 @@ def _thousands(value: float, _: int) -> str:
 def _means(
     x: NDArray[np.float64], y: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """At most 300 points, each the mean of neighbouring ones."""
+    """Thin out a curve to at most 300 points, each the mean of neighbouring ones."""
     if len(x) <= _POINTS:
         return x, y
     parts = [np.array_split(values, _POINTS) for values in (x, y)]
@@ -316,7 +316,7 @@ def _means(
 
 
 def _legend(figure: Any, runs: Sequence[Run], drawn: Sequence[Panel]) -> None:
-    """Below the panels: the runs by colour and marker, and what pale and dark mean."""
+    """Draw below the panels: the runs by colour and marker, and what pale and dark mean."""
     from matplotlib.lines import Line2D
 
     handles = []

@@ -3,12 +3,11 @@
 Accelerate finds out who is there (``accelerate launch`` or ``torchrun``), picks each process's
 device, wraps the network for data-parallel training (DDP) and adds up over processes. Number
 formats stay with `unembed.device`: Accelerate's mixed precision is off. Weights are shared out by
-PyTorch itself (`sharding`): Accelerate's way is for GPUs alone, where our tests do not run.
+PyTorch itself (`shard`): Accelerate's way is for GPUs alone, where our tests do not run.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from copy import copy
 from dataclasses import replace
@@ -31,7 +30,7 @@ _KNOWN = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_G
 
 
 class Processes:
-    """Who takes part in a run, and what they tell each other.
+    """The processes that take part in a run, and what they exchange.
 
     Args:
         compute: What this process would use alone.
@@ -42,8 +41,8 @@ class Processes:
 
     Attributes:
         count: Processes of the run.
-        rank: This one's number; the first, 0, logs and saves.
-        compute: Device of this process, and the number format of the first.
+        rank: This one's number; the main process, 0, logs and saves.
+        compute: Device of this process, and the number format of the main one.
         sharded: Whether each holds a share of the weights only. Then all of them must take part
             in whatever uses these.
     """
@@ -63,40 +62,40 @@ class Processes:
         self.sharded = shard and self.count > 1
         if self.count > 1:
             # Each would measure for itself which format is quicker, and they might disagree
-            dtype = self.agreed(compute.dtype)
+            dtype = self.broadcast(compute.dtype)
             compute = replace(compute, device=self._accelerator.device, dtype=dtype)
         self.compute = compute
 
     @property
-    def first(self) -> bool:
-        """Whether this process logs and saves."""
+    def is_main(self) -> bool:
+        """Whether this is the process that logs and saves."""
         return self.rank == 0
 
     def alone(self) -> Processes:
-        """This process as if it were the only one, on the same device."""
+        """Make a view of this process as if it were the only one, on the same device."""
         single = copy(self)
         single.count, single.rank, single.sharded = 1, 0, False
         return single
 
-    def share(self, batch: int) -> slice:
-        """Which samples of a batch are this process's."""
+    def local_slice(self, batch: int) -> slice:
+        """Find which samples of a batch are this process's."""
         return slice(batch * self.rank // self.count, batch * (self.rank + 1) // self.count)
 
-    def spread(self, denoiser: Denoiser) -> None:
+    def place(self, denoiser: Denoiser) -> None:
         """Move a denoiser to this process's device, as a share of it where it is to be sharded."""
         denoiser.to(self.compute.device)
         if self.sharded:
             shard(denoiser, self.compute.device, self.count)
 
     def wrap(self, module: nn.Module) -> nn.Module:
-        """The module with gradients averaged over processes; itself where they are anyway."""
+        """Wrap a module so that gradients are averaged; returns itself where they are anyway."""
         if self.count == 1 or self.sharded:
             return module
         wrapped: nn.Module = self._accelerator.prepare_model(module, device_placement=False)
         return wrapped
 
     def gradients(self, module: nn.Module, exchange: bool) -> AbstractContextManager[Any]:
-        """Around a backward pass: exchange gradients at its end, or only add them up here."""
+        """Surround a backward pass: exchange gradients at its end, or only add them up here."""
         if self.sharded:
             exchange_gradients(module, exchange)
         if exchange or self.count == 1 or self.sharded:
@@ -104,42 +103,40 @@ class Processes:
         inside: AbstractContextManager[Any] = self._accelerator.no_sync(module)
         return inside
 
-    def total(self, value: Tensor) -> Tensor:
-        """Sum of a tensor over processes, without waiting for it."""
+    def all_reduce(self, value: Tensor) -> Tensor:
+        """Sum a tensor over processes, without waiting for it."""
         if self.count == 1:
             return value
         summed: Tensor = self._accelerator.reduce(value, reduction="sum")
         return summed
 
-    def agreed(self, value: _T) -> _T:
-        """What the first process says; the others wait for it."""
+    def broadcast(self, value: _T) -> _T:
+        """Send the main process's value to all; the others wait for it."""
         if self.count == 1:
             return value
-        said: list[_T] = broadcast_object_list([value], from_process=0)
-        return said[0]
+        values: list[_T] = broadcast_object_list([value], from_process=0)
+        return values[0]
 
-    def asked(self, question: Callable[[], bool], now: bool) -> bool:
-        """Whether any process answers yes.
-
-        Several ask each other only where ``now`` is true, since it takes a wait.
-        """
+    def any(self, flag: bool) -> bool:
+        """Check whether the flag is true in any process; all wait for each other."""
         if self.count == 1:
-            return question()
-        if not now:
-            return False
-        answer = torch.tensor(float(question()), device=self.compute.device)
-        return bool(self.total(answer).item())
+            return flag
+        flags = torch.tensor(float(flag), device=self.compute.device)
+        return bool(self.all_reduce(flags).item())
 
-    def smallest(self, value: int) -> int:
-        """The smallest of the processes' values."""
+    def min(self, value: int) -> int:
+        """Find the smallest of the processes' values."""
         if self.count == 1:
             return value
-        ours = torch.tensor([value], device=self.compute.device)
-        return int(self._accelerator.gather(ours).min())
+        local = torch.tensor([value], device=self.compute.device)
+        return int(self._accelerator.gather(local).min())
 
-    def wait(self) -> None:
-        """Until all are here."""
+    def barrier(self) -> None:
+        """Wait until all processes are here."""
         self._accelerator.wait_for_everyone()
+
+
+# Sharding: each process holds a part of every tensor
 
 
 def shard(denoiser: Denoiser, device: torch.device, processes: int) -> None:
@@ -160,19 +157,19 @@ def shard(denoiser: Denoiser, device: torch.device, processes: int) -> None:
 
 
 def exchange_gradients(module: nn.Module, now: bool) -> None:
-    """Whether the backward passes to come exchange gradients or only add them up here.
+    """Set whether the backward passes to come exchange gradients or only add them up here.
 
     Args:
         module: With a sharded denoiser in it.
-        now: The answer.
+        now: Whether they exchange.
     """
     for part in module.modules():
         if isinstance(part, FSDPModule):
             part.set_requires_gradient_sync(now, recurse=False)
 
 
-def put_away(module: nn.Module) -> None:
-    """Drop what a pass put together and no backward pass will drop: it is not the weights to come.
+def reshard(module: nn.Module) -> None:
+    """Drop what a pass gathered and no backward pass will drop: it is not the weights to come.
 
     Args:
         module: With or without a sharded denoiser in it.
@@ -182,13 +179,13 @@ def put_away(module: nn.Module) -> None:
             part.reshard()
 
 
-def whole(tensor: Tensor) -> Tensor:
-    """A tensor put together from its shares, which takes all processes; others as they are."""
+def full_tensor(tensor: Tensor) -> Tensor:
+    """Gather a tensor from its shares, which takes all processes; return others as they are."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def like(tensor: Tensor, example: Tensor) -> Tensor:
-    """This process's share of a whole tensor, on the device and cut as the example is."""
+def distribute_like(tensor: Tensor, example: Tensor) -> Tensor:
+    """Cut this process's share of a whole tensor, on the device and as the example is."""
     tensor = tensor.to(example.device)
     if not isinstance(example, DTensor):
         return tensor

@@ -1,4 +1,4 @@
-"""A training run → the folder an `Inverter` loads."""
+"""A training run → the folder an `Inverter` loads, and the model card in it."""
 
 from __future__ import annotations
 
@@ -26,6 +26,9 @@ from unembed.training.curves import draw_curves, read_run
 _STATES = re.compile(r"best|latest|milestone-\d+")
 # What an export that was cut short may have left, and hidden files
 _OURS = re.compile(r"\..*|model.*|tokenizer\.json")
+_SHOWN = ("token accuracy", "exact match", "token-set F1", "informative recall", "cosine")
+_SHORT = 12  # characters of a digest that are shown
+_MINUTES, _HOURS = 120, 7200  # seconds above which a time is given in minutes, in hours
 
 
 def export_run(
@@ -62,8 +65,8 @@ def export_run(
     figures = None if evaluation is None else read_evaluation(evaluation, inverter.encoder)
     notes: list[str] = []
     try:
-        found, notes = read_run(run)
-        inverter.curves, _ = draw_curves([found])
+        log, notes = read_run(run)
+        inverter.curves, _ = draw_curves([log])
     except (TrainingError, DataError) as error:
         notes.append(f"no curves in the card: {error}")
     inverter.card = make_card(inverter, figures) if card is None else card
@@ -75,8 +78,8 @@ def export_run(
 
 def _require_own_folder(out: Path) -> None:
     """Refuse a folder in which a README.md, a config.json or a tokenizer.json may be another's."""
-    found = [path.name for path in out.iterdir()] if out.is_dir() else []
-    others = sorted(name for name in found if not _OURS.fullmatch(name))
+    names = [path.name for path in out.iterdir()] if out.is_dir() else []
+    others = sorted(name for name in names if not _OURS.fullmatch(name))
     if (others and not is_inverter(out)) or (out.exists() and not out.is_dir()):
         raise DataError(
             f"a new folder at {out}, or an inverter's",
@@ -86,7 +89,7 @@ def _require_own_folder(out: Path) -> None:
 
 
 def inverter_from_run(run: Path, which: str = "best") -> Inverter:
-    """The averaged weights of a run, as an inverter.
+    """Make an inverter from the averaged weights of a run.
 
     Args:
         run: Folder of `unembed train`.
@@ -106,7 +109,8 @@ def inverter_from_run(run: Path, which: str = "best") -> Inverter:
             f"no {state.name} there",
             "Correct the folder, or train until the first validation",
         )
-    tensors, progress, facts = read_state(state)
+    saved = read_state(state)
+    facts = saved.facts
     tokenizer = TextTokenizer.load(run / TOKENIZER, facts["tokenizer"])
     if tokenizer.digest != facts["tokenizer_digest"]:
         raise CheckpointError(
@@ -115,7 +119,7 @@ def inverter_from_run(run: Path, which: str = "best") -> Inverter:
     with torch.device("meta"):
         denoiser = Denoiser(DenoiserSizes.from_dict(facts["sizes"]))
     prefix = "ema."
-    averages = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+    averages = {n.removeprefix(prefix): t for n, t in saved.tensors.items() if n.startswith(prefix)}
     denoiser.load_state_dict(averages, assign=True)
     diffusion, fingerprint = facts["config"]["diffusion"], facts.get("fingerprint")
     return Inverter(
@@ -125,20 +129,18 @@ def inverter_from_run(run: Path, which: str = "best") -> Inverter:
         {"schedule": diffusion["schedule"], "rate": diffusion["rate"]},
         trained={
             "config": facts["config"],
-            **asdict(progress),
+            **asdict(saved.progress),
             **({"device": facts["device"]} if "device" in facts else {}),
         },
         fingerprint=None if fingerprint is None else Fingerprint.from_dict(fingerprint),
     )
 
 
-_SHOWN = ("token accuracy", "exact match", "token-set F1", "informative recall", "cosine")
-_SHORT = 12  # characters of a digest that are shown
-_MINUTES, _HOURS = 120, 7200  # seconds above which a time is given in minutes, in hours
+# The model card
 
 
 def read_evaluation(path: Path, encoder: EncoderIdentity) -> dict[str, Any]:
-    """What ``unembed evaluate --out`` wrote.
+    """Read what ``unembed evaluate --out`` wrote.
 
     Args:
         path: The file.
@@ -167,10 +169,10 @@ def read_evaluation(path: Path, encoder: EncoderIdentity) -> dict[str, Any]:
 
 
 def figures_table(report: Mapping[str, Any]) -> str:
-    """Rows times the main metrics of an evaluation as Markdown; a missing figure says so."""
+    """Format rows times the main metrics of an evaluation as Markdown; a missing figure says so."""
     rows = report["rows"]
-    found = dict.fromkeys(name for figures in rows.values() for name in figures)
-    names = [name for name in found if name in _SHOWN]
+    measured = dict.fromkeys(name for figures in rows.values() for name in figures)
+    names = [name for name in measured if name in _SHOWN]
     lines = [f"| | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
     for row, figures in rows.items():
         title = "**unembed, vector only**" if row == "inverter" else row
@@ -186,7 +188,7 @@ def _figure(figure: Mapping[str, float] | None) -> str:
 
 
 def make_card(inverter: Inverter, evaluation: Mapping[str, Any] | None = None) -> str:
-    """A model card, Markdown with the Hub's front matter.
+    """Write a model card, Markdown with the Hub's front matter.
 
     Args:
         inverter: Made from a run: its ``trained`` has the facts, its ``curves`` the picture.
@@ -226,7 +228,7 @@ def _figures(inverter: Inverter, evaluation: Mapping[str, Any] | None) -> str:
             "comes back of texts that were never trained on.\n"
         )
     settings = evaluation["settings"]
-    told = ", ".join(
+    conditions = ", ".join(
         f"{name.replace('_', ' ')} {value}"
         for name, value in settings.items()
         if isinstance(value, (str, int, float))
@@ -234,7 +236,8 @@ def _figures(inverter: Inverter, evaluation: Mapping[str, Any] | None) -> str:
     notes = "".join(f" Note: {note}." for note in evaluation.get("notes", []))
     return (
         f"## Figures\n\n{figures_table(evaluation)}\n\nMean [95% bootstrap interval], decoded from "
-        f"a fully masked sequence on held-out texts: {told}.{notes} Made by `unembed evaluate`.\n"
+        f"a fully masked sequence on held-out texts: {conditions}.{notes} "
+        "Made by `unembed evaluate`.\n"
     )
 
 

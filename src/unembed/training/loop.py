@@ -1,9 +1,9 @@
-"""The training loop, read top to bottom: data, network, steps, validation, saves."""
+"""The training loop, read top to bottom: processes, data, network, steps, validation, saves."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,20 +18,21 @@ from unembed.device import Compute
 from unembed.diffusion import mean_mask_ratio
 from unembed.encoders.base import Encoder, known_as
 from unembed.errors import TrainingError
-from unembed.training.auto_batch_size import settle_batch_size
+from unembed.training.auto_batch_size import find_batch_size
 from unembed.training.checkpoint import (
     BEST,
     LATEST,
     MILESTONE,
     Progress,
+    locked,
     open_pairs,
     save_state,
-    saved_facts,
+    saved_state,
     start_from,
     start_or_resume,
     written,
 )
-from unembed.training.distributed import Processes, put_away
+from unembed.training.distributed import Processes, reshard
 from unembed.training.metrics_log import (
     METRICS,
     Clock,
@@ -40,14 +41,14 @@ from unembed.training.metrics_log import (
     product_rate,
     step_operations,
 )
-from unembed.training.step import TrainingRun, assemble, learning_rate, optimiser_step
+from unembed.training.step import TrainState, learning_rate, make_state, train_step
 from unembed.training.validation import decode_held_out, validate
 
 if TYPE_CHECKING:
     from unembed.config import Config
 
 
-def train(
+def train(  # noqa: C901, PLR0915 - a loop is read in one piece, under its headings
     config: Config,
     data: Path,
     run: Path,
@@ -78,81 +79,112 @@ def train(
 
     Raises:
         DataError: The pairs cannot be read.
-        CheckpointError: The folder holds another run (settings that must stay, other pairs), or a
-            run and ``resume`` is false.
+        CheckpointError: The folder holds another run (settings that must stay, other pairs), a
+            run and ``resume`` is false, or one that is being trained now; or it is damaged.
         TrainingError: Too few pairs, a bad loss (the last good state is kept), or a full disk.
     """
-    this = _set_up(config, data, compute, words, saved_facts(run, resume))
-    processes, settings = this.processes, this.config.training
-    progress = start_or_resume(run, this)
-    with _log(run, this, progress, on_log) as log:
-        clock = _clock(this, progress)
-        running = torch.zeros((), device=this.compute.device)  # sum of losses since the last log
-        logged = this.guard.found().good
+    with ExitStack() as stack:
+        # Processes, and a folder of their own
+        processes = Processes(compute, config.training.shard)
+        stack.enter_context(locked(run, processes))
+
+        # Data and network, at step 0 or where the run stopped
+        saved = saved_state(run, resume)
+        pairs = open_pairs(data, config, saved)
+        config = with_batch_size(config, pairs, processes, None if saved is None else saved.facts)
+        settings = config.training
+        state = initial_state(config, pairs, processes, words)
+        progress = start_or_resume(run, state, saved)
+        has_saved, saved = saved is not None, None  # its tensors are no longer needed
+
+        # The log and the clock
+        log: MetricsLog | None = None
+        if processes.is_main:
+            with written(run / METRICS):
+                log = MetricsLog(
+                    run / METRICS,
+                    progress.step,
+                    on_log,
+                    samples_per_step=state.samples,
+                    tensorboard=settings.tensorboard,
+                )
+            stack.enter_context(closing(log))
+        clock = _clock(state, progress)
+        loss_sum = torch.zeros((), device=processes.compute.device)  # since the last log
+        logged = state.guard.report().good
+
         for step in range(progress.step, settings.steps):
-            if _out_of_patience(this, progress):
+            if progress.out_of_patience(settings.patience):
                 break
-            running += optimiser_step(this, step)
+
+            # One step; see `step.train_step`
+            loss_sum += train_step(state, step)
             progress = replace(progress, step=step + 1, seconds=clock.total())
+
+            # What is due now; between these the host never waits for the device
             last = progress.step == settings.steps
             to_log = progress.step % settings.log_every == 0
-            stop = last or processes.asked(should_stop, now=to_log)
+            # Several processes ask each other, which takes a wait, at a log only
+            stop = last or ((to_log or processes.count == 1) and processes.any(should_stop()))
             to_validate = progress.step % settings.eval_every == 0 or last
             to_save = progress.step % settings.save_every == 0 or stop
-            kept = progress.step in settings.milestones
-            if not (to_log or to_validate or to_save or kept):
-                continue  # the host never waits for the device between these
+            # No best state without a latest one beside it
+            to_save = to_save or (to_validate and not has_saved)
+            milestone = progress.step in settings.milestones
+            if not (to_log or to_validate or to_save or milestone):
+                continue
 
-            found = this.guard.check(progress.step, run / LATEST)
-            progress = replace(progress, skipped=found.skipped)
-            if (to_log or stop) and found.good > logged:
-                loss = running.item() / (found.good - logged)
-                _write(log, _record(this, progress, loss, clock))
-                running.zero_()
-                logged = found.good
+            # Check for bad steps, and log
+            report = state.guard.check(progress.step, run / LATEST)
+            progress = replace(progress, skipped=report.skipped)
+            if (to_log or stop) and report.good > logged:
+                loss = loss_sum.item() / (report.good - logged)
+                _write(log, _record(state, progress, loss, clock))
+                loss_sum.zero_()
+                logged = report.good
+
+            # Validate and save
             with clock.paused():
                 if to_validate:
-                    progress = _validate(this, progress, run, log, encoder)
-                    stop = stop or _out_of_patience(this, progress)
-                if kept:
-                    _save(this, progress, run / MILESTONE.format(progress.step))
+                    figures = _validate(state, encoder)
+                    _write(log, {"step": progress.step, **figures})
+                    loss = processes.broadcast(figures.get("validation_loss", 0.0))
+                    progress = replace(progress, stale=progress.stale + 1)
+                    if loss < progress.best_loss:
+                        progress = replace(progress, best_loss=loss, stale=0)
+                        save_state(state, progress, run / BEST)
+                    stop = stop or progress.out_of_patience(settings.patience)
+                if milestone:
+                    save_state(state, progress, run / MILESTONE.format(progress.step))
                 if to_save or stop:
-                    _save(this, progress, run / LATEST)
+                    save_state(state, progress, run / LATEST)
+                    has_saved = True
             if stop:
                 break
-    processes.wait()
+
+        processes.barrier()
     return progress
 
 
-def _set_up(
-    config: Config,
-    data: Path,
-    compute: Compute,
-    words: NDArray[np.float32] | None,
-    saved: dict[str, Any] | None,
-) -> TrainingRun:
-    """The run at step 0, on the pairs and with the batch that a saved one began with."""
-    processes = Processes(compute, config.training.shard)
-    pairs = open_pairs(data, config, saved)
-    return _build(_with_batch_size(config, pairs, processes, saved), pairs, processes, words)
+# Set-up
 
 
-def _with_batch_size(
-    config: Config, pairs: Pairs, processes: Processes, saved: dict[str, Any] | None
+def with_batch_size(
+    config: Config, pairs: Pairs, processes: Processes, facts: dict[str, Any] | None
 ) -> Config:
-    """The configuration with ``batch_size: auto`` settled: as the run to resume did, or now."""
+    """Settle ``batch_size: auto``: as the run to resume did, or now."""
     if config.training.batch_size != "auto":
         return config
-    if saved is not None:
-        size = saved["config"]["training"]["batch_size"]
+    if facts is not None:
+        size = facts["config"]["training"]["batch_size"]
     else:
-        size = settle_batch_size(config, pairs, processes, _network)
+        size = find_batch_size(config, pairs, processes, make_denoiser)
     training = config.training.model_copy(update={"batch_size": size})
     return config.model_copy(update={"training": training})
 
 
-def _network(config: Config, pairs: Pairs) -> Denoiser:
-    """The denoiser with its random start."""
+def make_denoiser(config: Config, pairs: Pairs) -> Denoiser:
+    """Make the denoiser with its random start."""
     sizes = DenoiserSizes(
         vocab_size=pairs.tokenizer.size,
         embedding_dim=pairs.encoder.dimension,
@@ -163,15 +195,19 @@ def _network(config: Config, pairs: Pairs) -> Denoiser:
     return Denoiser(sizes)
 
 
-def _build(
+def initial_state(
     config: Config, pairs: Pairs, processes: Processes, words: NDArray[np.float32] | None
-) -> TrainingRun:
-    """Network, average and optimiser at step 0."""
+) -> TrainState:
+    """Make network, average and optimiser at step 0.
+
+    Raises:
+        TrainingError: There are too few pairs, or fewer in a batch than processes.
+    """
     settings = config.training
-    needed = settings.validation_pairs + settings.pairs_a_pass
-    if len(pairs) < needed:
+    least = settings.validation_pairs + settings.pairs_a_pass
+    if len(pairs) < least:
         raise TrainingError(
-            f"at least validation_pairs + batch_size = {needed} prepared pairs",
+            f"at least validation_pairs + batch_size = {least} prepared pairs",
             str(len(pairs)),
             "Prepare more text, or lower training.validation_pairs or training.batch_size",
         )
@@ -181,14 +217,17 @@ def _build(
             str(settings.pairs_a_pass),
             "Raise it or start fewer processes",
         )
-    denoiser = _network(config, pairs)
+
+    # The token table starts from an inverter's, from the encoder's words, or at random
+    denoiser = make_denoiser(config, pairs)
     denoiser.start_from_frequencies(torch.from_numpy(pairs.token_counts))
     if settings.start_from is not None:
         start_from(settings.start_from, denoiser, pairs)
     elif words is not None:
         denoiser.start_from_words(torch.from_numpy(pairs.tokenizer.rows_of(words)))
+
     facts = {
-        "config": _recorded(config),
+        "config": _portable(config),
         "sizes": denoiser.sizes.to_dict(),
         "encoder": pairs.encoder.to_dict(),
         "tokenizer": pairs.tokenizer.ids_to_dict(),
@@ -198,11 +237,11 @@ def _build(
         "pairs_digest": pairs.digest,
         "device": processes.compute.describe(),
     }
-    return assemble(config, pairs, processes, denoiser, facts)
+    return make_state(config, pairs, processes, denoiser, facts)
 
 
-def _recorded(config: Config) -> dict[str, Any]:
-    """The settings as they go into every file made from the run, without absolute paths."""
+def _portable(config: Config) -> dict[str, Any]:
+    """List the settings as every file made from the run has them, without absolute paths."""
     settings = config.model_dump()
     for section, key in (
         (settings["encoder"], "name"),
@@ -214,56 +253,41 @@ def _recorded(config: Config) -> dict[str, Any]:
     return settings
 
 
-@contextmanager
-def _log(
-    run: Path, this: TrainingRun, progress: Progress, on_log: LogFn | None
-) -> Iterator[MetricsLog | None]:
-    """The log, in the first process; closed at the end, whatever that is."""
-    if not this.processes.first:
-        yield None
-        return
-    with written(run / METRICS):
-        log = MetricsLog(
-            run / METRICS,
-            progress.step,
-            on_log,
-            samples_per_step=this.samples,
-            tensorboard=this.config.training.tensorboard,
-        )
-    with closing(log):
-        yield log
+# Logging and validation
 
 
 def _write(log: MetricsLog | None, record: dict[str, float]) -> None:
-    """Add to the log, in the first process."""
+    """Add to the log, in the main process."""
     if log is not None:
         with written(log.path):
             log.write(record)
 
 
-def _clock(this: TrainingRun, progress: Progress) -> Clock:
-    """A clock that knows what a step takes and what this machine can do."""
-    sizes, settings = this.denoiser.sizes, this.config.training
-    masked = this.samples * sizes.length * mean_mask_ratio(this.schedule)
-    counts = this.pairs.token_counts
-    padding = float(counts[this.pairs.tokenizer.pad_id] / counts.sum())
+def _clock(state: TrainState, progress: Progress) -> Clock:
+    """Make a clock that knows what a step takes and what this machine can do."""
+    sizes, settings = state.denoiser.sizes, state.config.training
+    masked = state.samples * sizes.length * mean_mask_ratio(state.schedule)
+    counts = state.pairs.token_counts
+    padding = float(counts[state.pairs.tokenizer.pad_id] / counts.sum())
     masked *= 1.0 - padding * (1.0 - settings.scored_padding)
     if settings.sampled_vocabulary is not None:
         sizes = replace(sizes, vocab_size=min(sizes.vocab_size, settings.sampled_vocabulary))
-    operations = step_operations(sizes, this.samples, masked, settings.table_lr > 0)
-    rate = product_rate(this.compute) * this.processes.count
-    return Clock(progress.step, progress.seconds, this.samples, operations, rate)
+    operations = step_operations(sizes, state.samples, masked, settings.table_lr > 0)
+    rate = product_rate(state.compute) * state.processes.count
+    return Clock(progress.step, progress.seconds, state.samples, operations, rate)
 
 
-def _record(this: TrainingRun, progress: Progress, loss: float, clock: Clock) -> dict[str, float]:
-    """A line of the log; the loss is the mean over the good steps since the last one."""
-    settings = this.config.training
+def _record(state: TrainState, progress: Progress, loss: float, clock: Clock) -> dict[str, float]:
+    """Make a line of the log; the loss is the mean over the good steps since the last one."""
+    settings, tally = state.config.training, state.scorer.tally
+    scored, hits = state.processes.all_reduce(tally.clone()).tolist()
+    tally.zero_()
     record = {
         "step": progress.step,
         "loss": loss,
-        **_masked_accuracy(this),
+        **({"masked_accuracy": hits / scored} if scored else {}),
         "lr": learning_rate(progress.step - 1, settings),
-        "gradient_norm": this.guard.norm.item(),
+        "gradient_norm": state.guard.norm.item(),
         **clock.speed(progress.step),
         "seconds": progress.seconds,
     }
@@ -272,60 +296,17 @@ def _record(this: TrainingRun, progress: Progress, loss: float, clock: Clock) ->
     return record
 
 
-def _masked_accuracy(this: TrainingRun) -> dict[str, float]:
-    """Since the last call, over all processes; nothing where nothing was scored."""
-    tally = this.scorer.tally
-    scored, hits = this.processes.total(tally.clone()).tolist()
-    tally.zero_()
-    return {"masked_accuracy": hits / scored} if scored else {}
-
-
-def _validate(
-    this: TrainingRun,
-    progress: Progress,
-    run: Path,
-    log: MetricsLog | None,
-    encoder: Encoder | None,
-) -> Progress:
-    """Measure the averaged weights in the first process, tell the others, keep the best.
+def _validate(state: TrainState, encoder: Encoder | None) -> dict[str, float]:
+    """Measure the averaged weights in the main process; the others get nothing.
 
     Where each holds a share of the weights all measure, since every pass takes all of them.
     """
-    figures: dict[str, float] = {}
-    first = this.processes.first
-    if first or this.processes.sharded:
-        with this.ema.applied():
-            figures = validate(this.denoiser, this.pairs, this.config, this.compute)
-            figures |= decode_held_out(
-                this.denoiser, this.pairs, this.config, this.compute, encoder if first else None
-            )
-        put_away(this.denoiser)
-        _write(log, {"step": progress.step, **figures})
-    loss = this.processes.agreed(figures.get("validation_loss", 0.0))
-    if not loss < progress.best_loss:
-        return replace(progress, stale=progress.stale + 1)
-    progress = replace(progress, best_loss=loss, stale=0)
-    _save(this, progress, run / BEST)
-    return progress
-
-
-def _out_of_patience(this: TrainingRun, progress: Progress) -> bool:
-    patience = this.config.training.patience
-    return patience is not None and progress.stale >= patience
-
-
-def _save(this: TrainingRun, progress: Progress, path: Path) -> None:
-    """Write a state, in the first process: all of it as the latest, else the averages."""
-    first = this.processes.first
-    if not (first or this.processes.sharded):
-        return
-    whole = path.name == LATEST
-    save_state(
-        path if first else None,
-        this.denoiser,
-        this.ema,
-        this.optimizer if whole else None,
-        progress,
-        this.facts,
-        this.guard.state if whole else None,
-    )
+    processes = state.processes
+    if not (processes.is_main or processes.sharded):
+        return {}
+    inputs = (state.denoiser, state.pairs, state.config, state.compute)
+    with state.ema.applied():
+        figures = validate(*inputs)
+        figures |= decode_held_out(*inputs, encoder if processes.is_main else None)
+    reshard(state.denoiser)
+    return figures

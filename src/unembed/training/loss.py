@@ -1,9 +1,10 @@
-"""Vocabulary projection and cross-entropy in one pass that never holds all logits.
+"""The training loss: vocabulary projection and cross-entropy, never holding all logits.
 
 The logits of a batch, [M, V], are the largest tensor of training: gigabytes at a vocabulary of
 262 K. Softmax cross-entropy has a closed gradient, (p - onehot) * weight, so a chunk of rows can be
 projected, scored and turned into gradients before the next one, at the cost of the same three
-matrix products as the plain path and no recomputation.
+matrix products as the plain path and no recomputation. With a sampler the softmax is over part of
+the vocabulary only.
 """
 
 from __future__ import annotations
@@ -29,6 +30,28 @@ _CHUNKS_PER_SUM = 8  # products added in the format of h before float32 takes th
 def _rows_at_a_time(device: str, vocabulary: int) -> int:
     rows = max(1, _CHUNK_LOGITS.get(device, _CHUNK_LOGITS["cpu"]) // vocabulary)
     return rows - rows % _BLOCK if rows > _BLOCK else rows
+
+
+class _Rows(torch.autograd.Function):
+    """Some rows of a table, table[ids] for ascending ids, with a gradient of those rows alone.
+
+    It is sparse, and autograd adds it in place to the dense one that the same table has as the
+    input embedding: a step fills one gradient [V, H] and not two.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, table: Tensor, ids: Tensor) -> Tensor:
+        ctx.save_for_backward(ids)
+        ctx.shape = table.shape
+        return table[ids]
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        (ids,) = ctx.saved_tensors
+        gradient = torch.sparse_coo_tensor(
+            ids[None], grads[0], ctx.shape, is_coalesced=True, check_invariants=False
+        )
+        return gradient, None
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -84,28 +107,6 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return grad_h * upstream.to(grad_h), grad_table, grad_bias * upstream, None, None
 
 
-class _Rows(torch.autograd.Function):
-    """Some rows of a table, table[ids] for ascending ids, with a gradient of those rows alone.
-
-    It is sparse, and autograd adds it in place to the dense one that the same table has as the
-    input embedding: a step fills one gradient [V, H] and not two.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, table: Tensor, ids: Tensor) -> Tensor:
-        ctx.save_for_backward(ids)
-        ctx.shape = table.shape
-        return table[ids]
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        (ids,) = ctx.saved_tensors
-        gradient = torch.sparse_coo_tensor(
-            ids[None], grads[0], ctx.shape, is_coalesced=True, check_invariants=False
-        )
-        return gradient, None
-
-
 class ChunkedCrossEntropy(nn.Module):
     """The fast twin of `diffusion.cross_entropy_of`, for the tied output of our denoiser.
 
@@ -113,8 +114,8 @@ class ChunkedCrossEntropy(nn.Module):
 
     Args:
         denoiser: The network.
-        compile: Run its hidden states through ``torch.compile``; the loss below is loops over
-            chunks, which it would unroll.
+        compile: Run its hidden states through ``torch.compile``; the loss below is loops over chunks,
+            which it would unroll.
 
     Attributes:
         tally: Positions scored since it was last set to zero, and how many of their tokens had the
@@ -138,7 +139,7 @@ class ChunkedCrossEntropy(nn.Module):
         weights: Tensor,
         candidates: Candidates | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Weighted sum and the M cross-entropies without gradient; see `diffusion_loss`."""
+        """Compute the weighted sum and the M cross-entropies; see `diffusion_loss`."""
         h = self._hidden_states(xt, embedding, t).flatten(0, 1)[index]  # [M, H]
         device = h.device.type
         if torch.is_autocast_enabled(device):
@@ -159,8 +160,11 @@ class ChunkedCrossEntropy(nn.Module):
         return total, losses
 
 
+# A softmax over part of the vocabulary
+
+
 class CandidateSampler:
-    """Draws the candidates of a batch: its targets, the most frequent tokens, and random others.
+    """A sampler of the tokens a softmax is over: targets, the most frequent, and random others.
 
     Args:
         counts: How often each token of the vocabulary is a target [V]; proportional is enough.
@@ -174,14 +178,14 @@ class CandidateSampler:
         self._shares = torch.from_numpy(counts / counts.sum())  # [V]
 
     def draw(self, targets: Tensor, generator: torch.Generator) -> Candidates:
-        """The candidates for a batch's targets [M], on their device; a GPU is waited for."""
-        picked = torch.randperm(len(self._others), generator=generator)[: self._random]
+        """Draw the candidates for a batch's targets [M], on their device; a GPU is waited for."""
+        picks = torch.randperm(len(self._others), generator=generator)[: self._random]
         chosen = torch.zeros(len(self._shares), dtype=torch.bool)
-        for ids in (self._frequent, self._others[picked], targets.cpu()):
+        for ids in (self._frequent, self._others[picks], targets.cpu()):
             chosen[ids] = True
         # A token is left out when neither the draw nor any of the M targets is it
-        drawn = self._random / max(len(self._others), 1)
-        inclusion = 1.0 - (1.0 - self._shares) ** len(targets) * (1.0 - drawn)
+        chance = self._random / max(len(self._others), 1)
+        inclusion = 1.0 - (1.0 - self._shares) ** len(targets) * (1.0 - chance)
         inclusion[self._frequent] = 1.0
         ids = chosen.nonzero()[:, 0]
         log_inclusion = inclusion[ids].log().float()

@@ -1,4 +1,4 @@
-"""The record of a run: one JSON object a line, the same as CSV, and curves for TensorBoard."""
+"""The record of a run: its log (JSON lines, CSV, TensorBoard), and the speed that goes into it."""
 
 from __future__ import annotations
 
@@ -29,6 +29,10 @@ METRICS = "metrics.jsonl"
 TABLE = "metrics.csv"
 EVENTS = "tensorboard"
 _VALIDATION = "validation_"
+_ROUNDS = 5
+_PRODUCT = {"cpu": (768, 1), "cuda": (8192, 4)}  # side of the square matrices, products at once
+
+# The log
 
 
 class MetricsLog:
@@ -59,12 +63,12 @@ class MetricsLog:
         self.path, self.table = path, path.with_name(TABLE)
         self.on_log = on_log
         self.samples_per_step = samples_per_step
-        kept = []
+        records = []
         if path.exists() and step > 0:
-            kept = [record for record in read_records(path)[0] if record["step"] <= step]
-        self._columns = _all_columns(kept)
-        _replace(path, "".join(json.dumps(record) + "\n" for record in kept))
-        _replace(self.table, _csv(self._columns, kept, header=True))
+            records = [record for record in read_records(path)[0] if record["step"] <= step]
+        self._columns = _all_columns(records)
+        _replace(path, "".join(json.dumps(record) + "\n" for record in records))
+        _replace(self.table, _csv(self._columns, records, header=True))
         self._writer = _tensorboard(path.with_name(EVENTS), step) if tensorboard else None
 
     def close(self) -> None:
@@ -93,7 +97,7 @@ class MetricsLog:
 
 
 def read_records(path: Path) -> tuple[list[Record], int]:
-    """The records of a ``metrics.jsonl``, and the number of lines that are none.
+    """Read the records of a ``metrics.jsonl``, and count the lines that are none.
 
     A line counts when it is a JSON object of numbers with a step: a killed process may leave half
     a line, a full disk an empty one.
@@ -119,12 +123,12 @@ def _is_record(record: object) -> bool:
 
 
 def _all_columns(records: Iterable[Record]) -> list[str]:
-    """Every key, in the order of its first appearance."""
+    """List every key, in the order of its first appearance."""
     return list(dict.fromkeys(name for record in records for name in record))
 
 
 def _csv(columns: Sequence[str], records: Iterable[Record], *, header: bool) -> str:
-    """Rows with a cell for every column, empty where a record has no such figure."""
+    """Format rows with a cell for every column, empty where a record has no such figure."""
     text = StringIO()
     writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
     if header and columns:
@@ -141,7 +145,7 @@ def _replace(path: Path, text: str) -> None:
 
 
 def _tensorboard(folder: Path, step: int) -> SummaryWriter | None:
-    """A writer whose viewers drop what came after the step; None where the package is missing."""
+    """Open a writer whose viewers drop what came after the step; None without the package."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
@@ -162,14 +166,13 @@ def _add_scalars(writer: SummaryWriter, record: Record) -> None:
     writer.flush()  # a kill loses nothing that was logged
 
 
-_ROUNDS = 5
-_PRODUCT = {"cpu": (768, 1), "cuda": (8192, 4)}  # side of the square matrices, products at once
+# Speed
 
 
 def step_operations(
     sizes: DenoiserSizes, pairs: int, masked: float, table_is_trained: bool = True
 ) -> float:
-    """Operations of the matrix products of one step, forward and backward.
+    """Count the operations of the matrix products of one step, forward and backward.
 
     Those the model needs, whatever a loop does beside: a multiplication and an addition are two,
     and the backward pass takes twice the forward one.
@@ -191,7 +194,7 @@ def step_operations(
 
 @cache
 def product_rate(compute: Compute) -> float:
-    """Operations a second of a square matrix product here, the best of a few (milliseconds)."""
+    """Measure the operations a second of a square matrix product, the best of a few (ms)."""
     size, together = _PRODUCT.get(compute.device.type, (1024, 1))
     generator = torch.Generator().manual_seed(0)  # zeros and ones take less power, and go faster
     matrix = torch.randn(size, size, generator=generator).to(compute.device, compute.dtype)
@@ -224,7 +227,7 @@ class Clock:
         self._samples, self._share = samples, operations / rate
 
     def total(self) -> float:
-        """Seconds over all starts."""
+        """Count the seconds over all starts."""
         return time.monotonic() - self._began
 
     @contextmanager
@@ -237,7 +240,7 @@ class Clock:
             self._logged_at += time.monotonic() - began
 
     def speed(self, step: int) -> dict[str, float]:
-        """Samples a second and share of the peak since the last call."""
+        """Measure samples a second and the share of the peak since the last call."""
         now = time.monotonic()
         rate = (step - self._logged_step) / max(now - self._logged_at, 1e-9)  # steps a second
         self._logged_at, self._logged_step = now, step

@@ -1,4 +1,4 @@
-"""Bad steps: found on the device, never applied, told to the host when it asks."""
+"""A guard against bad steps: seen on the device, never applied, reported when the host asks."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from unembed.errors import TrainingError
 if TYPE_CHECKING:
     from unembed.config import TrainingSection
 
-_REMEMBERED = 100  # steps in the running average
-_NEEDED = 20  # good steps before a loss can be said to explode
-_SMALL = 0.1  # a lower average, in nats, may jump about without anything being wrong
-_HOPELESS = 100  # bad steps in a row
+_WINDOW = 100  # steps in the running average
+_WARMUP = 20  # good steps before a loss can be said to explode
+_FLOOR = 0.1  # a lower average, in nats, may jump about without anything being wrong
+_MOST_IN_A_ROW = 100  # bad steps in a row
 
 
 @dataclass(frozen=True)
-class Found:
+class GuardReport:
     """What the guard knows of a run.
 
     Attributes:
@@ -66,11 +66,11 @@ class LossGuard:
 
     @torch.no_grad()
     def judge(self, loss: Tensor, norm: Tensor) -> Tensor:
-        """1.0 for a bad step and 0.0 for a good one, on the device."""
+        """Judge a step: 1.0 if it is bad, 0.0 if it is good, on the device."""
         average, good, skipped, row, last = self.state.unbind()
-        exploded = (good >= _NEEDED) & (loss > self._explosion * average.clamp_min(_SMALL))
+        exploded = (good >= _WARMUP) & (loss > self._explosion * average.clamp_min(_FLOOR))
         bad = ~torch.isfinite(loss) | ~torch.isfinite(norm) | exploded
-        share = 1.0 / (good + 1.0).clamp(max=_REMEMBERED)
+        share = 1.0 / (good + 1.0).clamp(max=_WINDOW)
         self.state = torch.stack(
             [
                 torch.where(bad, average, average + share * (loss - average)),
@@ -83,18 +83,18 @@ class LossGuard:
         self._bad = torch.where(bad, torch.stack([loss, norm]), self._bad)
         return bad.float()
 
-    def found(self) -> Found:
-        """What there is to know; waits for the device."""
+    def report(self) -> GuardReport:
+        """Read what the guard knows; waits for the device."""
         values, (loss, norm) = self.state.tolist(), self._bad.tolist()
-        return Found(int(values[1]), int(values[2]), int(values[3]), loss, norm)
+        return GuardReport(int(values[1]), int(values[2]), int(values[3]), loss, norm)
 
     def restore(self, state: Tensor) -> None:
-        """Go on from a saved ``state``, whose bad steps were reported when they happened."""
+        """Restore a saved ``state``, whose bad steps were reported when they happened."""
         self.state = state.to(self.state.device)
-        self._reported = self.found().skipped
+        self._reported = self.report().skipped
 
-    def check(self, step: int, latest: Path) -> Found:
-        """Look whether there were bad steps, and end the run when it should end.
+    def check(self, step: int, latest: Path) -> GuardReport:
+        """Check for bad steps since the last check, and end the run when it should end.
 
         Args:
             step: Steps done.
@@ -103,22 +103,22 @@ class LossGuard:
         Raises:
             TrainingError: There was one and ``on_bad_loss`` is ``stop``, or a hundred in a row.
         """
-        found = self.found()
-        stop = self._stops and found.skipped > self._reported
-        if stop or found.in_a_row >= _HOPELESS:
-            finite = math.isfinite(found.loss) and math.isfinite(found.norm)
+        report = self.report()
+        stop = self._stops and report.skipped > self._reported
+        if stop or report.in_a_row >= _MOST_IN_A_ROW:
+            finite = math.isfinite(report.loss) and math.isfinite(report.norm)
             size = f" of at most {self._explosion:g} times its running average"
             raise TrainingError(
                 f"a finite loss{size if finite else ''}",
-                f"loss {found.loss:g}, gradient norm {found.norm:g} by step {step} "
-                f"({found.skipped} bad steps in all, none applied)",
-                f"{_way_on(latest)}, or set training.on_bad_loss=skip",
+                f"loss {report.loss:g}, gradient norm {report.norm:g} by step {step} "
+                f"({report.skipped} bad steps in all, none applied)",
+                f"{_advice(latest)}, or set training.on_bad_loss=skip",
             )
-        self._reported = found.skipped
-        return found
+        self._reported = report.skipped
+        return report
 
 
-def _way_on(latest: Path) -> str:
+def _advice(latest: Path) -> str:
     if latest.exists():
         return f"The last good state is in {latest}; lower training.lr and resume"
     return "No state was saved yet; lower training.lr and start again"

@@ -1,4 +1,4 @@
-"""One optimiser step: draw, corrupt, score, differentiate, update."""
+"""One training step: draw, corrupt, score, differentiate, update; and what it works on."""
 
 from __future__ import annotations
 
@@ -14,32 +14,39 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from unembed.config import TrainingSection
 from unembed.data.pairs import Pairs
 from unembed.denoiser import Denoiser
-from unembed.device import Compute
-from unembed.diffusion import Corrupted, Schedule, diffusion_loss, make_schedule, mean_mask_ratio
-from unembed.training.batch import (
-    RowsFn,
+from unembed.device import Compute, send
+from unembed.diffusion import (
+    WEIGHTS,
+    CorruptedBatch,
+    Schedule,
     ScoredPadding,
-    masked_batch,
-    most_masked,
-    perturb,
-    rows_of,
-    sent,
-    with_own_samples,
+    corrupt_batch,
+    diffusion_loss,
+    make_schedule,
+    mean_mask_ratio,
 )
-from unembed.training.distributed import Processes, whole
+from unembed.training.batch import (
+    RowReader,
+    max_masked,
+    perturb_embeddings,
+    row_reader,
+    sample_contexts,
+)
+from unembed.training.distributed import Processes, full_tensor
 from unembed.training.loss import CandidateSampler, ChunkedCrossEntropy
 from unembed.training.nan_guard import LossGuard
 
 if TYPE_CHECKING:
     from unembed.config import Config, TrainingSection
 
+_TABLE = "token_table.weight"
+
 
 @dataclass
-class TrainingRun:
-    """What a step works on; build it with `assemble`.
+class TrainState:
+    """What a step works on; build it with `make_state`.
 
     Attributes:
         config: The run's settings, ``batch_size`` a number.
@@ -59,7 +66,7 @@ class TrainingRun:
 
     config: Config
     pairs: Pairs
-    rows: RowsFn
+    rows: RowReader
     processes: Processes
     denoiser: Denoiser
     scorer: ChunkedCrossEntropy
@@ -82,18 +89,23 @@ class TrainingRun:
         return self.config.training.pairs_a_pass * self.config.training.accumulate
 
 
-def assemble(
+def make_state(
     config: Config, pairs: Pairs, processes: Processes, denoiser: Denoiser, facts: dict[str, Any]
-) -> TrainingRun:
-    """Everything around a denoiser at step 0; it is moved to the device."""
+) -> TrainState:
+    """Make everything around a denoiser at step 0; it is moved to the device."""
     settings, device = config.training, processes.compute.device
-    processes.spread(denoiser.train())
+    processes.place(denoiser.train())
     optimizer = make_optimizer(denoiser, settings)  # freezes the table, which wrapping must see
     scorer = ChunkedCrossEntropy(denoiser, settings.compile)
-    return TrainingRun(
+    sampler = None
+    if settings.sampled_vocabulary is not None:
+        counts = pairs.token_counts.astype(np.float64)
+        counts[pairs.tokenizer.pad_id] *= settings.scored_padding
+        sampler = CandidateSampler(counts, settings.sampled_vocabulary)
+    return TrainState(
         config=config,
         pairs=pairs,
-        rows=rows_of(pairs, settings, device),
+        rows=row_reader(pairs, settings, device),
         processes=processes,
         denoiser=denoiser,
         scorer=scorer,
@@ -103,93 +115,105 @@ def assemble(
         optimizer=optimizer,
         guard=LossGuard(settings, device),
         facts=facts,
-        sampler=_sampler(pairs, settings),
+        sampler=sampler,
     )
 
 
-def _sampler(pairs: Pairs, settings: TrainingSection) -> CandidateSampler | None:
-    if settings.sampled_vocabulary is None:
-        return None
-    targets = pairs.token_counts.astype(np.float64)
-    targets[pairs.tokenizer.pad_id] *= settings.scored_padding
-    return CandidateSampler(targets, settings.sampled_vocabulary)
+# The step
 
 
-def optimiser_step(this: TrainingRun, step: int) -> Tensor:
-    """One update from ``accumulate`` batches; returns the loss, 0 for a bad step.
+def train_step(state: TrainState, step: int) -> Tensor:
+    """Make one update from ``accumulate`` batches.
 
-    The loss is that of the whole batch, on the device: the host has not waited for it. A bad step
-    leaves weights and moments as they are.
+    Returns:
+        The loss of the whole batch, 0 for a bad step, on the device: the host has not waited for
+        it. A bad step leaves weights and moments as they are.
     """
-    settings, processes = this.config.training, this.processes
+    settings, processes, optimizer = state.config.training, state.processes, state.optimizer
     generator = step_generator(settings.seed, step)
-    total = torch.zeros((), device=this.compute.device)
+
+    # Forward and backward
+    total = torch.zeros((), device=state.compute.device)
     for micro in range(settings.accumulate):
         first = (step * settings.accumulate + micro) * settings.pairs_a_pass
-        batch, embedding = draw_batch(this, first, generator)
+        batch, embedding = draw_batch(state, first, generator)
         exchange = micro + 1 == settings.accumulate
-        with processes.gradients(this.objective, exchange):
-            with this.compute.autocast():
-                loss, _ = diffusion_loss(this.objective, batch, embedding)
+        with processes.gradients(state.objective, exchange):
+            with state.compute.autocast():
+                loss, _ = diffusion_loss(state.objective, batch, embedding)
             # Gradients are averaged over processes, and their losses parts of one sum
             loss = loss * (processes.count / settings.accumulate)
             loss.backward()  # type: ignore[no-untyped-call]
         total += loss.detach() / processes.count
-    norm = whole(torch.nn.utils.clip_grad_norm_(this.denoiser.parameters(), settings.clip_norm))
-    for group in this.optimizer.param_groups:
+
+    # Update, unless the guard says that the step is bad
+    parameters = state.denoiser.parameters()
+    norm = full_tensor(torch.nn.utils.clip_grad_norm_(parameters, settings.clip_norm))
+    total = processes.all_reduce(total)
+    bad = state.guard.judge(total, norm)
+    for group in optimizer.param_groups:
         group["lr"] = learning_rate(step, settings) * group["share"]
-    total = processes.total(total)
-    bad = this.guard.judge(total, norm)
     # As torch.amp.GradScaler does: the fused kernel skips its update where this is 1
-    this.optimizer.found_inf = bad  # type: ignore[attr-defined]
-    this.optimizer.step()
-    this.optimizer.zero_grad(set_to_none=True)
-    this.ema.update(step + 1)
+    optimizer.found_inf = bad  # type: ignore[attr-defined]
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    state.ema.update(step + 1)
     return torch.where(bad.bool(), 0.0, total)
 
 
 def draw_batch(
-    this: TrainingRun, first: int, generator: torch.Generator
-) -> tuple[Corrupted, Tensor]:
-    """This process's part of the batch that starts at sample ``first``, and its embeddings.
+    state: TrainState, first: int, generator: torch.Generator
+) -> tuple[CorruptedBatch, Tensor]:
+    """Draw this process's part of the batch that starts at sample ``first``, and its embeddings."""
+    settings, tokenizer = state.config.training, state.pairs.tokenizer
+    size, held_out = settings.pairs_a_pass, settings.validation_pairs
+    local = state.processes.local_slice(size)
 
-    All draws are for the whole batch, so that several processes see what one would.
-    """
-    settings, held_out = this.config.training, this.config.training.validation_pairs
-    mask_id, size = this.pairs.tokenizer.mask_id, settings.pairs_a_pass
-    own = this.processes.share(size)
-    rows = training_rows(first, size, len(this.pairs) - held_out, settings.seed)[own]
-    x0, embedding = this.rows(rows + held_out)
-    count = 0
+    # Pairs
+    order = training_rows(first, size, len(state.pairs) - held_out, settings.seed)
+    x0, embedding = state.rows(order[local] + held_out)  # [b, L], [b, D]
+
+    # Masks: the forward process
+    min_count, padding = 0, None
     if settings.static_shapes:
-        ratio = mean_mask_ratio(this.schedule)
-        count = most_masked(len(x0), x0.shape[1], ratio, this.processes.count == 1)
-    padding = None
+        alone, ratio = state.processes.count == 1, mean_mask_ratio(state.schedule)
+        min_count = max_masked(len(x0), x0.shape[1], ratio, alone)
     if settings.scored_padding < 1.0:
-        padding = ScoredPadding(this.pairs.tokenizer.pad_id, settings.scored_padding)
-    batch = masked_batch(
-        x0, own, size, this.config.diffusion, this.schedule, mask_id, generator, count, padding
+        padding = ScoredPadding(tokenizer.pad_id, settings.scored_padding)
+    batch = corrupt_batch(
+        x0,
+        state.schedule,
+        WEIGHTS[state.config.diffusion.weight],
+        tokenizer.mask_id,
+        generator,
+        batch=size,
+        rows=local,
+        padding=padding,
+        min_count=min_count,
     )
-    embedding = perturb(
-        embedding, settings.condition_dropout, settings.embedding_noise, generator, size, own
-    )
+
+    # Condition, context, candidates
+    dropout, noise = settings.condition_dropout, settings.embedding_noise
+    embedding = perturb_embeddings(embedding, dropout, noise, generator, size, local)
     if settings.self_context:
-        draws = sent(torch.rand(2, size, x0.shape[1], generator=generator)[:, own], x0.device)
-        chosen = draws[0] < settings.self_context
-        with this.compute.autocast():
-            batch = with_own_samples(
-                this.denoiser, batch, embedding, chosen, draws[1], mask_id, this.schedule.timestep
+        draws = torch.rand(2, size, x0.shape[1], generator=generator)[:, local]
+        draws = send(draws, x0.device)
+        chosen, uniform = draws[0] < settings.self_context, draws[1]
+        timestep = state.schedule.timestep
+        with state.compute.autocast():
+            batch = sample_contexts(
+                state.denoiser, batch, embedding, chosen, uniform, tokenizer.mask_id, timestep
             )
-    if this.sampler is not None:
-        batch = replace(batch, candidates=this.sampler.draw(batch.targets, generator))
+    if state.sampler is not None:
+        batch = replace(batch, candidates=state.sampler.draw(batch.targets, generator))
     return batch, embedding
 
 
-_TABLE = "token_table.weight"
+# The optimiser and its schedule
 
 
 def make_optimizer(denoiser: nn.Module, settings: TrainingSection) -> torch.optim.AdamW:
-    """Fused AdamW; weight decay on matrices only, not on norms, biases or embedding tables.
+    """Make a fused AdamW; weight decay on matrices only, not on norms, biases or embedding tables.
 
     The token table has a learning rate of its own: Adam moves the rows of rare tokens as far as
     those of frequent ones, away from what the encoder's word embeddings say about them.
@@ -212,16 +236,29 @@ def make_optimizer(denoiser: nn.Module, settings: TrainingSection) -> torch.opti
 
 
 def learning_rate(step: int, settings: TrainingSection) -> float:
-    """Linear warm-up to ``lr``, then a cosine down to ``final_lr * lr``; step counts from 0."""
+    """Compute the learning rate of a step, counted from 0.
+
+    After a linear warm-up to ``lr``, down to ``final_lr * lr`` at the end: by a cosine over all
+    the rest; or, with ``wsd`` (warm-up, stable, decay: Hu et al., 2024, arXiv 2404.06395), over the
+    last ``decay_steps`` only, as 1 - sqrt (Hägele et al., 2024, arXiv 2405.18392).
+    """
     if step < settings.warmup_steps:
         return settings.lr * (step + 1) / settings.warmup_steps
-    done = (step - settings.warmup_steps) / (settings.steps - settings.warmup_steps)
-    cosine = 0.5 * (1.0 + math.cos(math.pi * done))
-    return settings.lr * (settings.final_lr + (1.0 - settings.final_lr) * cosine)
+    if settings.schedule == "wsd":
+        decay = settings.decay_length
+        done = max(0.0, (step - settings.steps + decay) / decay)
+        share = 1.0 - math.sqrt(done)
+    else:
+        done = (step - settings.warmup_steps) / (settings.steps - settings.warmup_steps)
+        share = 0.5 * (1.0 + math.cos(math.pi * done))
+    return settings.lr * (settings.final_lr + (1.0 - settings.final_lr) * share)
+
+
+# Averaged weights
 
 
 class EMA:
-    """The averaged weights of a module.
+    """The exponential moving average of a module's weights.
 
     Args:
         module: Its parameters are averaged.
@@ -243,7 +280,7 @@ class EMA:
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Inside the block the module runs with the averaged weights."""
+        """Run the module with the averaged weights inside the block."""
         live = [p.detach().clone() for p in self._live]
         self._write(self.averages)
         try:
@@ -257,8 +294,11 @@ class EMA:
             parameter.copy_(value)
 
 
+# The order of the data
+
+
 def training_rows(first: int, count: int, total: int, seed: int) -> NDArray[np.int64]:
-    """Rows of samples ``first`` to ``first + count`` in the endless order over ``total`` rows."""
+    """Find rows of samples ``first`` to ``first + count`` in the endless order over ``total``."""
     parts: list[NDArray[np.int64]] = []
     while count > 0:
         epoch, offset = divmod(first, total)
@@ -275,6 +315,6 @@ def _epoch_order(epoch: int, total: int, seed: int) -> NDArray[np.int64]:
 
 
 def step_generator(seed: int, step: int) -> torch.Generator:
-    """The source of a step's timesteps and masks."""
+    """Seed the source of all that a step draws."""
     words = np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)
     return torch.Generator().manual_seed(int(words[0] >> np.uint64(1)))

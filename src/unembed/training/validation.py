@@ -1,4 +1,4 @@
-"""What the averaged weights are worth on held-out pairs: with fixed masks, and decoded."""
+"""Validation on held-out pairs: the loss with fixed masks, and texts decoded from full ones."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from unembed.decoding import Decoding, SequenceSpec
 from unembed.decoding.logits import RepetitionPenalty, with_processors
 from unembed.denoiser import Denoiser
 from unembed.device import Compute
-from unembed.diffusion import WEIGHTS, Corrupted, corrupt_batch, corrupted, make_schedule
+from unembed.diffusion import WEIGHTS, CorruptedBatch, corrupt_batch, make_schedule
 from unembed.encoders.base import Encoder
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def validate(
         content = x0 != tokenizer.pad_id
         ones = torch.ones(len(x0))
         hidden = torch.full_like(x0, tokenizer.mask_id)
-        full = corrupted(x0, hidden, content, ones, ones, int(content.sum()))
+        full = CorruptedBatch.from_masks(x0, hidden, content, ones, ones, int(content.sum()))
         with compute.autocast():
             losses, hits = _score(denoiser, batch.to(compute.device), embedding)
             full_losses, _ = _score(denoiser, full.to(compute.device), embedding)
@@ -70,8 +70,8 @@ def validate(
     }
 
 
-def _score(denoiser: Denoiser, batch: Corrupted, embedding: Tensor) -> tuple[Tensor, Tensor]:
-    """Cross-entropy and correctness of the best guess at each masked position, [M] each."""
+def _score(denoiser: Denoiser, batch: CorruptedBatch, embedding: Tensor) -> tuple[Tensor, Tensor]:
+    """Compute the cross-entropy and correctness of the argmax at each scored position, [M] each."""
     h = denoiser.hidden_states(batch.xt, embedding, batch.t).flatten(0, 1)[batch.index]  # [M, H]
     table, bias = denoiser.token_table.weight, denoiser.output_bias
     rows = max(1, _LOGITS // len(table))
@@ -119,8 +119,8 @@ def decode_held_out(
     penalised = with_processors(denoiser, [RepetitionPenalty(spec)])
     rows: list[list[int]] = []
     denoiser.eval()
-    together = max(1, min(_BATCH, _LOGITS // (spec.length * ids.size)))
-    for part in torch.split(torch.from_numpy(vectors), together):
+    batch = max(1, min(_BATCH, _LOGITS // (spec.length * ids.size)))
+    for part in torch.split(torch.from_numpy(vectors), batch):
         with compute.autocast():
             decoded = decoding.strategy(
                 penalised, part.to(compute.device), spec, steps=decoding.steps, generators=()
@@ -139,8 +139,8 @@ def decode_held_out(
     }
     if encoder is not None:
         texts = pairs.tokenizer.decode(rows)
-        there = [index for index, text in enumerate(texts) if text.strip()]
-        if there:
-            again = encoder.encode([texts[index] for index in there])
-            figures["decoded_cosine"] = float((again * vectors[there]).sum(axis=1).mean())
+        index = [i for i, text in enumerate(texts) if text.strip()]
+        if index:
+            embeddings = encoder.encode([texts[i] for i in index])
+            figures["decoded_cosine"] = float((embeddings * vectors[index]).sum(axis=1).mean())
     return figures
