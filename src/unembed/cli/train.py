@@ -44,6 +44,7 @@ def train(
     chosen = load_config(config, settings or [])
     pairs = Pairs.open(data)
     Pairs.verify(data)
+    _notes([pairs.outdated] if pairs.outdated else [])
     words = encoder = None
     # Killed before its first save, a run has a folder and starts anew
     from_words = chosen.denoiser.token_table == "encoder" and not (
