@@ -8,7 +8,6 @@ Randomness needs no state: every step draws from a generator seeded by (seed, st
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -25,6 +24,7 @@ from unembed.data.pairs import Pairs
 from unembed.denoiser import Denoiser
 from unembed.encoders.base import EncoderIdentity
 from unembed.errors import CheckpointError, TrainingError
+from unembed.files import atomic
 from unembed.inverter import Inverter
 from unembed.training.distributed import like, whole
 from unembed.training.step import EMA, TrainingRun
@@ -100,16 +100,8 @@ def save_state(
     if path is None:
         return
     metadata = {"progress": json.dumps(asdict(progress)), "facts": json.dumps(dict(facts))}
-    temporary = path.with_name(path.name + ".tmp")
-    with written(path):
-        try:
-            write_tensors(tensors, temporary, metadata)
-            with temporary.open("rb") as file:
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        except (OSError, SafetensorError):
-            temporary.unlink(missing_ok=True)
-            raise
+    with written(path), atomic(path) as temporary:
+        write_tensors(tensors, temporary, metadata)
 
 
 def _kept(tensor: Tensor, here: bool) -> Tensor:
