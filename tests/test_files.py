@@ -1,13 +1,26 @@
 import gzip
 import json
+import re
+import sys
+import tomllib
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from unembed import files as sources
-from unembed.errors import DataError
-from unembed.files import count_texts, read_texts
+from unembed.errors import ConfigError, DataError
+from unembed.files import (
+    EXTRAS,
+    atomic,
+    count_texts,
+    has_extra,
+    install_line,
+    read_texts,
+    require_extra,
+    text_files,
+)
 
 TEXTS = ["first", "", "third, with \u2028 inside", "日本語", "fifth 😀"]
 
@@ -141,10 +154,10 @@ def test_damaged_rows_of_a_parquet_file_are_refused(tmp_path):
     assert "expected readable rows" in refusal(path)
 
 
-@pytest.mark.parametrize("name", ["texts.csv", "texts", "texts.parquet.gz"])
+@pytest.mark.parametrize("name", ["texts.xlsx", "texts", "texts.parquet.gz"])
 def test_an_unknown_format_is_refused(tmp_path, name):
     (tmp_path / name).write_text("a", encoding="utf-8")
-    assert ".parquet, .jsonl, .txt" in refusal(tmp_path / name)
+    assert ".parquet, .jsonl, .json, .csv, .tsv or .txt" in refusal(tmp_path / name)
 
 
 @pytest.mark.parametrize("name", ["none.txt", "none.parquet"])
@@ -247,3 +260,110 @@ def test_lines_are_counted_as_they_are_read(tmp_path, content):
 def test_a_missing_file_cannot_be_counted(tmp_path, name):
     with pytest.raises(DataError, match=name):
         count_texts(tmp_path / name)
+
+
+# Tables of texts
+
+
+@pytest.mark.parametrize(("suffix", "sign"), [("csv", ","), ("csv", ";"), ("tsv", "\t")])
+def test_read_texts_reads_tables(tmp_path, suffix, sign):
+    path = tmp_path / f"texts.{suffix}"
+    quoted = '"two ""quoted""\nlines, with signs; and more"'
+    rows = [
+        f"id{sign}body",
+        f"1{sign}first",
+        "",
+        f"2{sign}{quoted}",
+        "3",
+        f"4{sign}日本語{sign}more",
+    ]
+    content = "\r\n".join(["\ufeff", *rows]).replace("\r\n", "", 1).replace("*", sign)
+    path.write_text(f"{content}\r\n", encoding="utf-8", newline="")
+    expected = ["first", 'two "quoted"\nlines, with signs; and more', "", "日本語"]
+    assert list(read_texts(path, "body")) == expected
+    assert count_texts(path) == 4
+    packed = path.with_name(f"{path.name}.gz")
+    packed.write_bytes(gzip.compress(path.read_bytes()))
+    assert list(read_texts(packed, "body")) == expected
+    with pytest.raises(DataError, match=r"a column 'text' in .*found the columns 'id', 'body'"):
+        list(read_texts(path))
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [(b'text\n"no end', "rows of ',' in"), (b"text\n\xff\n", "UTF-8 text in")],
+)
+def test_read_texts_refuses_damaged_tables(tmp_path, content, reason):
+    path = tmp_path / "texts.csv"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=re.escape(reason)):
+        list(read_texts(path))
+
+
+def test_text_files_passes_over_the_descriptions_beside_a_data_set(tmp_path):
+    write(tmp_path, "jsonl")
+    described = {"description": "Letters.", "features": {"text": {"dtype": "string"}}}
+    (tmp_path / "dataset_info.json").write_text(json.dumps(described), encoding="utf-8")
+    for name in ("info.json", "schema.JSON"):
+        (tmp_path / name).write_text(json.dumps(described, indent=2), encoding="utf-8")
+    (tmp_path / "more.json").write_text('{"text": "a"}\n{"text": "b"}\n', encoding="utf-8")
+    (tmp_path / "one.json").write_text('{"text": "c"}\n', encoding="utf-8")
+    names = [path.name for path in text_files(tmp_path)]
+    assert names == ["more.json", "one.json", "texts.jsonl"]
+    assert list(read_texts(tmp_path)) == ["a", "b", "c", *TEXTS]
+
+
+# Files in one step, and extras
+
+
+def test_atomic_replaces_a_file_or_leaves_it(tmp_path):
+    path = tmp_path / "a.txt"
+    with atomic(path) as temporary:
+        assert temporary.parent == tmp_path
+        temporary.write_text("first")
+    with pytest.raises(KeyError), atomic(path) as temporary:
+        temporary.write_text("half")
+        raise KeyError
+    assert path.read_text() == "first"
+    assert list(tmp_path.iterdir()) == [path]
+    with pytest.raises(FileNotFoundError), atomic(tmp_path / "none" / "a.txt"):
+        pass
+
+
+def test_atomic_takes_no_name_twice_and_follows_no_link(tmp_path, monkeypatch):
+    precious, path = tmp_path / "precious", tmp_path / "a.txt"
+    precious.write_text("kept")
+    with atomic(path) as one, atomic(path) as other:
+        assert one != other
+    monkeypatch.setattr("secrets.token_hex", lambda size: "guessed")
+    (tmp_path / ".a.txt.guessed.tmp").symlink_to(precious)
+    with pytest.raises(FileExistsError), atomic(path) as temporary:
+        temporary.write_text("lost")
+    assert precious.read_text() == "kept"
+
+
+def test_atomic_writes_files_that_others_may_read(tmp_path):
+    plain, path = tmp_path / "plain", tmp_path / "a.txt"
+    plain.touch()
+    with atomic(path):
+        pass
+    assert path.stat().st_mode == plain.stat().st_mode
+
+
+def test_require_extra_says_what_to_install(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "sacrebleu", None)
+    assert not has_extra("evaluation")
+    with pytest.raises(ConfigError, match=r"for BLEU; found that .*sacrebleu is not .*, or wait\."):
+        require_extra("evaluation", "BLEU", "wait")
+    assert install_line("plots") == "pip install -e '.[plots]'", "these tests run in a checkout"
+    monkeypatch.setattr(sources, "__file__", str(tmp_path / "a" / "b" / "c" / "files.py"))
+    assert install_line("plots") == "pip install 'unembed[plots]'"
+
+
+def test_the_extras_are_those_of_pyproject():
+    path = Path(__file__).parents[1] / "pyproject.toml"
+    extras = tomllib.loads(path.read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    assert set(EXTRAS) == set(extras) - {"dev", "embedded"}
+    for name, packages in EXTRAS.items():
+        stated = [re.split(r"[>\[=]", line)[0].replace("-", "_") for line in extras[name]]
+        assert sorted(packages) == sorted(stated)

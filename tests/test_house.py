@@ -23,8 +23,8 @@ FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 IMPORTS = {
     "__init__": "encoders errors evaluation inverter",
     "__main__": "cli",
-    "backends": "denoiser device diffusion errors",
-    "checkpoints": "denoiser diffusion encoders errors tokenizer",
+    "backends": "denoiser device diffusion errors files",
+    "checkpoints": "denoiser diffusion encoders errors files tokenizer",
     "cli": "backends checkpoints config data decoding demo device encoders errors "
     "evaluation files inverter tokenizer training vectors",
     "config": "errors",
@@ -41,7 +41,7 @@ IMPORTS = {
     "inverter": "backends checkpoints decoding denoiser device diffusion encoders errors tokenizer",
     "tokenizer": "errors",
     "training": "checkpoints config data decoding denoiser device diffusion encoders "
-    "errors inverter tokenizer",
+    "errors files inverter tokenizer",
     "vectors": "encoders errors files inverter",
 }
 

@@ -13,7 +13,7 @@ import json
 import re
 import stat
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -30,6 +30,7 @@ from unembed.diffusion import make_schedule
 from unembed.encoders.base import EncoderIdentity
 from unembed.encoders.fingerprint import Fingerprint
 from unembed.errors import CheckpointError, ConfigError
+from unembed.files import atomic
 from unembed.tokenizer import TextTokenizer
 
 FORMAT, SCALED_OR_SHARDED = 1, 2  # a folder gets the lower number that can read it
@@ -286,25 +287,21 @@ def save_weights(state: Mapping[str, Tensor], folder: Path, storage: Storage) ->
         max_shard_size=storage.shard_bytes,
         filename_pattern="model{suffix}.safetensors",
     )
-    names = list(split.filename_to_tensors)
-    temporary = {name: folder / f"{name}.tmp" for name in names}
     old = [*folder.glob(_SHARDS), folder / WEIGHTS, folder / INDEX]
     try:
-        for name, inside in split.filename_to_tensors.items():
+        with ExitStack() as stack:  # all are whole before the first takes its place
             metadata = {"format": "pt", "number_format": storage.number_format}
-            write_tensors({key: tensors[key] for key in inside}, temporary[name], metadata)
+            for name, inside in split.filename_to_tensors.items():
+                temporary = stack.enter_context(atomic(folder / name))
+                write_tensors({key: tensors[key] for key in inside}, temporary, metadata)
         for path in old:
-            path.unlink(missing_ok=True)
-        for name in names:
-            temporary[name].replace(folder / name)
+            if path.name not in split.filename_to_tensors:
+                path.unlink(missing_ok=True)
         if split.is_sharded:
             index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
             text = json.dumps(index, indent=2, sort_keys=True) + "\n"
             (folder / INDEX).write_text(text, encoding="utf-8")
     except (OSError, SafetensorError) as error:
-        for path in temporary.values():
-            with suppress(OSError):
-                path.unlink(missing_ok=True)
         raise CheckpointError(
             f"room to save {folder}", str(error), "Free some space, or choose another folder"
         ) from error

@@ -33,12 +33,18 @@ class EncoderSection(Section):
         prompt: Text put before each document; null takes what the model's own files or the
             catalogue say.
         prompt_name: In place of ``prompt``: the name that the text has in the model's own files.
+        pooling: How token vectors become one, for a model whose files do not say it: ``mean``,
+            ``cls``, ``lasttoken``, ``max``.
+        truncate_dim: Dimensions kept of a Matryoshka model, whose vectors are then brought to
+            length 1 again; null keeps what the model's files say.
     """
 
     name: str = "all-MiniLM-L6-v2"
     revision: str | None = None
     prompt: str | None = None
     prompt_name: str | None = None
+    pooling: str | None = None
+    truncate_dim: Positive | None = None
 
     @model_validator(mode="after")
     def _one_prompt(self) -> EncoderSection:

@@ -1,42 +1,110 @@
-"""Text files and folders of them: which there are, their format, their lines; plain, gz or zst."""
+"""Files: replaced in one step, digested, and texts read from them (plain, gz or zst); extras."""
 
 from __future__ import annotations
 
 import codecs
+import csv
 import gzip
 import hashlib
+import importlib.util
 import io
 import json
+import os
+import secrets
 import zlib
 from collections.abc import Callable, Iterator
-from itertools import chain
+from contextlib import contextmanager, suppress
+from itertools import chain, zip_longest
 from pathlib import Path
 from typing import BinaryIO, cast
 
-from unembed.errors import DataError
+from unembed.errors import ConfigError, DataError
 
-_LINES = (".jsonl", ".json", ".txt")
+_LINES = (".jsonl", ".json", ".txt", ".csv", ".tsv")
+_KINDS = ".parquet, .jsonl, .json, .csv, .tsv or .txt (all but the first also with .gz or .zst)"
+_DELIMITERS = {".csv": ",;", ".tsv": "\t"}
 _COMPRESSED = (".gz", ".zst")
 _READ_BUFFER = 1 << 20
-_BLOCK = 1 << 16
-_BLOCKS, _LEAST_BLOCKS = 4096, 16  # read for a digest: in all, and of each of many files
-_SIDE_FILES = ("manifest.json",)
+_SIDE_FILES = ("manifest.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json")
+_SIDE_BYTES = 1 << 20  # of a JSON file looked at whole, to tell a side file
+EXTRAS = {  # the extras of pyproject.toml → packages that are imported
+    "dedup": ("datasketch",),
+    "demo": ("fastapi", "prometheus_client", "uvicorn"),
+    "distributed": ("ray",),
+    "evaluation": ("rouge_score", "sacrebleu"),
+    "hub": ("datasets",),
+    "languages": ("py3langid",),
+    "onnx": ("onnx", "onnxruntime", "onnxscript"),
+    "plots": ("matplotlib",),
+    "tensorboard": ("tensorboard",),
+}
+
+
+def install_line(extra: str) -> str:
+    """The command that installs an extra; from a checkout the package index may lack us."""
+    checkout = (Path(__file__).parents[2] / "pyproject.toml").is_file()
+    return f"pip install -e '.[{extra}]'" if checkout else f"pip install 'unembed[{extra}]'"
+
+
+def has_extra(extra: str) -> bool:
+    """Whether the packages of an extra are installed."""
+    return all(importlib.util.find_spec(name) is not None for name in EXTRAS[extra])
+
+
+def require_extra(extra: str, purpose: str, otherwise: str = "") -> None:
+    """Refuse to go on without the packages of an extra.
+
+    Args:
+        extra: A key of ``EXTRAS``.
+        purpose: What needs them, for the message.
+        otherwise: What to do in place of installing them: "leave --png out".
+
+    Raises:
+        ConfigError: One of them is not installed.
+    """
+    missing = [name for name in EXTRAS[extra] if importlib.util.find_spec(name) is None]
+    if missing:
+        fix = f"Run `{install_line(extra)}`" + (f", or {otherwise}" if otherwise else "")
+        raise ConfigError(
+            f"the packages of the extra {extra} for {purpose}",
+            f"that {', '.join(missing)} is not installed",
+            fix,
+        )
+
+
+@contextmanager
+def atomic(path: Path) -> Iterator[Path]:
+    """Give a file to write beside ``path`` that takes its place when the block ends well.
+
+    Its name cannot be guessed and it is created by us alone, so that no link of somebody else is
+    followed. It is flushed to the disk before it is renamed; whatever goes wrong, it is removed.
+
+    Raises:
+        OSError: The folder or the disk refuses.
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+    os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+    try:
+        yield temporary
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
 
 
 def file_format(path: Path) -> str:
-    """The format of a text file by its name: ``.parquet``, ``.jsonl`` or ``.txt``.
+    """The format of a text file by its name: ``.parquet``, ``.jsonl``, ``.csv``, ``.txt``.
 
     Raises:
         DataError: The name says none of them.
     """
-    found = _known_format(path)
-    if found is None:
-        raise DataError(
-            "a file ending in .parquet, .jsonl, .txt (the last two also with .gz or .zst)",
-            str(path),
-            "Convert the file",
-        )
-    return found
+    suffix = _known_format(path)
+    if suffix is None:
+        raise DataError(f"a file ending in {_KINDS}", str(path), "Convert the file")
+    return suffix
 
 
 def _known_format(path: Path) -> str | None:
@@ -90,7 +158,7 @@ def text_files(path: Path) -> list[Path]:
     if not files:
         raise DataError(
             f"a text file in the folder {path}",
-            "none that ends in .parquet, .jsonl, .json or .txt (the last three also .gz or .zst)",
+            f"none that ends in {_KINDS}",
             "Choose another folder",
         )
     return files
@@ -99,33 +167,18 @@ def text_files(path: Path) -> list[Path]:
 def _is_text_file(file: Path, folder: Path) -> bool:
     hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
     known = _known_format(file) is not None and file.name not in _SIDE_FILES
-    return known and not hidden and file.is_file()
+    return known and not hidden and file.is_file() and not _is_one_object(file)
 
 
-def source_digest(path: Path) -> str:
-    """SHA-256 by which a changed source is noticed: of the files' names, sizes and content.
-
-    A folder's names are taken below it, a file's own not at all. A file of up to 256 MiB is read
-    whole; of a larger one 4096 blocks of 64 KiB are: the first, the last and evenly spaced ones.
-    Of n files each gets an n-th of that, but at least 16 blocks.
-
-    Raises:
-        DataError: There is no text file.
-    """
-    files = text_files(path)
-    blocks = max(_LEAST_BLOCKS, _BLOCKS // len(files))
-    digest = hashlib.sha256()
-    for file in files:
-        size = file.stat().st_size
-        digest.update(f"{file.relative_to(path).as_posix()}\0{size}\0".encode())
-        with file.open("rb") as content:
-            if size <= blocks * _BLOCK:
-                digest.update(hashlib.file_digest(content, "sha256").digest())
-                continue
-            for block in range(blocks):
-                content.seek((size - _BLOCK) * block // (blocks - 1))
-                digest.update(content.read(_BLOCK))
-    return digest.hexdigest()
+def _is_one_object(file: Path) -> bool:
+    """Whether a JSON file is a single object over several lines, as those beside data sets are."""
+    if file.suffix.lower() != ".json" or file.stat().st_size > _SIDE_BYTES:
+        return False
+    try:
+        text = file.read_text(encoding="utf-8-sig").strip()
+        return "\n" in text and isinstance(json.loads(text), dict)
+    except (OSError, ValueError, RecursionError):
+        return False
 
 
 def read_lines(path: Path, limit: int | None = None) -> Iterator[bytes | None]:
@@ -195,8 +248,9 @@ def read_texts(path: Path, column: str = "text") -> Iterator[str]:
     """Yield the texts of a file or folder in order, never holding more than a batch of it.
 
     Args:
-        path: ``.parquet``, ``.jsonl`` (one object a line) or ``.txt`` (one text a line), the last
-            two also ``.gz`` or ``.zst``; or a folder of such files, read in the order of names.
+        path: ``.parquet``, ``.jsonl`` (one object a line), ``.csv`` or ``.tsv`` (names in the
+            first row) or ``.txt`` (one text a line), all but the first also ``.gz`` or ``.zst``;
+            or a folder of such files, read in the order of names.
         column: Column or key that holds the text; plain text ignores it.
 
     Raises:
@@ -208,6 +262,8 @@ def read_texts(path: Path, column: str = "text") -> Iterator[str]:
     readers: dict[str, Callable[[Path, str], Iterator[str]]] = {
         ".parquet": _read_parquet,
         ".jsonl": _read_jsonl,
+        ".csv": _read_csv,
+        ".tsv": _read_csv,
         ".txt": _read_lines,
     }
     return chain.from_iterable(readers[file_format(file)](file, column) for file in files)
@@ -233,8 +289,11 @@ def count_texts(path: Path) -> int:
 
 
 def _count(path: Path) -> int:
-    if file_format(path) == ".parquet":
+    suffix = file_format(path)
+    if suffix == ".parquet":
         return int(open_parquet(path).metadata.num_rows)
+    if suffix in _DELIMITERS:
+        return sum(1 for _ in csv_rows(path))
     return count_lines(path)
 
 
@@ -244,10 +303,10 @@ def _refuse_unfinished(folder: Path) -> None:
     if not manifest.is_file():
         return
     try:
-        found = json.loads(manifest.read_text(encoding="utf-8"))
+        data = json.loads(manifest.read_text(encoding="utf-8"))
     except ValueError:
         return  # not ours
-    if isinstance(found, dict) and found.get("kind") == "texts" and not found.get("complete"):
+    if isinstance(data, dict) and data.get("kind") == "texts" and not data.get("complete"):
         raise DataError(
             f"a finished collection of texts in {folder}",
             "one that stopped on the way",
@@ -297,11 +356,43 @@ def _read_jsonl(path: Path, column: str) -> Iterator[str]:
                 "one JSON object a line", f"{where}: {error}", "Correct the line"
             ) from error
         if not isinstance(row, dict):
-            found = f"{where}: a {type(row).__name__}"
-            raise DataError("one JSON object a line", found, "Correct the line")
+            problem = f"{where}: a {type(row).__name__}"
+            raise DataError("one JSON object a line", problem, "Correct the line")
         if column not in row:
             raise missing_column(where, column, list(row))
         yield _as_text(row[column], where, column)
+
+
+def _read_csv(path: Path, column: str) -> Iterator[str]:
+    for row in csv_rows(path, column):
+        if column not in row:
+            raise missing_column(path, column, list(row))
+        yield row[column]
+
+
+def csv_rows(path: Path, column: str = "text") -> Iterator[dict[str, str]]:
+    """Yield the rows of a ``.csv`` or ``.tsv`` file by the names in its first row.
+
+    Args:
+        path: Plain, ``.gz`` or ``.zst``. Fields may be quoted and hold line ends.
+        column: Found among the names, it tells commas from semicolons between the fields; else
+            the sign that makes more names does.
+
+    Raises:
+        DataError: The file cannot be read, is not UTF-8, or a quoted field has no end.
+    """
+    lines = (f"{line}\n" for line in _read_lines(path, column))
+    first = next(lines, "")
+    delimiters = _DELIMITERS[file_format(path)]
+    names = [next(csv.reader([first], delimiter=sign), []) for sign in delimiters]
+    best = max(range(len(names)), key=lambda k: (column in names[k], len(names[k])))
+    csv.field_size_limit(_LINE_BYTES)
+    try:
+        for cells in csv.reader(lines, delimiter=delimiters[best], strict=True):
+            if cells:
+                yield dict(zip_longest(names[best], cells[: len(names[best])], fillvalue=""))
+    except csv.Error as error:
+        raise DataError(f"rows of {delimiters[best]!r} in {path}", str(error), "Mend it") from error
 
 
 def _read_lines(path: Path, column: str) -> Iterator[str]:

@@ -75,6 +75,13 @@ class TextTokenizer:
         return frozenset((self.mask_id, self.pad_id, self.end_id))
 
     @cached_property
+    def carries_spaces(self) -> bool:
+        """Whether tokens cover the white space before them: byte-level BPE, Metaspace, Unigram."""
+        text = "a b c"
+        (encoding,) = self.encodings([text])
+        return any(text[start:stop].startswith(" ") for start, stop in encoding.offsets)
+
+    @cached_property
     def digest(self) -> str:
         """SHA-256 over the tokenizer's definition and our ids."""
         ids = f"{self.size},{self.mask_id},{self.pad_id},{self.end_id}"
@@ -85,11 +92,11 @@ class TextTokenizer:
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Content ids of each text, without special tokens."""
         encodings = self.backend.encode_batch_fast(list(texts), add_special_tokens=False)
-        found = [encoding.ids for encoding in encodings]  # the fast way works out no offsets
+        contents = [encoding.ids for encoding in encodings]  # the fast way works out no offsets
         if self.kept is None:
-            return found
+            return contents
         spelling = self._spelling
-        return [[ours for token in ids for ours in spelling[token]] for ids in found]
+        return [[ours for token in ids for ours in spelling[token]] for ids in contents]
 
     def spelled_lengths(self, ids: Sequence[int]) -> list[int]:
         """How many of a trimmed vocabulary's tokens each of the backend's ids becomes."""
@@ -228,8 +235,8 @@ class TextTokenizer:
             _ = tokenizer.backend  # builds it
             for name in ("mask_id", "pad_id", "end_id"):
                 if getattr(tokenizer, name) not in range(tokenizer.size):
-                    found = f"{name} {getattr(tokenizer, name)!r} in {tokenizer.size} tokens"
-                    raise ValueError(found)
+                    problem = f"{name} {getattr(tokenizer, name)!r} in {tokenizer.size} tokens"
+                    raise ValueError(problem)
             return tokenizer
         except Exception as error:  # the Rust library raises bare Exception
             raise CheckpointError(
@@ -260,12 +267,12 @@ class _Spelling(dict[int, tuple[int, ...]]):
         spelled, inside = [], bool(self._prefix) and name.startswith(self._prefix)
         name = name.removeprefix(self._prefix) if inside else name
         while name:
-            found = self._longest(name, self._prefix if inside else "")
-            if found is None:
+            match = self._longest(name, self._prefix if inside else "")
+            if match is None:
                 spelled, name = list(self._unknown), ""
             else:
-                spelled.extend(found[0])
-                name, inside = name[found[1] :], True
+                spelled.extend(match[0])
+                name, inside = name[match[1] :], True
         self[token] = tuple(spelled)
         return self[token]
 
@@ -276,8 +283,8 @@ class _Spelling(dict[int, tuple[int, ...]]):
             if ours is not None:
                 return [ours], stop
         signs = [self._ours.get(f"<0x{byte:02X}>") for byte in name[0].encode("utf-8")]
-        found = [sign for sign in signs if sign is not None]
-        return (found, 1) if len(found) == len(signs) else None
+        known_bytes = [sign for sign in signs if sign is not None]
+        return (known_bytes, 1) if len(known_bytes) == len(signs) else None
 
 
 def ranges_of(ids: Sequence[int]) -> str:
@@ -306,6 +313,8 @@ def from_transformers(tokenizer: Any) -> TextTokenizer:
     Raises:
         EncoderError: The model has only a slow (pure Python) tokenizer.
     """
+    if isinstance(tokenizer, Tokenizer):  # that of a StaticEmbedding, without special tokens
+        return TextTokenizer.from_backend(tokenizer, None, None, None)
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         raise EncoderError(
@@ -333,14 +342,14 @@ def load_tokenizer(name: str) -> TextTokenizer:
     from transformers import AutoTokenizer
 
     try:
-        found = AutoTokenizer.from_pretrained(name)  # type: ignore[no-untyped-call, unused-ignore]
+        tokenizer = AutoTokenizer.from_pretrained(name)  # type: ignore[no-untyped-call, unused-ignore]
     except Exception as error:  # whatever files and network can make the library raise
         raise EncoderError(
             f"a tokenizer in a local folder or on the Hugging Face Hub: {name}",
             " ".join(str(error).split())[:300] or type(error).__name__,
             "Correct data.vocabulary.tokenizer",
         ) from error
-    return from_transformers(found)
+    return from_transformers(tokenizer)
 
 
 def word_tokenizer(words: Sequence[str]) -> TextTokenizer:

@@ -606,6 +606,37 @@ def test_options_of_stage_1_are_refused_in_stage_2(refused, text_file, tmp_path,
     assert f"{option} with --stage 1" in message
 
 
+def test_prepare_refuses_what_the_other_stage_alone_uses(refused, text_file, tmp_path):
+    """Also where the value is the default's: whoever gives an option expects it to do something."""
+    out = ("--out", tmp_path / "o")
+    for given in (("--chars", 10, 100_000), ("--lang-column", "lang")):
+        message = refused("prepare", "--source", text_file, *given, *out)
+        assert f"{given[0]} with --stage 1 only; found it with --stage 2" in message
+    for given in (
+        ("--set", "data.length=16"),
+        ("--config", "minilm"),
+        ("--device", "cpu"),
+        ("--dtype", "auto"),
+        ("--no-verify",),
+        ("--verify",),
+        ("--trust-remote-code",),
+        ("--ray", "local"),
+    ):
+        options = ("--langs", "en", "--n-samples", 5, "--source", text_file)
+        message = refused(*STAGE_1, *options, *given, *out)
+        assert f"{given[0]} with --stage 2 only; found it with --stage 1" in message
+    assert not (tmp_path / "o").exists()
+
+
+def test_prepare_help_cuts_no_option_at_80_columns(run, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    code, out, _ = run("prepare", "--help")
+    assert code == 0
+    assert "…" not in out.replace("en,zh,…", "")
+    assert "--trust-remote-code" in out
+    assert "hf:NAME[:CONFIG][:COLUMN]" in out
+
+
 @pytest.mark.parametrize("command", ["prepare", "train"])
 @pytest.mark.parametrize(
     ("override", "said"),
@@ -850,5 +881,5 @@ def test_serve_fails_with_one_line(
         lambda name, *rest: find(name, *rest) if name != "uvicorn" else None,
     )
     message = refused("serve")
-    assert "the packages of the extra demo; found no uvicorn" in message
-    assert "pip install 'unembed[demo]'" in message
+    assert "the packages of the extra demo for the demo; found that uvicorn" in message
+    assert "[demo]'" in message

@@ -8,14 +8,13 @@ import numpy as np
 import pytest
 
 from unembed.config import Config
-from unembed.data.manifest import MANIFEST, TOKENIZER, read_manifest, shard_names
+from unembed.data.manifest import MANIFEST, TOKENIZER, read_manifest, shard_names, source_digest
 from unembed.data.pairs import Pairs
 from unembed.data.pieces import cut_pieces
 from unembed.data.prepare import PrepareProgress, prepare_pairs
 from unembed.encoders.fake import FakeEncoder
 from unembed.encoders.fingerprint import PROBES, make_fingerprint
 from unembed.errors import DataError, EncoderError
-from unembed.files import source_digest
 
 
 class FailingEncoder(FakeEncoder):

@@ -16,7 +16,7 @@ import pytest
 
 from unembed.config import Config
 from unembed.data import ray as distributed
-from unembed.data.manifest import read_manifest, shard_names
+from unembed.data.manifest import MANIFEST, read_manifest, shard_names
 from unembed.data.prepare import prepare_pairs
 from unembed.data.ray import ShardWorker, Share, plan_share, ray_runner
 from unembed.data.shards import MadeShard, PassageReader
@@ -248,7 +248,7 @@ def test_a_disk_that_fails_once_is_tried_again(
     fsync, failures = os.fsync, [3]
 
     def flaky(descriptor):
-        if os.path.realpath(f"/proc/self/fd/{descriptor}").endswith("json.tmp"):
+        if MANIFEST in os.path.realpath(f"/proc/self/fd/{descriptor}"):
             return
         failures[0] -= 1
         if failures[0] == 0:

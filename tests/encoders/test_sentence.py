@@ -360,7 +360,7 @@ def test_a_folder_without_safetensors_is_refused(tmp_path):
 def test_a_folder_that_is_no_model_is_refused(tmp_path):
     (tmp_path / "model.safetensors").write_bytes(b"nothing")
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}), encoding="utf-8")
-    message = refusal(str(tmp_path), compute=choose_compute("cpu"))
+    message = refusal(str(tmp_path), compute=choose_compute("cpu"), pooling="mean")
     assert f"a sentence-transformers model in {tmp_path}" in message
 
 

@@ -164,5 +164,5 @@ def test_bad_options_are_refused(tmp_path, monkeypatch):
     with pytest.raises(DataError, match="a place to write"):
         save_curves([run], tmp_path / "none" / "x.png")
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(DataError, match=r"unembed\[plots\]"):
+    with pytest.raises(ConfigError, match=r"pip install .*\[plots\]"):
         save_curves([run], tmp_path / "x.png")

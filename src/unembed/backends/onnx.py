@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from unembed.denoiser import Denoiser
-from unembed.errors import CheckpointError, ConfigError
+from unembed.errors import CheckpointError
+from unembed.files import atomic, require_extra
 
 FILE = "denoiser.onnx"
 _DIGEST = "weights_sha256"
@@ -55,12 +56,10 @@ def export_onnx(denoiser: Denoiser, folder: Path, out: Path) -> None:
         )
     assert program is not None
     program.model.metadata_props[_DIGEST] = _digest(folder)
-    unfinished = out.with_name(out.name + ".unfinished")
     try:
-        program.save(unfinished)
-        unfinished.replace(out)
+        with atomic(out) as temporary:
+            program.save(temporary)
     except OSError as error:
-        unfinished.unlink(missing_ok=True)
         raise CheckpointError(
             f"a place to write {out}", str(error), "Choose another --onnx"
         ) from error
@@ -126,15 +125,7 @@ def require_onnx() -> None:
     Raises:
         ConfigError: The extra is not installed.
     """
-    from importlib.util import find_spec
-
-    missing = [name for name in ("onnx", "onnxscript") if find_spec(name) is None]
-    if missing:
-        raise ConfigError(
-            "the extra onnx",
-            f"no package {missing[0]}",
-            "Install it: pip install 'unembed[onnx]'",
-        )
+    require_extra("onnx", "--onnx", "leave it out")
 
 
 def _digest(folder: Path) -> str:

@@ -403,6 +403,8 @@ def show_inspection(report: Inspection, as_json: bool) -> None:
         "languages": languages,
         "writing systems": f"{_counts(report.writing)} (letters in a sample)",
     }
+    if report.outdated is not None:
+        rows["note"] = report.outdated
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     table.add_column(style="bold")
     table.add_column()

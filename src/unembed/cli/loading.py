@@ -43,7 +43,8 @@ def encoder_settings(inverter: unembed.Inverter, where: str | None = None) -> di
     found = {"name": identity.name, "revision": identity.revision}
     if where is not None:
         found = {"name": where, "revision": None}
-    return {**found, "prompt": identity.prompt}
+    made = {"pooling": identity.pooling, "truncate_dim": identity.truncate_dim}
+    return {**found, "prompt": identity.prompt, **made}
 
 
 def make_inverter(

@@ -96,26 +96,32 @@ SourcesOption = Annotated[
     list[str] | None,
     typer.Option(
         "--source",
-        help="Parquet, JSONL, plain text, the last two also .gz or .zst, or a folder of them. "
-        "Stage 1 also: c4 (if not set), hf:NAME[:CONFIG][:COLUMN], any with :WEIGHT; repeatable. "
+        metavar="PATH",
+        help="Parquet, JSONL, CSV, TSV or plain text, all but Parquet also .gz or .zst, or a "
+        "folder of them. Stage 1 also: c4 (if not set), hf:NAME[:CONFIG][:COLUMN] and any with "
+        ":WEIGHT; repeatable. "
         "Stage 2 takes data/raw if not set.",
     ),
 ]
 StageOption = Annotated[
-    int, typer.Option("--stage", min=1, max=2, help="1: collect text. 2: text → pairs.")
+    int,
+    typer.Option("--stage", min=1, max=2, metavar="1|2", help="1: collect text. 2: text → pairs."),
 ]
 LangsOption = Annotated[
     str | None, typer.Option("--langs", help="Stage 1: en,zh,…; each gets the same share.")
 ]
 SamplesOption = Annotated[
-    int | None, typer.Option("--n-samples", min=1, help="Stage 1: texts in all.")
+    int | None,
+    typer.Option("--n-samples", min=1, metavar="N", help="Stage 1: texts in all."),
 ]
 LangColumnOption = Annotated[str, typer.Option("--lang-column", help="Column of the language.")]
 DrawOption = Annotated[
-    int | None, typer.Option("--seed", min=0, help="Stage 1: mixes and shuffles; 0 if not set.")
+    int | None,
+    typer.Option("--seed", min=0, metavar="N", help="Stage 1: mixes and shuffles; 0 if not set."),
 ]
 CharsOption = Annotated[
-    tuple[int, int], typer.Option("--chars", min=1, help="Stage 1: shortest and longest text.")
+    tuple[int, int],
+    typer.Option("--chars", min=1, metavar="MIN MAX", help="Stage 1: shortest and longest text."),
 ]
 NearOption = Annotated[
     float | None,
@@ -123,6 +129,7 @@ NearOption = Annotated[
         "--near-duplicates",
         min=0.1,
         max=0.95,
+        metavar="SHARE",
         help="Stage 1: leave out texts about this similar (say 0.8) to another, by MinHash.",
     ),
 ]
@@ -137,7 +144,10 @@ DtypeOption = Annotated[
 BatchOption = Annotated[
     int | None,
     typer.Option(
-        "--encode-batch", min=1, help="Texts encoded at once; by their tokens if not set."
+        "--encode-batch",
+        min=1,
+        metavar="N",
+        help="Texts encoded at once; by their tokens if not set.",
     ),
 ]
 PreparedOption = Annotated[
@@ -158,7 +168,10 @@ RayOption = Annotated[
 WorkersOption = Annotated[
     int | None,
     typer.Option(
-        "--workers", min=1, help="With --ray: processes; one per GPU, or machine, if not set."
+        "--workers",
+        min=1,
+        metavar="N",
+        help="With --ray: processes; one per GPU, or machine, if not set.",
     ),
 ]
 

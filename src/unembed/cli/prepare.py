@@ -31,22 +31,38 @@ from unembed.cli.options import (
     WorkersOption,
 )
 
+_STAGE_1 = ("langs", "n_samples", "lang_column", "chars", "near_duplicates", "seed")
+_STAGE_2 = (
+    "config",
+    "limit",
+    "verify",
+    "no_verify",
+    "settings",
+    "device",
+    "dtype",
+    "encode_batch",
+    "trust_remote_code",
+    "ray",
+    "workers",
+)
+
 
 def prepare(
+    context: typer.Context,
     out: PreparedOption = None,
     sources: SourcesOption = None,
     stage: StageOption = 2,
     config: ConfigOption = "minilm",
     column: Annotated[str, typer.Option("--column", help="Column that holds the text.")] = "text",
     limit: Annotated[
-        int | None, typer.Option("--limit", min=1, help="Stop at about this many pairs.")
+        int | None,
+        typer.Option("--limit", min=1, metavar="N", help="Stop at about so many pairs."),
     ] = None,
-    verify: Annotated[
+    no_verify: Annotated[
         bool,
-        typer.Option(
-            "--verify/--no-verify", help="Check the shards found; damaged ones are made again."
-        ),
-    ] = True,
+        typer.Option("--no-verify", help="Do not check the shards found and mend damaged ones."),
+    ] = False,
+    verify: Annotated[bool, typer.Option("--verify", hidden=True)] = False,  # as without it
     settings: SetOption = None,
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
@@ -67,16 +83,13 @@ def prepare(
     from unembed.data.prepare import prepare_pairs
     from unembed.files import count_texts, require_texts
 
+    _refuse_other_stage(context, stage)
     out = out or Path("data", "raw" if stage == 1 else Path(config).stem)
     if stage == 1:
-        _only_in_stage(2, {"--limit": limit, "--ray": ray, "--workers": workers})
-        _only_in_stage(2, {"--encode-batch": encode_batch})
         specs = [(spec, column, lang_column) for spec in sources or ["c4"]]
         wanted = {"seed": seed or 0, "near_duplicates": near_duplicates}
         _collect(specs, out, langs, n_samples, chars, wanted)
         return
-    _only_in_stage(1, {"--langs": langs, "--n-samples": n_samples, "--seed": seed})
-    _only_in_stage(1, {"--near-duplicates": near_duplicates})
     source = _one_source(sources)
     chosen = load_config(config, settings or [])
     require_texts(source, column)  # before the encoder is loaded
@@ -92,7 +105,7 @@ def prepare(
                 encoder,
                 column=column,
                 limit=limit,
-                verify=verify,
+                verify=verify or not no_verify,
                 progress=display.update,
                 run=run,
             )
@@ -154,12 +167,23 @@ def inspect(
     show_inspection(report, as_json)
 
 
-def _only_in_stage(stage: int, options: dict[str, object]) -> None:
+def _refuse_other_stage(context: typer.Context, stage: int) -> None:
+    """Refuse options that this stage would ignore.
+
+    Raises:
+        ConfigError: One of them was given.
+    """
     from unembed.errors import ConfigError
 
-    for name, value in options.items():
-        if value is not None:
-            raise ConfigError(f"{name} with --stage {stage} only", str(value), "Leave it out")
+    other, names = (2, _STAGE_2) if stage == 1 else (1, _STAGE_1)
+    for parameter in context.command.params:
+        source = context.get_parameter_source(parameter.name or "")
+        if parameter.name in names and source is not None and source.name == "COMMANDLINE":
+            raise ConfigError(
+                f"{parameter.opts[0]} with --stage {other} only",
+                f"it with --stage {stage}",
+                "Leave it out",
+            )
 
 
 def _one_source(sources: list[str] | None) -> Path:
@@ -169,9 +193,9 @@ def _one_source(sources: list[str] | None) -> Path:
     if not sources and collected.is_dir():
         return collected
     if not sources or len(sources) > 1:
-        found = f"{len(sources)}" if sources else f"none, and no folder {collected}"
+        problem = f"{len(sources)}" if sources else f"none, and no folder {collected}"
         raise ConfigError(
-            "one --source", found, "Pass one file or folder (--stage 1 mixes several)"
+            "one --source", problem, "Pass one file or folder (--stage 1 mixes several)"
         )
     if not sources[0].strip():
         raise ConfigError("one --source", repr(sources[0]), "Pass a file or folder")

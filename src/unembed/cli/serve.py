@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import sys
 import webbrowser
@@ -60,7 +59,9 @@ def serve(
     ] = False,
 ) -> None:
     """Serve the live demo: a page on which a vector turns back into text, and its API."""
-    _require_extra()
+    from unembed.files import require_extra
+
+    require_extra("demo", "the demo")
     from unembed.demo import server
     from unembed.demo.app import create_app
     from unembed.demo.limits import Limits
@@ -94,16 +95,6 @@ def serve(
 
     server.write_log()
     server.run(app, bound, ready=ready, proxies=proxies)
-
-
-def _require_extra() -> None:
-    from unembed.errors import ConfigError
-
-    for name in ("fastapi", "prometheus_client", "uvicorn"):
-        if importlib.util.find_spec(name) is None:
-            raise ConfigError(
-                "the packages of the extra demo", f"no {name}", "pip install 'unembed[demo]'"
-            )
 
 
 def _open(address: str) -> None:

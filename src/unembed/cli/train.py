@@ -49,6 +49,7 @@ def train(
     chosen = load_config(config, settings or [])
     pairs = Pairs.open(data)
     Pairs.verify(data)
+    _notes([pairs.outdated] if pairs.outdated else [])
     words = encoder = None
     # Killed before its first save, a run has a folder and starts anew
     has_state = any((out / name).exists() for name in (LATEST, PREVIOUS))

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from unembed.data.pairs import Pairs
 from unembed.errors import DataError
-from unembed.files import file_format, read_texts, text_files
+from unembed.files import atomic, file_format, has_extra, read_texts, require_extra, text_files
 
 _SAMPLE = 2000  # pairs decoded for languages and writing systems
 _CHUNK = 65_536
@@ -45,6 +45,7 @@ class Inspection:
         writing: Letters of each writing system in a sample of the pairs.
         examples: Some of the texts.
         source: What the pairs were made from.
+        outdated: What is wrong with pairs that an older version cut; None where nothing is.
     """
 
     pairs: int
@@ -62,6 +63,7 @@ class Inspection:
     writing: dict[str, int]
     examples: list[str]
     source: dict[str, Any]
+    outdated: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
@@ -70,10 +72,10 @@ class Inspection:
     def quantiles(self) -> dict[int, int]:
         """Content tokens below which 5, 50 and 95% of the pairs lie."""
         total = np.cumsum(self.lengths)
-        found = {}
+        bounds = {}
         for share in _QUANTILES:
-            found[share] = int(np.searchsorted(total, total[-1] * share / 100))
-        return found
+            bounds[share] = int(np.searchsorted(total, total[-1] * share / 100))
+        return bounds
 
 
 def inspect_pairs(
@@ -128,6 +130,7 @@ def inspect_pairs(
         writing=dict(writing_systems(texts).most_common()),
         examples=[texts[index] for index in chosen],
         source=manifest["source"],
+        outdated=pairs.outdated,
     )
 
 
@@ -145,27 +148,23 @@ def _lengths(pairs: Pairs) -> NDArray[np.int64]:
 def writing_systems(texts: list[str]) -> Counter[str]:
     """Letters of each writing system: the first word of their Unicode names."""
     letters = Counter("".join(texts))
-    found: Counter[str] = Counter()
+    systems: Counter[str] = Counter()
     for letter, count in letters.items():
         if letter.isalpha():
-            found[unicodedata.name(letter, "unnamed").split()[0].capitalize()] += count
-    return found
+            systems[unicodedata.name(letter, "unnamed").split()[0].capitalize()] += count
+    return systems
 
 
 def plot_inspection(report: Inspection, path: Path) -> None:
     """Draw the histograms of lengths, languages and writing systems into a PNG.
 
     Raises:
-        DataError: Matplotlib is not installed, or the file cannot be written.
+        ConfigError: Matplotlib is not installed.
+        DataError: The file cannot be written.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise DataError(
-            "matplotlib, which draws the histograms",
-            "it is not installed",
-            "Run `pip install 'unembed[plots]'`, or leave --png out",
-        ) from error
+    require_extra("plots", "the histograms", "leave --png out")
+    from matplotlib.figure import Figure
+
     bars = {"writing systems\n(letters in a sample)": report.writing}
     if report.languages:
         bars = {f"languages\n({report.languages_are})": report.languages, **bars}
@@ -178,7 +177,8 @@ def plot_inspection(report: Inspection, path: Path) -> None:
         axes.barh([name for name, _ in most], [count for _, count in most])
         axes.set_title(title, fontsize="small")
     try:
-        figure.savefig(path, format="png", dpi=120)
+        with atomic(path) as temporary:
+            figure.savefig(temporary, format="png", dpi=120)
     except OSError as error:
         raise DataError(f"a place to write {path}", str(error), "Choose another --png") from error
 
@@ -200,10 +200,10 @@ def named_languages(
         DataError: It is another source, or names no languages.
     """
     files = text_files(source)
-    found = {"name": source.name, "bytes": sum(file.stat().st_size for file in files)}
-    made_from = {key: manifest["source"].get(key) for key in found}
-    if found != made_from:
-        raise DataError(f"the source of the pairs, {made_from}", f"{found}", "Correct --source")
+    stated = {"name": source.name, "bytes": sum(file.stat().st_size for file in files)}
+    made_from = {key: manifest["source"].get(key) for key in stated}
+    if stated != made_from:
+        raise DataError(f"the source of the pairs, {made_from}", f"{stated}", "Correct --source")
     if any(file_format(file) == ".txt" for file in files):
         raise DataError(
             f"a column {column!r} in {source}",
@@ -225,9 +225,9 @@ def detected_languages(texts: Sequence[str]) -> tuple[dict[str, int], str] | Non
     Returns:
         Language (ISO 639) → texts, the most frequent first, and a line on what was counted.
     """
-    try:
-        from py3langid import classify
-    except ImportError:
+    if not has_extra("languages"):
         return None
+    from py3langid import classify
+
     counts = Counter(classify(text)[0] for text in texts)
     return dict(counts.most_common()), f"detected, sample of {len(texts):,} pairs"

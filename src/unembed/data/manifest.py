@@ -18,12 +18,14 @@ from pydantic import BaseModel, ValidationError
 from unembed.config import DataSection
 from unembed.encoders.base import EncoderIdentity
 from unembed.errors import DataError
-from unembed.files import file_digest
+from unembed.files import atomic, file_digest, text_files
 
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer.json"
 FORMAT = 1
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_BLOCK = 1 << 16
+_BLOCKS, _LEAST_BLOCKS = 4096, 16  # read for a digest: in all, and of each of many files
 _SHOWN = 500  # characters of a setting in a message
 
 
@@ -68,8 +70,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise DataError(f"JSON in {path}", str(error), "Prepare the pairs again") from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        found = manifest.get("format") if isinstance(manifest, dict) else type(manifest).__name__
-        raise DataError(f"format {FORMAT} in {path}", str(found), "Prepare the pairs again")
+        version = manifest.get("format") if isinstance(manifest, dict) else type(manifest).__name__
+        raise DataError(f"format {FORMAT} in {path}", str(version), "Prepare the pairs again")
     if manifest.get("kind") == "texts":
         raise DataError(
             f"prepared pairs in {folder}",
@@ -105,14 +107,14 @@ def piece_settings(manifest: dict[str, Any]) -> dict[str, Any]:
         ) from error
 
 
-def difference(wanted: Any, found: Any) -> tuple[str, str]:
+def difference(wanted: Any, actual: Any) -> tuple[str, str]:
     """Two settings that differ, for a message: of mappings only the keys that do."""
-    if isinstance(wanted, dict) and isinstance(found, dict):
-        keys = [key for key in {**wanted, **found} if wanted.get(key) != found.get(key)]
-        wanted, found = ({key: side.get(key) for key in keys} for side in (wanted, found))
+    if isinstance(wanted, dict) and isinstance(actual, dict):
+        keys = [key for key in {**wanted, **actual} if wanted.get(key) != actual.get(key)]
+        wanted, actual = ({key: side.get(key) for key in keys} for side in (wanted, actual))
     first, second = (
         text if len(text := str(side)) < _SHOWN else f"{text[:_SHOWN]} …"
-        for side in (wanted, found)
+        for side in (wanted, actual)
     )
     return first, second
 
@@ -120,6 +122,32 @@ def difference(wanted: Any, found: Any) -> tuple[str, str]:
 def shard_names(index: int) -> tuple[str, str]:
     """File names of a shard's token ids and embeddings."""
     return f"tokens-{index:05d}.npy", f"embeddings-{index:05d}.npy"
+
+
+def source_digest(path: Path) -> str:
+    """SHA-256 by which a changed source is noticed: of the files' names, sizes and content.
+
+    A folder's names are taken below it, a file's own not at all. A file of up to 256 MiB is read
+    whole; of a larger one 4096 blocks of 64 KiB are: the first, the last and evenly spaced ones.
+    Of n files each gets an n-th of that, but at least 16 blocks.
+
+    Raises:
+        DataError: There is no text file.
+    """
+    files = text_files(path)
+    blocks = max(_LEAST_BLOCKS, _BLOCKS // len(files))
+    digest = hashlib.sha256()
+    for file in files:
+        size = file.stat().st_size
+        digest.update(f"{file.relative_to(path).as_posix()}\0{size}\0".encode())
+        with file.open("rb") as content:
+            if size <= blocks * _BLOCK:
+                digest.update(hashlib.file_digest(content, "sha256").digest())
+                continue
+            for block in range(blocks):
+                content.seek((size - _BLOCK) * block // (blocks - 1))
+                digest.update(content.read(_BLOCK))
+    return digest.hexdigest()
 
 
 def damaged_shards(folder: Path, manifest: dict[str, Any]) -> list[int]:
@@ -147,6 +175,8 @@ def write_array(path: Path, array: NDArray[Any]) -> str:
             os.fsync(file.fileno())
         return file_digest(path)
     except OSError as error:
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
         raise _write_error(path, error) from error
 
 
@@ -163,26 +193,20 @@ def write_json(path: Path, data: dict[str, Any]) -> None:
     Raises:
         DataError: The disk is full.
     """
-    temporary = path.with_name(path.name + ".tmp")
     text = json.dumps(data, indent=2, ensure_ascii=False) + "\n"
     try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        with atomic(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
     except OSError as error:
-        raise _write_error(temporary, error) from error
+        raise _write_error(path, error) from error
 
 
-def _write_error(temporary: Path, error: OSError) -> Exception:
-    """What to say when a file cannot be written; half a file is removed."""
-    with suppress(OSError):
-        temporary.unlink(missing_ok=True)
-    if error.errno not in _FULL:
+def _write_error(path: Path, error: OSError) -> Exception:
+    """What to say when a file cannot be written; NumPy counts bytes in place of an error number."""
+    if error.errno not in _FULL and "requested and" not in str(error):
         return error
     return DataError(
-        f"room on the disk of {temporary.parent}",
+        f"room on the disk of {path.parent}",
         str(error),
         "Free some space and run the same command again: what is finished is kept",
     )

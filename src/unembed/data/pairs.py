@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unembed.data.manifest import TOKENIZER, damaged_shards, read_manifest, shard_names
+from unembed.data.pieces import is_outdated
 from unembed.encoders.base import Encoder, EncoderIdentity
 from unembed.encoders.fingerprint import Fingerprint
 from unembed.errors import DataError
@@ -104,8 +105,18 @@ class Pairs:
     @property
     def fingerprint(self) -> Fingerprint | None:
         """The encoder's vectors of the probe texts, unless the pairs are older than that."""
-        kept = self.manifest.get("fingerprint")
-        return None if kept is None else Fingerprint.from_dict(kept)
+        record = self.manifest.get("fingerprint")
+        return None if record is None else Fingerprint.from_dict(record)
+
+    @property
+    def outdated(self) -> str | None:
+        """What is wrong with pairs that an older version cut; None where nothing is."""
+        if not is_outdated(self.manifest, self.tokenizer):
+            return None
+        return (
+            "the pairs were made with an older cutter: many pieces end with the first token of the "
+            "next sentence. Prepare them again into a new folder"
+        )
 
     def require_encoder(self, encoder: Encoder) -> None:
         """Refuse an encoder that is not the one that made the embeddings.

@@ -5,8 +5,10 @@ from __future__ import annotations
 import re
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
 
 from tokenizers import Encoding
 
@@ -24,7 +26,11 @@ _LINE = re.compile(r"[^\n]+\n*|\n+")
 _SECTION = 1 << 18  # characters of a passage tokenised at once
 _TOGETHER = 1 << 20  # characters of all passages whose tokens are in memory at once
 
-Positions = tuple[list[int], list[int | None]]  # first character and word of each token
+# Scripts that put no space between words: ideographs and kana
+_UNSPACED = re.compile(
+    "[\u3041-\u30ff\u31f0-\u31ff\u3400-\u9fff\uf900-\ufaff\uff66-\uff9d\U00020000-\U0003ffff]"
+)
+CUTTER = 2  # version of the cuts; 1 ended pieces a token late where tokens carry the space before
 
 
 @dataclass(frozen=True)
@@ -33,6 +39,26 @@ class Piece:
 
     text: str
     token_ids: list[int]
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """Where the tokens of a passage are; of a token that is spelled, once for each part.
+
+    Attributes:
+        starts: First visible character of each token: behind the space that it may carry.
+        stops: Character behind each token.
+        words: Whether a word starts with the token, so that a long sentence may be cut before it.
+    """
+
+    starts: list[int]
+    stops: list[int]
+    words: list[bool]
+
+
+def is_outdated(manifest: Mapping[str, Any], tokenizer: TextTokenizer) -> bool:
+    """Whether prepared pairs were cut by an older version that this tokenizer led astray."""
+    return tokenizer.carries_spaces and manifest.get("cutter", 1) < CUTTER
 
 
 def cut_pieces(
@@ -65,28 +91,28 @@ def cut_pieces(
     for index, passage, encoding in _encoded(sections, tokenizer):
         draw = zlib.crc32(f"{settings.seed}:{index}".encode()) / 2**32
         packed = draw < settings.pack
-        where = _positions(encoding, tokenizer)
+        layout = _layout(passage, encoding, tokenizer)
         ends = sentence_ends(passage, settings)
-        found = list(_spans(passage, ends, where, settings.length - 1, packed))
+        cuts = list(_spans(passage, ends, layout, settings.length - 1, packed))
         if settings.windows > 1:
-            for first in _window_starts(where, settings):
-                found.extend(_spans(passage, ends, where, settings.length - 1, True, first))
-            different = list(dict.fromkeys(found))
-            dropped["repeated"] += len(found) - len(different)
-            found = different
-        spans.extend(found)
+            for first in _window_starts(layout, settings):
+                cuts.extend(_spans(passage, ends, layout, settings.length - 1, True, first))
+            different = list(dict.fromkeys(cuts))
+            dropped["repeated"] += len(cuts) - len(different)
+            cuts = different
+        spans.extend(cuts)
     # Tokens are taken from the piece itself, not sliced from the passage: the vector and the
     # tokens must speak of the same string, and a cut can change how its edges are tokenised.
     pieces = [Piece(*pair) for pair in zip(spans, tokenizer.encode(spans), strict=True)]
-    kept = []
+    fitting = []
     for piece in pieces:
         if len(piece.token_ids) < settings.min_tokens:
             dropped["too_short"] += 1
         elif len(piece.token_ids) >= settings.length:
             dropped["too_long"] += 1
         else:
-            kept.append(piece)
-    return _that_decode_back(kept, tokenizer, dropped) if round_trip else kept
+            fitting.append(piece)
+    return _that_decode_back(fitting, tokenizer, dropped) if round_trip else fitting
 
 
 def _sections(
@@ -159,26 +185,56 @@ def _that_decode_back(
     return [piece for piece, fine in zip(pieces, good, strict=True) if fine]
 
 
-def _positions(encoding: Encoding, tokenizer: TextTokenizer) -> Positions:
-    """First character and word of each token; of a token that is spelled, once for each part."""
-    starts, words = [offset[0] for offset in encoding.offsets], encoding.word_ids
+def _layout(passage: str, encoding: Encoding, tokenizer: TextTokenizer) -> _Layout:
+    """Find what is visible of each token, and which tokens start a word.
+
+    Tokenizers that leave spaces out say themselves which tokens make a word. Of the others some
+    have one word for a whole text (Gemma 3), some one for each digit (Qwen3): there a word starts
+    after white space, or beside a character of a script that has none.
+    """
+    offsets = encoding.offsets
+    starts = [_visible(passage, start, stop) for start, stop in offsets]
+    if tokenizer.carries_spaces:
+        words = [True, *(a != b and _starts_word(passage, b) for a, b in pairwise(starts))]
+    else:
+        numbers = encoding.word_ids
+        words = [True, *(one != other for one, other in pairwise(numbers))]
+    stops = [stop for _, stop in offsets]
     if tokenizer.kept is None:
-        return starts, words
+        return _Layout(starts, stops, words)
     parts = tokenizer.spelled_lengths(encoding.ids)
-    return (
-        [start for start, count in zip(starts, parts, strict=True) for _ in range(count)],
-        [word for word, count in zip(words, parts, strict=True) for _ in range(count)],
+    copies = [index for index, count in enumerate(parts) for _ in range(count)]
+    inside = [one == other for one, other in pairwise([None, *copies])]
+    return _Layout(
+        [starts[index] for index in copies],
+        [stops[index] for index in copies],
+        [words[index] and not part for index, part in zip(copies, inside, strict=True)],
     )
 
 
-def _window_starts(where: Positions, settings: DataSection) -> list[int]:
+def _visible(passage: str, start: int, stop: int) -> int:
+    """First character of a token that is no white space; its first where all are."""
+    if not passage[start : start + 1].isspace():
+        return start
+    text = passage[start:stop]
+    return start + len(text) - len(text.lstrip() or text)
+
+
+def _starts_word(passage: str, start: int) -> bool:
+    before, after = passage[start - 1 : start], passage[start : start + 1]
+    if before.isspace() or after.isspace():
+        return True
+    return after.isalnum() and _UNSPACED.search(before + after) is not None
+
+
+def _window_starts(layout: _Layout, settings: DataSection) -> list[int]:
     """First tokens of the further windows: fractions of a piece's length into the passage."""
-    (starts, words), most = where, settings.length - 1
+    starts, most = layout.starts, settings.length - 1
     firsts = []
     for window in range(1, settings.windows):
         first = most * window // settings.windows
         if 0 < first < len(starts):
-            first = _word_start(words, 0, first)
+            first = _word_start(layout.words, 0, first)
             while first > 0 and starts[first] == starts[first - 1]:
                 first -= 1
             firsts.append(first)
@@ -186,30 +242,32 @@ def _window_starts(where: Positions, settings: DataSection) -> list[int]:
 
 
 def _spans(
-    passage: str, ends: list[int], where: Positions, most: int, packed: bool, first: int = 0
+    passage: str, ends: list[int], layout: _Layout, most: int, packed: bool, first: int = 0
 ) -> Iterator[str]:
     """Stripped substrings of at most ``most`` tokens that stop at the ``ends`` where possible.
 
     They follow each other from the token ``first``.
     """
-    starts, words = where
+    starts, total = layout.starts, len(layout.starts)
     start, token = starts[first] if first else 0, first
-    total = len(starts)
-    end_tokens = _tokens_before(starts, ends)
+    counts = _tokens_before(starts, ends)
     position = 0
     while token < total:
-        while end_tokens[position] <= token:
+        while ends[position] <= max(start, starts[token]):
             position += 1
-        stop = end_tokens[position]
-        if stop - token <= most:
-            while packed and position + 1 < len(ends) and end_tokens[position + 1] - token <= most:
+        if counts[position] - token <= most:
+            while packed and position + 1 < len(ends) and counts[position + 1] - token <= most:
                 position += 1
-            stop = end_tokens[position]
+            stop = counts[position]
+            stop_char = starts[stop] if stop < total else len(passage)
+            if passage[ends[position] : layout.stops[stop - 1]].strip():
+                # The sentence ends inside a token: the next piece starts with the rest of it
+                stop, stop_char = stop - 1, ends[position]
         else:
-            stop = _word_start(words, token, token + most)
+            stop = _word_start(layout.words, token, token + most)
             while stop > token + 1 and starts[stop] == starts[stop - 1]:
                 stop -= 1  # a byte-level token inside a character
-        stop_char = starts[stop] if stop < total else len(passage)
+            stop_char = starts[stop] if stop < total else len(passage)
         span = passage[start:stop_char].strip()
         if span:
             yield span
@@ -226,9 +284,9 @@ def _tokens_before(starts: list[int], ends: list[int]) -> list[int]:
     return counts
 
 
-def _word_start(words: list[int | None], first: int, stop: int) -> int:
+def _word_start(words: list[bool], first: int, stop: int) -> int:
     """The last token in (first, stop] that starts a word; ``stop`` when a word fills the span."""
     for candidate in range(stop, first, -1):
-        if candidate >= len(words) or words[candidate] != words[candidate - 1]:
+        if candidate >= len(words) or words[candidate]:
             return candidate
     return stop

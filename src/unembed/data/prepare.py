@@ -22,8 +22,10 @@ from unembed.data.manifest import (
     piece_settings,
     read_manifest,
     shard_names,
+    source_digest,
     write_json,
 )
+from unembed.data.pieces import CUTTER, is_outdated
 from unembed.data.shards import CutShard, Job, Reads, Runner, ShardTask, make_here
 from unembed.data.vocabulary import choose_kept, count_tokens
 from unembed.encoders.base import Encoder, EncoderIdentity, known_as
@@ -34,7 +36,6 @@ from unembed.files import (
     read_texts,
     require_apart,
     require_texts,
-    source_digest,
     text_files,
 )
 from unembed.tokenizer import ids_of, load_tokenizer
@@ -140,14 +141,14 @@ def _require_room(encoder: Encoder, most: int | None, tokens: int) -> None:
 
 def _open_manifest(job: Job) -> tuple[Job, dict[str, Any]]:
     """The folder's manifest: the one found, if it describes this very preparation, or a new one."""
-    found = read_manifest(job.out) if (job.out / MANIFEST).exists() else None
+    stored = read_manifest(job.out) if (job.out / MANIFEST).exists() else None
     counted = None
     if job.settings.vocabulary.min_count is not None:
-        if found is None:
+        if stored is None:
             kept, counted = _count_vocabulary(job)
             job = replace(job, tokenizer=job.tokenizer.trim(kept))
-        elif "kept" in found["tokenizer"]:  # else it is refused below
-            job = replace(job, tokenizer=job.tokenizer.trim(ids_of(found["tokenizer"]["kept"])))
+        elif "kept" in stored["tokenizer"]:  # else it is refused below
+            job = replace(job, tokenizer=job.tokenizer.trim(ids_of(stored["tokenizer"]["kept"])))
     described: dict[str, Any] = {
         "format": FORMAT,
         "encoder": job.identity.to_dict(),
@@ -160,28 +161,34 @@ def _open_manifest(job: Job) -> tuple[Job, dict[str, Any]]:
         },
         "pieces": job.settings.model_dump(),
     }
-    if found is None:
+    if stored is None:
         trimmed = {} if counted is None else {"vocabulary": counted}
-        manifest = {**described, **trimmed, "round_trip": True, "complete": False, "shards": []}
-        return job, manifest
-    described["source"] = _as_known(described["source"], found["source"])
-    if EncoderIdentity.from_dict(found["encoder"]).key == job.identity.key:
-        described["encoder"] = found["encoder"]  # wherever it is now
+        begun = {"cutter": CUTTER, "round_trip": True, "complete": False, "shards": []}
+        return job, {**described, **trimmed, **begun}
+    if is_outdated(stored, job.tokenizer):
+        raise DataError(
+            f"pieces in {job.out} that end where sentences end",
+            "pairs made with an older cutter, which put a token of the next sentence behind them",
+            "Choose another --out folder, or delete this one",
+        )
+    described["source"] = _as_known(described["source"], stored["source"])
+    if EncoderIdentity.from_dict(stored["encoder"]).key == job.identity.key:
+        described["encoder"] = stored["encoder"]  # wherever it is now
     for key, value in described.items():
-        there = piece_settings(found) if key == "pieces" else found.get(key)
-        if there != value:
-            wanted, known = difference(value, there)
+        current = piece_settings(stored) if key == "pieces" else stored.get(key)
+        if current != value:
+            wanted, actual = difference(value, current)
             raise DataError(
                 f"{job.out} to hold pairs with {key} {wanted}",
-                known,
+                actual,
                 "Choose another --out folder, or delete this one",
             )
-    return replace(job, round_trip=found.get("round_trip", False)), found
+    return replace(job, round_trip=stored.get("round_trip", False)), stored
 
 
-def _as_known(source: dict[str, Any], found: Any) -> dict[str, Any]:
+def _as_known(source: dict[str, Any], stored: Any) -> dict[str, Any]:
     """The source, of which an older version kept the name and size but not the digest."""
-    if isinstance(found, dict) and DIGEST not in found:
+    if isinstance(stored, dict) and DIGEST not in stored:
         return {key: value for key, value in source.items() if key != DIGEST}
     return source
 
@@ -215,8 +222,9 @@ def _begin(job: Job, manifest: dict[str, Any]) -> None:
 
 def _sweep(out: Path) -> None:
     """Remove what workers, of this start or one that was killed, have begun and not handed in."""
-    for path in out.glob("*.npy.*.tmp"):
-        path.unlink(missing_ok=True)
+    for pattern in ("*.npy.*.tmp", ".*.tmp", f"{MANIFEST}.tmp"):  # the last: of older versions
+        for path in out.glob(pattern):
+            path.unlink(missing_ok=True)
 
 
 def _write_shards(
@@ -237,19 +245,19 @@ def _write_shards(
             progress(replace(done, passages=passages, pairs=done.pairs + finished))
 
     with closing(run(job, tasks, report)) as finished:
-        for made in finished:
-            entry, new = made.entry, made.index == len(shards)
+        for shard in finished:
+            entry, new = shard.entry, shard.index == len(shards)
             if new:
                 manifest["complete"] = entry["passages"] < job.settings.passages_per_shard
                 if manifest["complete"] and _totals(shards).pairs == entry["pairs"] == 0:
-                    made.discard(job.out)
+                    shard.discard(job.out)
                     for name in (MANIFEST, TOKENIZER):  # other settings may use the folder
                         (job.out / name).unlink(missing_ok=True)
                     raise _no_piece(job, entry["dropped"])
-            elif "dropped" not in shards[made.index]:  # made by a version that did not count them
+            elif "dropped" not in shards[shard.index]:  # made by a version that did not count them
                 del entry["dropped"]
-            made.commit(job.out)
-            shards[made.index : made.index + 1] = [entry]
+            shard.commit(job.out)
+            shards[shard.index : shard.index + 1] = [entry]
             write_json(job.out / MANIFEST, manifest)
             done = _totals(shards)
             if progress is not None and new:

@@ -40,7 +40,7 @@ from unembed.data.shards import (
 from unembed.encoders.base import Encoder
 from unembed.encoders.fingerprint import Fingerprint
 from unembed.errors import ConfigError, DataError, UnembedError
-from unembed.files import count_texts
+from unembed.files import count_texts, require_extra
 
 _ATTEMPTS, _PAUSE = 4, 1.0
 _CONNECT_SECONDS = 5.0
@@ -120,13 +120,10 @@ def _environment(address: str) -> Iterator[None]:
 
 
 def _import_ray() -> Any:
-    try:
-        import ray
-        import ray.data
-    except ImportError as error:
-        raise ConfigError(
-            "Ray for --ray", str(error), 'Run pip install "unembed[distributed]"'
-        ) from error
+    require_extra("distributed", "--ray")
+    import ray
+    import ray.data
+
     return ray
 
 
@@ -186,13 +183,13 @@ def plan_share(nodes: Sequence[dict[str, float]], workers: int | None, gpus: boo
     """
     devices = sum(int(node.get("GPU", 0)) for node in nodes) if gpus else 0
     cores = [int(node.get("CPU", 0)) for node in nodes]
-    wanted = workers or devices or sum(1 for count in cores if count)
+    number = workers or devices or sum(1 for count in cores if count)
     if devices:
-        _require_enough(wanted, devices, "GPUs")
-        return Share(wanted, 1, 1)
-    _require_enough(wanted, sum(cores), "CPUs")
-    each = max(c for c in range(1, max(cores) + 1) if sum(n // c for n in cores) >= wanted)
-    return Share(wanted, each, 0)
+        _require_enough(number, devices, "GPUs")
+        return Share(number, 1, 1)
+    _require_enough(number, sum(cores), "CPUs")
+    each = max(c for c in range(1, max(cores) + 1) if sum(n // c for n in cores) >= number)
+    return Share(number, each, 0)
 
 
 def _require_enough(wanted: int, there: int, what: str) -> None:
@@ -277,11 +274,11 @@ class ShardWorker:
         task = ShardTask(**row)
         answer = {"index": task.index, "entry": "", "temporary": self.job.temporary, "error": ""}
         try:
-            made = self._make(task)
+            shard = self._make(task)
         except UnembedError as error:
             parts = [type(error).__name__, error.expected, error.found, error.fix]
             return {**answer, "error": json.dumps(parts)}
-        return {**answer, "entry": json.dumps(made.entry)}
+        return {**answer, "entry": json.dumps(shard.entry)}
 
     def _make(self, task: ShardTask) -> MadeShard:
         """Make a shard; again after a moment when a file could not be read or written."""
@@ -290,14 +287,14 @@ class ShardWorker:
             attempts = self._count_attempt(task, reason)
             try:
                 cut = cut_shard(self.job, self.reader, task)
-                made = make_shard(self.job, self._proven_encoder(), cut)
+                shard = make_shard(self.job, self._proven_encoder(), cut)
             except OSError as error:
                 reason = str(error)
                 time.sleep(_PAUSE)
                 continue
             for path in attempts:
                 path.unlink(missing_ok=True)
-            return made
+            return shard
 
     def _count_attempt(self, task: ShardTask, reason: str) -> list[Path]:
         """Leave a mark that outlives this process: what kills each worker must not go on for ever.

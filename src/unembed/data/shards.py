@@ -43,9 +43,9 @@ class Reads:
     def whole(self, pieces: list[Piece], dropped: Counter[str]) -> list[Piece]:
         """The pieces that are read whole; the others are counted as ``beyond_encoder``."""
         lengths = map(len, self.tokenizer.encode([piece.text for piece in pieces]))
-        kept = [piece for piece, n in zip(pieces, lengths, strict=True) if n <= self.most]
-        dropped["beyond_encoder"] += len(pieces) - len(kept)
-        return kept
+        readable = [piece for piece, n in zip(pieces, lengths, strict=True) if n <= self.most]
+        dropped["beyond_encoder"] += len(pieces) - len(readable)
+        return readable
 
 
 @dataclass(frozen=True)
@@ -161,9 +161,9 @@ class PassageReader:
         self._texts = None  # an iterator that has raised would look like the end of the source
         if texts is None or position > first:
             texts, position = read_texts(self.source, self.column), 0
-        found = list(islice(texts, first - position, first - position + count))
+        passages = list(islice(texts, first - position, first - position + count))
         self._texts, self._position = texts, first + count
-        return found
+        return passages
 
 
 def make_here(
@@ -240,14 +240,14 @@ def make_shard(
         "sha256": sha256,
         "dropped": cut.dropped,
     }
-    made = MadeShard(cut.task.index, entry, job.temporary)
+    shard = MadeShard(cut.task.index, entry, job.temporary)
     try:
         for name, array in zip(shard_names(cut.task.index), arrays, strict=True):
             sha256[name] = write_array(job.out / (name + job.temporary), array)
     except Exception:
-        made.discard(job.out)  # a first whole file is worth nothing without the second
+        shard.discard(job.out)  # a first whole file is worth nothing without the second
         raise
-    return made
+    return shard
 
 
 def _require_unit(encoder: Encoder, texts: list[str], vectors: NDArray[np.float32]) -> None:

@@ -68,12 +68,12 @@ def choose_kept(
     prefix = model.get("continuing_subword_prefix") or ""
     vocabulary = tokenizer.backend.get_vocab(with_added_tokens=True)
     names = {token: name for name, token in vocabulary.items()}
-    seen = np.flatnonzero(counts)
+    occurring = np.flatnonzero(counts)
     letters = set(string.printable) | set(_SPACE_SIGNS)
-    letters.update(*(names.get(int(token), "") for token in seen))
+    letters.update(*(names.get(int(token), "") for token in occurring))
     if "ByteLevel" in tokenizer.definition:
         letters.update(pre_tokenizers.ByteLevel.alphabet())
-    kept = {int(token) for token in seen if counts[token] >= min_count}
+    kept = {int(token) for token in occurring if counts[token] >= min_count}
     for name, token in vocabulary.items():
         bare = name.removeprefix(prefix)
         if bare in letters or _is_byte(name):

@@ -26,6 +26,8 @@ class EncoderIdentity:
         dimension: Embedding size D.
         weights_digest: SHA-256 of the weights, in hexadecimal.
         prompt: Text put before every document.
+        pooling: How token vectors become one, where the model's files did not say it.
+        truncate_dim: Dimensions kept of a Matryoshka model, where it was shortened.
     """
 
     name: str
@@ -33,15 +35,23 @@ class EncoderIdentity:
     dimension: int
     weights_digest: str
     prompt: str
+    pooling: str | None = None
+    truncate_dim: int | None = None
 
     @property
-    def key(self) -> tuple[str, str]:
-        """What makes it the same encoder wherever it was loaded from: weights and prompt."""
-        return self.weights_digest, self.prompt
+    def key(self) -> tuple[str, ...]:
+        """What makes it the same encoder wherever it was loaded from."""
+        further = {"pooling": self.pooling, "truncate_dim": self.truncate_dim}
+        stated = (f"{name} {value}" for name, value in further.items() if value is not None)
+        return self.weights_digest, self.prompt, *stated
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
-        return asdict(self)
+        data = asdict(self)
+        for name in ("pooling", "truncate_dim"):  # unknown to older versions
+            if data[name] is None:
+                del data[name]
+        return data
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> EncoderIdentity:
@@ -52,7 +62,7 @@ class EncoderIdentity:
         """Refuse vectors of another model: an inverter is only good for the encoder it learned.
 
         Raises:
-            EncoderError: The weights or the prompt differ.
+            EncoderError: The weights, prompt, pooling or truncation differ.
         """
         if self.key != other.key:
             raise EncoderError(
@@ -63,10 +73,11 @@ class EncoderIdentity:
 
     def describe(self) -> str:
         """One line for messages and tables."""
-        prompt = f", prompt {self.prompt!r}" if self.prompt else ""
-        return (
-            f"{self.name} ({self.dimension} dimensions, weights {self.weights_digest[:12]}{prompt})"
-        )
+        further = f", prompt {self.prompt!r}" if self.prompt else ""
+        further += f", pooling {self.pooling}" if self.pooling else ""
+        further += ", truncated" if self.truncate_dim else ""
+        size = f"{self.dimension} dimensions"
+        return f"{self.name} ({size}, weights {self.weights_digest[:12]}{further})"
 
 
 @runtime_checkable

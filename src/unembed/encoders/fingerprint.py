@@ -134,21 +134,27 @@ def preflight(
     off = float(np.abs(np.linalg.norm(vectors.astype(np.float64), axis=1) - 1).max())
     shape = (len(texts), identity.dimension)
     together = _least_cosine(vectors, alone)
+    distinct = _distinct(encoder, texts, vectors)
     fingerprint = make_fingerprint(encoder)
     checks = [
         Check("dimension", vectors.shape == shape, f"{vectors.shape[1]}"),
         Check("finite values", finite, "all finite" if finite else "NaN or infinity"),
         Check("unit length", off <= _UNIT_TOLERANCE, f"off by at most {off:.1e}"),
-        Check("distinct texts, distinct vectors", _distinct(vectors), f"{len(texts)} texts"),
+        Check(
+            "distinct texts, distinct vectors",
+            distinct,
+            f"{len(texts)} texts",
+        ),
         Check("deterministic", bool(np.array_equal(vectors, again)), _difference(vectors, again)),
         Check("batch invariant", together >= _LEAST_COSINE, f"least cosine {together:.5f}"),
         Check("prompt", None, repr(identity.prompt)),
+        *(Check(name, None, text) for name, text in getattr(encoder, "pipeline", ())),
         _official_check(encoder, texts, vectors),
     ]
     if expected is not None:
         cosine = _least_cosine(expected.vectors, fingerprint.vectors)
-        found = f"least cosine {cosine:.5f} to {expected.sha256[:12]}"
-        checks.append(Check("fingerprint", cosine >= _LEAST_COSINE, found))
+        figure = f"least cosine {cosine:.5f} to {expected.sha256[:12]}"
+        checks.append(Check("fingerprint", cosine >= _LEAST_COSINE, figure))
     return Preflight(identity.to_dict(), checks, fingerprint.to_dict())
 
 
@@ -185,9 +191,14 @@ def _least_cosine(one: NDArray[Any], other: NDArray[Any]) -> float:
     return cosine if np.isfinite(cosine) else -1.0
 
 
-def _distinct(vectors: NDArray[np.float32]) -> bool:
-    """Whether no two rows point the same way, as those of a broken pooling do."""
-    cosines = vectors @ vectors.T - 2 * np.eye(len(vectors), dtype=np.float32)
+def _distinct(encoder: Encoder, texts: Sequence[str], vectors: NDArray[np.float32]) -> bool:
+    """Whether no two texts point the same way, as those of a broken pooling do.
+
+    Texts of the same tokens may: a vocabulary of one language has one token for all others.
+    """
+    words = [frozenset(ids) for ids in encoder.tokenizer.encode(texts)]
+    same = np.array([[one == other for other in words] for one in words])
+    cosines = np.where(same, -1, vectors @ vectors.T)
     return bool(cosines.max() < 1 - 1e-5)
 
 

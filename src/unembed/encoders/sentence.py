@@ -18,6 +18,13 @@ from unembed.device import Compute, choose_compute, replica_devices
 from unembed.encoders import catalog
 from unembed.encoders.base import EncoderIdentity, Progress, check_texts, known_as
 from unembed.encoders.batching import one_ahead, plan_batches, run_batches
+from unembed.encoders.pipeline import (
+    describe,
+    longest_text,
+    mend_padding,
+    require_known_code,
+    require_pooling,
+)
 from unembed.errors import EncoderError
 from unembed.files import file_digest
 from unembed.tokenizer import TextTokenizer, from_transformers
@@ -26,6 +33,7 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
 _DOCUMENT_PROMPTS = ("document", "passage", "corpus")
+_QUERY_PROMPTS = ("query", "question", "search_query")
 _WINDOW = 16_384  # texts sorted by length together
 _FEW = 256  # texts not worth loading copies of the model for
 _THREADS_PER_GPU = 2
@@ -48,8 +56,10 @@ class SentenceEncoder:
         load: Callable[[Compute], SentenceTransformer] | None = None,
         replicas: Sequence[Compute] = (),
         batch_size: int | None = None,
+        made_up: dict[str, str] | None = None,
     ) -> None:
         self._model = model
+        self._made_up = made_up or {}
         self._load = load
         self._waiting = list(replicas)
         self._models = [model]
@@ -132,11 +142,16 @@ class SentenceEncoder:
 
         The library cuts longer texts off without a word. None where the model sets no limit.
         """
-        limit = getattr(self._model, "max_seq_length", None)
+        limit = longest_text(self._model)
         if limit is None:
             return None
         special = self.tokenizer.backend.num_special_tokens_to_add(False)
-        return int(limit) - special - len(self.tokenizer.encode([self.identity.prompt])[0])
+        return limit - special - len(self.tokenizer.encode([self.identity.prompt])[0])
+
+    @property
+    def pipeline(self) -> list[tuple[str, str]]:
+        """What the model does with a text: modules, pooling, longest text, truncation."""
+        return describe(self._model, self._made_up)
 
     def official(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Vectors [B, D] by the library alone: the files loaded apart, in float32, its batching.
@@ -156,7 +171,10 @@ class SentenceEncoder:
     def word_embeddings(self) -> NDArray[np.float32] | None:
         """The model's token table [V, H'], if it has one."""
         network: Any = getattr(self._model[0], "auto_model", None)
-        weight = getattr(getattr(network, "get_input_embeddings", lambda: None)(), "weight", None)
+        table = getattr(network, "get_input_embeddings", lambda: None)()
+        if network is None:
+            table = getattr(self._model[0], "embedding", None)  # of a StaticEmbedding
+        weight = getattr(table, "weight", None)
         if weight is None:
             return None
         return np.asarray(weight.detach().float().cpu().numpy())
@@ -168,6 +186,8 @@ def load_encoder(
     revision: str | None = None,
     prompt: str | None = None,
     prompt_name: str | None = None,
+    pooling: str | None = None,
+    truncate_dim: int | None = None,
     trust_remote_code: bool = False,
     compute: Compute | None = None,
     batch_size: int | None = None,
@@ -179,6 +199,9 @@ def load_encoder(
         revision: Hub branch, tag or commit.
         prompt: Overrides the document prompt of the model's files.
         prompt_name: The prompt that the model's files have under this name.
+        pooling: How token vectors become one, for a model whose files do not say it: ``mean``,
+            ``cls``, ``lasttoken``, ``max``, ...
+        truncate_dim: Keep the first so many dimensions of a Matryoshka model, at length 1 again.
         trust_remote_code: Run Python code that comes with the model. Needed by some models, and
             never done unless asked for.
         compute: Device and number format; chosen when not given.
@@ -186,7 +209,8 @@ def load_encoder(
 
     Raises:
         EncoderError: The model cannot be found or loaded, its weights are not the official ones,
-            it needs remote code that was not allowed, or the prompt is one it does not know.
+            it needs remote code that was not allowed, the prompt is one it does not know, its
+            files do not say the pooling, or it cannot embed a text at all.
     """
     entry = catalog.find(name)
     if entry is not None and entry.remote_code and not trust_remote_code:
@@ -203,25 +227,52 @@ def load_encoder(
             f"SHA-256 {digest} in {folder}",
             "Reinstall the model from a source you trust",
         )
+    if not trust_remote_code:
+        require_known_code(folder)
+    require_pooling(folder, pooling)
     compute = compute or choose_compute(training=False)
-    model = _load(folder, entry, trust_remote_code, compute)
+    raw = partial(_load, folder, entry, trust_remote_code, pooling, truncate_dim)
+
+    def load(compute: Compute) -> SentenceTransformer:
+        copy = raw(compute)
+        mend_padding(copy)
+        return copy
+
+    model = raw(compute)
+    padding = mend_padding(model)
     prompt = _chosen_prompt(model, prompt, prompt_name)
-    dimension = model.get_embedding_dimension()
-    if entry is not None and dimension != entry.dimension:
-        raise EncoderError(
-            f"{entry.dimension} dimensions from {entry.name}", str(dimension), "Check the model"
-        )
+    dimension = _dimension(model, entry, truncate_dim)
     identity = EncoderIdentity(
         name=entry.name if entry is not None else known_as(name),
         revision=commit,
-        dimension=int(dimension or 0),
+        dimension=dimension,
         weights_digest=digest,
         prompt=_document_prompt(model, entry) if prompt is None else prompt,
+        pooling=pooling,
+        truncate_dim=truncate_dim,
     )
-    load = partial(_load, folder, entry, trust_remote_code)
     others = [Compute(each, compute.dtype) for each in replica_devices(compute.device)[1:]]
     tokenizer = from_transformers(model.tokenizer)
-    return SentenceEncoder(model, identity, tokenizer, load, others, batch_size)
+    made_up = {} if padding is None else {"padding": padding}
+    if prompt is None and not identity.prompt and (query := _query_default(model)):
+        made_up["prompt of documents"] = (
+            f"none: the model's default prompt, {query!r}, is for queries. If the texts were "
+            "embedded with it all the same, set encoder.prompt_name"
+        )
+    return SentenceEncoder(model, identity, tokenizer, load, others, batch_size, made_up)
+
+
+def _dimension(
+    model: SentenceTransformer, entry: catalog.CatalogEntry | None, truncate_dim: int | None
+) -> int:
+    """Size of the vectors, as the model states it."""
+    dimension = int(model.get_embedding_dimension() or 0)
+    expected = truncate_dim or (entry.dimension if entry is not None else dimension)
+    if dimension != expected:
+        name = entry.name if entry is not None else "the model"
+        fix = "Lower encoder.truncate_dim" if truncate_dim else "Check the model"
+        raise EncoderError(f"{expected} dimensions from {name}", str(dimension), fix)
+    return dimension
 
 
 def _resolve(
@@ -283,9 +334,15 @@ def _weights_digest(folder: Path) -> str:
 
 
 def _load(
-    folder: Path, entry: catalog.CatalogEntry | None, trust_remote_code: bool, compute: Compute
+    folder: Path,
+    entry: catalog.CatalogEntry | None,
+    trust_remote_code: bool,
+    pooling: str | None,
+    truncate_dim: int | None,
+    compute: Compute,
 ) -> SentenceTransformer:
     from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import Pooling
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
@@ -297,7 +354,11 @@ def _load(
             trust_remote_code=trust_remote_code,
             model_kwargs={"dtype": compute.dtype, **options},
             local_files_only=not trust_remote_code,
+            truncate_dim=truncate_dim,
         )
+        if pooling is not None:  # the library has made up a mean
+            size = model[0].get_embedding_dimension()
+            model[1] = Pooling(size, pooling_mode=pooling)
     except Exception as error:  # whatever a model's files can make the libraries raise
         raise EncoderError(
             f"a sentence-transformers model in {folder}",
@@ -335,6 +396,18 @@ def _chosen_prompt(model: SentenceTransformer, prompt: str | None, name: str | N
 
 
 def _own_prompt(model: SentenceTransformer) -> str:
-    """The prompt that the model's own files name for documents, or for every text; else empty."""
-    keys = [*_DOCUMENT_PROMPTS, str(getattr(model, "default_prompt_name", ""))]
+    """The prompt that the model's own files name for documents, or for every text; else empty.
+
+    A default that is the queries' prompt is not taken: a store's documents go without.
+    """
+    default = str(getattr(model, "default_prompt_name", ""))
+    keys = [*_DOCUMENT_PROMPTS, *([] if _query_default(model) else [default])]
     return next((str(model.prompts[key]) for key in keys if model.prompts.get(key)), "")
+
+
+def _query_default(model: SentenceTransformer) -> str | None:
+    """The model's default prompt where it is that of queries; None where it is not, or none."""
+    name = str(getattr(model, "default_prompt_name", ""))
+    is_query = name.lower() in _QUERY_PROMPTS or name.lower().endswith("-query")
+    text = model.prompts.get(name)
+    return str(text) if is_query and text else None

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from unembed.files import install_line
 from unembed.tokenizer import TextTokenizer
 
 KINDS = ("numbers", "e-mail addresses", "URLs", "names")
@@ -233,7 +234,7 @@ def make_ruler(
 
 
 def _missing(metric: str, package: str) -> str:
-    return f"{metric}: not measured, {package} is not installed (pip install 'unembed[evaluation]')"
+    return f"{metric}: not measured, {package} is not installed ({install_line('evaluation')})"
 
 
 def corpus_bleu(sums: Sequence[float]) -> float:

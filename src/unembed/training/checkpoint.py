@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -29,6 +28,7 @@ from unembed.data.pairs import Pairs
 from unembed.denoiser import Denoiser
 from unembed.encoders.base import EncoderIdentity
 from unembed.errors import CheckpointError, TrainingError
+from unembed.files import atomic
 from unembed.inverter import Inverter
 from unembed.training.distributed import Processes, distribute_like, full_tensor
 from unembed.training.metrics_log import METRICS, read_records
@@ -117,18 +117,10 @@ def _write(
 ) -> None:
     metadata = {"progress": json.dumps(asdict(progress)), "facts": json.dumps(dict(facts))}
     metadata["digest"] = _digest(tensors, metadata)
-    temporary = path.with_name(path.name + ".tmp")
-    with written(path):
-        try:
-            write_tensors(tensors, temporary, metadata)
-            with temporary.open("rb") as file:
-                os.fsync(file.fileno())
-            if path.name == LATEST and path.exists():
-                path.replace(path.with_name(PREVIOUS))
-            temporary.replace(path)
-        except (OSError, SafetensorError):
-            temporary.unlink(missing_ok=True)
-            raise
+    with written(path), atomic(path) as temporary:
+        write_tensors(tensors, temporary, metadata)
+        if path.name == LATEST and path.exists():
+            path.replace(path.with_name(PREVIOUS))
 
 
 def _digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:

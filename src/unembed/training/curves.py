@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unembed.errors import ConfigError, DataError, TrainingError
+from unembed.files import atomic, require_extra
 from unembed.training.metrics_log import METRICS, Record, read_records
 
 AXES = {"steps": "optimiser steps", "samples": "samples", "hours": "hours of training"}
@@ -115,19 +116,18 @@ def save_curves(folders: Sequence[Path], path: Path, axis: str = "steps") -> lis
         Notes on what was left out, and why.
 
     Raises:
-        ConfigError: Another axis, or another kind of file.
+        ConfigError: Another axis, another kind of file, or Matplotlib is not installed.
         TrainingError: There is no such run, or nothing that could be drawn was logged.
-        DataError: Matplotlib is not installed, or the file cannot be written.
+        DataError: The file cannot be written.
     """
     kind = path.suffix.lower().removeprefix(".")
     if kind not in ("png", "svg"):
         raise ConfigError("a file that ends in .png or .svg", str(path), "Correct --out")
     runs, notes = read_runs(folders)
     picture, more = draw_curves(runs, axis, kind)
-    temporary = path.with_name(path.name + ".tmp")
     try:
-        temporary.write_bytes(picture)
-        temporary.replace(path)
+        with atomic(path) as temporary:
+            temporary.write_bytes(picture)
     except OSError as error:
         raise DataError(f"a place to write {path}", str(error), "Choose another --out") from error
     return notes + more
@@ -147,21 +147,15 @@ def draw_curves(
         The picture (the same bytes for the same logs), and notes on what was left out.
 
     Raises:
-        ConfigError: Another axis.
+        ConfigError: Another axis, or Matplotlib is not installed.
         TrainingError: Nothing that could be drawn was logged.
-        DataError: Matplotlib is not installed.
     """
     if axis not in AXES:
         raise ConfigError(f"an axis of {', '.join(AXES)}", repr(axis), "Correct --x")
-    try:
-        from matplotlib import rc_context
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise DataError(
-            "matplotlib, which draws the curves",
-            "it is not installed",
-            "Run `pip install 'unembed[plots]'`",
-        ) from error
+    require_extra("plots", "the curves")
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
     drawn, notes = [], []
     for panel in PANELS:
         lacking = [run.name for run in runs if not _has(run, panel)]

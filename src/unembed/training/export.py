@@ -17,7 +17,7 @@ from unembed.data.manifest import TOKENIZER
 from unembed.denoiser import Denoiser, DenoiserSizes, parameter_counts
 from unembed.encoders.base import EncoderIdentity
 from unembed.encoders.fingerprint import Fingerprint
-from unembed.errors import CheckpointError, DataError, TrainingError
+from unembed.errors import CheckpointError, ConfigError, DataError, TrainingError
 from unembed.inverter import Inverter
 from unembed.tokenizer import TextTokenizer
 from unembed.training.checkpoint import read_state
@@ -67,7 +67,7 @@ def export_run(
     try:
         log, notes = read_run(run)
         inverter.curves, _ = draw_curves([log])
-    except (TrainingError, DataError) as error:
+    except (TrainingError, ConfigError, DataError) as error:
         notes.append(f"no curves in the card: {error}")
     inverter.card = make_card(inverter, figures) if card is None else card
     inverter.save_pretrained(out)

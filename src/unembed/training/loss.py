@@ -114,7 +114,8 @@ class ChunkedCrossEntropy(nn.Module):
 
     Args:
         denoiser: The network.
-        compile: Run its hidden states through ``torch.compile``; the loss below is loops over chunks,
+        compile: Run its hidden states through ``torch.compile``; the loss below is loops over
+            chunks,
             which it would unroll.
 
     Attributes:

@@ -18,6 +18,7 @@ import torch
 
 from unembed.denoiser import DenoiserSizes
 from unembed.device import Compute
+from unembed.files import atomic, has_extra, install_line
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -139,21 +140,20 @@ def _csv(columns: Sequence[str], records: Iterable[Record], *, header: bool) -> 
 
 def _replace(path: Path, text: str) -> None:
     """Write a file in one step, so that a kill leaves the old one or the new one."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8", newline="")
-    temporary.replace(path)
+    with atomic(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="")
 
 
 def _tensorboard(folder: Path, step: int) -> SummaryWriter | None:
     """Open a writer whose viewers drop what came after the step; None without the package."""
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
+    if not has_extra("tensorboard"):
         logging.getLogger(__name__).warning(
-            "note: no curves for TensorBoard, which is not installed (pip install "
-            "'unembed[tensorboard]', or --set training.tensorboard=false)"
+            "note: no curves for TensorBoard, which is not installed "
+            f"({install_line('tensorboard')}, or --set training.tensorboard=false)"
         )
         return None
+    from torch.utils.tensorboard import SummaryWriter
+
     return SummaryWriter(str(folder), purge_step=step + 1)
 
 

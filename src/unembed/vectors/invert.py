@@ -11,6 +11,7 @@ from typing import Any
 
 from unembed.encoders.base import Encoder
 from unembed.errors import EmbeddingError
+from unembed.files import atomic
 from unembed.inverter import Inversion, Inverter
 from unembed.vectors.read import Chunk, VectorFile
 
@@ -124,21 +125,17 @@ def invert_to_file(
         there = "a folder" if out.is_dir() else "the vectors themselves, which would be lost"
         raise EmbeddingError(f"a file to write at {out}", there, "Choose another --out")
     total, count = len(source), 0
-    temporary = out.with_name(out.name + ".part")
     try:
-        with writers[out.suffix](temporary) as writer:
+        with atomic(out) as temporary, writers[out.suffix](temporary) as writer:
             for chunk, found in _stream(inverter, source, options):
                 rows = [{"row": r, **asdict(i)} for r, i in zip(chunk.rows, found, strict=True)]
                 writer.write(rows)
                 count += len(rows)
                 progress("inverting", chunk.read, total)
-        temporary.replace(out)
     except OSError as error:
         raise EmbeddingError(
             f"a place to write {out}", str(error), "Choose another --out"
         ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
     return count
 
 

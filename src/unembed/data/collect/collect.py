@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -33,7 +31,7 @@ from unembed.data.collect.mix import (
 from unembed.data.collect.sources import Weighted
 from unembed.data.manifest import difference, write_json
 from unembed.errors import DataError
-from unembed.files import file_digest, make_folder, require_apart
+from unembed.files import atomic, file_digest, make_folder, require_apart
 
 MANIFEST = "manifest.json"
 FORMAT = 1
@@ -177,12 +175,12 @@ def _read_manifest(out: Path, described: dict[str, Any]) -> dict[str, Any]:
     except ValueError as error:
         raise DataError(f"JSON in {path}", str(error), "Choose another --out folder") from error
     for key, value in described.items():
-        found = manifest.get(key) if isinstance(manifest, dict) else None
-        if found != value:
-            wanted, known = difference(value, found)
+        stored = manifest.get(key) if isinstance(manifest, dict) else None
+        if stored != value:
+            wanted, actual = difference(value, stored)
             raise DataError(
                 f"{out} to hold a collection with {key} {wanted}",
-                known,
+                actual,
                 "Choose another --out folder, or delete this one",
             )
     return dict(manifest)
@@ -207,9 +205,9 @@ def _write_shards(
 ) -> None:
     """Write the shards that are missing or damaged; check that the others would be the same."""
     shards: list[dict[str, Any]] = manifest["shards"]
-    index = kept = 0
+    index = written = 0
     while (first := next(samples, None)) is not None:
-        rows = _watch([first], samples, settings.shard_rows, kept, index, tally, progress)
+        rows = _watch([first], samples, settings.shard_rows, written, index, tally, progress)
         path = out / f"texts-{index:05d}.parquet"
         recorded = shards[index] if index < len(shards) else None
         entry = _replay(rows, path, recorded) if recorded else _write_shard(rows, path)
@@ -218,7 +216,7 @@ def _write_shards(
             write_json(out / MANIFEST, manifest)
         elif entry != recorded:
             raise _changed(path)
-        index, kept = index + 1, kept + entry["rows"]
+        index, written = index + 1, written + entry["rows"]
     if not index:
         counts = {name: tally.total(name) for name in sorted({key[2] for key in tally.events})}
         raise DataError("texts that pass the filters", f"none: {counts}", "Change the limits")
@@ -268,23 +266,15 @@ def _digest(digest: Any, sample: Sample) -> None:
 
 
 def _write_shard(rows: Iterable[Sample], path: Path) -> dict[str, Any]:
-    """Write under a temporary name, flush to the disk, rename; returns the manifest's entry."""
-    temporary = path.with_name(path.name + ".tmp")
+    """Write a shard in one step; returns the manifest's entry."""
     digest, count = hashlib.sha256(), 0
-    try:
+    with atomic(path) as temporary:
         with _ShardWriter(temporary) as writer:
             for sample in rows:
                 _digest(digest, sample)
                 writer.add(sample)
                 count += 1
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
         sha256 = file_digest(temporary)
-        temporary.replace(path)
-    except BaseException:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise
     return {
         "name": path.name,
         "rows": count,

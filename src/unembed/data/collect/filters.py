@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from unembed.errors import DataError
+from unembed.files import require_extra
 
 _LOOKED_AT = 4000  # characters; enough to judge a long text
 _LETTERS_END = 0x40000  # the planes that hold scripts
@@ -179,9 +180,9 @@ class HashSet:
     def _find(self, value: int) -> int:
         """The slot that holds the hash, or the empty one where it belongs."""
         slots, number = self._slots, len(self._slots)
-        kept = (value >> _HIGH_BITS) or 1
+        mark = (value >> _HIGH_BITS) or 1
         place = (value & _LOW_BITS) * number >> _HIGH_BITS  # any number of slots, all alike often
-        while slots[place] not in (0, kept):
+        while slots[place] not in (0, mark):
             place = place + 1 if place + 1 < number else 0
         return place
 
@@ -201,7 +202,7 @@ class Duplicates:
             this much (Jaccard), by MinHash; none compares whole texts alone.
 
     Raises:
-        DataError: ``near`` is set and the package `datasketch` is missing.
+        ConfigError: ``near`` is set and the package `datasketch` is missing.
     """
 
     def __init__(self, capacity: int, near: float | None = None) -> None:
@@ -236,14 +237,9 @@ class _Bands:
     """
 
     def __init__(self, capacity: int, threshold: float) -> None:
-        try:
-            from datasketch import MinHash, MinHashLSH
-        except ImportError as error:
-            raise DataError(
-                "the package `datasketch`, which finds near-duplicates",
-                "that it is not installed",
-                "Run `pip install 'unembed[dedup]'`, or leave out --near-duplicates",
-            ) from error
+        require_extra("dedup", "--near-duplicates", "leave it out")
+        from datasketch import MinHash, MinHashLSH
+
         shape = MinHashLSH(threshold=threshold, num_perm=_PERMUTATIONS)
         self._bands, self._rows = int(shape.b), int(shape.r)
         self._blank: Any = MinHash(num_perm=_PERMUTATIONS, hashfunc=zlib.crc32)

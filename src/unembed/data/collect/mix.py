@@ -36,11 +36,11 @@ class Tally:
 
     def sums(self, part: int) -> dict[str, dict[str, int]]:
         """The events of each language (part 0) or source (part 1), both sorted by name."""
-        found: dict[str, dict[str, int]] = {}
+        sums: dict[str, dict[str, int]] = {}
         for key, times in sorted(self.events.items(), key=lambda item: (item[0][part], item[0][2])):
-            events = found.setdefault(key[part], {})
+            events = sums.setdefault(key[part], {})
             events[key[2]] = events.get(key[2], 0) + times
-        return found
+        return sums
 
     def total(self, event: str) -> int:
         """How often an event happened in all."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from unembed.errors import DataError
-from unembed.files import file_format, missing_column, open_parquet, read_lines
+from unembed.files import csv_rows, file_format, missing_column, open_parquet, read_lines
 
 _BATCH_ROWS = 1024
 _LINE_BYTES = 16 << 20
@@ -60,14 +60,20 @@ def read_rows(path: Path, pick: Pick, skip: Skip) -> Iterator[str]:
     """Yield the texts of a file that are picked, a batch in memory at a time.
 
     Args:
-        path: Parquet, JSON lines or plain text; the last two also ``.gz`` or ``.zst``.
+        path: Parquet, JSON lines, CSV, TSV or plain text; all but Parquet also ``.gz``, ``.zst``.
         pick: Language and columns.
         skip: Called with the reason for each row that cannot be read.
 
     Raises:
         DataError: The file cannot be read or lacks a column.
     """
-    readers = {".parquet": _parquet_rows, ".jsonl": _json_rows, ".txt": _text_rows}
+    readers = {
+        ".parquet": _parquet_rows,
+        ".jsonl": _json_rows,
+        ".csv": _csv_rows,
+        ".tsv": _csv_rows,
+        ".txt": _text_rows,
+    }
     return readers[file_format(path)](path, pick, skip)
 
 
@@ -124,6 +130,15 @@ def _json_rows(path: Path, pick: Pick, skip: Skip) -> Iterator[str]:
             yield text
         else:
             skip("no_text")
+
+
+def _csv_rows(path: Path, pick: Pick, skip: Skip) -> Iterator[str]:
+    filtering: bool | None = None
+    for row in csv_rows(path, pick.column):
+        if filtering is None:
+            filtering = pick.filters(path, list(row))
+        if not filtering or row[pick.lang_column] == pick.lang:
+            yield row[pick.column]
 
 
 def _text_rows(path: Path, pick: Pick, skip: Skip) -> Iterator[str]:

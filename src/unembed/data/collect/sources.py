@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from unembed.data.collect.rows import Pick, Skip, read_rows
 from unembed.errors import DataError
-from unembed.files import text_files
+from unembed.files import require_extra, text_files
 
 LANG = "{lang}"
 _WEIGHT = re.compile(r"(?P<spec>.+):(?P<weight>\d+|\d*\.\d+)")
@@ -85,7 +85,7 @@ class FileSource:
         """Name, columns, and the names and sizes of the files as one digest."""
         digest, files, size = hashlib.sha256(), 0, 0
         for lang in langs if LANG in self.pattern else langs[:1]:
-            for path in [file for found in self._found(lang) for file in text_files(found)]:
+            for path in [file for each in self._existing(lang) for file in text_files(each)]:
                 files, size = files + 1, size + path.stat().st_size
                 digest.update(f"{path.name}\n{path.stat().st_size}\n".encode())
         return {
@@ -100,22 +100,22 @@ class FileSource:
 
     def paths(self, langs: Sequence[str]) -> list[Path]:
         """The file, the folder, or what the pattern finds."""
-        return [path for lang in langs for path in self._found(lang)]
+        return [path for lang in langs for path in self._existing(lang)]
 
     def texts(self, lang: str, alone: bool, skip: Skip) -> Iterator[str]:
         """Yield the texts of a language, file by file in the order of names."""
         pick = Pick(self.column, self.lang_column, lang, LANG in self.pattern, alone)
-        found, passed_over = False, Counter[str]()
+        any_text, passed_over = False, Counter[str]()
 
         def count(reason: str) -> None:
             passed_over[reason] += 1
             skip(reason)
 
-        for path in [file for found in self._paths(lang) for file in text_files(found)]:
+        for path in [file for each in self._paths(lang) for file in text_files(each)]:
             for text in read_rows(path, pick, count):
-                found = True
+                any_text = True
                 yield text
-        if not found:
+        if not any_text:
             where = self.pattern.replace(LANG, lang)
             column = "" if pick.known else f" by the column {self.lang_column!r}"
             rest = f" (passed over: {dict(passed_over)})" if passed_over else ""
@@ -125,7 +125,7 @@ class FileSource:
                 "Correct --langs or --source",
             )
 
-    def _found(self, lang: str) -> list[Path]:
+    def _existing(self, lang: str) -> list[Path]:
         try:
             return self._paths(lang)
         except MissingLanguageError:
@@ -134,7 +134,7 @@ class FileSource:
     def _paths(self, lang: str) -> list[Path]:
         path = Path(self.pattern.replace(LANG, lang))
         paths = sorted(path.parent.glob(path.name)) if "*" in path.name else [path]
-        if not any(found.exists() for found in paths) and (LANG in self.pattern or not paths):
+        if not any(each.exists() for each in paths) and (LANG in self.pattern or not paths):
             raise MissingLanguageError(
                 f"texts in {lang!r}", f"nothing at {path}", "Correct --langs or --source"
             )
@@ -180,19 +180,19 @@ class HubSource:
         in_config = LANG in (self.config or "")
         pick = Pick(self.column, self.lang_column, lang, in_config, alone)
         filtering: bool | None = None
-        found = False
+        any_text = False
         for row in self._rows(lang):
             if filtering is None:
                 filtering = pick.filters(self.repository, list(row))
             if filtering and row.get(pick.lang_column) != lang:
                 continue
-            found = True
+            any_text = True
             text = row.get(pick.column)
             if isinstance(text, str):
                 yield text
             else:
                 skip("no_text")
-        if not found:
+        if not any_text:
             raise MissingLanguageError(
                 f"texts in {lang!r} in {self.repository}", "none", "Correct --langs or --source"
             )
@@ -209,14 +209,9 @@ class HubSource:
         return self.repository.partition("@")[2] or None
 
     def _rows(self, lang: str) -> Iterator[dict[str, Any]]:
-        try:
-            from datasets import load_dataset
-        except ImportError as error:
-            raise DataError(
-                "the package `datasets`, which reads the Hub",
-                "that it is not installed",
-                "Run `pip install 'unembed[hub]'`, or take local files as --source",
-            ) from error
+        require_extra("hub", "data sets of the Hub", "take local files as --source")
+        from datasets import load_dataset
+
         config = self.config.replace(LANG, lang) if self.config else None
         revision = self._revision
         path = self.repository.removesuffix(f"@{revision}") if revision else self.repository
@@ -281,8 +276,8 @@ def parse_source(spec: str, column: str = "text", lang_column: str = "lang") -> 
     """
     if not spec.strip():
         raise DataError("a --source", repr(spec), "Name a file, a folder or a data set")
-    found = None if Path(spec).exists() else _WEIGHT.fullmatch(spec)
-    name, weight = (found["spec"], float(found["weight"])) if found else (spec, 1.0)
+    match = None if Path(spec).exists() else _WEIGHT.fullmatch(spec)
+    name, weight = (match["spec"], float(match["weight"])) if match else (spec, 1.0)
     if weight <= 0:
         raise DataError("a weight above 0", spec, "Leave the source out")
     if name == "c4":

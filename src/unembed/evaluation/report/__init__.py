@@ -11,6 +11,7 @@ from unembed.evaluation.evaluate import Evaluation
 from unembed.evaluation.report.page import to_page
 from unembed.evaluation.report.plots import draw_plots
 from unembed.evaluation.report.tables import to_markdown
+from unembed.files import atomic
 
 
 def write_report(evaluation: Evaluation, folder: Path) -> None:
@@ -34,9 +35,8 @@ def write_report(evaluation: Evaluation, folder: Path) -> None:
             ("report.md", to_markdown(evaluation, list(plots))),
             ("report.html", to_page(evaluation, plots)),
         ):
-            temporary = folder / f"{name}.tmp"
-            temporary.write_text(text, encoding="utf-8")
-            temporary.replace(folder / name)
+            with atomic(folder / name) as temporary:
+                temporary.write_text(text, encoding="utf-8")
     except OSError as error:
         raise DataError(f"a folder at {folder}", str(error), "Choose another --out") from error
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from unembed.evaluation.evaluate import LENGTH, Evaluation, Figures
 from unembed.evaluation.metrics import ESSENTIAL
+from unembed.files import install_line
 
 _NO_METADATA = {"Date": None, "Creator": None, "Format": None, "Type": None}
 _HEAD = re.compile(r"^.*?(?=<svg)", re.DOTALL)
@@ -30,7 +31,8 @@ def draw_plots(evaluation: Evaluation, folder: Path) -> tuple[dict[str, str], li
         from matplotlib import colormaps, rc_context
         from matplotlib.figure import Figure
     except ImportError:
-        return {}, ["plots: not drawn, matplotlib is not installed (pip install 'unembed[plots]')"]
+        line = install_line("plots")
+        return {}, [f"plots: not drawn, matplotlib is not installed ({line})"]
     found = {}
     for name, draw in _wanted(evaluation).items():
         figure = Figure(figsize=(9, 4.5), layout="constrained")

@@ -1,0 +1,150 @@
+"""What a model's files say of its pipeline: which code it needs, how it pools, how far it reads."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from unembed.errors import EncoderError
+
+MODULES = "modules.json"
+POOLINGS = ("mean", "cls", "max", "lasttoken", "weightedmean", "mean_sqrt_len_tokens")
+_LIBRARY, _TORCH = "sentence_transformers.", "torch."
+_MOST_BYTES = 1 << 20  # of a settings file
+
+
+def require_known_code(folder: Path) -> None:
+    """Refuse a model whose files name classes of other packages than the two it is loaded with.
+
+    Some versions of the library import such a class from the model's own folder, others refuse.
+
+    Raises:
+        EncoderError: A module, a route or an activation is of another package, or a settings file
+            is no JSON.
+    """
+    for path in [folder / MODULES, *sorted(folder.rglob("router_config.json"))]:
+        for name in _types(_settings(path)):
+            if not name.startswith(_LIBRARY):
+                raise _foreign_code(name, path)
+    for path in sorted(folder.rglob("config.json")):
+        settings = _settings(path)
+        name = settings.get("activation_function") if isinstance(settings, dict) else None
+        # Networks name theirs without a dot: `gelu`
+        if isinstance(name, str) and "." in name and not name.startswith((_LIBRARY, _TORCH)):
+            raise _foreign_code(name, path)
+
+
+def _types(settings: Any) -> Iterator[str]:
+    """Every class that modules.json or a router's settings name."""
+    if isinstance(settings, list):
+        yield from (str(module.get("type")) for module in settings if isinstance(module, dict))
+    elif isinstance(settings, dict) and isinstance(settings.get("types"), dict):
+        yield from map(str, settings["types"].values())
+
+
+def _settings(path: Path) -> Any:
+    if not path.is_file():
+        return None
+    try:
+        if path.stat().st_size > _MOST_BYTES:
+            raise ValueError(f"more than {_MOST_BYTES} bytes")
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise EncoderError(f"JSON in {path}", str(error), "Copy the model again") from error
+
+
+def _foreign_code(name: str, path: Path) -> EncoderError:
+    return EncoderError(
+        f"classes of sentence-transformers in {path}",
+        f"{name!r}, whose code comes with the model",
+        "Read that code, then pass --trust-remote-code (trust_remote_code=True)",
+    )
+
+
+def require_pooling(folder: Path, pooling: str | None) -> None:
+    """Refuse to make up how token vectors become one where the model's files do not say it.
+
+    Args:
+        folder: The model's files.
+        pooling: What the user says it is.
+
+    Raises:
+        EncoderError: Neither files nor user say it, or both do, or it is unknown.
+    """
+    if pooling is not None and pooling not in POOLINGS:
+        raise EncoderError(
+            f"a pooling: {', '.join(POOLINGS)}", repr(pooling), "Correct encoder.pooling"
+        )
+    stated = (folder / MODULES).is_file()
+    if stated and pooling is not None:
+        raise EncoderError(
+            f"no encoder.pooling beside {folder / MODULES}, which says it",
+            repr(pooling),
+            "Leave encoder.pooling out",
+        )
+    if not stated and pooling is None:
+        raise EncoderError(
+            f"{MODULES} in {folder}, which names the pooling that makes one vector of many",
+            "none: the library would take mean pooling, and a model trained with another one would "
+            "give vectors that no store holds",
+            f"Copy {MODULES} and 1_Pooling/ of the model too, or say what its card says: "
+            "--set encoder.pooling=mean (or cls, lasttoken, max)",
+        )
+
+
+def mend_padding(model: Any) -> str | None:
+    """Pad with the end token where a tokenizer has no padding token, which changes no vector.
+
+    Returns:
+        What was made up, for a note.
+
+    Raises:
+        EncoderError: There is no end token either.
+    """
+    tokenizer = getattr(model, "tokenizer", None)
+    if tokenizer is None or getattr(tokenizer, "pad_token", "") is not None:
+        return None
+    if tokenizer.eos_token is None:
+        raise EncoderError(
+            "an encoder whose tokenizer has a padding token",
+            "none, and no end token to take in its place",
+            "Set pad_token in the model's tokenizer_config.json",
+        )
+    tokenizer.pad_token = tokenizer.eos_token
+    return f"{tokenizer.pad_token!r}, the end token: made up, as the tokenizer has no padding token"
+
+
+def describe(model: Any, made_up: dict[str, str]) -> list[tuple[str, str]]:
+    """Names and values of what a loaded model does with a text, for people to compare.
+
+    Args:
+        model: A `SentenceTransformer`.
+        made_up: Of what its files do not say: name → what was taken in its place.
+    """
+    modules = list(model)
+    rows = {"modules": " → ".join(type(module).__name__ for module in modules)}
+    for module in modules:
+        mode = getattr(module, "pooling_mode", None) or _pooling_mode(module)
+        if mode is not None:
+            rows["pooling"] = "+".join(mode) if isinstance(mode, list | tuple) else str(mode)
+    if type(modules[0]).__name__ == "StaticEmbedding":
+        rows["pooling"] = "mean of the token vectors"
+    limit = longest_text(model)
+    rows["longest text"] = "no limit" if limit is None else f"{limit} tokens, special ones included"
+    truncated = getattr(model, "truncate_dim", None)
+    rows["truncation"] = "none" if truncated is None else f"the first {truncated} dimensions"
+    return [*(rows | made_up).items()]
+
+
+def _pooling_mode(module: Any) -> str | None:
+    name = getattr(module, "get_pooling_mode_str", None)
+    return str(name()) if callable(name) else None
+
+
+def longest_text(model: Any) -> int | None:
+    """Tokens a model reads of a text; None where there is no limit."""
+    limit = getattr(model, "max_seq_length", None)
+    return None if limit is None or math.isinf(limit) else int(limit)
