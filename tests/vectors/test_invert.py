@@ -139,8 +139,8 @@ def texts_of(path):
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
 def test_texts_are_streamed_to_a_file(inverter, three, tmp_path, suffix, monkeypatch):
-    monkeypatch.setattr("unembed.vectors.invert._BATCH", 4)
-    monkeypatch.setattr("unembed.vectors.invert._GROUP", 8)
+    monkeypatch.setattr("unembed.vectors.invert.BATCH", 4)
+    monkeypatch.setattr("unembed.vectors.output._GROUP", 8)
     monkeypatch.setattr("unembed.vectors.read.CHUNK", 6)
     vectors = np.concatenate([three] * 7)
     np.save(tmp_path / "v.npy", vectors)
@@ -201,6 +201,9 @@ def test_a_bad_vector_leaves_the_old_file_as_it_was(inverter, three, tmp_path, s
     with pytest.raises(EmbeddingError, match=r"NaN or infinity in vector 4 of .*--skip-bad"):
         invert_to_file(inverter, VectorFile(tmp_path / "v.npy"), out, steps=2)
     assert out.read_text(encoding="utf-8") == "old"
+    source = VectorFile(tmp_path / "v.npy", skip_bad=True)  # the first three are not lost
+    assert invert_to_file(inverter, source, out, steps=2) == 5
+    assert [row["row"] for row in texts_of(out)] == [0, 1, 2, 3, 5]
     assert sorted(path.name for path in tmp_path.iterdir()) == [out.name, "v.npy"]
 
 

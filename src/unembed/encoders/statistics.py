@@ -140,4 +140,4 @@ def _mean_cosine(rows: NDArray[Any]) -> float:
     """Between different rows of the first 256 and all of them, over all pairs."""
     some = rows[:_ROWS_COMPARED]
     total = float((some.sum(axis=0) ** 2).sum()) - len(some)
-    return total / (len(some) * (len(some) - 1))
+    return float(total / (len(some) * (len(some) - 1)))

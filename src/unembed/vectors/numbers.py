@@ -111,8 +111,8 @@ def to_floats(
     if truth or array.shape[1] != dimension:
         bits = array
         if not truth:
-            packed = array.view(np.uint8) ^ (128 if kind == np.int8 else 0)
-            bits = np.unpackbits(packed, axis=1)
+            flip = np.uint8(128 if kind == np.int8 else 0)
+            bits = np.unpackbits(np.bitwise_xor(array.view(np.uint8), flip), axis=1)
         note = f"{kind} taken as the signs of {dimension} numbers (binary quantisation)"
         return np.where(bits, 1.0, -1.0), note
     if kind.kind == "V" and kind.itemsize == 2:  # noqa: PLR2004 - bfloat16 saved by NumPy
@@ -131,10 +131,10 @@ def to_floats(
         raise EmbeddingError(
             f"numbers in {where}, floats as an encoder writes them", str(kind), _FIX
         )
-    note = None
+    sign = None
     if kind == np.int8:
-        note = "int8 taken as even steps around zero; with --ranges the vectors are closer"
-    return array.astype(np.float64), note
+        sign = "int8 taken as even steps around zero; with --ranges the vectors are closer"
+    return array.astype(np.float64), sign
 
 
 def _dequantised(
@@ -175,7 +175,7 @@ def _as_halves(array: NDArray[Any]) -> tuple[NDArray[np.float64], str] | None:
 
 def bfloat16(bits: NDArray[np.uint16]) -> NDArray[np.float64]:
     """The numbers that 16 bits spell as bfloat16."""
-    wide: NDArray[np.uint32] = bits.astype(np.uint32) << 16
+    wide = np.left_shift(bits.astype(np.uint32), np.uint32(16))
     return wide.view(np.float32).astype(np.float64)
 
 

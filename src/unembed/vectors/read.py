@@ -89,6 +89,8 @@ class VectorFile:
         left_out: Filled while reading.
         rows_left_out: The first ten rows of each reason.
         notes: What was taken for what; filled while reading.
+        notes_shown: Those of them that were shown already.
+        marks: What was noted once and is not to be again.
     """
 
     path: Path
@@ -99,6 +101,8 @@ class VectorFile:
     left_out: Counter[str] = field(default_factory=Counter)
     rows_left_out: dict[str, list[int]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    notes_shown: list[str] = field(default_factory=list)
+    marks: set[str] = field(default_factory=set)
 
     def __len__(self) -> int:
         """Rows, bad ones included; of JSON lines the lines.
