@@ -54,7 +54,7 @@ class VectorStatistics:
         rows = np.asarray(vectors, dtype=np.float64)
         count = max(1, min(_DIRECTIONS, rows.shape[1] // 6))
         half = rows[::2]
-        main = np.linalg.eigh(half.T @ half)[1][:, ::-1][:, :count].T
+        main = np.linalg.svd(half, full_matrices=False)[2][:count]
         coded = np.round(127 * main).astype(np.int8)
         shares = _shares(coded, rows[1::2])
         return cls(

@@ -193,7 +193,7 @@ def _build(
         "encoder": pairs.encoder.to_dict(),
         "tokenizer": pairs.tokenizer.ids_to_dict(),
         "tokenizer_digest": pairs.tokenizer.digest,
-        "fingerprint": pairs.manifest.get("fingerprint"),
+        "fingerprint": pairs.describe_encoder(),
         "shards": len(pairs.tokens),
         "pairs_digest": pairs.digest,
         "device": processes.compute.describe(),

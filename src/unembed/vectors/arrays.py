@@ -49,7 +49,10 @@ class Header:
     @property
     def rows(self) -> int:
         """Vectors; 1 for a single one."""
-        return math.prod(self.shape[:-1]) if len(self.shape) > 1 else 1
+        shape = self.shape
+        while len(shape) > _MATRIX and shape[-1] == 1:
+            shape = shape[:-1]
+        return math.prod(shape[:-1]) if len(shape) > 1 else 1
 
     def matrix(self, dimension: int, path: Path) -> tuple[int, int]:
         """Rows and numbers of each, axes of one left out.

@@ -39,7 +39,7 @@ _PACKED, _PACKABLE = (".gz", ".zst"), (".json", ".csv")
 _MAGIC = {b"\x93NUMPY": ".npy", b"PK": ".npz", b"PAR1": ".parquet", b"ARROW1": ".arrow"}
 # What the readers of the standard library, NumPy and Arrow raise for damaged or hostile files
 _DAMAGE = (OSError, EOFError, ValueError, TypeError, KeyError, IndexError, AttributeError,
-           OverflowError, MemoryError, RuntimeError, SyntaxError, ArithmeticError,
+           OverflowError, MemoryError, RuntimeError, SystemError, SyntaxError, ArithmeticError,
            zlib.error, lzma.LZMAError, zipfile.BadZipFile, struct.error)  # fmt: skip
 
 # Float64 [n, D], a row of NaN with a reason where there is no vector, and the columns kept

@@ -188,7 +188,13 @@ class Json:
         document = self._document()
         if document is not None:
             return len(self._records(document[0], f"{self.path}"))
-        return sum(line is None or bool(line.strip()) for line in read_lines(self.path, LINE_BYTES))
+        count, only = 0, None
+        for line in read_lines(self.path, LINE_BYTES):
+            if line is None or line.strip():
+                count, only = count + 1, line
+        if count == 1 and only is not None and _is_json(only):  # a document in one line
+            return len(self._of_line(only, f"line 1 of {self.path}"))
+        return count
 
     def records(self) -> Iterator[tuple[Any, list[Any]]]:
         """Each vector as it is spelled, and the values to keep beside it."""

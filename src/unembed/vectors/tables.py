@@ -111,7 +111,7 @@ class Arrow:
         most = 1.0
         for index in range(group.num_columns):
             column = group.column(index)
-            if not column.path_in_schema.startswith(found[0]):
+            if column.path_in_schema.split(".")[0] != found[0]:
                 continue
             numbers = column.num_values
             if column.physical_type in ("BYTE_ARRAY", "FIXED_LEN_BYTE_ARRAY"):
@@ -181,7 +181,7 @@ def _values(values: Any, dimension: int, where: str) -> NDArray[Any] | list[Any]
     kind = values.type
     if _is_list(kind):
         if "view" in str(kind):
-            values = values.cast(pa.large_list(kind.value_type))
+            return _views(values, dimension)
         length = math.nan
         if not values.null_count:
             ends = pc.min_max(pc.list_value_length(values)).as_py()
@@ -210,6 +210,25 @@ def _lists(values: Any, dimension: int) -> list[Any]:
             rows.append(None)
         elif size in (1, dimension):
             rows.append(scalar.as_py())
+        else:
+            rows.append(Reason(f"{size} dimensions instead of {dimension}"))
+    return rows
+
+
+def _views(values: Any, dimension: int) -> list[Any]:
+    """Each row of a list view, whose rows may lie in any order."""
+    flat = values.values.to_numpy(zero_copy_only=False)
+    rows: list[Any] = []
+    for valid, start, size in zip(
+        values.is_valid().to_pylist(),
+        values.offsets.to_pylist(),
+        values.sizes.to_pylist(),
+        strict=True,
+    ):
+        if not valid:
+            rows.append(None)
+        elif size == dimension:
+            rows.append(flat[start : start + size])
         else:
             rows.append(Reason(f"{size} dimensions instead of {dimension}"))
     return rows
