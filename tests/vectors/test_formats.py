@@ -217,3 +217,18 @@ def test_read_refuses_pipes_and_pickles(tmp_path):
     (tmp_path / "v.pkl").write_bytes(b"")
     with pytest.raises(EmbeddingError, match="pickled data, which is never loaded"):
         read(tmp_path / "v.pkl")
+
+
+def test_read_refuses_damaged_offsets_of_arrow(tmp_path):
+    lists = pa.Array.from_buffers(
+        pa.list_(pa.float32()), 2, [None, pa.py_buffer(np.array([0, 16, 4000], np.int32))],
+        children=[pa.array(VECTORS[:2].ravel())],
+    )  # fmt: skip
+    batch = pa.record_batch([lists], ["embedding"])
+    with (
+        pa.OSFile(str(tmp_path / "v.arrow"), "wb") as sink,
+        pa.ipc.new_file(sink, batch.schema) as writer,
+    ):
+        writer.write_batch(batch)
+    with pytest.raises(EmbeddingError, match=r"readable rows in .*v\.arrow"):
+        read(tmp_path / "v.arrow")

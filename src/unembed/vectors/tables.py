@@ -135,7 +135,9 @@ class Arrow:
             except pa.ArrowInvalid:
                 source.seek(0)
                 batches = iter(pa.ipc.open_stream(source))
-            yield from batches
+            for batch in batches:
+                batch.validate(full=True)  # Arrow ends the process at damaged offsets
+                yield batch
 
 
 def _no_column(path: Path, name: str, names: Sequence[str], fix: str) -> EmbeddingError:
