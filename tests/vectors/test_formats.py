@@ -220,15 +220,13 @@ def test_read_refuses_pipes_and_pickles(tmp_path):
 
 
 def test_read_refuses_damaged_offsets_of_arrow(tmp_path):
-    lists = pa.Array.from_buffers(
-        pa.list_(pa.float32()), 2, [None, pa.py_buffer(np.array([0, 16, 4000], np.int32))],
-        children=[pa.array(VECTORS[:2].ravel())],
-    )  # fmt: skip
-    batch = pa.record_batch([lists], ["embedding"])
-    with (
-        pa.OSFile(str(tmp_path / "v.arrow"), "wb") as sink,
-        pa.ipc.new_file(sink, batch.schema) as writer,
-    ):
-        writer.write_batch(batch)
+    path = tmp_path / "v.arrow"
+    table = pa.table({"embedding": pa.array(LISTS[:2], pa.list_(pa.float32()))})
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+    right, wrong = (np.array([0, D, end], np.int32).tobytes() for end in (2 * D, 4000))
+    content = path.read_bytes()
+    assert content.count(right) == 1
+    path.write_bytes(content.replace(right, wrong))
     with pytest.raises(EmbeddingError, match=r"readable rows in .*v\.arrow"):
-        read(tmp_path / "v.arrow")
+        read(path)
