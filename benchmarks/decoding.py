@@ -39,9 +39,10 @@ from unembed.denoiser import Denoiser, DenoiserSizes
 from unembed.device import choose_compute
 from unembed.encoders.base import Encoder
 from unembed.encoders.sentence import load_encoder
+from unembed.encoders.vectors import as_unit_vectors
 from unembed.evaluation.metrics import token_accuracy, token_set_f1
 from unembed.files import read_texts
-from unembed.inverter import Inverter, as_unit_vectors, export_folder
+from unembed.inverter import Inverter, export_folder
 
 PLAIN_TEXTS = 4  # and as many of ours at batch 1: how soon a text is done differs
 STRATEGIES_TABLE = (

@@ -12,8 +12,9 @@ from unembed.decoding import STRATEGIES, Decoding
 from unembed.denoiser import Denoiser
 from unembed.encoders.fake import FakeEncoder
 from unembed.encoders.fingerprint import make_fingerprint
+from unembed.encoders.vectors import as_unit_vectors
 from unembed.errors import CheckpointError, ConfigError, EmbeddingError, EncoderError
-from unembed.inverter import Inverter, as_unit_vectors, shipped_inverters
+from unembed.inverter import Inverter, shipped_inverters
 
 
 @pytest.fixture(scope="module")

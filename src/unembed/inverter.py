@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from huggingface_hub import ModelCard, ModelHubMixin, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-from numpy.typing import NDArray
 
 from unembed.backends.cpu import fast_form
 from unembed.backends.onnx import FILE, OnnxDenoiser, export_onnx, onnx_is_here
@@ -30,7 +29,8 @@ from unembed.diffusion import DenoiserFn, make_schedule
 from unembed.encoders.base import Encoder, EncoderIdentity
 from unembed.encoders.fingerprint import Fingerprint
 from unembed.encoders.oracle import EncoderOracle
-from unembed.errors import CheckpointError, ConfigError, EmbeddingError
+from unembed.encoders.vectors import as_unit_vectors
+from unembed.errors import CheckpointError, ConfigError
 from unembed.tokenizer import TextTokenizer
 
 DEFAULT = "minilm"
@@ -47,7 +47,7 @@ class Inversion:
         passes: Denoiser passes spent.
         encoder_calls: Texts embedded on the way (0: the vector alone was used).
         order: Pass, from 1, in which each token was unmasked for the last time.
-        cosine: Of the text's embedding with the vector, where the strategy calls the encoder.
+        cosine: Between the vector and that of the text, where it was embedded; else None.
     """
 
     text: str
@@ -428,38 +428,6 @@ def _may_be_a_repository(name: str) -> bool:
     """Tell whether a name has the form owner/name; a path is not sent to the Hub."""
     owner, slash, rest = name.partition("/")
     return bool(slash and owner and rest) and "/" not in rest and not owner.startswith((".", "~"))
-
-
-def as_unit_vectors(embeddings: Any, dimension: int) -> NDArray[np.float32]:
-    """Whatever a user calls an embedding → unit vectors float32 [N, D].
-
-    Raises:
-        EmbeddingError: Not numeric, not [D] or [N, D], or a vector is zero or not finite.
-    """
-    if isinstance(embeddings, torch.Tensor):
-        embeddings = embeddings.detach().float().cpu().numpy()
-    try:
-        vectors = np.asarray(embeddings, dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise EmbeddingError(
-            f"numbers, [{dimension}] or [N, {dimension}]", str(error), "Correct the embeddings"
-        ) from error
-    if vectors.ndim == 1:
-        vectors = vectors[None]
-    if vectors.ndim != 2 or vectors.shape[1] != dimension:  # noqa: PLR2004 - [N, D]
-        raise EmbeddingError(
-            f"embeddings of {dimension} dimensions, [{dimension}] or [N, {dimension}]",
-            f"shape {list(np.shape(embeddings))}",
-            "Use vectors of the encoder the inverter was trained for",
-        )
-    norms = np.linalg.norm(vectors, axis=1)
-    for bad, what in ((~np.isfinite(norms), "NaN or infinity"), (norms == 0, "only zeros")):
-        if bad.any():
-            raise EmbeddingError(
-                "finite, non-zero vectors", f"{what} in vector {int(bad.argmax())}", "Leave it out"
-            )
-    unit: NDArray[np.float32] = (vectors / norms[:, None]).astype(np.float32)
-    return unit
 
 
 def _require_whole(**values: tuple[Any, int]) -> None:

@@ -238,7 +238,7 @@ def test_invert_takes_a_text_or_a_file(refused, inverter_folder, tmp_path):
     [
         (np.ones(31), "embeddings of 32 dimensions, [32] or [N, 32]; found shape [31]"),
         (np.ones((2, 384)), "found shape [2, 384]"),
-        (np.ones((1, 1, 32)), "found shape [1, 1, 32]"),
+        (np.ones((2, 2, 32)), "found shape [2, 2, 32]"),
         (np.full(32, np.nan), "NaN or infinity in vector 0"),
         (np.stack([np.ones(32), np.full(32, np.inf)]), "NaN or infinity in vector 1"),
         (np.stack([np.ones(32), np.zeros(32)]), "only zeros in vector 1"),

@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from unembed.encoders.fake import FakeEncoder
+from unembed.encoders.statistics import VectorStatistics
 from unembed.errors import EmbeddingError, EncoderError
 from unembed.inverter import Inversion
 from unembed.vectors.invert import invert_file, invert_text, invert_to_file
@@ -139,8 +140,8 @@ def texts_of(path):
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
 def test_texts_are_streamed_to_a_file(inverter, three, tmp_path, suffix, monkeypatch):
-    monkeypatch.setattr("unembed.vectors.invert._BATCH", 4)
-    monkeypatch.setattr("unembed.vectors.invert._GROUP", 8)
+    monkeypatch.setattr("unembed.vectors.invert.BATCH", 4)
+    monkeypatch.setattr("unembed.vectors.output._GROUP", 8)
     monkeypatch.setattr("unembed.vectors.read.CHUNK", 6)
     vectors = np.concatenate([three] * 7)
     np.save(tmp_path / "v.npy", vectors)
@@ -201,6 +202,9 @@ def test_a_bad_vector_leaves_the_old_file_as_it_was(inverter, three, tmp_path, s
     with pytest.raises(EmbeddingError, match=r"NaN or infinity in vector 4 of .*--skip-bad"):
         invert_to_file(inverter, VectorFile(tmp_path / "v.npy"), out, steps=2)
     assert out.read_text(encoding="utf-8") == "old"
+    source = VectorFile(tmp_path / "v.npy", skip_bad=True)  # the first three are not lost
+    assert invert_to_file(inverter, source, out, steps=2) == 5
+    assert [row["row"] for row in texts_of(out)] == [0, 1, 2, 3, 5]
     assert sorted(path.name for path in tmp_path.iterdir()) == [out.name, "v.npy"]
 
 
@@ -248,3 +252,71 @@ def test_a_folder_is_refused(inverter, tmp_path):
     (tmp_path / "folder.npy").mkdir()
     with pytest.raises(EmbeddingError, match=r"NumPy array at .*found a folder"):
         invert_file(inverter, tmp_path / "folder.npy")
+
+
+def test_invert_to_file_goes_on_after_a_kill(inverter, three, tmp_path, monkeypatch):
+    monkeypatch.setattr("unembed.vectors.read.CHUNK", 3)
+    np.save(tmp_path / "v.npy", np.concatenate([three] * 3))
+    out, calls = tmp_path / "out.jsonl", []
+    invert_to_file(inverter, VectorFile(tmp_path / "v.npy"), out, steps=2)
+    whole = out.read_bytes()
+    out.unlink()
+
+    def stop(stage, done, total):
+        if done == 6:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        invert_to_file(inverter, VectorFile(tmp_path / "v.npy"), out, progress=stop, steps=2)
+    part = tmp_path / "out.jsonl.part"
+    part.write_bytes(part.read_bytes()[:-7])  # the last line was cut off
+    decode = inverter.invert
+    inverter.invert = lambda v, **o: calls.append(o["first_index"]) or decode(v, **o)
+    with pytest.raises(EmbeddingError, match="one of other vectors, settings or weights"):
+        invert_to_file(inverter, VectorFile(tmp_path / "v.npy"), out, steps=3)
+    invert_to_file(inverter, VectorFile(tmp_path / "v.npy"), out, steps=2)
+    assert calls == [3, 6]
+    assert out.read_bytes() == whole
+    assert not part.exists()
+
+
+def test_invert_to_file_writes_through_no_link(inverter, three, tmp_path):
+    np.save(tmp_path / "v.npy", three)
+    (tmp_path / "precious").write_text("kept")
+    (tmp_path / "out.jsonl.part").symlink_to(tmp_path / "precious")
+    with pytest.raises(EmbeddingError, match="a place to write"):
+        invert_to_file(inverter, VectorFile(tmp_path / "v.npy"), tmp_path / "out.jsonl", steps=2)
+    assert (tmp_path / "precious").read_text() == "kept"
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+def test_invert_to_file_keeps_columns_and_checks(inverter, encoder, three, tmp_path, suffix):
+    table = {"id": [7, 8, 9], "text": ["a", "b", None], "embedding": three.tolist()}
+    pq.write_table(pa.table(table), tmp_path / "v.parquet")
+    source = VectorFile(tmp_path / "v.parquet", keep=["id", "text"])
+    invert_to_file(inverter, source, tmp_path / f"out{suffix}", check=encoder, steps=2)
+    rows = texts_of(tmp_path / f"out{suffix}")
+    assert [row["id"] for row in rows] == [7, 8, 9]
+    assert [row["source_text"] for row in rows] == ["a", "b", None]
+    for row, vector in zip(rows, three, strict=True):
+        if row["text"].strip():
+            expected = float(encoder.encode([row["text"]])[0] @ vector)
+            assert row["cosine"] == pytest.approx(expected, abs=1e-5)
+        else:
+            assert row["cosine"] is None
+
+
+def test_invert_file_notes_vectors_of_another_encoder(inverter, three, tmp_path):
+    draws = np.random.default_rng(0).normal(size=(600, 32)) / np.arange(1, 33)
+    own = draws / np.linalg.norm(draws, axis=1, keepdims=True)
+    fingerprint = SimpleNamespace(statistics=VectorStatistics.measure(own))
+    known = SimpleNamespace(
+        encoder=inverter.encoder,
+        fingerprint=fingerprint,
+        invert=lambda v, **o: [Inversion("cat", [1], [0.5], 1, 0)] * len(v),
+    )
+    for vectors, notes in ((own[:9], 0), (own[:9, ::-1], 1)):
+        np.save(tmp_path / "v.npy", vectors)
+        source = VectorFile(tmp_path / "v.npy")
+        invert_file(known, source)
+        assert len(source.notes) == notes

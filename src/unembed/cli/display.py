@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from io import StringIO
@@ -43,6 +43,7 @@ if TYPE_CHECKING:  # torch is 200 MB that collecting texts does not need
     from unembed.inverter import Inversion
     from unembed.tokenizer import TextTokenizer
     from unembed.vectors.invert import RoundTrip
+    from unembed.vectors.read import Chunk, VectorFile
 
 _SURE, _UNSURE = 0.7, 0.3
 _VERDICTS = {True: "[green]passed[/]", False: "[red]failed[/]", None: ""}
@@ -308,13 +309,35 @@ def show_collection(manifest: dict[str, Any], out: Path) -> None:
         )
 
 
-def show_inversions(inversions: list[Inversion], as_json: bool) -> None:
-    """One recovered text a line."""
+def stream_inversions(
+    stream: Iterable[tuple[Chunk, list[Inversion]]], as_json: bool, source: VectorFile
+) -> None:
+    """One recovered text a line, or a JSON array of recoveries, as they come."""
+    from unembed.vectors.output import named_columns
+
+    begun = False
+    for chunk, inversions in stream:
+        show_notes(source)
+        for index, item in enumerate(inversions):
+            if not as_json:
+                sys.stdout.write(item.text + "\n")
+                continue
+            kept = {name: values[index] for name, values in chunk.columns.items()}
+            record = {"row": chunk.rows[index], **asdict(item)} | named_columns(kept)
+            text = json.dumps(record, ensure_ascii=False, indent=2).replace("\n", "\n  ")
+            sys.stdout.write(f"{',' if begun else '['}\n  {text}")
+            begun = True
+        sys.stdout.flush()
     if as_json:
-        _print_json([asdict(item) for item in inversions])
-        return
-    for item in inversions:
-        sys.stdout.write(item.text + "\n")
+        sys.stdout.write("\n]\n" if begun else "[]\n")
+
+
+def show_notes(source: VectorFile) -> None:
+    """What is strange about the vectors, on standard error; each note once."""
+    while len(source.notes) > len(source.notes_shown):
+        note = source.notes[len(source.notes_shown)]
+        source.notes_shown.append(note)
+        sys.stderr.write(f"note: {note}\n")
 
 
 def show_left_out(reasons: list[str]) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,13 +14,16 @@ import unembed
 from unembed.cli.loading import encoder_settings, make_encoder, make_inverter, read_decoding
 from unembed.cli.options import (
     CallsOption,
+    CheckOption,
     CheckpointOption,
     DenoiserDtypeOption,
     DeviceOption,
     EncoderOption,
     GuidanceOption,
+    KeepOption,
     KeyOption,
     OptionOption,
+    RangesOption,
     RecoveredOption,
     RepetitionOption,
     SeedOption,
@@ -25,6 +31,7 @@ from unembed.cli.options import (
     StepsOption,
     StrategyOption,
     TrustOption,
+    VectorBatchOption,
     VectorColumnOption,
     VectorsOption,
 )
@@ -37,7 +44,11 @@ def invert(
     embedding: VectorsOption = None,
     key: KeyOption = None,
     column: VectorColumnOption = None,
+    keep: KeepOption = None,
+    ranges: RangesOption = None,
     skip_bad: SkipBadOption = False,
+    check: CheckOption = False,
+    batch_size: VectorBatchOption = None,
     out: RecoveredOption = None,
     config: Annotated[
         str | None, typer.Option("--config", "-c", help="Use the weights shipped for this config.")
@@ -69,18 +80,21 @@ def invert(
         found = "neither" if text is None else "both"
         raise EmbeddingError("either --text or --embedding", found, "Pass one of them")
     for_files = {"--out": out, "--key": key, "--column": column, "--skip-bad": skip_bad or None}
+    for_files |= {"--keep": keep, "--ranges": ranges, "--check": check or None}
+    for_files |= {"--batch-size": batch_size}
     _only_with("--embedding", for_files if text is not None else {}, "--text")
     _only_with("--text", {"--svg": svg} if text is None else {}, "--embedding")
     from unembed.cli.display import save_picture, show_round_trip, watcher
     from unembed.vectors.invert import invert_text
-    from unembed.vectors.read import VectorFile
 
     decoding = read_decoding(strategy, option, steps, guidance, repetition, encoder_calls)
     decoding.check(has_encoder=decoding.encoder_calls > 0)
-    source = None if embedding is None else VectorFile(embedding, key or column, skip_bad)
+    source = (
+        None if embedding is None else _source(embedding, key or column, skip_bad, keep, ranges)
+    )
     inverter = make_inverter(checkpoint, config, device, dtype)
     model: Any = None
-    if text is not None or encoder_calls or decoding.encoder_calls:
+    if text is not None or decoding.encoder_calls or check:
         model = make_encoder(encoder_settings(inverter, encoder), device, trust_remote_code)
     options: dict[str, Any] = {"decoding": decoding, "seed": seed}
     seen: list[Any] = []
@@ -89,14 +103,27 @@ def invert(
     elif watch and not as_json:
         options["on_step"] = watcher(inverter.tokenizer)
     if source is not None:
-        options["encoder"] = model
-        _invert_vectors(inverter, source, out, as_json, options)
+        options |= {"encoder": model, "batch_size": batch_size or 64}
+        options |= {"check": model if check else None}
+        with _opened(source) as vectors:
+            _invert_vectors(inverter, vectors, out, as_json, options)
         return
     assert text is not None
     trip = invert_text(inverter, model, text, **options)
     show_round_trip(trip, as_json)
     if svg is not None:
         save_picture(svg, trip, seen, inverter.tokenizer)
+
+
+def _source(
+    path: Path, key: str | None, skip_bad: bool, keep: str | None, ranges: str | None
+) -> Any:
+    from unembed.vectors.numbers import Ranges
+    from unembed.vectors.read import VectorFile
+
+    columns = [name.strip() for name in (keep or "").split(",") if name.strip()]
+    limits = None if ranges is None else Ranges.parse(ranges)
+    return VectorFile(path, key, skip_bad, columns, limits)
 
 
 def _only_with(needed: str, options: dict[str, Any], given: str) -> None:
@@ -107,6 +134,18 @@ def _only_with(needed: str, options: dict[str, Any], given: str) -> None:
             raise ConfigError(f"{name} with {needed} only", given, "Leave it out")
 
 
+@contextmanager
+def _opened(source: Any) -> Iterator[Any]:
+    """The vectors, those of standard input from a temporary file."""
+    from unembed.vectors.read import STDIN, standard_input
+
+    if str(source.path) != STDIN:
+        yield source
+        return
+    with standard_input(sys.stdin.buffer, source) as vectors:
+        yield vectors
+
+
 def _invert_vectors(
     inverter: unembed.Inverter,
     source: Any,
@@ -115,13 +154,31 @@ def _invert_vectors(
     options: dict[str, Any],
 ) -> None:
     """The vectors of a file, to another file or to the terminal."""
-    from unembed.cli.display import StageDisplay, show_inversions, show_left_out
-    from unembed.vectors.invert import invert_file, invert_to_file
+    from unembed.cli.display import show_left_out, show_notes, stream_inversions
+    from unembed.vectors.invert import invert_stream
 
-    if out is None:
-        show_inversions(invert_file(inverter, source, **options), as_json)
-    else:
-        with StageDisplay() as display:
-            count = invert_to_file(inverter, source, out, progress=display.update, **options)
-        typer.echo(f"{count} texts in {out}")
+    try:
+        if out is None:
+            stream_inversions(invert_stream(inverter, source, **options), as_json, source)
+        else:
+            _write(inverter, source, out, options)
+    except KeyboardInterrupt:
+        fix = "the same command goes on from there" if out else "with --out the texts are kept"
+        typer.echo(f"stopped; {fix}", err=True)
+        raise typer.Exit(130) from None
+    show_notes(source)
     show_left_out(source.describe_left_out())
+
+
+def _write(inverter: unembed.Inverter, source: Any, out: Path, options: dict[str, Any]) -> None:
+    from unembed.cli.display import StageDisplay, show_notes
+    from unembed.vectors.invert import invert_to_file
+
+    with StageDisplay() as display:
+
+        def progress(stage: str, done: int, total: int) -> None:
+            show_notes(source)  # before hours are spent on the rest
+            display.update(stage, done, total)
+
+        count = invert_to_file(inverter, source, out, progress=progress, **options)
+    typer.echo(f"{count} texts in {out}")

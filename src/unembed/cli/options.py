@@ -69,14 +69,42 @@ SeedOption = Annotated[int, typer.Option("--seed", min=0, help="Seed of everythi
 # The options of `invert` for files
 VectorsOption = Annotated[
     Path | None,
-    typer.Option("--embedding", help="Vectors: .npy, .npz, .parquet, .jsonl (plain, .gz or .zst)."),
+    typer.Option(
+        "--embedding",
+        help="Vectors: .npy, .npz, .safetensors, .parquet, .arrow, .feather, .json, .jsonl, .csv, "
+        ".tsv (the last four also .gz or .zst), a folder of them, or - for standard input.",
+    ),
 ]
 KeyOption = Annotated[
     str | None,
-    typer.Option("--key", help="Array of an .npz (not needed for a single one); key of a .jsonl."),
+    typer.Option(
+        "--key",
+        help="Array of an archive; key of JSON, or a path: response.body.data.0.embedding. The "
+        "usual names are found.",
+    ),
 ]
 VectorColumnOption = Annotated[
-    str | None, typer.Option("--column", help="Column of a .parquet that holds the vectors.")
+    str | None,
+    typer.Option("--column", help="Column of a table that holds the vectors, or a path in it."),
+]
+KeepOption = Annotated[
+    str | None,
+    typer.Option("--keep", help="Columns or keys to write beside each text: id,doc."),
+]
+RangesOption = Annotated[
+    str | None,
+    typer.Option(
+        "--ranges",
+        help="Undo an 8-bit quantisation: LOW,HIGH, or a .npy of [2, D] ranges or of vectors it "
+        "was calibrated on.",
+    ),
+]
+VectorBatchOption = Annotated[
+    int | None, typer.Option("--batch-size", min=1, help="Vectors decoded together; 64 if not set.")
+]
+CheckOption = Annotated[
+    bool,
+    typer.Option("--check", help="Embed each text again; write the cosine with its vector."),
 ]
 SkipBadOption = Annotated[
     bool, typer.Option("--skip-bad", help="Pass over vectors that cannot be inverted; count them.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,11 @@ from unembed.data.manifest import TOKENIZER, damaged_shards, read_manifest, shar
 from unembed.data.pieces import is_outdated
 from unembed.encoders.base import Encoder, EncoderIdentity
 from unembed.encoders.fingerprint import Fingerprint
+from unembed.encoders.statistics import VectorStatistics
 from unembed.errors import DataError
 from unembed.tokenizer import TextTokenizer
+
+_DESCRIBED = 4096  # pairs whose embeddings the statistics of the encoder's vectors come from
 
 
 @dataclass(frozen=True)
@@ -117,6 +120,14 @@ class Pairs:
             "the pairs were made with an older cutter: many pieces end with the first token of the "
             "next sentence. Prepare them again into a new folder"
         )
+
+    def describe_encoder(self) -> dict[str, Any] | None:
+        """The fingerprint as plain data, with statistics of the pairs' own embeddings."""
+        if self.fingerprint is None:
+            return None
+        spaced = np.linspace(0, len(self) - 1, min(len(self), _DESCRIBED)).astype(np.int64)
+        statistics = VectorStatistics.measure(self.rows(np.unique(spaced))[1])
+        return replace(self.fingerprint, statistics=statistics).to_dict()
 
     def require_encoder(self, encoder: Encoder) -> None:
         """Refuse an encoder that is not the one that made the embeddings.

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unembed.encoders.base import Encoder
+from unembed.encoders.statistics import VectorStatistics
 from unembed.errors import EncoderError
 
 PROBES = (
@@ -35,15 +36,18 @@ class Fingerprint:
     Attributes:
         sha256: Over the vectors rounded to two decimals: equal when two machines compute alike.
         vectors: Float16 [P, D], for a comparison that allows for number formats.
+        statistics: Of the encoder's vectors of many texts; None in files of earlier versions.
     """
 
     sha256: str
     vectors: NDArray[np.float16]
+    statistics: VectorStatistics | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON; the vectors as base64 of little-endian float16."""
         data = base64.b64encode(self.vectors.astype("<f2").tobytes()).decode("ascii")
-        return {"sha256": self.sha256, "shape": list(self.vectors.shape), "float16": data}
+        plain = {"sha256": self.sha256, "shape": list(self.vectors.shape), "float16": data}
+        return plain | ({"statistics": self.statistics.to_dict()} if self.statistics else {})
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Fingerprint:
@@ -54,7 +58,9 @@ class Fingerprint:
         """
         try:
             flat = np.frombuffer(base64.b64decode(data["float16"]), dtype="<f2")
-            return cls(str(data["sha256"]), flat.reshape(data["shape"]).astype(np.float16))
+            vectors, more = flat.reshape(data["shape"]).astype(np.float16), data.get("statistics")
+            statistics = None if more is None else VectorStatistics.from_dict(more)
+            return cls(str(data["sha256"]), vectors, statistics)
         except (KeyError, ValueError, TypeError) as error:
             raise EncoderError(
                 "a fingerprint of an encoder", f"{error}", "Prepare the pairs again"

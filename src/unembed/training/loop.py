@@ -232,7 +232,7 @@ def initial_state(
         "encoder": pairs.encoder.to_dict(),
         "tokenizer": pairs.tokenizer.ids_to_dict(),
         "tokenizer_digest": pairs.tokenizer.digest,
-        "fingerprint": pairs.manifest.get("fingerprint"),
+        "fingerprint": pairs.describe_encoder(),
         "shards": len(pairs.tokens),
         "pairs_digest": pairs.digest,
         "device": processes.compute.describe(),

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from unembed.encoders.base import Encoder
+from unembed.encoders.vectors import as_unit_vectors
 from unembed.errors import EmbeddingError
-from unembed.files import atomic
 from unembed.inverter import Inversion, Inverter
+from unembed.vectors.output import Journal, named_columns, require_writable
 from unembed.vectors.read import Chunk, VectorFile
 
-_BATCH = 64
-_GROUP = 4096  # rows of a Parquet row group
+BATCH = 64
+_IDENTITY_BYTES = 1 << 20  # of each end of a file, by which it is known again
+_NOT_IDENTITY = ("encoder", "on_step", "batch_size")  # arguments that change no text
 
 
 @dataclass(frozen=True)
@@ -74,19 +79,23 @@ def invert_text(inverter: Inverter, encoder: Encoder, text: str, **options: Any)
     )
 
 
-def invert_file(inverter: Inverter, source: Path | VectorFile, **options: Any) -> list[Inversion]:
+def invert_file(
+    inverter: Inverter, source: Path | VectorFile, *, check: Encoder | None = None, **options: Any
+) -> list[Inversion]:
     """Invert the vectors of a file; see `VectorFile` for what it may be.
 
     Args:
         inverter: Trained for the encoder that made them.
         source: The file.
+        check: The encoder; each text is embedded again, and its cosine kept.
         **options: Of `Inverter.invert`.
 
     Raises:
         EmbeddingError: The file cannot be read or its vectors cannot be inverted.
     """
     file = source if isinstance(source, VectorFile) else VectorFile(source)
-    return [item for chunk, found in _stream(inverter, file, options) for item in found]
+    stream = invert_stream(inverter, file, check=check, **options)
+    return [item for _, items in stream for item in items]
 
 
 def invert_to_file(
@@ -95,18 +104,23 @@ def invert_to_file(
     out: Path,
     *,
     progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
+    check: Encoder | None = None,
     **options: Any,
 ) -> int:
     """Invert the vectors of a file into another, a chunk in memory at a time.
 
-    The file appears under its name when it is whole; one that was there is replaced then.
+    Each batch is kept in ``out`` with ``.part`` at its end as soon as it is done, and the same
+    call goes on from there. The file appears under its name when it is whole; one that was there
+    is replaced then.
 
     Args:
         inverter: Trained for the encoder that made them.
         source: The vectors.
         out: ``.jsonl`` or ``.parquet``: for each vector ``row`` (its index in the source),
-            ``text``, ``token_ids``, ``confidences``, ``passes``, ``encoder_calls`` and ``order``.
+            ``text``, ``token_ids``, ``confidences``, ``passes``, ``encoder_calls``, ``order`` and
+            ``cosine``, and the columns kept; one of these names gets ``source_`` before it.
         progress: Called with (stage, rows read, rows in all).
+        check: The encoder; each text is embedded again, and its cosine written.
         **options: Of `Inverter.invert`.
 
     Returns:
@@ -114,112 +128,134 @@ def invert_to_file(
 
     Raises:
         EmbeddingError: The vectors cannot be read or none can be inverted, or ``out`` cannot be
-            written or is the source itself.
+            written or is the source itself, or its ``.part`` is of another call.
     """
-    writers: dict[str, type[_JsonLines | _Parquet]] = {".jsonl": _JsonLines, ".parquet": _Parquet}
-    if out.suffix not in writers:
-        raise EmbeddingError(
-            "an --out that ends in .jsonl or .parquet", str(out), "Choose one of them"
-        )
-    if out.resolve() == source.path.resolve() or out.is_dir():
-        there = "a folder" if out.is_dir() else "the vectors themselves, which would be lost"
-        raise EmbeddingError(f"a file to write at {out}", there, "Choose another --out")
-    total, count = len(source), 0
+    require_writable(out, source.parts())
+    total = len(source)
+    journal = Journal(out, _identity(inverter, source, check, options))
     try:
-        with atomic(out) as temporary, writers[out.suffix](temporary) as writer:
-            for chunk, found in _stream(inverter, source, options):
-                rows = [{"row": r, **asdict(i)} for r, i in zip(chunk.rows, found, strict=True)]
-                writer.write(rows)
-                count += len(rows)
-                progress("inverting", chunk.read, total)
+        done = journal.last
+        stream = invert_stream(inverter, source, check=check, after=done, **options)
+        for chunk, inversions in stream:
+            rows = [
+                {"row": row, **asdict(item)}
+                | named_columns({name: values[i] for name, values in chunk.columns.items()})
+                for i, (row, item) in enumerate(zip(chunk.rows, inversions, strict=False))
+            ]
+            journal.write([row for row in rows if row["row"] > done])
+            progress("inverting", chunk.read, total)
+        journal.finish()
     except OSError as error:
         raise EmbeddingError(
             f"a place to write {out}", str(error), "Choose another --out"
         ) from error
-    return count
+    finally:
+        journal.close()
+    return journal.count
 
 
-def _stream(
-    inverter: Inverter, source: VectorFile, options: dict[str, Any]
+def invert_stream(
+    inverter: Inverter,
+    source: VectorFile,
+    *,
+    check: Encoder | None = None,
+    after: int = -1,
+    batch_size: int = BATCH,
+    **options: Any,
 ) -> Iterator[tuple[Chunk, list[Inversion]]]:
-    """Some vectors and what is recovered from them, batch by batch."""
+    """Yield some vectors of a file and what is recovered from them, batch by batch.
+
+    Args:
+        inverter: Trained for the encoder that made them.
+        source: The vectors; what is strange about them is added to its notes.
+        check: The encoder; each text is embedded again, and its cosine kept.
+        after: Batches that end at or before this row come without texts: they are done already.
+        batch_size: Vectors decoded together.
+        **options: Of `Inverter.invert`.
+
+    Raises:
+        EmbeddingError: The file cannot be read or its vectors cannot be inverted.
+        EncoderError: ``check`` is not the inverter's encoder.
+    """
+    if check is not None:
+        inverter.require_encoder(check)
     for chunk in source.chunks(inverter.encoder.dimension):
-        for start in range(0, len(chunk.rows), _BATCH):
-            rows = chunk.rows[start : start + _BATCH]
-            last = start + _BATCH >= len(chunk.rows)
-            part = Chunk(
-                rows, chunk.vectors[start : start + _BATCH], chunk.read if last else rows[-1] + 1
-            )
-            yield part, _inverted(inverter, part, options)
-        if not chunk.rows:
-            yield chunk, []
+        _compare(inverter, chunk, source)
+        for start in range(0, max(1, len(chunk.rows)), batch_size):
+            part = chunk.part(start, start + batch_size)
+            if not part.rows or part.rows[-1] <= after:
+                yield part, []
+                continue
+            inversions = _inverted(inverter, part, {**options, "batch_size": batch_size})
+            yield part, inversions if check is None else _with_cosines(inversions, part, check)
+
+
+def _compare(inverter: Inverter, chunk: Chunk, source: VectorFile) -> None:
+    """Note where vectors cannot be the encoder's, once a file."""
+    fingerprint = getattr(inverter, "fingerprint", None)
+    statistics = None if fingerprint is None else fingerprint.statistics
+    if statistics is None or not chunk.rows or "strange" in source.marks:
+        return
+    doubt = statistics.doubt(chunk.vectors, inverter.encoder.name)
+    if doubt is not None:
+        source.marks.add("strange")
+        source.note(f"rows {chunk.rows[0]} to {chunk.rows[-1]} of {source.path}: {doubt}")
+
+
+def _with_cosines(inversions: list[Inversion], part: Chunk, encoder: Encoder) -> list[Inversion]:
+    """Each text's cosine with its vector; None where no text was recovered."""
+    wanted = [i for i, item in enumerate(inversions) if item.text.strip()]
+    checked = list(inversions)
+    if wanted:
+        found = encoder.encode([inversions[i].text for i in wanted])
+        given = as_unit_vectors(part.vectors[wanted], part.vectors.shape[1])
+        for i, cosine in zip(wanted, (found * given).sum(axis=1), strict=True):
+            checked[i] = replace(inversions[i], cosine=float(np.clip(cosine, -1, 1)))
+    return checked
 
 
 def _inverted(inverter: Inverter, part: Chunk, options: dict[str, Any]) -> list[Inversion]:
     """A vector draws from (seed, its row), whatever was left out before it."""
-    found: list[Inversion] = []
+    inversions: list[Inversion] = []
     start = 0
     for stop in range(1, len(part.rows) + 1):
         if stop == len(part.rows) or part.rows[stop] != part.rows[stop - 1] + 1:
             run = part.vectors[start:stop]
-            found += inverter.invert(run, first_index=part.rows[start], **options)
+            inversions += inverter.invert(run, first_index=part.rows[start], **options)
             start = stop
-    return found
+    return inversions
 
 
-class _JsonLines:
-    """One JSON object a line."""
+def _identity(
+    inverter: Inverter, source: VectorFile, check: Encoder | None, options: dict[str, Any]
+) -> dict[str, Any]:
+    """What the texts depend on: vectors, weights, settings."""
+    ranges = source.ranges
+    return {
+        "vectors": [_file_identity(path) for path in source.parts()],
+        "key": source.key,
+        "keep": list(source.keep),
+        "ranges": None if ranges is None else [ranges.low.tolist(), ranges.high.tolist()],
+        "check": check is not None,
+        "weights": _weights_identity(inverter),
+        "options": {k: repr(v) for k, v in sorted(options.items()) if k not in _NOT_IDENTITY},
+    }
 
-    def __init__(self, path: Path) -> None:
-        self._file = path.open("w", encoding="utf-8")
 
-    def __enter__(self) -> _JsonLines:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._file.close()
-
-    def write(self, rows: list[dict[str, Any]]) -> None:
-        """Append some rows."""
-        self._file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+def _file_identity(path: Path) -> str:
+    """SHA-256 of a file's size, its first and its last MiB."""
+    size = path.stat().st_size
+    digest = hashlib.sha256(str(size).encode())
+    with path.open("rb") as file:
+        digest.update(file.read(_IDENTITY_BYTES))
+        file.seek(max(0, size - _IDENTITY_BYTES))
+        digest.update(file.read(_IDENTITY_BYTES))
+    return digest.hexdigest()
 
 
-class _Parquet:
-    """A row group for as many batches as make it worth while."""
-
-    def __init__(self, path: Path) -> None:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        self._schema = pa.schema(
-            [
-                ("row", pa.int64()),
-                ("text", pa.string()),
-                ("token_ids", pa.list_(pa.int64())),
-                ("confidences", pa.list_(pa.float32())),
-                ("passes", pa.int64()),
-                ("encoder_calls", pa.int64()),
-                ("order", pa.list_(pa.int64())),
-            ]
-        )
-        self._writer = pq.ParquetWriter(path, self._schema)
-        self._held: list[dict[str, Any]] = []
-
-    def __enter__(self) -> _Parquet:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._flush()
-        self._writer.close()
-
-    def write(self, rows: list[dict[str, Any]]) -> None:
-        """Append some rows."""
-        self._held += rows
-        if len(self._held) >= _GROUP:
-            self._flush()
-
-    def _flush(self) -> None:
-        import pyarrow as pa
-
-        self._writer.write_table(pa.Table.from_pylist(self._held, self._schema))
-        self._held = []
+def _weights_identity(inverter: Inverter) -> str:
+    digest = hashlib.sha256(json.dumps(inverter.encoder.to_dict(), sort_keys=True).encode())
+    for name, tensor in sorted(inverter.denoiser.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()

@@ -1,31 +1,49 @@
-"""Vectors from files, a chunk in memory at a time: .npy, .npz, Parquet, JSON lines."""
+"""Vectors from files and folders of them, a chunk in memory at a time, whatever the format."""
 
 from __future__ import annotations
 
-import json
+import lzma
+import shutil
+import struct
+import tempfile
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
+from unembed.encoders.vectors import row_peaks
 from unembed.errors import EmbeddingError
-from unembed.files import count_lines, open_parquet, read_lines
+from unembed.vectors.arrays import Npy, Npz, no_array
+from unembed.vectors.numbers import Ranges, Reason, row_of, to_floats
+from unembed.vectors.records import Json
+from unembed.vectors.tables import Arrow, Csv
 
 CHUNK = 1024
 ROWS_SHOWN = 10
-_KEY = "embedding"
-_PACKED = (".gz", ".zst")
-_MATRIX = 2
-_LINE_BYTES = 16 << 20
+STDIN = "-"
+_SUFFIXES = {
+    ".npy": ".npy", ".npz": ".npz", ".safetensors": ".npy",
+    ".parquet": ".parquet", ".pq": ".parquet", ".arrow": ".parquet", ".feather": ".parquet",
+    ".ipc": ".parquet", ".json": ".json", ".jsonl": ".json", ".ndjson": ".json",
+    ".csv": ".csv", ".tsv": ".csv",
+}  # fmt: skip
+_PACKED, _PACKABLE = (".gz", ".zst"), (".json", ".csv")
+_MAGIC = {b"\x93NUMPY": ".npy", b"PK": ".npz", b"PAR1": ".parquet", b"ARROW1": ".arrow"}
+# What the readers of the standard library, NumPy and Arrow raise for damaged or hostile files
+_DAMAGE = (OSError, EOFError, ValueError, TypeError, KeyError, IndexError, AttributeError,
+           OverflowError, MemoryError, RuntimeError, SystemError, SyntaxError, ArithmeticError,
+           zlib.error, lzma.LZMAError, zipfile.BadZipFile, struct.error)  # fmt: skip
 
-# Vectors of a file in order, float64 [n, D]; a row of NaN with a reason where there is none
-Raw = tuple[NDArray[np.float64], dict[int, str]]
+# Float64 [n, D], a row of NaN with a reason where there is no vector, and the columns kept
+Rows = tuple[NDArray[np.float64], dict[int, str], dict[str, list[Any]]]
 
 
 @dataclass(frozen=True)
@@ -36,54 +54,89 @@ class Chunk:
         rows: Index of each in the file, from 0, ascending.
         vectors: float64 [n, D], finite and not zero.
         read: Rows of the file read so far.
+        columns: Values of the columns kept, by name, one for each vector.
     """
 
     rows: list[int]
     vectors: NDArray[np.float64]
     read: int
+    columns: dict[str, list[Any]] = field(default_factory=dict)
+
+    def part(self, start: int, stop: int) -> Chunk:
+        """The vectors from ``start`` to ``stop``; what was read is the last of them."""
+        rows = self.rows[start:stop]
+        read = self.read if stop >= len(self.rows) else rows[-1] + 1
+        columns = {name: values[start:stop] for name, values in self.columns.items()}
+        return Chunk(rows, self.vectors[start:stop], read, columns)
 
 
 @dataclass(frozen=True)
 class VectorFile:
-    """A file of vectors.
+    """A file of vectors, or a folder of such files, read in the order of their names.
 
     Attributes:
-        path: ``.npy`` (one vector [D] or many [N, D], memory-mapped), ``.npz`` (read in order from
-            the archive), ``.parquet`` (a column of lists) or ``.jsonl`` (objects with a key, or
-            bare lists; also ``.gz`` or ``.zst``).
-        key: Array of an ``.npz``, which may be left out for a single one; column or key of the
-            others, ``embedding`` if not given.
+        path: ``.npy`` and ``.safetensors`` (memory-mapped), ``.npz``, ``.parquet`` and ``.pq``,
+            ``.arrow`` and ``.feather``, ``.json``, ``.jsonl`` and ``.ndjson``, ``.csv`` and
+            ``.tsv``; text also ``.gz`` or ``.zst``.
+        key: Array of an archive, which may be left out for a single one; column of a table, key
+            of JSON, either also as a path (``response.body.data.0.embedding``). The usual names
+            are tried if not given.
         skip_bad: Pass over vectors that are zero, not finite, missing or of another size (and
             lines that are no JSON), and count them in ``left_out``, by reason; else the first one
             is an error.
+        keep: Columns or keys whose values go with each vector.
+        ranges: Of a quantisation to 8 bits, to undo it.
         left_out: Filled while reading.
         rows_left_out: The first ten rows of each reason.
+        notes: What was taken for what; filled while reading.
+        notes_shown: Those of them that were shown already.
+        marks: What was noted once and is not to be again.
     """
 
     path: Path
     key: str | None = None
     skip_bad: bool = False
+    keep: Sequence[str] = ()
+    ranges: Ranges | None = None
     left_out: Counter[str] = field(default_factory=Counter)
     rows_left_out: dict[str, list[int]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    notes_shown: list[str] = field(default_factory=list)
+    marks: set[str] = field(default_factory=set)
 
     def __len__(self) -> int:
-        """Rows, bad ones included.
+        """Rows, bad ones included; of JSON lines the lines.
 
         Raises:
             EmbeddingError: The file cannot be read.
         """
-        kind = _kind(self.path)
-        if kind == ".parquet":
-            return int(open_parquet(self.path).metadata.num_rows)
-        if kind == ".jsonl":
-            return count_lines(self.path)
-        if kind == ".npz":
-            try:
-                with _member(self.path, self.key) as file:
-                    return _rows(_header(file)[0])
-            except ValueError as error:
-                raise _no_array(self.path, error) from error
-        return _rows(_map(self.path).shape)
+        total = 0
+        for path in self.parts():
+            with _damage_as_errors(path):
+                total += self._source(path).count()
+        return total
+
+    def parts(self) -> list[Path]:
+        """The file itself, or the files of vectors in the folder, sorted by name.
+
+        Raises:
+            EmbeddingError: Nothing there, or nothing that can hold vectors.
+        """
+        if not self.path.is_dir() or file_kind(self.path) is not None:
+            _require_file(self.path)
+            return [self.path]
+        files = sorted(
+            file
+            for file in self.path.rglob("*")
+            if file_kind(file) is not None and file.is_file() and file.name[0] not in "._"
+        )
+        if not files:
+            raise EmbeddingError(
+                f"files of vectors in the folder {self.path}",
+                "none",
+                f"Put there {', '.join(_SUFFIXES)}",
+            )
+        return files
 
     def chunks(self, dimension: int) -> Iterator[Chunk]:
         """The vectors in order.
@@ -96,16 +149,17 @@ class VectorFile:
                 be inverted, or has a bad one that is not to be skipped.
         """
         read = usable = 0
-        for vectors, reasons in self._raw(dimension):
-            norms = np.linalg.norm(vectors, axis=1)
-            for row in np.flatnonzero(~np.isfinite(norms) | (norms == 0)).tolist():
-                found = "only zeros" if norms[row] == 0 else "NaN or infinity"
+        for vectors, reasons, columns in self._rows(dimension):
+            peaks = row_peaks(vectors)
+            for row in np.flatnonzero(~np.isfinite(peaks) | (peaks == 0)).tolist():
+                found = "only zeros" if peaks[row] == 0 else "NaN or infinity"
                 reasons.setdefault(row, found)
             for row in sorted(reasons):
                 self._leave_out(read + row, reasons[row], dimension)
             good = [row for row in range(len(vectors)) if row not in reasons]
             first, read, usable = read, read + len(vectors), usable + len(good)
-            yield Chunk([first + row for row in good], vectors[good], read)
+            kept = {name: [values[row] for row in good] for name, values in columns.items()}
+            yield Chunk([first + row for row in good], vectors[good], read, kept)
         if not usable:
             left_out = "; ".join(self.describe_left_out())
             raise EmbeddingError(
@@ -122,6 +176,11 @@ class VectorFile:
             lines.append(f"{count} × {reason} (row {rows}{', …' if count > ROWS_SHOWN else ''})")
         return lines
 
+    def note(self, text: str | None) -> None:
+        """Remember something that the reader of the texts should know, once."""
+        if text is not None and text not in self.notes:
+            self.notes.append(text)
+
     def _leave_out(self, row: int, reason: str, dimension: int) -> None:
         if not self.skip_bad:
             raise EmbeddingError(
@@ -134,208 +193,137 @@ class VectorFile:
         if len(rows) < ROWS_SHOWN:
             rows.append(row)
 
-    def _raw(self, dimension: int) -> Iterator[Raw]:
-        kind = _kind(self.path)
-        if kind == ".npy":
-            return _sliced(_map(self.path), dimension, self.path)
-        if kind == ".npz":
-            return _archived(self.path, self.key, dimension)
+    def _source(self, path: Path) -> Npy | Npz | Arrow | Json | Csv:
+        kind = file_kind(path)
+        if kind in (".npy", ".npz"):
+            if self.keep:
+                raise EmbeddingError(
+                    "columns to --keep", f"{path}, which has none", "Use Parquet, CSV or JSON"
+                )
+            return Npz(path, self.key) if kind == ".npz" else Npy(path, self.key)
         if kind == ".parquet":
-            return _column(self.path, self.key or _KEY, dimension)
-        return _lines(self.path, self.key or _KEY, dimension, self.skip_bad)
+            return Arrow(path, self.key, self.keep)
+        if kind == ".csv":
+            return Csv(path, self.key, self.keep)
+        return Json(path, self.key, self.skip_bad, self.keep)
+
+    def _rows(self, dimension: int) -> Iterator[Rows]:
+        for path in self.parts():
+            with _damage_as_errors(path):
+                source = self._source(path)
+                convert = partial(self._converted, dimension=dimension, path=path)
+                if isinstance(source, (Npy, Npz)):
+                    for array in source.blocks(dimension, CHUNK):
+                        yield convert(array, {})
+                elif isinstance(source, Arrow):
+                    for block, columns in source.blocks(dimension, CHUNK):
+                        yield convert(block, columns)
+                else:
+                    items = (
+                        source.records() if isinstance(source, Json) else source.records(dimension)
+                    )
+                    for block, columns in _gathered(items, dimension, self.keep):
+                        yield convert(block, columns)
+
+    def _converted(
+        self,
+        block: NDArray[Any] | list[Any],
+        columns: dict[str, list[Any]],
+        *,
+        dimension: int,
+        path: Path,
+    ) -> Rows:
+        where = str(path)
+        if isinstance(block, np.ndarray):
+            vectors, note = to_floats(block, dimension, self.ranges, where)
+            self.note(None if note is None else f"{where}: {note}")
+            return vectors, {}, columns
+        vectors, reasons = np.full((len(block), dimension), np.nan), {}
+        for index, value in enumerate(block):
+            row = row_of(value, dimension)
+            if isinstance(row, str):
+                reasons[index] = row
+                continue
+            floats, note = row[None], None
+            if row.dtype != np.float64 or self.ranges is not None:
+                floats, note = to_floats(row[None], dimension, self.ranges, where)
+            self.note(None if note is None else f"{where}: {note}")
+            vectors[index] = floats[0]
+        return vectors, reasons, columns
 
 
-def _kind(path: Path) -> str:
-    suffixes = [suffix.lower() for suffix in path.suffixes]
-    if suffixes and suffixes[-1] in _PACKED:
-        suffixes = [suffix for suffix in suffixes[:-1] if suffix in (".jsonl", ".json")]
-    last = suffixes[-1] if suffixes else ""
-    kind = ".jsonl" if last == ".json" else last
-    if kind not in (".npy", ".npz", ".parquet", ".jsonl"):
+def _gathered(
+    items: Iterator[tuple[Any, list[Any]]], dimension: int, keep: Sequence[str]
+) -> Iterator[tuple[list[Any], dict[str, list[Any]]]]:
+    """Records in blocks; each is turned into numbers at once, which take less room."""
+    values: list[Any] = []
+    kept: list[list[Any]] = []
+    for value, row in items:
+        numbers = row_of(value, dimension)
+        values.append(Reason(numbers) if isinstance(numbers, str) else numbers)
+        kept.append(row)
+        if len(values) == CHUNK:
+            yield values, _columns(keep, kept)
+            values, kept = [], []
+    if values:
+        yield values, _columns(keep, kept)
+
+
+def _columns(keep: Sequence[str], rows: list[list[Any]]) -> dict[str, list[Any]]:
+    return {name: [row[index] for row in rows] for index, name in enumerate(keep)}
+
+
+def file_kind(path: Path) -> str | None:
+    """The reader of a file by its name; None where it is no file of vectors."""
+    suffixes = [suffix.lower() for suffix in path.suffixes] or [""]
+    if suffixes[-1] in _PACKED:
+        kind = _SUFFIXES.get(suffixes[-2] if len(suffixes) > 1 else "")
+        return kind if kind in _PACKABLE else None
+    return _SUFFIXES.get(suffixes[-1])
+
+
+def _require_file(path: Path) -> None:
+    if file_kind(path) is None:
+        pickled = path.suffix.lower() in (".pkl", ".pickle", ".pt", ".pth")
         raise EmbeddingError(
-            "a file ending in .npy, .npz, .parquet or .jsonl (the last also .gz or .zst)",
-            str(path),
+            f"a file ending in {', '.join(_SUFFIXES)} (JSON and CSV also .gz or .zst), or a folder "
+            "of such files",
+            f"{path}, pickled data, which is never loaded" if pickled else str(path),
             "Save the vectors with numpy.save",
         )
     if not path.is_file():
-        what = "NumPy array" if kind == ".npy" else "file of vectors"
-        found = "a folder" if path.is_dir() else "nothing there"
+        what = "NumPy array" if file_kind(path) == ".npy" else "file of vectors"
+        found = "nothing there"
+        if path.exists():
+            found = "a folder" if path.is_dir() else "a pipe or a device"
         raise EmbeddingError(f"a {what} at {path}", found, "Save the vectors with numpy.save")
-    return kind
 
 
-def _map(path: Path) -> NDArray[Any]:
-    try:
-        array: NDArray[Any] = np.lib.format.open_memmap(path, mode="r")
-    except (OSError, ValueError, EOFError) as error:
-        raise _no_array(path, error) from error
-    return array
-
-
-def _no_array(path: Path, error: Exception) -> EmbeddingError:
-    return EmbeddingError(
-        f"a NumPy array at {path}", str(error), "Save the vectors with numpy.save"
-    )
-
-
-def _rows(shape: tuple[int, ...]) -> int:
-    return shape[0] if len(shape) == _MATRIX else 1
-
-
-def _checked(shape: tuple[int, ...], kind: np.dtype[Any], dimension: int, path: Path) -> None:
-    """Refuse an array of another size or of what are no numbers."""
-    if kind.kind not in "fiub":
-        raise EmbeddingError(f"numbers in {path}", str(kind), "Save the vectors with numpy.save")
-    if len(shape) not in (1, _MATRIX) or shape[-1] != dimension:
-        raise EmbeddingError(
-            f"embeddings of {dimension} dimensions, [{dimension}] or [N, {dimension}]",
-            f"shape {list(shape)} in {path}",
-            "Use vectors of the encoder the inverter was trained for",
-        )
-
-
-def _sliced(array: NDArray[Any], dimension: int, path: Path) -> Iterator[Raw]:
-    _checked(array.shape, array.dtype, dimension, path)
-    matrix = array[None] if array.ndim == 1 else array
-    for start in range(0, len(matrix), CHUNK):
-        yield np.asarray(matrix[start : start + CHUNK], dtype=np.float64), {}
-
-
-class _member:  # noqa: N801 - used as a function
-    """One array of an archive as a stream."""
-
-    def __init__(self, path: Path, key: str | None) -> None:
-        self._path, self._key = path, key
-
-    def __enter__(self) -> BinaryIO:
-        try:
-            self._archive = zipfile.ZipFile(self._path)
-        except (OSError, zipfile.BadZipFile) as error:
-            raise EmbeddingError(
-                f"an .npz archive at {self._path}", str(error), "Save it with numpy.savez"
-            ) from error
-        names = [n.removesuffix(".npy") for n in self._archive.namelist() if n.endswith(".npy")]
-        only = names[0] if len(names) == 1 else None
-        key = self._key or only
-        if key not in names:
-            self._archive.close()
-            asked = "one array" if self._key is None else f"an array {self._key!r}"
-            found = ", ".join(names) or "none"
-            fix = "Pass --key with its name" if names else "Save the vectors with numpy.savez"
-            raise EmbeddingError(f"{asked} in {self._path}", found, fix)
-        return cast(BinaryIO, self._archive.open(f"{key}.npy"))
-
-    def __exit__(self, *error: object) -> None:
-        self._archive.close()
-
-
-def _header(file: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
-    """Shape, order and type of the array that follows."""
-    readers = {
-        (1, 0): np.lib.format.read_array_header_1_0,
-        (2, 0): np.lib.format.read_array_header_2_0,
-    }
-    version = np.lib.format.read_magic(file)
-    if version not in readers:
-        raise ValueError(f"version {version} of the format")
-    return readers[version](file)
-
-
-def _archived(path: Path, key: str | None, dimension: int) -> Iterator[Raw]:
-    try:
-        with _member(path, key) as file:
-            shape, by_columns, kind = _header(file)
-            _checked(shape, kind, dimension, path)
-            if by_columns and len(shape) == _MATRIX:
-                raise ValueError("an array stored column by column; save it with order='C'")
-            left = _rows(shape)
-            while left:
-                count = min(CHUNK, left)
-                data = file.read(count * dimension * kind.itemsize)
-                rows = np.frombuffer(data, dtype=kind).reshape(count, dimension)
-                left -= count
-                yield rows.astype(np.float64), {}
-    except (ValueError, EOFError, OSError, zipfile.BadZipFile, zlib.error) as error:
-        raise _no_array(path, error) from error
-
-
-def _column(path: Path, key: str, dimension: int) -> Iterator[Raw]:
+@contextmanager
+def _damage_as_errors(path: Path) -> Iterator[None]:
+    """Whatever a library raises for a damaged file becomes an error that names the file."""
     import pyarrow as pa
 
-    file = open_parquet(path)
-    names = file.schema_arrow.names
-    if key not in names:
-        raise EmbeddingError(
-            f"a column {key!r} in {path}",
-            f"the columns {', '.join(map(repr, names))}",
-            "Pass --column with the one that holds the vectors",
-        )
-    kind = file.schema_arrow.field(key).type
-    lists = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
-    if not any(test(kind) for test in lists):
-        raise EmbeddingError(
-            f"lists of numbers in the column {key!r} of {path}", str(kind), "Pass --column"
-        )
     try:
-        for batch in file.iter_batches(batch_size=CHUNK, columns=[key]):
-            yield _rows_of(batch.column(0).to_pylist(), dimension)
-    except (pa.ArrowException, OSError) as error:
+        yield
+    except (*_DAMAGE, pa.ArrowException) as error:
+        if file_kind(path) in (".npy", ".npz"):
+            raise no_array(path, error) from error
         raise EmbeddingError(
-            f"readable rows in {path}", str(error), "Copy the file again"
+            f"readable rows in {path}", str(error)[:400] or type(error).__name__, "Copy it again"
         ) from error
 
 
-def _lines(path: Path, key: str, dimension: int, skip_bad: bool) -> Iterator[Raw]:
-    values: list[Any] = []
-    for number, line in enumerate(read_lines(path, _LINE_BYTES), start=1):
-        try:
-            values.append(_value(line, key, f"line {number} of {path}"))
-        except EmbeddingError as error:
-            if not skip_bad:
-                raise
-            values.append(error)
-        if len(values) == CHUNK:
-            yield _rows_of(values, dimension)
-            values = []
-    if values:
-        yield _rows_of(values, dimension)
-
-
-def _value(line: bytes | None, key: str, where: str) -> Any:
-    """What a line gives in the place of a vector."""
-    try:
-        if line is None:
-            raise ValueError(f"more than {_LINE_BYTES >> 20} MiB")
-        row = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise EmbeddingError(
-            "one JSON object or list a line", f"{where}: {error}", "Correct the line"
-        ) from error
-    if isinstance(row, dict) and key not in row:
-        raise EmbeddingError(
-            f"a key {key!r} in {where}",
-            f"the keys {', '.join(map(repr, row))}",
-            "Pass --key with the one that holds the vector",
-        )
-    return row[key] if isinstance(row, dict) else row
-
-
-def _rows_of(values: list[Any], dimension: int) -> Raw:
-    """Lists → rows; what is no list of the right size becomes NaN and a reason."""
-    rows = np.full((len(values), dimension), np.nan)
-    reasons: dict[int, str] = {}
-    for index, value in enumerate(values):
-        if value is None:
-            reasons[index] = "no vector"
-        elif isinstance(value, EmbeddingError):
-            reasons[index] = "no JSON with the key that was asked for"
-        elif not isinstance(value, list) or (value and isinstance(value[0], list)):
-            reasons[index] = "no list of numbers"
-        elif len(value) != dimension:
-            reasons[index] = f"{len(value)} dimensions instead of {dimension}"
-        else:
-            try:
-                rows[index] = value
-            except (TypeError, ValueError, OverflowError):
-                reasons[index] = "no list of numbers"
-    return rows, reasons
+@contextmanager
+def standard_input(stream: BinaryIO, source: VectorFile) -> Iterator[VectorFile]:
+    """The vectors of a stream, copied to a temporary file whose kind its first bytes tell."""
+    with tempfile.TemporaryDirectory(prefix="unembed-") as folder:
+        head = stream.read(1 << 12)
+        text = head.lstrip(b"\xef\xbb\xbf \r\n\t")
+        suffix = ".json" if text[:1] in (b"[", b"{") else ".csv"
+        suffix = next((s for magic, s in _MAGIC.items() if head.startswith(magic)), suffix)
+        path = Path(folder) / f"stdin{suffix}"
+        with path.open("wb") as file:
+            file.write(head)
+            shutil.copyfileobj(stream, file)
+        yield replace(source, path=path)

@@ -1,0 +1,297 @@
+"""Vectors in JSON: lines, arrays, answers of embedding services, dumps of vector stores."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from unembed.errors import EmbeddingError
+from unembed.files import read_lines
+from unembed.vectors.numbers import Reason
+
+NAMES = ("embedding", "vector", "values", "embeddings", "vectors")
+# Where services and stores put the records: OpenAI, its batch files, Qdrant, Elasticsearch
+_INSIDE = ("data", "response", "body", "result", "results", "points", "hits", "embeddings",
+           "float", "vectors", "matches")  # fmt: skip
+LINE_BYTES = 16 << 20
+_DOCUMENT_BYTES = 256 << 20
+_VALUES, _BRACKETS, _DEPTH = 16_000_000, 1_000_000, 6
+_MISSING = object()
+
+Record = tuple[Any, Any]  # a vector in whatever spelling, and the object it stands in
+
+
+def find_vectors(document: Any, key: str | None = None) -> list[Record] | None:
+    """Find the vectors of a JSON value, in order; None where there are none.
+
+    Args:
+        document: A vector, a list of vectors, a record with a vector, a list of records, or an
+            object that holds one of these: an answer of an embedding service
+            (``{"data": [{"embedding": [...]}]}``), a line of a batch file
+            (``{"response": {"body": ...}}``), a dump (``{"ids": [...], "embeddings": [...]}``).
+        key: Path of the vector from a record or from the whole: ``embedding``,
+            ``response.body.data.0.embedding``, ``data.*.embedding``. Found by the usual names
+            if not given.
+    """
+    if key is not None:
+        return _by_path(document, key)
+    return _search(document, _DEPTH)
+
+
+def look_up(record: Any, path: str) -> Any:
+    """Value at a path of keys and positions joined by dots; a marker that is no value if absent."""
+    if isinstance(record, dict) and path in record:
+        return record[path]
+    for name in path.split("."):
+        if isinstance(record, dict) and name in record:
+            record = record[name]
+        elif isinstance(record, list) and name.isdecimal() and int(name) < len(record):
+            record = record[int(name)]
+        else:
+            return _MISSING
+    return record
+
+
+def is_missing(value: Any) -> bool:
+    """Whether `look_up` came back without a value."""
+    return value is _MISSING
+
+
+def _by_path(document: Any, key: str) -> list[Record] | None:
+    if isinstance(document, list) and document and not isinstance(document[0], (int, float)):
+        if all(isinstance(row, list) for row in document):
+            return [(row, None) for row in document]  # bare vectors have no keys
+        named = [(look_up(row, key), row) for row in document]
+        if not all(is_missing(value) for value, _ in named):
+            return [(None if is_missing(value) else value, row) for value, row in named]
+    elif isinstance(document, list):
+        return [(document, None)]
+    head, star, rest = key.partition(".*")
+    value = look_up(document, head)
+    if star and isinstance(value, list):
+        rest = rest.removeprefix(".")
+        inner = [(look_up(row, rest) if rest else row, row) for row in value]
+        return [(None if is_missing(vector) else vector, row) for vector, row in inner]
+    if is_missing(value):
+        return None
+    return _many(value, document)
+
+
+def _search(value: Any, depth: int) -> list[Record] | None:
+    if depth == 0:
+        return None
+    if isinstance(value, list):
+        return _search_list(value, depth)
+    if not isinstance(value, dict):
+        return None
+    for name in NAMES:
+        if name in value and _is_vector(value[name]):
+            plural = name in ("embeddings", "vectors")
+            return _many(value[name], value) if plural else [(value[name], value)]
+    for name in (*_INSIDE, *NAMES):
+        records = _search(value.get(name), depth - 1)
+        if records is not None:
+            return _beside(records, value)
+    if any(name in value for name in NAMES):  # there, and no vector: null, a number
+        return [(next(value[name] for name in NAMES if name in value), value)]
+    return _search_named(value)
+
+
+def _search_named(value: dict[str, Any]) -> list[Record] | None:
+    """Records by their names, as Pinecone's: ``{"id": {"id": ..., "values": [...]}}``."""
+    if not value or not all(isinstance(row, dict) for row in value.values()):
+        return None
+    inner = [_search(row, 1) for row in value.values()]
+    if all(records is not None and len(records) == 1 for records in inner):
+        return [records[0] for records in inner if records]
+    return None
+
+
+def _search_list(value: list[Any], depth: int) -> list[Record] | None:
+    if not value or not isinstance(value[0], dict):
+        return _many(value, None) if _is_vector(value) or not value else None
+    found = [_search(row, depth - 1) if isinstance(row, dict) else [(row, None)] for row in value]
+    if all(records is None for records in found):
+        return None
+    return [
+        record
+        for row, records in zip(value, found, strict=True)
+        for record in ([(None, row)] if records is None else _beside(records, row))
+    ]
+
+
+def _beside(records: list[Record], outer: Any) -> list[Record]:
+    """Records that also know what stands around them (an id beside a response)."""
+    if not isinstance(outer, dict):
+        return records
+    if len(records) == 1:
+        inner = records[0][1] if isinstance(records[0][1], dict) else {}
+        return [(records[0][0], {**outer, **inner})]
+    return [
+        (vector, row if isinstance(row, dict) else _row_of(outer, index, len(records)))
+        for index, (vector, row) in enumerate(records)
+    ]
+
+
+def _row_of(columns: dict[str, Any], index: int, count: int) -> dict[str, Any]:
+    """What a dump of parallel lists holds for one vector."""
+    return {
+        name: value[index]
+        for name, value in columns.items()
+        if isinstance(value, list) and len(value) == count
+    }
+
+
+def _is_vector(value: Any) -> bool:
+    """Numbers, texts that spell some, or lists of these; not records."""
+    if isinstance(value, list):
+        return bool(value) and not isinstance(value[0], dict)
+    return isinstance(value, str) and len(value) > 1
+
+
+def _many(value: Any, record: Any) -> list[Record]:
+    """One vector, or the vectors of a list of them."""
+    while isinstance(value, list) and len(value) == 1 and _nested(value[0]):
+        value = value[0]
+    if isinstance(value, list) and value and all(isinstance(row, (list, str)) for row in value):
+        columns = record if isinstance(record, dict) else {}
+        return [(row, _row_of(columns, i, len(value))) for i, row in enumerate(value)]
+    return [] if value == [] and record is None else [(value, record)]
+
+
+def _nested(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and isinstance(value[0], list)
+
+
+@dataclass(frozen=True)
+class Json:
+    """A ``.json`` document, or JSON lines.
+
+    Attributes:
+        path: Also ``.gz`` or ``.zst``.
+        key: See `find_vectors`.
+        skip_bad: A line that is no JSON, or has no vector, is a reason in place of a record.
+        keep: Keys whose values go with each vector.
+    """
+
+    path: Path
+    key: str | None = None
+    skip_bad: bool = False
+    keep: Sequence[str] = ()
+
+    def count(self) -> int:
+        """Vectors of a document; lines that are not blank, of which each may hold several."""
+        document = self._document()
+        if document is not None:
+            return len(self._records(document[0], f"{self.path}"))
+        count, only = 0, None
+        for line in read_lines(self.path, LINE_BYTES):
+            if line is None or line.strip():
+                count, only = count + 1, line
+        if count == 1 and only is not None and _is_json(only):  # a document in one line
+            return len(self._of_line(only, f"line 1 of {self.path}"))
+        return count
+
+    def records(self) -> Iterator[tuple[Any, list[Any]]]:
+        """Each vector as it is spelled, and the values to keep beside it."""
+        document = self._document()
+        found = self._lines() if document is None else self._records(document[0], str(self.path))
+        for vector, record in found:
+            kept = [look_up(record, name) for name in self.keep]
+            if not self.skip_bad and any(map(is_missing, kept)):
+                raise EmbeddingError(
+                    f"the keys {', '.join(map(repr, self.keep))} beside each vector of {self.path}",
+                    f"the keys {_names(record or {})}",
+                    "Correct --keep",
+                )
+            yield vector, [None if is_missing(value) else value for value in kept]
+
+    def _document(self) -> tuple[Any] | None:
+        """The value of a file that is one JSON value over several lines; None for JSON lines."""
+        lines = read_lines(self.path, LINE_BYTES)
+        first = next((line for line in lines if line is None or line.strip()), b"")
+        named = ".json" in [suffix.lower() for suffix in self.path.suffixes]
+        if first is None:
+            return self._parsed() if named else None
+        opening = first.strip()
+        if _is_json(opening) or not (named or opening in (b"[", b"{")):
+            return None
+        return self._parsed() if opening.startswith((b"[", b"{")) else None
+
+    def _parsed(self) -> tuple[Any] | None:
+        data = bytearray()
+        for line in read_lines(self.path, _DOCUMENT_BYTES):
+            data += b"\n" if line is None else line + b"\n"
+            if line is None or len(data) > _DOCUMENT_BYTES:
+                raise _too_large(self.path, f"more than {_DOCUMENT_BYTES >> 20} MiB")
+        if data.count(b",") > _VALUES or data.count(b"[") + data.count(b"{") > _BRACKETS:
+            raise _too_large(self.path, "more values than fit in memory")
+        try:
+            return (json.loads(data),)
+        except (ValueError, RecursionError) as error:
+            raise EmbeddingError(
+                f"JSON in {self.path}", f"{error}", "Correct it, or write one vector a line"
+            ) from error
+
+    def _records(self, document: Any, where: str) -> list[Record]:
+        records = find_vectors(document, self.key)
+        if records is None:
+            found = f"the keys {_names(document)}" if isinstance(document, dict) else "others"
+            if isinstance(document, list) and document and isinstance(document[0], dict):
+                found = f"a list of objects with the keys {_names(document[0])}"
+            raise EmbeddingError(
+                f"a key {self.key or 'embedding'!r} in {where}",
+                found,
+                "Pass --key with the one that holds the vector, or its path: data.0.embedding",
+            )
+        return records
+
+    def _lines(self) -> Iterator[Record]:
+        number = 0
+        for line in read_lines(self.path, LINE_BYTES):
+            number += 1
+            if line is not None and not line.strip():
+                continue
+            try:
+                yield from self._of_line(line, f"line {number} of {self.path}")
+            except EmbeddingError:
+                if not self.skip_bad:
+                    raise
+                yield Reason("no JSON with the key that was asked for"), None
+
+    def _of_line(self, line: bytes | None, where: str) -> list[Record]:
+        try:
+            if line is None:
+                raise ValueError(f"more than {LINE_BYTES >> 20} MiB")
+            value = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise EmbeddingError(
+                "one JSON object or list a line", f"{where}: {error}", "Correct the line"
+            ) from error
+        if isinstance(value, list) and not (value and isinstance(value[0], (list, dict))):
+            return [(value, None)]
+        return self._records(value, where)
+
+
+def _names(record: dict[str, Any]) -> str:
+    return ", ".join(map(repr, islice(record, 20))) or "none"
+
+
+def _is_json(line: bytes | None) -> bool:
+    try:
+        json.loads(line or b"")
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def _too_large(path: Path, found: str) -> EmbeddingError:
+    return EmbeddingError(
+        f"a JSON document of at most {_VALUES:,} values in {path}",
+        found,
+        "Write one vector a line (.jsonl), or .npy or .parquet",
+    )

@@ -1,0 +1,359 @@
+"""Vectors in tables: a column of Parquet, Arrow (Feather) or CSV."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unembed.errors import EmbeddingError
+from unembed.files import open_parquet, read_lines
+from unembed.vectors.numbers import Reason
+from unembed.vectors.records import LINE_BYTES, NAMES
+
+# What decoding a column may cost beyond its rows of D numbers; metadata says how many there are
+_EXCESS_VALUES = 8_000_000
+_BATCH_VALUES = 4_000_000
+_DELIMITERS = ",;\t|"
+# A block of rows: numbers [n, D], or each vector as it is spelled; columns to keep by name
+Block = tuple[NDArray[Any] | list[Any], dict[str, list[Any]]]
+
+
+@dataclass(frozen=True)
+class Arrow:
+    """A column of a Parquet or Arrow file.
+
+    Attributes:
+        path: ``.parquet``, or ``.arrow`` and ``.feather`` (Arrow's file or stream format).
+        key: Column, or path of a field inside structs.
+        keep: Columns whose values go with each vector.
+    """
+
+    path: Path
+    key: str | None = None
+    keep: Sequence[str] = ()
+
+    def count(self) -> int:
+        """Rows; of a Parquet file by its footer."""
+        if self._is_parquet:
+            return int(open_parquet(self.path).metadata.num_rows)
+        return sum(batch.num_rows for batch in self._arrow_batches())
+
+    def blocks(self, dimension: int, size: int) -> Iterator[Block]:
+        """Rows, at most ``size`` at a time.
+
+        Raises:
+            EmbeddingError: No such column, or one that holds no vectors.
+        """
+        batches = (
+            self._parquet_batches(dimension, size)
+            if self._is_parquet
+            else (
+                batch.slice(start, size)
+                for batch in self._arrow_batches()
+                for start in range(0, batch.num_rows, size)
+            )
+        )
+        for batch in batches:
+            column = self._column(batch.schema)
+            values = _field(batch.column(column[0]), column[1:])
+            kept = {name: self._kept(batch, name) for name in self.keep}
+            yield (
+                _values(values, dimension, f"the column {'.'.join(column)!r} of {self.path}"),
+                kept,
+            )
+
+    @property
+    def _is_parquet(self) -> bool:
+        return self.path.suffix.lower() in (".parquet", ".pq")
+
+    def _kept(self, batch: Any, name: str) -> list[Any]:
+        found = _path_of(batch.schema, name)
+        if found is None:
+            raise _no_column(self.path, name, batch.schema.names, "Correct --keep")
+        values: list[Any] = _field(batch.column(found[0]), found[1:]).to_pylist()
+        return values
+
+    def _column(self, schema: Any) -> list[str]:
+        names = [self.key] if self.key is not None else [*NAMES[:3], *NAMES[3:]]
+        for name in names:
+            found = _path_of(schema, name)
+            if found is not None:
+                return found
+        raise _no_column(
+            self.path, names[0], schema.names, "Pass --column with the one that holds the vectors"
+        )
+
+    def _parquet_batches(self, dimension: int, size: int) -> Iterator[Any]:
+        file = open_parquet(self.path)
+        found = self._column(file.schema_arrow)
+        columns = [found[0]]
+        for name in self.keep:
+            path = _path_of(file.schema_arrow, name)
+            columns += [] if path is None else [path[0]]
+        for group in range(file.metadata.num_row_groups):
+            most = self._values_per_row(file.metadata.row_group(group), found, dimension)
+            step = max(1, min(size, int(_BATCH_VALUES / max(1.0, most))))
+            yield from file.iter_batches(
+                batch_size=step, row_groups=[group], columns=list(dict.fromkeys(columns))
+            )
+
+    def _values_per_row(self, group: Any, found: list[str], dimension: int) -> float:
+        """Numbers (or 4-byte words) in a row on average, so that a few long ones are not read."""
+        rows = max(1, group.num_rows)
+        most = 1.0
+        for index in range(group.num_columns):
+            column = group.column(index)
+            if column.path_in_schema.split(".")[0] != found[0]:
+                continue
+            numbers = column.num_values
+            if column.physical_type in ("BYTE_ARRAY", "FIXED_LEN_BYTE_ARRAY"):
+                numbers = column.total_uncompressed_size // 32  # a number is 8 letters or more
+            if numbers - rows * dimension > _EXCESS_VALUES:
+                raise EmbeddingError(
+                    f"vectors of {dimension} dimensions in {self.path}",
+                    f"{numbers / rows:,.0f} values a row",
+                    "Pass --column with the one that holds the vectors",
+                )
+            most = max(most, numbers / rows)
+        return most
+
+    def _arrow_batches(self) -> Iterator[Any]:
+        import pyarrow as pa
+
+        with pa.memory_map(str(self.path)) as source:
+            try:
+                file = pa.ipc.open_file(source)
+                batches: Iterator[Any] = (file.get_batch(i) for i in range(file.num_record_batches))
+            except pa.ArrowInvalid:
+                source.seek(0)
+                batches = iter(pa.ipc.open_stream(source))
+            for batch in batches:
+                batch.validate(full=True)  # Arrow ends the process at damaged offsets
+                yield batch
+
+
+def _no_column(path: Path, name: str, names: Sequence[str], fix: str) -> EmbeddingError:
+    return EmbeddingError(
+        f"a column {name!r} in {path}", f"the columns {', '.join(map(repr, names))[:800]}", fix
+    )
+
+
+def _path_of(schema: Any, name: str) -> list[str] | None:
+    """Column and fields of a dotted name; a column of the whole name comes first."""
+    import pyarrow as pa
+
+    if name in schema.names:
+        return [name]
+    first, *fields = name.split(".")
+    if first not in schema.names:
+        return None
+    kind = schema.field(first).type
+    for field in fields:
+        if not pa.types.is_struct(kind) or kind.get_field_index(field) < 0:
+            return None
+        kind = kind.field(field).type
+    return [first, *fields]
+
+
+def _field(values: Any, fields: Sequence[str]) -> Any:
+    import pyarrow.compute as pc
+
+    for field in fields:
+        values = pc.struct_field(values, field)
+    return values
+
+
+def _values(values: Any, dimension: int, where: str) -> NDArray[Any] | list[Any]:
+    """A block of a column: numbers [n, D] where all rows have them, else each row by itself."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if isinstance(values.type, pa.BaseExtensionType):  # fixed_shape_tensor and others
+        values = values.storage
+    if pa.types.is_dictionary(values.type):
+        values = values.dictionary_decode()
+    kind = values.type
+    if _is_list(kind):
+        if "view" in str(kind):
+            return _views(values, dimension)
+        length = math.nan
+        if not values.null_count:
+            ends = pc.min_max(pc.list_value_length(values)).as_py()
+            length = ends["min"] if ends["min"] == ends["max"] else math.nan
+        if length == dimension and _is_number(kind.value_type):
+            flat = values.flatten()
+            if not flat.null_count:
+                numbers = flat.to_numpy(zero_copy_only=False)
+                rows: NDArray[Any] = np.ascontiguousarray(numbers).reshape(len(values), dimension)
+                return rows
+        return _lists(values, dimension)
+    text = (pa.types.is_string, pa.types.is_large_string, pa.types.is_binary,
+            pa.types.is_large_binary, pa.types.is_fixed_size_binary, pa.types.is_null)  # fmt: skip
+    if any(test(kind) for test in text) or "view" in str(kind):
+        spelled: list[Any] = values.to_pylist()
+        return spelled
+    raise EmbeddingError(f"lists of numbers in {where}", str(kind), "Pass --column")
+
+
+def _lists(values: Any, dimension: int) -> list[Any]:
+    """Each row as a list; of one of another size only as many numbers as tell that."""
+    rows: list[Any] = []
+    for scalar in values:
+        size = None if not scalar.is_valid else len(scalar)
+        if size is None:
+            rows.append(None)
+        elif size in (1, dimension):
+            rows.append(scalar.as_py())
+        else:
+            rows.append(Reason(f"{size} dimensions instead of {dimension}"))
+    return rows
+
+
+def _views(values: Any, dimension: int) -> list[Any]:
+    """Each row of a list view, whose rows may lie in any order."""
+    flat = values.values.to_numpy(zero_copy_only=False)
+    rows: list[Any] = []
+    for valid, start, size in zip(
+        values.is_valid().to_pylist(),
+        values.offsets.to_pylist(),
+        values.sizes.to_pylist(),
+        strict=True,
+    ):
+        if not valid:
+            rows.append(None)
+        elif size == dimension:
+            rows.append(flat[start : start + size])
+        else:
+            rows.append(Reason(f"{size} dimensions instead of {dimension}"))
+    return rows
+
+
+def _is_list(kind: Any) -> bool:
+    import pyarrow as pa
+
+    tests = ("is_list", "is_large_list", "is_fixed_size_list", "is_list_view", "is_large_list_view")
+    return any(getattr(pa.types, test, lambda kind: False)(kind) for test in tests)
+
+
+def _is_number(kind: Any) -> bool:
+    import pyarrow as pa
+
+    number: bool = (
+        pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)
+    )
+    return number
+
+
+@dataclass(frozen=True)
+class Csv:
+    """A ``.csv`` or ``.tsv``: a column of vectors as text, or one number a column.
+
+    Attributes:
+        path: Also ``.gz`` or ``.zst``.
+        key: Column, by the header.
+        keep: Columns whose values go with each vector.
+    """
+
+    path: Path
+    key: str | None = None
+    keep: Sequence[str] = ()
+
+    def count(self) -> int:
+        """Rows without the header."""
+        rows = self._rows()
+        first = next(rows, None)
+        return (
+            0 if first is None else sum(1 for _ in rows) + (_column_of_vectors(first) is not None)
+        )
+
+    def records(self, dimension: int) -> Iterator[tuple[Any, list[Any]]]:
+        """Each vector as it is spelled, and the values to keep beside it.
+
+        Raises:
+            EmbeddingError: No such column.
+        """
+        rows = self._rows()
+        first = next(rows, None)
+        if first is None:
+            return
+        bare = _column_of_vectors(first)
+        names = [str(i) for i in range(len(first))] if bare is not None else first
+        columns = self._columns(names, bare, dimension)
+        kept = [self._position(names, name, "Correct --keep") for name in self.keep]
+        for row in chain([first] if bare is not None else [], rows):
+            cells = [row[i] if i < len(row) else "" for i in columns]
+            vector: Any = (cells[0] or None) if len(cells) == 1 else f"[{','.join(cells)}]"
+            yield vector, [row[i] if i < len(row) else None for i in kept]
+
+    def _columns(self, names: list[str], bare: int | None, dimension: int) -> list[int]:
+        if self.key is not None:
+            return [self._position(names, self.key, "Pass --column with that of the vectors")]
+        for name in NAMES:
+            if name in names:
+                return [names.index(name)]
+        if bare is not None and bare >= 0:
+            return [bare]
+        if len(names) in (dimension, dimension + 1):  # a number a column; an index before them
+            return list(range(len(names) - dimension, len(names)))
+        raise _no_column(
+            self.path, NAMES[0], names, "Pass --column with the one that holds the vectors"
+        )
+
+    def _position(self, names: list[str], name: str, fix: str) -> int:
+        if name not in names:
+            raise _no_column(self.path, name, names, fix)
+        return names.index(name)
+
+    def _rows(self) -> Iterator[list[str]]:
+        lines = self._lines()
+        first = next(lines, None)
+        if first is None:
+            return
+        delimiter = "\t" if ".tsv" in self.path.suffixes else _delimiter(first)
+        csv.field_size_limit(LINE_BYTES)
+        try:
+            for row in csv.reader(chain([first], lines), delimiter=delimiter):
+                if any(row):
+                    yield row
+        except csv.Error as error:
+            raise EmbeddingError(
+                f"a table of text in {self.path}", str(error), "Export it again"
+            ) from error
+
+    def _lines(self) -> Iterator[str]:
+        for number, line in enumerate(read_lines(self.path, LINE_BYTES), start=1):
+            if line is None:
+                raise EmbeddingError(
+                    f"lines of at most {LINE_BYTES >> 20} MiB in {self.path}",
+                    f"a longer one, line {number}",
+                    "Export one vector a line",
+                )
+            yield line.decode("utf-8") + "\n"
+
+
+def _delimiter(line: str) -> str:
+    """The separator of a header, or of a first row outside of brackets."""
+    outside = line.partition("[")[0] + line.rpartition("]")[2]
+    counts = {mark: outside.count(mark) for mark in _DELIMITERS}
+    best = max(counts, key=lambda mark: counts[mark])
+    return best if counts[best] else ","
+
+
+def _column_of_vectors(first: list[str]) -> int | None:
+    """In a table without a header the column of vectors, -1 for a number a column; else None."""
+    for index, cell in enumerate(first):
+        if cell.startswith(("[", "{")):
+            return index
+    try:
+        numbers = [float(cell) for cell in first]
+    except ValueError:
+        return None
+    return None if numbers == list(range(len(numbers))) else -1

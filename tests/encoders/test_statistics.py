@@ -1,0 +1,55 @@
+import json
+
+import numpy as np
+import pytest
+
+from unembed.encoders.statistics import VectorStatistics
+from unembed.errors import EncoderError
+
+D = 96
+
+
+@pytest.fixture
+def own():
+    """Unit vectors whose variance falls off over the directions, as an encoder's do."""
+    draws = np.random.default_rng(0).normal(size=(3000, D)) / np.sqrt(1 + np.arange(D))
+    turned = draws @ np.linalg.qr(np.random.default_rng(1).normal(size=(D, D)))[0]
+    return turned / np.linalg.norm(turned, axis=1, keepdims=True)
+
+
+@pytest.fixture
+def statistics(own):
+    return VectorStatistics.measure(own[:2000])
+
+
+@pytest.mark.parametrize("rows", [1, 3, 100])
+def test_doubt_leaves_the_encoders_own_vectors_alone(own, statistics, rows):
+    batches = [own[2000 + i : 2000 + i + rows] for i in range(0, 900, max(3, rows))]
+    assert [statistics.doubt(batch * 7, "it") for batch in batches].count(None) == len(batches)
+
+
+@pytest.mark.parametrize("rows", [8, 100])
+def test_doubt_names_the_figures_of_others(own, statistics, rows):
+    random = np.random.default_rng(2).normal(size=(rows, D))
+    permuted = own[:rows, np.random.default_rng(3).permutation(D)]
+    for other in (random, permuted):
+        said = statistics.doubt(other, "it")
+        assert f"of {rows} vectors do not look like it's" in said
+        assert "main directions (it " in said
+        assert "mean cosine between rows" in said
+
+
+def test_doubt_notices_a_tenth_of_another_encoder(own, statistics):
+    mixed = own[2000:2100].copy()
+    assert statistics.doubt(mixed, "it") is None
+    mixed[:15] = np.random.default_rng(4).normal(size=(15, D))
+    assert "of 100 vectors do not look like" in statistics.doubt(mixed, "it")
+
+
+def test_measure_needs_many_vectors_and_to_dict_keeps_all(own, statistics):
+    assert VectorStatistics.measure(own[:255]) is None
+    again = VectorStatistics.from_dict(json.loads(json.dumps(statistics.to_dict())))
+    assert np.array_equal(again.directions, statistics.directions)
+    assert again.threshold == statistics.threshold
+    with pytest.raises(EncoderError, match="statistics of an encoder's vectors"):
+        VectorStatistics.from_dict({"int8": "AAAA", "shape": [2, 2]})

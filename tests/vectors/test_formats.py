@@ -1,0 +1,232 @@
+"""What exports look like, and what must not be taken for vectors."""
+
+import base64
+import json
+import os
+import struct
+import zipfile
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from unembed.errors import EmbeddingError
+from unembed.vectors.numbers import Ranges
+from unembed.vectors.read import VectorFile
+
+D = 16
+VECTORS = np.random.default_rng(0).normal(size=(5, D)).astype(np.float32)
+VECTORS /= np.linalg.norm(VECTORS, axis=1, keepdims=True)
+LISTS = VECTORS.tolist()
+RECORDS = [{"index": i, "embedding": row} for i, row in enumerate(LISTS)]
+TEXTS = ["[" + ",".join(map(repr, row)) + "]" for row in LISTS]
+
+
+def read(path, key=None, **settings):
+    file = VectorFile(path, key, **settings)
+    chunks = list(file.chunks(D))
+    columns = {name: [v for c in chunks for v in c.columns[name]] for name in file.keep}
+    vectors = np.concatenate([chunk.vectors for chunk in chunks])
+    assert len(file) == len(vectors)
+    return vectors, columns, file
+
+
+DOCUMENTS = {
+    "lists": LISTS,
+    "records": RECORDS,
+    "openai": {"object": "list", "data": RECORDS, "model": "m"},
+    "chroma": {"ids": list("abcde"), "embeddings": LISTS, "documents": None},
+    "cohere": {"embeddings": {"float": LISTS}},
+    "gemini": {"embeddings": [{"values": row} for row in LISTS]},
+    "pinecone": {"vectors": {f"id{i}": {"values": row} for i, row in enumerate(LISTS)}},
+    "qdrant": {"result": {"points": [{"id": 1, "vector": row} for row in LISTS]}},
+    "base64": {
+        "data": [{"embedding": base64.b64encode(row.tobytes()).decode()} for row in VECTORS]
+    },
+}
+
+
+@pytest.mark.parametrize("indent", [None, 1])
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_read_json_documents(tmp_path, name, indent):
+    path = tmp_path / "v.json"
+    path.write_text(json.dumps(DOCUMENTS[name], indent=indent), encoding="utf-8")
+    assert np.allclose(read(path)[0], VECTORS, atol=1e-7)
+
+
+@pytest.mark.parametrize("key", [None, "response.body.data.0.embedding"])
+def test_read_a_batch_file_and_keep_its_ids(tmp_path, key):
+    path = tmp_path / "batch.jsonl"
+    lines = [
+        json.dumps({"custom_id": f"c{i}", "response": {"body": {"data": [row]}}})
+        for i, row in enumerate(RECORDS)
+    ]
+    path.write_text("\n" + "\n\n".join(lines) + "\n\n", encoding="utf-8")
+    vectors, columns, _ = read(path, key, keep=["custom_id"])
+    assert np.allclose(vectors, VECTORS, atol=1e-7)
+    assert columns == {"custom_id": ["c0", "c1", "c2", "c3", "c4"]}
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("v.csv", "id,embedding\n" + "".join(f'{i},"{t}"\n' for i, t in enumerate(TEXTS))),
+        ("v.tsv", "id\tembedding\n" + "".join(f"{i}\t{t}\n" for i, t in enumerate(TEXTS))),
+        ("v.csv", "".join(f'{i},"{t}"\n' for i, t in enumerate(TEXTS))),
+        ("v.csv", "".join(t.strip("[]") + "\n" for t in TEXTS)),
+    ],
+    ids=["header", "tabs", "no header", "a number a column"],
+)
+def test_read_tables_of_text(tmp_path, name, text):
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    assert np.allclose(read(tmp_path / name)[0], VECTORS, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        pa.array(TEXTS),
+        pa.array([row.tobytes() for row in VECTORS]),
+        pa.array(LISTS, pa.large_list(pa.float64())),
+        pa.array(LISTS, pa.list_(pa.float32(), D)),
+        pa.FixedShapeTensorArray.from_numpy_ndarray(VECTORS),
+        pa.array(list(VECTORS.astype(np.float16)), pa.list_(pa.float16())),
+    ],
+    ids=["text", "bytes", "large", "fixed", "tensor", "float16"],
+)
+def test_read_columns_of_every_kind(tmp_path, column):
+    pq.write_table(pa.table({"id": list("abcde"), "embedding": column}), tmp_path / "v.pq")
+    vectors, columns, _ = read(tmp_path / "v.pq", keep=["id"])
+    assert np.allclose(vectors, VECTORS, atol=1e-3)
+    assert columns["id"] == list("abcde")
+
+
+@pytest.mark.parametrize("kind", ["list", "list_view"])
+def test_read_arrow_and_fields_of_structs(tmp_path, kind):
+    lists = pa.array(LISTS, getattr(pa, f"{kind}_" if kind == "list" else kind)(pa.float32()))
+    table = pa.table({"doc": pa.StructArray.from_arrays([lists], ["vec"]), "vector": lists})
+    with (
+        pa.OSFile(str(tmp_path / "v.arrow"), "wb") as sink,
+        pa.ipc.new_file(sink, table.schema) as writer,
+    ):
+        writer.write_table(table)
+    assert np.allclose(read(tmp_path / "v.arrow")[0], VECTORS)
+    assert np.allclose(read(tmp_path / "v.arrow", "doc.vec")[0], VECTORS)
+
+
+def test_read_a_folder_of_parts_in_order(tmp_path):
+    for name, part in (("b", LISTS[3:]), ("a", LISTS[:3])):
+        pq.write_table(pa.table({"embedding": part}), tmp_path / f"{name}.parquet")
+    (tmp_path / "_SUCCESS").write_text("")
+    assert np.allclose(read(tmp_path)[0], VECTORS)
+
+
+@pytest.mark.parametrize(
+    "array",
+    [np.asfortranarray(VECTORS), VECTORS[:, None], VECTORS[None], VECTORS[..., None],
+     VECTORS.astype(">f4")],
+)  # fmt: skip
+@pytest.mark.parametrize("save", [np.save, np.savez])
+def test_read_arrays_of_any_order_and_with_axes_of_one(tmp_path, array, save):
+    path = tmp_path / ("v.npy" if save is np.save else "v.npz")
+    save(path, array)
+    assert np.allclose(read(path)[0], VECTORS)
+
+
+HALVES = (VECTORS.view(np.uint32) >> 16).astype(np.uint16)
+
+
+@pytest.mark.parametrize(
+    ("array", "least", "said"),
+    [
+        (HALVES, 0.999, "uint16 taken as the bits of bfloat16"),
+        (HALVES.view(np.int16), 0.999, "int16 taken as the bits of bfloat16"),
+        (VECTORS.astype(np.float16).view(np.uint16), 0.999, "taken as the bits of float16"),
+        (np.round(VECTORS * 127).astype(np.int8), 0.999, "int8 taken as even steps"),
+        (VECTORS > 0, 0.6, "bool taken as the signs of 16 numbers"),
+        (np.packbits(VECTORS > 0, axis=1), 0.6, "uint8 taken as the signs of 16 numbers"),
+    ],
+)
+def test_read_undoes_number_formats_and_says_so(tmp_path, array, least, said):
+    np.save(tmp_path / "v.npy", array)
+    vectors, _, file = read(tmp_path / "v.npy")
+    unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    assert (unit * VECTORS).sum(axis=1).min() > least
+    assert [said in note for note in file.notes] == [True]
+
+
+@pytest.mark.parametrize("signed", [False, True])
+def test_ranges_undo_a_quantisation(tmp_path, signed):
+    low, high = VECTORS.min(axis=0), VECTORS.max(axis=0)
+    levels = np.floor((VECTORS - low) / ((high - low) / 255)) - 128 * signed
+    np.save(tmp_path / "v.npy", levels.astype(np.int8 if signed else np.uint8))
+    np.save(tmp_path / "ranges.npy", np.stack([low, high]))
+    np.save(tmp_path / "calibration.npy", VECTORS)
+    for name in ("ranges.npy", "calibration.npy"):
+        ranges = Ranges.parse(str(tmp_path / name))
+        vectors = read(tmp_path / "v.npy", ranges=ranges)[0]
+        assert np.abs(vectors - VECTORS).max() <= (high - low).max() / 255
+    with pytest.raises(EmbeddingError, match="--ranges as LOW,HIGH"):
+        Ranges.parse("low")
+
+
+@pytest.mark.parametrize(
+    ("array", "said"),
+    [
+        (np.round(VECTORS * 50 + 128).astype(np.uint8), "uint8: a quantisation.*--ranges"),
+        (VECTORS.astype(complex), "complex128"),
+        ((VECTORS * 50 + 128).astype(np.uint32), "uint32"),
+        ((VECTORS * 50 + 128).astype(np.uint16), "uint16"),
+    ],
+)
+def test_read_refuses_what_holds_no_embedding(tmp_path, array, said):
+    np.save(tmp_path / "v.npy", array)
+    with pytest.raises(EmbeddingError, match=said):
+        read(tmp_path / "v.npy")
+
+
+def npy(header):
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header.encode()
+
+
+@pytest.mark.parametrize(
+    "shape", ["(-1, 16)", "(True, 16)", f"({2**64}, 16)", "-----1", "((((((", "(16,", "()" * 9000]
+)
+def test_read_refuses_hostile_headers_in_one_line(tmp_path, shape):
+    header = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}"
+    (tmp_path / "v.npy").write_bytes(npy(header) + bytes(64))
+    with zipfile.ZipFile(tmp_path / "v.npz", "w") as archive:
+        archive.writestr("a.npy", npy(header) + bytes(64))
+    for name in ("v.npy", "v.npz"):
+        with pytest.raises(EmbeddingError, match=name):
+            read(tmp_path / name)
+
+
+def test_read_refuses_long_rows_without_reading_them(tmp_path):
+    rows = pa.array([np.zeros(3_000_000, np.float32)] * 4, pa.list_(pa.float32()))
+    pq.write_table(pa.table({"embedding": rows}), tmp_path / "v.parquet")
+    with pytest.raises(EmbeddingError, match="3,000,000 values a row"):
+        next(VectorFile(tmp_path / "v.parquet", skip_bad=True).chunks(D))
+
+
+def test_read_refuses_pipes_and_pickles(tmp_path):
+    os.mkfifo(tmp_path / "v.npy")
+    with pytest.raises(EmbeddingError, match="found a pipe or a device"):
+        read(tmp_path / "v.npy")
+    (tmp_path / "v.pkl").write_bytes(b"")
+    with pytest.raises(EmbeddingError, match="pickled data, which is never loaded"):
+        read(tmp_path / "v.pkl")
+
+
+def test_read_refuses_damaged_offsets_of_arrow(tmp_path):
+    path = tmp_path / "v.arrow"
+    table = pa.table({"embedding": pa.array(LISTS[:2], pa.list_(pa.float32()))})
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+    right, wrong = (np.array([0, D, end], np.int32).tobytes() for end in (2 * D, 4000))
+    content = path.read_bytes()
+    assert content.count(right) == 1
+    path.write_bytes(content.replace(right, wrong))
+    with pytest.raises(EmbeddingError, match=r"readable rows in .*v\.arrow"):
+        read(path)
