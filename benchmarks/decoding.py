@@ -1,12 +1,13 @@
-"""Decoding: the plain sampler against ours with the same result, and passes against accuracy.
+"""Decoding: the default against the plain sampler, and passes against accuracy.
 
     python -m benchmarks.decoding --texts dev.parquet [--only speed,strategies]
 
 The plain side does what the published sampler does: one text at a time, as many passes as there
-are positions, every position projected and every probability worked out in every pass, in float32.
-Ours has the same weights, in float32 (the same tokens) and, on a processor that is quicker with
-bfloat16, with its layers in that (nearly the same tokens, which is counted). What counts are the
-ratios, medians of rounds in which the sides take turns.
+are positions, every position projected and every probability computed in every pass, in float32.
+Ours is what `Inverter.invert` does by default, 8 passes in float32; beside it stand the plain
+side's number of passes, which must give the plain side's tokens, and, on a processor that is
+quicker with it, bfloat16. What counts are the ratios, medians of rounds in which the sides take
+turns.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ from __future__ import annotations
 import argparse
 import statistics
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -24,18 +24,15 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
-from unembed.decoding.lazy import LazyDenoiser
-from unembed.evaluation.attacks import parse_attack
 
-from benchmarks.machine import alternate, matmul_rate, median_ratio, print_table
-from unembed.backends.cpu import PackedLinear, Vocabulary
+from benchmarks.machine import alternate, median_ratio, print_table
+from unembed.backends.cpu import PackedLinear
 from unembed.backends.onnx import FILE
 from unembed.config import DataSection
 from unembed.data.pieces import cut_pieces
 from unembed.decoding import STRATEGIES, Decoding, SequenceSpec
-from unembed.decoding.logits import DEFAULT as REPETITION
-from unembed.decoding.logits import Repetition
-from unembed.denoiser import Denoiser, DenoiserSizes
+from unembed.decoding.logits import REPETITION_PENALTY
+from unembed.denoiser import Denoiser
 from unembed.device import choose_compute
 from unembed.encoders.base import Encoder
 from unembed.encoders.sentence import load_encoder
@@ -67,7 +64,7 @@ def plain_greedy(denoiser: Denoiser, vector: Tensor, spec: SequenceSpec) -> Tens
     """Ids [L] of one vector [D], in the plainest way.
 
     It shares two rules with ours, without which the results could not be compared: what follows a
-    settled end token is padding, and each occurrence of a token costs the same penalty.
+    unmasked end token is padding, and each occurrence of a token costs the same penalty.
     """
     special = (spec.mask_id, spec.end_id, spec.pad_id)
     tokens = torch.full((1, spec.length), spec.mask_id)
@@ -77,7 +74,7 @@ def plain_greedy(denoiser: Denoiser, vector: Tensor, spec: SequenceSpec) -> Tens
         logits = denoiser(tokens, vector[None], t)  # [1, L, V]
         for token in tokens[0].tolist():
             if token not in special:
-                logits[..., token] -= REPETITION
+                logits[..., token] -= REPETITION_PENALTY
         logits[..., spec.mask_id] = -torch.inf
         probabilities = logits.softmax(dim=-1)  # [1, L, V]
         best, guesses = probabilities.max(dim=-1)
@@ -92,23 +89,6 @@ def plain_greedy(denoiser: Denoiser, vector: Tensor, spec: SequenceSpec) -> Tens
     return tokens[0]
 
 
-def decoding_operations(sizes: DenoiserSizes, passes: int, positions: int, made: int) -> int:
-    """Operations of the matrix products of decoding, two for each multiplication.
-
-    Args:
-        sizes: Of the denoiser.
-        passes: Over a sequence, of all sequences together.
-        positions: Those asked for, over all passes.
-        made: Those of which all logits were made.
-    """
-    hidden, length, layers = sizes.hidden, sizes.length, sizes.layers
-    attention = 3 * hidden**2 + 2 * length * hidden  # projections, scores and mixing
-    rest = hidden**2 + 2 * hidden * sizes.feed_forward  # of the last layer where it is asked for
-    text = (6 * layers + 2) * hidden**2  # modulation
-    whole = length * (layers * attention + (layers - 1) * rest) + text
-    return 2 * (passes * whole + positions * rest + made * hidden * sizes.vocab_size)
-
-
 def with_onnx(inverter: Inverter, folder: Path) -> Inverter:
     """The same inverter, decoding with ONNX Runtime."""
     inverter.save_pretrained(folder)
@@ -116,97 +96,74 @@ def with_onnx(inverter: Inverter, folder: Path) -> Inverter:
     return Inverter.from_pretrained(folder)
 
 
-@dataclass
-class Asked:
-    """What a network was asked in decoding: see `decoding_operations`."""
-
-    passes: int = 0
-    positions: int = 0
-    made: int = 0
+Side = tuple[Inverter, Decoding]
 
 
-class CountingVocabulary(Vocabulary):
-    """Counts the positions of which all logits are made."""
+def compare_speed(sides: dict[str, Side], vectors: NDArray[np.float32], rounds: int) -> None:
+    """Print texts a second at batch 1 and 64 beside the plain side's.
 
-    def __init__(self, denoiser: Denoiser, asked: Asked) -> None:
-        super().__init__(denoiser, torch.float32)
-        self._asked = asked
-
-    def logits(self, h: Tensor) -> Tensor:
-        """See `Vocabulary`."""
-        self._asked.made += len(h)
-        return super().logits(h)
-
-
-def asked_of(inverter: Inverter, vectors: Tensor) -> Asked:
-    """What vectors [N, D] decoded together in float32 ask for, one position a pass."""
-    spec, denoiser, asked = inverter.spec, inverter.denoiser, Asked()
-
-    def counted(tokens: Tensor, embedding: Tensor, t: Tensor, where: Tensor) -> Tensor:
-        asked.positions += int(where.sum())
-        asked.passes += len(tokens)
-        return denoiser.hidden_states(tokens, embedding, t, where)
-
-    lazy = LazyDenoiser(counted, CountingVocabulary(denoiser, asked))
-    penalised = Repetition().wrap(lazy, spec)
-    Decoding.of("greedy").strategy(penalised, vectors, spec, steps=spec.length, generators=[])
-    return asked
-
-
-def compare_texts(sides: dict[str, Inverter], vectors: Tensor) -> None:
-    """How many texts have the same tokens: ours beside the plain side's, the others beside ours."""
-    inverter = sides["ours"]
-    texts = {name: side.invert(vectors) for name, side in sides.items()}
-    same = []
-    for row in range(16):
-        ids = plain_greedy(inverter.denoiser, vectors[row], inverter.spec).tolist()
-        plainly = [ids[i] for i in inverter.tokenizer.content_positions(ids)]
-        same.append(texts["ours"][row].token_ids == plainly)
-    print(f"\n{torch.get_num_threads()} threads; texts with the same tokens:")
-    print(f"ours beside plain: {sum(same)} of {len(same)}")
-    for name in list(sides)[1:]:
-        pairs = zip(texts["ours"], texts[name], strict=True)
-        alike = [a.token_ids == b.token_ids for a, b in pairs]
-        print(f"{name} beside ours: {sum(alike)} of {len(alike)}")
-
-
-def compare_speed(sides: dict[str, Inverter], vectors: NDArray[np.float32], rounds: int) -> None:
-    """Texts a second at batch 1 and 64 beside the plain side, and the share of the rate."""
-    inverter = sides["ours"]
+    Args:
+        sides: Name → how it decodes; the default first, the plain side's passes second.
+        vectors: Unit vectors [64, D].
+        rounds: In which the sides take turns.
+    """
+    inverter, rows = sides["default"][0], []
     spec, denoiser = inverter.spec, inverter.denoiser
-    whole, rows = torch.from_numpy(vectors[:64]), []
+    tensors = torch.from_numpy(vectors)
     with torch.inference_mode():
-        compare_texts(sides, whole)
         for batch in (1, 64):
             count = max(batch, PLAIN_TEXTS)
 
             def plain() -> None:
                 for row in range(PLAIN_TEXTS):
-                    plain_greedy(denoiser, whole[row], spec)
+                    plain_greedy(denoiser, tensors[row], spec)
 
-            def ours(side: Inverter, count: int = count, batch: int = batch) -> None:
-                side.invert(vectors[:count], batch_size=batch)
+            def ours(side: Side, count: int = count, batch: int = batch) -> None:
+                side[0].invert(vectors[:count], decoding=side[1], batch_size=batch)
 
-            work: dict[str, Callable[[], object]] = {"plain": plain}
+            work: dict[str, Callable[[], object]] = {"plain sampler, 32 passes": plain}
             work |= {name: partial(ours, side) for name, side in sides.items()}
             seconds = alternate(work, rounds)
-            seconds["plain"] = [s * count / PLAIN_TEXTS for s in seconds["plain"]]
+            times = seconds["plain sampler, 32 passes"]
+            seconds["plain sampler, 32 passes"] = [s * count / PLAIN_TEXTS for s in times]
+            base = seconds["plain sampler, 32 passes"]
             for name, times in seconds.items():
-                ratio = median_ratio(seconds["plain"], times)
                 speed = count / statistics.median(times)
-                rows.append([str(batch), name, f"{speed:.1f}", f"{ratio:.2f} x"])
-        print()
-        print_table(["batch", "side", "texts/s", "against plain"], rows)
-        asked, rate = asked_of(inverter, whole), matmul_rate(torch.float32)
-    for name, side in sides.items():
-        if side.compute.dtype == torch.float32:
-            made = asked.positions if side.onnx else asked.made
-            work_done = decoding_operations(denoiser.sizes, asked.passes, asked.positions, made)
-            share = work_done / statistics.median(seconds[name]) / rate
-            print(
-                f"\n{name}, batch 64: logits made of {made / asked.positions:.0%} of the positions "
-                f"asked for; {share:.0%} of the rate of products ({rate / 1e9:.0f} GFLOP/s)"
-            )
+                rows.append(
+                    [str(batch), name, f"{speed:.1f}", f"{median_ratio(base, times):.2f} x"]
+                )
+    print(f"\n{torch.get_num_threads()} threads\n")
+    print_table(["batch", "side", "texts/s", "against plain"], rows)
+
+
+def compare_quality(
+    sides: dict[str, Side],
+    encoder: Encoder,
+    vectors: NDArray[np.float32],
+    originals: list[list[int]],
+) -> None:
+    """Print token-set F1 and cosine of each side, and in how many texts 32 passes are the plain's."""
+    inverter, rows = sides["default"][0], []
+    plain = []
+    with torch.inference_mode():
+        for vector in torch.from_numpy(vectors):
+            ids = plain_greedy(inverter.denoiser, vector, inverter.spec).tolist()
+            plain.append([ids[i] for i in inverter.tokenizer.content_positions(ids)])
+    tokens = {"plain sampler, 32 passes": plain}
+    for name, (side, decoding) in sides.items():
+        tokens[name] = [item.token_ids for item in side.invert(vectors, decoding=decoding)]
+    scores = {}
+    for name, recovered in tokens.items():
+        f1 = [token_set_f1(a, b) for a, b in zip(originals, recovered, strict=True)]
+        again = encoder.encode([text or "." for text in inverter.tokenizer.decode(recovered)])
+        scores[name] = np.stack([np.array(f1), (again * vectors).sum(axis=1)], axis=1)  # [N, 2]
+        same = sum(a == b for a, b in zip(plain, recovered, strict=True))
+        gain = " / ".join(in_points(scores[name] - scores["plain sampler, 32 passes"]))
+        mean = scores[name].mean(axis=0)
+        rows.append([name, f"{mean[0]:.3f}", f"{mean[1]:.3f}", gain, f"{same} of {len(plain)}"])
+    print()
+    heads = ["side", "token-set F1", "cosine", "points against plain", "same tokens"]
+    print_table(heads, rows)
 
 
 def compare_products(denoiser: Denoiser, rounds: int) -> None:
@@ -237,10 +194,10 @@ def compare_products(denoiser: Denoiser, rounds: int) -> None:
     print_table(["product", "rows", "F.linear", "packed", ""], rows)
 
 
-def repeat(times: int, work: Callable[..., object], *given: object) -> None:
+def repeat(times: int, work: Callable[..., object], *arguments: object) -> None:
     """The same call, often enough to be timed."""
     for _ in range(times):
-        work(*given)
+        work(*arguments)
 
 
 def compare_strategies(
@@ -258,15 +215,15 @@ def compare_strategies(
         rows.append([name])
         scores: dict[int, NDArray[np.float64]] = {}
         for steps in budgets:
-            attack = parse_attack(name, steps)
-            found = inverter.invert(vectors, seed=seed, **attack.arguments(encoder))
+            decoding = Decoding.parse(name, steps)
+            inversions = inverter.invert(vectors, seed=seed, decoding=decoding, encoder=encoder)
             scores[steps] = np.array(
                 [
                     [metric(a, b.token_ids) for metric in (token_accuracy, token_set_f1)]
-                    for a, b in zip(originals, found, strict=True)
+                    for a, b in zip(originals, inversions, strict=True)
                 ]
             )  # [N, 2]
-            passes = statistics.mean(item.passes for item in found)
+            passes = statistics.mean(item.passes for item in inversions)
             accuracy, f1 = scores[steps].mean(axis=0)
             rows[-1].append(f"{accuracy:.3f} / {f1:.3f} ({passes:.1f})")
         rows[-1].append(" / ".join(in_points(scores[few] - scores[many])))
@@ -325,15 +282,19 @@ def main() -> None:
             steps.append(lambda: compare_strategies(inverter, encoder, vectors, originals, 0))
     if "speed" in options.only:
         with TemporaryDirectory() as folder:
-            sides = {"ours": inverter}
+            plain_steps = Decoding(steps=inverter.length)
+            sides = {"default": (inverter, Decoding()), "32 passes": (inverter, plain_steps)}
             quickest = choose_compute("cpu")
             if quickest.dtype != torch.float32:
-                name = str(quickest.dtype).removeprefix("torch.")
-                sides[f"ours, {name}"] = Inverter.from_pretrained(options.checkpoint).to(quickest)
+                name = f"default, {str(quickest.dtype).removeprefix('torch.')}"
+                other = Inverter.from_pretrained(options.checkpoint).to(quickest)
+                sides[name] = other, Decoding()
             if options.onnx:
-                sides["ours, ONNX Runtime"] = with_onnx(inverter, Path(folder))
+                sides["default, ONNX Runtime"] = with_onnx(inverter, Path(folder)), Decoding()
             timed = np.resize(vectors, (64, vectors.shape[1]))  # repeated where they are fewer
             compare_speed(sides, timed, options.rounds)
+            if options.texts is not None:
+                compare_quality(sides, encoder, vectors, originals)
             compare_products(inverter.denoiser, options.rounds)
     if options.quick:
         inverter.to(choose_compute("cpu", "bfloat16"))

@@ -31,9 +31,10 @@ def sample(embedding: torch.Tensor) -> str:
 
     # The denoiser: int8 weights, each row of a matrix with its own scale
     stored = load_file(WEIGHTS / "model.safetensors")
-    scale = {name: stored.pop(f"{name}_scale", None) for name in list(stored)}
+    whole = [name for name, tensor in stored.items() if tensor.dtype == torch.int8]
+    scales = {name: stored.pop(f"{name}_scale") for name in whole}
     weights = {
-        name: tensor.float() if scale[name] is None else tensor.float() * scale[name][:, None]
+        name: tensor.float() * scales[name][:, None] if name in scales else tensor.float()
         for name, tensor in stored.items()
     }
     denoiser = Denoiser(DenoiserSizes(**config["denoiser_sizes"])).eval()

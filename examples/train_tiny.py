@@ -59,7 +59,7 @@ def train(x0: torch.Tensor, vectors: torch.Tensor, denoiser: Denoiser, steps: in
         logits = denoiser(xt, vectors[rows], t, masked)  # [M, V], M masked positions
         loss = F.cross_entropy(logits, x0[rows][masked])
         optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(denoiser.parameters(), 1.0)
         optimizer.step()
         schedule.step()
@@ -94,7 +94,7 @@ def main() -> None:
     encoder = unembed.load_encoder("all-MiniLM-L6-v2")
     vectors = torch.from_numpy(encoder.encode(texts))  # [N, D]
     contents = encoder.tokenizer.encode(texts)
-    vocabulary = [None, None, None, *sorted({token for ids in contents for token in ids})]
+    vocabulary = [-1, -1, -1, *sorted({token for ids in contents for token in ids})]
     x0 = torch.full((len(texts), LENGTH), PAD)  # [N, L]: content, end, padding
     for row, ids in enumerate(contents):
         content = [*(vocabulary.index(token) for token in ids), END][:LENGTH]

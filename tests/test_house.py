@@ -20,7 +20,30 @@ FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 
 # What each part imports of the others. A part is a folder or a file of the package; the table is
 # compared for equality, so that an arrow which is no longer needed goes as well.
-IMPORTS = {}
+IMPORTS = {
+    "__init__": "encoders errors evaluation inverter",
+    "__main__": "cli",
+    "backends": "denoiser device diffusion errors files",
+    "checkpoints": "denoiser diffusion encoders errors files tokenizer",
+    "cli": "backends checkpoints config data decoding demo device encoders errors "
+    "evaluation files inverter tokenizer training vectors",
+    "config": "errors",
+    "data": "config encoders errors files tokenizer",
+    "decoding": "diffusion errors",
+    "demo": "decoding encoders errors evaluation inverter tokenizer",
+    "denoiser": "errors",
+    "device": "errors",
+    "diffusion": "device",
+    "encoders": "device errors files tokenizer",
+    "errors": "",
+    "evaluation": "config data decoding encoders errors files inverter tokenizer",
+    "files": "errors",
+    "inverter": "backends checkpoints decoding denoiser device diffusion encoders errors tokenizer",
+    "tokenizer": "errors",
+    "training": "checkpoints config data decoding denoiser device diffusion encoders "
+    "errors files inverter tokenizer",
+    "vectors": "encoders errors files inverter",
+}
 
 HEAVY = """
 accelerate datasets datasketch fastapi huggingface_hub numpy pandas prometheus_client py3langid

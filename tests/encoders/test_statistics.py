@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 
-from unembed.encoders.statistics import VectorStatistics
+from unembed.encoders.vectors import VectorStatistics
 from unembed.errors import EncoderError
 
 D = 96

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from unembed.encoders.fake import FakeEncoder
-from unembed.encoders.statistics import VectorStatistics
+from unembed.encoders.vectors import VectorStatistics
 from unembed.errors import EmbeddingError, EncoderError
 from unembed.inverter import Inversion
 from unembed.vectors.invert import invert_file, invert_text, invert_to_file

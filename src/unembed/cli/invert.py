@@ -79,7 +79,12 @@ def invert(
     if (text is None) == (embedding is None):
         found = "neither" if text is None else "both"
         raise EmbeddingError("either --text or --embedding", found, "Pass one of them")
-    for_files = {"--out": out, "--key": key, "--column": column, "--skip-bad": skip_bad or None}
+    for_files: dict[str, Any] = {
+        "--out": out,
+        "--key": key,
+        "--column": column,
+        "--skip-bad": skip_bad or None,
+    }
     for_files |= {"--keep": keep, "--ranges": ranges, "--check": check or None}
     for_files |= {"--batch-size": batch_size}
     _only_with("--embedding", for_files if text is not None else {}, "--text")

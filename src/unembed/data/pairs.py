@@ -16,7 +16,7 @@ from unembed.data.manifest import TOKENIZER, damaged_shards, read_manifest, shar
 from unembed.data.pieces import is_outdated
 from unembed.encoders.base import Encoder, EncoderIdentity
 from unembed.encoders.fingerprint import Fingerprint
-from unembed.encoders.statistics import VectorStatistics
+from unembed.encoders.vectors import VectorStatistics
 from unembed.errors import DataError
 from unembed.tokenizer import TextTokenizer
 

@@ -294,7 +294,7 @@ def load_demo(
         raise ConfigError(
             "checkpoints whose names differ", ", ".join(checkpoints), "Rename or leave one out"
         )
-    encoders: dict[tuple[str, str], SharedEncoder] = {}
+    encoders: dict[tuple[str, ...], SharedEncoder] = {}
     models: dict[str, ServedModel] = {}
     for name, checkpoint in zip(names, checkpoints, strict=True):
         inverter = load_inverter(checkpoint)

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unembed.encoders.base import Encoder
-from unembed.encoders.statistics import VectorStatistics
+from unembed.encoders.vectors import VectorStatistics
 from unembed.errors import EncoderError
 
 PROBES = (

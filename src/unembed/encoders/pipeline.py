@@ -31,10 +31,11 @@ def require_known_code(folder: Path) -> None:
                 raise _foreign_code(name, path)
     for path in sorted(folder.rglob("config.json")):
         settings = _settings(path)
-        name = settings.get("activation_function") if isinstance(settings, dict) else None
+        activation = settings.get("activation_function") if isinstance(settings, dict) else None
         # Networks name theirs without a dot: `gelu`
-        if isinstance(name, str) and "." in name and not name.startswith((_LIBRARY, _TORCH)):
-            raise _foreign_code(name, path)
+        dotted = isinstance(activation, str) and "." in activation
+        if dotted and not activation.startswith((_LIBRARY, _TORCH)):
+            raise _foreign_code(activation, path)
 
 
 def _types(settings: Any) -> Iterator[str]:

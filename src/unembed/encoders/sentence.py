@@ -357,7 +357,8 @@ def _load(
             truncate_dim=truncate_dim,
         )
         if pooling is not None:  # the library has made up a mean
-            size = model[0].get_embedding_dimension()
+            transformer: Any = model[0]
+            size = transformer.get_embedding_dimension()
             model[1] = Pooling(size, pooling_mode=pooling)
     except Exception as error:  # whatever a model's files can make the libraries raise
         raise EncoderError(

@@ -112,7 +112,7 @@ def test_a_missing_column_is_refused(tmp_path, kind):
 
 
 def test_lines_that_cannot_be_read_are_counted(tmp_path, monkeypatch):
-    monkeypatch.setattr("unembed.data.collect.rows._LINE_BYTES", 1000)
+    monkeypatch.setattr("unembed.data.collect.filters._LINE_BYTES", 1000)
     path = tmp_path / "t.jsonl.gz"
     rows = [
         b'{"text": "good"}',
@@ -141,7 +141,7 @@ def test_parquet_text_that_is_not_utf8_is_counted(tmp_path):
 
 
 def test_an_enormous_line_is_never_held(tmp_path, monkeypatch):
-    monkeypatch.setattr("unembed.data.collect.rows._LINE_BYTES", 1 << 16)
+    monkeypatch.setattr("unembed.data.collect.filters._LINE_BYTES", 1 << 16)
     import tracemalloc
 
     path = tmp_path / "t.txt"

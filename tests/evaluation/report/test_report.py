@@ -11,8 +11,7 @@ from unembed.evaluation.bootstrap import Figure
 from unembed.evaluation.evaluate import evaluate
 from unembed.evaluation.metrics import METRICS
 from unembed.evaluation.report import write_report
-from unembed.evaluation.report.page import to_page
-from unembed.evaluation.report.tables import cell, escape, tables, to_markdown
+from unembed.evaluation.report.page import cell, escape_markdown, tables, to_markdown, to_page
 from unembed.evaluation.samples import Passage
 
 EVIL = "<script>alert(1)</script> | the *cat* $x$ &amp; <b>dog</b>"
@@ -125,7 +124,7 @@ def test_a_script_stays_text_in_markdown_and_a_table_a_table(evil):
     assert "<script>" not in text
     line = next(line for line in text.splitlines() if "alert" in line and line.startswith("| "))
     assert line.replace("\\|", "").count("|") == 5
-    assert escape("a|b <i> *c*\nd") == r"a\|b &lt;i&gt; \*c\* d"
+    assert escape_markdown("a|b <i> *c*\nd") == r"a\|b &lt;i&gt; \*c\* d"
 
 
 def test_markdown_shows_the_tables_and_the_examples(evaluation):

@@ -13,7 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
-from unembed.data.collect.rows import Pick, Skip, read_rows
+from unembed.data.collect.filters import Pick, Skip, read_rows
 from unembed.errors import DataError
 from unembed.files import require_extra, text_files
 

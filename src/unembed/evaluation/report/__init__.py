@@ -8,9 +8,8 @@ from pathlib import Path
 from unembed.data.manifest import write_json
 from unembed.errors import DataError
 from unembed.evaluation.evaluate import Evaluation
-from unembed.evaluation.report.page import to_page
+from unembed.evaluation.report.page import to_markdown, to_page
 from unembed.evaluation.report.plots import draw_plots
-from unembed.evaluation.report.tables import to_markdown
 from unembed.files import atomic
 
 
