@@ -33,7 +33,7 @@ def test_models_tells_what_can_be_asked(client, inverter):
     (model,) = told["models"]
     assert told["default"] == model["name"] == "inverter"
     assert (model["encoder"], model["dimension"], model["length"]) == ("fake", 32, 12)
-    assert model["default_steps"] == 12 and model["guidance"] is False
+    assert model["default_steps"] == 8 and model["guidance"] is False
     assert set(model["strategies"]) == set(STRATEGIES)
     for name, strategy in model["strategies"].items():
         assert strategy["needs_encoder"] is STRATEGIES[name].needs_encoder
@@ -64,15 +64,17 @@ def test_guidance_is_offered_for_weights_trained_for_it(serve, inverter, tmp_pat
 def test_random_health_and_queue(client):
     assert client.get("/random").json()["text"] in EXAMPLES
     assert client.get("/health").json() == {"status": "ok", "models": ["inverter"]}
-    first, second = client.get("/queue").json()
+    first, second, third = client.get("/queue").json()
     assert first == {
         "model": "inverter",
+        "serves": "quick",
         "asks_encoder": False,
         "waiting": 0,
         "running": 0,
         "limit": 64,
     }
-    assert second["asks_encoder"] is True
+    assert (second["serves"], second["asks_encoder"]) == ("bulk", False)
+    assert (third["serves"], third["asks_encoder"]) == ("search", True)
 
 
 def test_there_are_enough_examples_and_they_fit():
@@ -175,7 +177,7 @@ def test_settings_reach_the_inverter(client, decode, served, encoder):
 def test_invert_answers_for_several_in_order(client, served, encoder):
     texts = [TEXT, "the cat eats the fish.", "rain"]
     told = client.post("/invert", json={"texts": texts, "strategy": "euler", "seed": 5}).json()
-    expected = served.invert(encoder.encode(texts), strategy="euler", seed=5)
+    expected = served.invert(encoder.encode(texts), strategy="euler", seed=5, steps=8)
     assert [item["text"] for item in told["results"]] == [item.text for item in expected]
     assert told["model"] == "inverter" and told["seed"] == 5
     vectors = encoder.encode(texts).tolist()
@@ -321,8 +323,16 @@ def test_a_large_body_is_refused_unread(serve):
         for _ in range(100):
             yield b" " * 100
 
-    headers = {"content-type": "application/json"}
-    refused(client.post("/decode", content=chunks(), headers=headers), 413)
+    headers = {"content-type": "application/json", "content-length": "900"}
+    answer = client.post("/decode", content=chunks(), headers=headers)
+    refused(answer, 413)
+    assert answer.headers["connection"] == "close", "the rest is not read"
+
+
+def test_a_body_in_chunks_is_refused_unread(client):
+    answer = client.post("/decode", content=iter([b"{}"]))
+    assert "Content-Length" in refused(answer, 411)["detail"]
+    assert answer.headers["connection"] == "close"
 
 
 def test_paths_and_methods_that_are_not_there(client):

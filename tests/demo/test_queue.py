@@ -27,9 +27,9 @@ class Heard(list):
             self.over.set()
 
 
-def job(plan=GREEDY, vectors=1):
+def job(plan=GREEDY, vectors=1, client="a"):
     heard = Heard()
-    return Job(plan, np.ones((vectors, 4), dtype=np.float32), 0, True, heard), heard
+    return Job(plan, np.ones((vectors, 4), dtype=np.float32), 0, True, heard, client), heard
 
 
 class Bench:
@@ -159,7 +159,7 @@ def test_a_fault_is_told_without_its_words_and_the_worker_lives_on(bench, caplog
     assert heard[-1][1]["status"] == 500
     assert "secret" not in str(heard[-1])
     (record,) = [r for r in caplog.records if r.levelno == logging.ERROR]
-    assert record.getMessage().startswith("tiny: ValueError in test_batching.py, line ")
+    assert record.getMessage().startswith("tiny: ValueError in test_queue.py, line ")
     assert "secret" not in caplog.text
     one.work = refused
     second, heard = job()
@@ -178,7 +178,7 @@ def test_an_abandoned_batch_ends_quietly(bench, caplog):
     one.work = abandoned
     first, heard = one.occupy()
     one.worker.leave(first)
-    assert one.worker.counts == (0, 0), "its slot is free before its batch knows"
+    assert one.worker.counts == (0, 1), "it runs until its batch knows"
     second, heard_second = job()
     one.worker.submit(second)
     one.go.release()

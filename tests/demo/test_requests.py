@@ -22,13 +22,13 @@ def stream(demo, send, receive):
     """Send a decoding's events; returns the job's worker."""
 
     async def answer():
-        asked = requests.decode(demo, DecodeRequest(text="the red dog sleeps."))
+        asked = requests.decode(demo, DecodeRequest(text="the red dog sleeps.", steps=12), SCOPE)
         response = EventStream(asked, demo.limits.seconds)
         async with asyncio.timeout(10):
             await response(SCOPE, receive, send)
 
     asyncio.run(answer())
-    return demo.models["inverter"].workers[False]
+    return demo.models["inverter"].workers["quick"]
 
 
 async def forever(message=None):
@@ -39,6 +39,7 @@ def test_a_client_that_does_not_read_is_cut_off(demo, monkeypatch, caplog):
     monkeypatch.setattr(requests, "_SLACK", 0.1)
     worker = stream(demo, forever, forever)
     assert "did not read its events in time" in caplog.text
+    assert worker.close(20), "its batch ends at the next step"
     assert worker.counts == (0, 0)
 
 
@@ -47,6 +48,7 @@ def test_a_client_that_was_gone_before_the_first_event_leaves_its_job(demo):
         return {"type": "http.disconnect"}
 
     worker = stream(demo, forever, gone)
+    assert worker.close(20)
     assert worker.counts == (0, 0)
     left = demo.metrics.registry.get_sample_value("unembed_abandoned_total", {"worker": "inverter"})
     assert left == 1

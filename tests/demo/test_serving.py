@@ -21,7 +21,7 @@ from .conftest import parse_events
 
 PAUSE = 0.2  # seconds of a step; 12 of them are a decoding
 TEXT = "the red dog sleeps."
-LONG = {"strategy": "euler", "steps": 100}  # takes 20 seconds if nobody leaves
+LONG = {"strategy": "euler", "steps": 60}  # takes 12 seconds if nobody leaves
 SOON = 5.0  # seconds, on a machine that is busy with other things
 
 
