@@ -24,21 +24,21 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
+from unembed.decoding.lazy import LazyDenoiser
+from unembed.evaluation.attacks import parse_attack
 
 from benchmarks.machine import alternate, matmul_rate, median_ratio, print_table
 from unembed.backends.cpu import PackedLinear, Vocabulary
 from unembed.backends.onnx import FILE
 from unembed.config import DataSection
 from unembed.data.pieces import cut_pieces
-from unembed.decoding import STRATEGIES, Canvas, find_strategy
-from unembed.decoding.lazy import LazyDenoiser
-from unembed.decoding.repetition import DEFAULT as REPETITION
-from unembed.decoding.repetition import Repetition
+from unembed.decoding import STRATEGIES, SequenceSpec, find_strategy
+from unembed.decoding.logits import DEFAULT as REPETITION
+from unembed.decoding.logits import Repetition
 from unembed.denoiser import Denoiser, DenoiserSizes
 from unembed.device import choose_compute
 from unembed.encoders.base import Encoder
 from unembed.encoders.sentence import load_encoder
-from unembed.evaluation.attacks import parse_attack
 from unembed.evaluation.metrics import token_accuracy, token_set_f1
 from unembed.files import read_texts
 from unembed.inverter import Inverter, as_unit_vectors, export_folder
@@ -62,22 +62,22 @@ STRATEGIES_TABLE = (
 )
 
 
-def plain_greedy(denoiser: Denoiser, vector: Tensor, canvas: Canvas) -> Tensor:
+def plain_greedy(denoiser: Denoiser, vector: Tensor, spec: SequenceSpec) -> Tensor:
     """Ids [L] of one vector [D], in the plainest way.
 
     It shares two rules with ours, without which the results could not be compared: what follows a
     settled end token is padding, and each occurrence of a token costs the same penalty.
     """
-    special = (canvas.mask_id, canvas.end_id, canvas.pad_id)
-    tokens = torch.full((1, canvas.length), canvas.mask_id)
-    for _ in range(canvas.length):
-        masked = tokens == canvas.mask_id
-        t = canvas.schedule.timestep(masked.float().mean(dim=1))
+    special = (spec.mask_id, spec.end_id, spec.pad_id)
+    tokens = torch.full((1, spec.length), spec.mask_id)
+    for _ in range(spec.length):
+        masked = tokens == spec.mask_id
+        t = spec.schedule.timestep(masked.float().mean(dim=1))
         logits = denoiser(tokens, vector[None], t)  # [1, L, V]
         for token in tokens[0].tolist():
             if token not in special:
                 logits[..., token] -= REPETITION
-        logits[..., canvas.mask_id] = -torch.inf
+        logits[..., spec.mask_id] = -torch.inf
         probabilities = logits.softmax(dim=-1)  # [1, L, V]
         best, guesses = probabilities.max(dim=-1)
         best = torch.where(masked, best, -1.0)
@@ -85,9 +85,9 @@ def plain_greedy(denoiser: Denoiser, vector: Tensor, canvas: Canvas) -> Tensor:
         if masked[0, place]:
             tokens[0, place] = guesses[0, place]
         ids = tokens[0].tolist()
-        if canvas.end_id in ids:
-            rest = tokens[0, ids.index(canvas.end_id) + 1 :]
-            rest[rest == canvas.mask_id] = canvas.pad_id or 0
+        if spec.end_id in ids:
+            rest = tokens[0, ids.index(spec.end_id) + 1 :]
+            rest[rest == spec.mask_id] = spec.pad_id or 0
     return tokens[0]
 
 
@@ -139,16 +139,16 @@ class CountingVocabulary(Vocabulary):
 
 def asked_of(inverter: Inverter, vectors: Tensor) -> Asked:
     """What vectors [N, D] decoded together in float32 ask for, one position a pass."""
-    canvas, denoiser, asked = inverter.canvas, inverter.denoiser, Asked()
+    spec, denoiser, asked = inverter.spec, inverter.denoiser, Asked()
 
     def counted(tokens: Tensor, embedding: Tensor, t: Tensor, where: Tensor) -> Tensor:
         asked.positions += int(where.sum())
         asked.passes += len(tokens)
-        return denoiser.features(tokens, embedding, t, where)
+        return denoiser.hidden_states(tokens, embedding, t, where)
 
     lazy = LazyDenoiser(counted, CountingVocabulary(denoiser, asked))
-    penalised = Repetition().wrap(lazy, canvas)
-    find_strategy("greedy")(penalised, vectors, canvas, steps=canvas.length, generators=[])
+    penalised = Repetition().wrap(lazy, spec)
+    find_strategy("greedy")(penalised, vectors, spec, steps=spec.length, generators=[])
     return asked
 
 
@@ -158,7 +158,7 @@ def compare_texts(sides: dict[str, Inverter], vectors: Tensor) -> None:
     texts = {name: side.invert(vectors) for name, side in sides.items()}
     same = []
     for row in range(16):
-        ids = plain_greedy(inverter.denoiser, vectors[row], inverter.canvas).tolist()
+        ids = plain_greedy(inverter.denoiser, vectors[row], inverter.spec).tolist()
         plainly = [ids[i] for i in inverter.tokenizer.content_positions(ids)]
         same.append(texts["ours"][row].token_ids == plainly)
     print(f"\n{torch.get_num_threads()} threads; texts with the same tokens:")
@@ -172,7 +172,7 @@ def compare_texts(sides: dict[str, Inverter], vectors: Tensor) -> None:
 def compare_speed(sides: dict[str, Inverter], vectors: NDArray[np.float32], rounds: int) -> None:
     """Texts a second at batch 1 and 64 beside the plain side, and the share of the rate."""
     inverter = sides["ours"]
-    canvas, denoiser = inverter.canvas, inverter.denoiser
+    spec, denoiser = inverter.spec, inverter.denoiser
     whole, rows = torch.from_numpy(vectors[:64]), []
     with torch.inference_mode():
         compare_texts(sides, whole)
@@ -181,7 +181,7 @@ def compare_speed(sides: dict[str, Inverter], vectors: NDArray[np.float32], roun
 
             def plain() -> None:
                 for row in range(PLAIN_TEXTS):
-                    plain_greedy(denoiser, whole[row], canvas)
+                    plain_greedy(denoiser, whole[row], spec)
 
             def ours(side: Inverter, count: int = count, batch: int = batch) -> None:
                 side.invert(vectors[:count], batch_size=batch)

@@ -93,15 +93,15 @@ def test_modulations_known_already_change_nothing(trained):
     where = torch.rand(tokens.shape, generator=torch.Generator().manual_seed(2)) < 0.5
     known = trained.modulations(embedding, t)
     assert [tuple(m.shape) for m in known] == [(3, 6 * 64)] * 2 + [(3, 2 * 64)]
-    expected = trained.features(tokens, embedding, t, where)
-    found = trained.features(tokens, -embedding, 1 - t, where, known)
+    expected = trained.hidden_states(tokens, embedding, t, where)
+    found = trained.hidden_states(tokens, -embedding, 1 - t, where, known)
     assert torch.equal(found, expected), "embedding and timestep are not asked again"
 
 
 def test_without_gradients_logits_are_float32_in_a_coarser_format_too(trained):
     tokens, embedding, t = inputs()
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        h = trained.features(tokens, embedding, t)
+        h = trained.hidden_states(tokens, embedding, t)
         found = trained(tokens, embedding, t)
     assert h.dtype == found.dtype == torch.float32
     with torch.no_grad():

@@ -296,10 +296,10 @@ class FirstGuess:
 
     needs_encoder = True
 
-    def __call__(self, denoiser, embedding, canvas, *, scorer, **options):
-        decoded = find_strategy("greedy")(denoiser, embedding, canvas, **options)
-        scorer(range(len(embedding)), decoded.tokens)
-        return replace(decoded, encoder_calls=scorer.calls)
+    def __call__(self, denoiser, embedding, spec, *, oracle, **options):
+        decoded = find_strategy("greedy")(denoiser, embedding, spec, **options)
+        oracle(range(len(embedding)), decoded.tokens)
+        return replace(decoded, encoder_calls=oracle.calls)
 
 
 def test_a_strategy_that_calls_the_encoder_gets_a_scorer(inverter, vectors, monkeypatch):

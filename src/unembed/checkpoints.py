@@ -1,9 +1,10 @@
-"""Weights on disk: safetensors in float16, bfloat16 or int8, in one file or in shards.
+"""An inverter's folder: configuration, tokenizer, weights, card, curves.
 
-int8 is weight-only and symmetric: each row of a matrix (each output of a linear layer, each token
-of a table) is stored as whole numbers from -127 to 127 with one float32 scale, under the matrix's
-name and that name with ``_scale`` after it. What is no matrix (biases, positions) is stored as
-float16 beside them. Everything becomes float32 again when it is loaded.
+Weights are safetensors in float16, bfloat16 or int8, in one file or in shards. int8 is weight-only
+and symmetric: each row of a matrix (each output of a linear layer, each token of a table) is stored
+as whole numbers from -127 to 127 with one float32 scale, under the matrix's name and that name with
+``_scale`` after it. What is no matrix (biases, positions) is stored as float16 beside them.
+Everything becomes float32 again when it is loaded.
 """
 
 from __future__ import annotations
@@ -13,8 +14,10 @@ import re
 import stat
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub import split_torch_state_dict_into_shards
@@ -22,8 +25,15 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from unembed.denoiser import Denoiser, DenoiserSizes
+from unembed.diffusion import make_schedule
+from unembed.encoders.base import EncoderIdentity
+from unembed.encoders.fingerprint import Fingerprint
 from unembed.errors import CheckpointError, ConfigError
+from unembed.tokenizer import TextTokenizer
 
+FORMAT, SCALED_OR_SHARDED = 1, 2  # a folder gets the lower number that can read it
+CONFIG, TOKENIZER, CARD, CURVES = "config.json", "tokenizer.json", "README.md", "curves.png"
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 FORMATS = {"float16": torch.float16, "bfloat16": torch.bfloat16, "int8": torch.int8}
@@ -66,6 +76,142 @@ class Storage:
         """The shard size in bytes; 0 if it is no size."""
         found = _SIZE.fullmatch(self.shard_size.strip().upper())
         return round(float(found[1]) * 1000 ** _UNITS.index(found[2])) if found else 0
+
+
+@dataclass
+class Checkpoint:
+    """What an inverter's folder holds.
+
+    Attributes:
+        denoiser: The network with its weights.
+        tokenizer: Of its vocabulary.
+        encoder: The encoder whose vectors it inverts.
+        diffusion: ``{"schedule": ..., "rate": ...}`` of its training.
+        trained: Facts about the training, for the record.
+        card: Model card, Markdown.
+        fingerprint: The encoder's vectors of the probe texts, where they are known.
+        storage: How the weights are written.
+        curves: Picture of the training (PNG), where there is one.
+    """
+
+    denoiser: Denoiser
+    tokenizer: TextTokenizer
+    encoder: EncoderIdentity
+    diffusion: dict[str, Any]
+    trained: dict[str, Any] = field(default_factory=dict)
+    card: str | None = None
+    fingerprint: Fingerprint | None = None
+    storage: Storage = field(default_factory=Storage)
+    curves: bytes | None = None
+
+
+def save_checkpoint(checkpoint: Checkpoint, folder: Path) -> None:
+    """Write weights, tokenizer, card, and last the configuration, without which nothing loads.
+
+    Raises:
+        CheckpointError: The weights do not fit the format, or the disk refused.
+    """
+    save_weights(checkpoint.denoiser.state_dict(), folder, checkpoint.storage)
+    plain = checkpoint.storage.number_format != "int8" and not (folder / INDEX).exists()
+    config = {
+        "format": FORMAT if plain else SCALED_OR_SHARDED,
+        "denoiser_sizes": checkpoint.denoiser.sizes.to_dict(),
+        "encoder_identity": checkpoint.encoder.to_dict(),
+        "token_ids": checkpoint.tokenizer.ids_to_dict(),
+        "diffusion_process": checkpoint.diffusion,
+        "training": checkpoint.trained,
+    }
+    if checkpoint.fingerprint is not None:
+        config["encoder_fingerprint"] = checkpoint.fingerprint.to_dict()
+    checkpoint.tokenizer.save(folder / TOKENIZER)
+    if checkpoint.card is not None:
+        (folder / CARD).write_text(checkpoint.card, encoding="utf-8")
+    if checkpoint.curves is not None:
+        (folder / CURVES).write_bytes(checkpoint.curves)
+    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def load_checkpoint(folder: Path) -> Checkpoint:
+    """Read an inverter's folder.
+
+    Raises:
+        CheckpointError: A file is missing or damaged, or the files do not fit together.
+    """
+    try:
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        if config.get("format") not in (FORMAT, SCALED_OR_SHARDED):
+            raise CheckpointError(
+                f"format {FORMAT} or {SCALED_OR_SHARDED} in {folder / CONFIG}",
+                str(config.get("format")),
+                "Upgrade unembed, or export the inverter again",
+            )
+        sizes = DenoiserSizes.from_dict(config["denoiser_sizes"])
+        encoder = EncoderIdentity.from_dict(config["encoder_identity"])
+        token_ids, diffusion = config["token_ids"], config["diffusion_process"]
+        _require_schedule(**diffusion)
+        stored = config.get("encoder_fingerprint")
+        fingerprint = None if stored is None else Fingerprint.from_dict(stored)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise CheckpointError(
+            f"an inverter's config.json in {folder}",
+            f"{type(error).__name__}: {error}",
+            "Copy the folder again",
+        ) from error
+    card, curves = folder / CARD, folder / CURVES
+    return Checkpoint(
+        denoiser=_load_denoiser(folder, sizes),
+        tokenizer=TextTokenizer.load(folder / TOKENIZER, token_ids),
+        encoder=encoder,
+        diffusion=diffusion,
+        trained=config.get("training") or {},
+        card=card.read_text(encoding="utf-8") if card.is_file() else None,
+        fingerprint=fingerprint,
+        storage=stored_as(folder),
+        curves=curves.read_bytes() if curves.is_file() else None,
+    )
+
+
+def _load_denoiser(folder: Path, sizes: DenoiserSizes) -> Denoiser:
+    weights = load_weights(folder)
+    try:
+        if sizes.layers > len(weights):  # building millions of them would take hours
+            raise RuntimeError(f"{sizes.layers} layers, but {len(weights)} tensors")
+        with torch.device("meta"):
+            denoiser = Denoiser(sizes)
+        denoiser.load_state_dict(weights, assign=True)
+    except RuntimeError as error:
+        raise CheckpointError(
+            f"weights that fit config.json in {folder}",
+            " ".join(str(error).split())[:300],
+            "Copy the files again",
+        ) from error
+    broken = next((name for name, w in weights.items() if not bool(w.isfinite().all())), None)
+    if broken is not None:
+        raise CheckpointError(
+            f"finite weights in {folder}", f"NaN or infinity in {broken}", "Copy the files again"
+        )
+    return denoiser
+
+
+def _require_schedule(schedule: str, rate: float) -> None:
+    make_schedule(schedule, rate)
+    if not 0 < rate < float("inf"):
+        raise ValueError(f"a rate of {rate}")
+
+
+def shipped_inverters() -> dict[str, Path]:
+    """The weights that come with the package, name → folder."""
+    folder = Path(str(resources.files("unembed") / "pretrained"))
+    return {path.parent.name: path.parent for path in sorted(folder.glob(f"*/{CONFIG}"))}
+
+
+def is_inverter(folder: Path) -> bool:
+    """Tell whether a folder has the configuration of an inverter, whatever else is in it."""
+    try:
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(config, dict) and "denoiser_sizes" in config
 
 
 def pack(state: Mapping[str, Tensor], number_format: str) -> dict[str, Tensor]:

@@ -1,18 +1,17 @@
-"""The denoiser: a bidirectional transformer that fills masked tokens, told only an embedding.
+"""The denoiser: a bidirectional transformer that predicts masked tokens from an embedding.
 
 Read it top to bottom: sizes, attention, block, network. The conditioning follows DiT (Peebles and
 Xie, 2023, arXiv 2212.09748, section 3.2, "adaLN-Zero"): the embedding and the timestep are added
 into one vector, and each block derives from it a shift, a scale and a gate for its two branches.
 The maps to those are zero at the start, so every block starts as the identity.
 
-Letters: B batch, L length, D embedding size, H hidden size, V vocabulary, M masked positions.
+Letters: B batch, L length, D embedding size, H hidden size, V vocabulary, M positions to predict.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -78,18 +77,6 @@ class DenoiserSizes:
         return sizes
 
 
-PRESETS: dict[str, DenoiserSizes] = {
-    "tiny": DenoiserSizes(30_522, 384, hidden=64, layers=2, heads=2, feed_forward=128),
-    "small": DenoiserSizes(30_522, 384, hidden=384, layers=4, heads=6, feed_forward=1536),
-    "reference": DenoiserSizes(30_522, 384),
-}
-
-
-def preset(name: str, **changes: int) -> DenoiserSizes:
-    """A named size with some fields changed (at least the vocabulary and embedding, usually)."""
-    return replace(PRESETS[name], **changes)
-
-
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     """Scale and shift x [B, L, H]: shift and scale [B, 1, H]."""
     return torch.addcmul(shift, x, 1 + scale)
@@ -130,21 +117,10 @@ class Block(nn.Module):
         self.down = nn.Linear(sizes.feed_forward, hidden)
         self.modulation = nn.Linear(hidden, 6 * hidden)
 
-    def forward(
-        self,
-        x: Tensor,
-        condition: Tensor,
-        index: Tensor | None = None,
-        modulation: Tensor | None = None,
-    ) -> Tensor:
-        """From x [B, L, H] and condition [B, H] to [B, L, H]; at flat indices [M] to [M, H].
-
-        The modulation [B, 6H] is derived from the condition unless it is known already.
-        """
+    def forward(self, x: Tensor, condition: Tensor, index: Tensor | None = None) -> Tensor:
+        """From x [B, L, H] and condition [B, H] to [B, L, H]; at flat indices [M] to [M, H]."""
         batch, length, hidden = x.shape
-        if modulation is None:
-            modulation = self.modulation(condition)
-        parts = modulation[:, None].chunk(6, dim=-1)  # 6 of [B, 1, H]
+        parts = self.modulation(condition)[:, None].chunk(6, dim=-1)  # 6 of [B, 1, H]
         shift_a, scale_a, gate_a, shift_f, scale_f, gate_f = parts
 
         h = modulate(self.norm_attention(x), shift_a, scale_a)  # [B, L, H]
@@ -163,7 +139,7 @@ class Block(nn.Module):
 
 
 class Denoiser(nn.Module):
-    """Masked tokens + embedding + timestep → logits at the positions asked for."""
+    """Masked tokens + embedding + timestep → logits at masked positions."""
 
     def __init__(self, sizes: DenoiserSizes) -> None:
         super().__init__()
@@ -202,69 +178,44 @@ class Denoiser(nn.Module):
                 nn.init.zeros_(parameter)
         nn.init.zeros_(self.embedding_shift.weight)
 
-    def condition(self, embedding: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """What a text's embedding [B, D] and timestep [B] tell the network.
-
-        Returns:
-            What each block derives its modulation from [B, H], and the shift and scale of the last
-            normalisation [B, 2H].
-        """
-        # A unit vector's components shrink with D; the MLP sees them at variance one.
-        scaled = embedding * self.sizes.embedding_dim**0.5  # [B, D]
-        condition = self.embedding_mlp(scaled) + self.timestep_mlp(timestep_features(t))
-        condition = F.silu(condition)  # [B, H]
-        shift, scale = self.modulation_out(condition).chunk(2, dim=-1)  # [B, H]
-        return condition, torch.cat([shift + self.embedding_shift(scaled), scale], dim=-1)
-
-    def modulations(self, embedding: Tensor, t: Tensor) -> list[Tensor]:
-        """All that follows from embedding and timestep: of each block [B, 6H], the last [B, 2H]."""
-        condition, last = self.condition(embedding, t)
-        return [*(block.get_submodule("modulation")(condition) for block in self.blocks), last]
-
-    def features(
-        self,
-        tokens: Tensor,
-        embedding: Tensor,
-        t: Tensor,
-        where: Tensor | None = None,
-        modulations: Sequence[Tensor] | None = None,
+    def hidden_states(
+        self, tokens: Tensor, embedding: Tensor, t: Tensor, positions: Tensor | None = None
     ) -> Tensor:
-        """What the output table is multiplied with.
+        """Compute what the output table is multiplied with.
 
         Args:
-            tokens: Ids [B, L], the mask token where undecided.
+            tokens: Ids [B, L], the mask token where masked.
             embedding: Unit vectors [B, D].
             t: Timesteps [B] in [0, 1]; 1 is all masked.
-            where: Positions wanted, as in `forward`.
-            modulations: Those of embedding and timestep, where they are known already.
+            positions: Positions to predict, as in `forward`.
 
         Returns:
             [B, L, H], or [M, H].
         """
-        of_blocks: Sequence[Tensor | None]
-        if modulations is None:
-            # Each block derives its own: a sharded one has its weights only while it runs
-            condition, last = self.condition(embedding, t)
-            of_blocks = [None] * len(self.blocks)
-        else:
-            *of_blocks, last = modulations
-            condition = last  # not read by a block that is told its modulation
+        # A unit vector's components shrink with D; the MLP sees them at variance one
+        scaled = embedding * self.sizes.embedding_dim**0.5  # [B, D]
+        condition = self.embedding_mlp(scaled) + self.timestep_mlp(timestep_features(t))
+        condition = F.silu(condition)  # [B, H]
+        index = positions
+        if positions is not None and positions.dtype == torch.bool:
+            index = positions.flatten().nonzero()[:, 0]  # [M]
+
         x = self.token_table(tokens) + self.positions[: tokens.shape[1]]  # [B, L, H]
-        if where is not None and where.dtype == torch.bool:
-            where = where.flatten().nonzero()[:, 0]
-        for block, modulation in zip(self.blocks[:-1], of_blocks[:-1], strict=True):
-            x = block(x, condition, None, modulation)
-        x = self.blocks[-1](x, condition, where, of_blocks[-1])  # [B, L, H] or [M, H]
-        shift, scale = last.chunk(2, dim=-1)  # [B, H]
-        if where is None:
-            return modulate(self.norm_out(x), shift[:, None], scale[:, None])
-        rows = where // tokens.shape[1]
+        for block in self.blocks[:-1]:
+            x = block(x, condition)
+        x = self.blocks[-1](x, condition, index)  # [B, L, H] or [M, H]
+
+        shift, scale = self.modulation_out(condition).chunk(2, dim=-1)  # [B, H]
+        shift = shift + self.embedding_shift(scaled)
+        rows = slice(None) if index is None else index // tokens.shape[1]
+        if index is None:
+            shift, scale = shift[:, None], scale[:, None]  # [B, 1, H]
         return modulate(self.norm_out(x), shift[rows], scale[rows])
 
     def forward(
-        self, tokens: Tensor, embedding: Tensor, t: Tensor, where: Tensor | None = None
+        self, tokens: Tensor, embedding: Tensor, t: Tensor, positions: Tensor | None = None
     ) -> Tensor:
-        """Logits at every position, or only at those asked for.
+        """Predict logits at every position, or at some.
 
         The vocabulary projection is the largest product of the network, so callers that need
         some positions should say which.
@@ -273,13 +224,13 @@ class Denoiser(nn.Module):
             tokens: Ids [B, L].
             embedding: Unit vectors [B, D].
             t: Timesteps [B].
-            where: Positions wanted, as a boolean [B, L] or as flat row-major indices [M]; all
-                when not given.
+            positions: Positions to predict, as a boolean [B, L] or as flat row-major indices [M];
+                all when not given.
 
         Returns:
-            [B, L, V], or [M, V] for the M positions wanted, in row-major order.
+            [B, L, V], or [M, V] for the M positions, in row-major order.
         """
-        h = self.features(tokens, embedding, t, where)  # [B, L, H] or [M, H]
+        h = self.hidden_states(tokens, embedding, t, positions)  # [B, L, H] or [M, H]
         if torch.is_grad_enabled() or h.device.type != "cpu":
             return F.linear(h, self.token_table.weight, self.output_bias)
         with torch.autocast("cpu", enabled=False):  # what is drawn from them should be no coarser

@@ -1,11 +1,9 @@
-"""Vectors → texts: the denoiser, its tokenizer and a decoding strategy, ready to use."""
+"""Vectors → texts: the denoiser, its tokenizer and a way to decode, ready to use."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -14,28 +12,29 @@ import torch
 from huggingface_hub import ModelCard, ModelHubMixin, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from numpy.typing import NDArray
+from torch import Tensor
 
-from unembed.backends.cpu import quickest
+from unembed.backends.cpu import fast_form
 from unembed.backends.onnx import FILE, OnnxDenoiser, export_onnx, onnx_is_here
-from unembed.checkpoints import INDEX, Storage, load_weights, save_weights, stored_as
-from unembed.decoding import Canvas, Decoded, find_strategy
-from unembed.decoding.guidance import Guidance
-from unembed.decoding.repetition import DEFAULT as REPETITION
-from unembed.decoding.repetition import Repetition
+from unembed.checkpoints import Checkpoint, load_checkpoint, save_checkpoint, shipped_inverters
+from unembed.decoding import Decoded, Decoding, SequenceSpec
+from unembed.decoding.logits import (
+    Guidance,
+    LogitsProcessor,
+    RepetitionPenalty,
+    with_processors,
+)
 from unembed.decoding.strategy import OnStep
-from unembed.denoiser import Denoiser, DenoiserSizes
+from unembed.denoiser import Denoiser
 from unembed.device import Compute, choose_compute
 from unembed.diffusion import DenoiserFn, make_schedule
 from unembed.encoders.base import Encoder, EncoderIdentity
 from unembed.encoders.fingerprint import Fingerprint
-from unembed.encoders.oracle import EncoderScorer
+from unembed.encoders.oracle import EncoderOracle
 from unembed.errors import CheckpointError, ConfigError, EmbeddingError
 from unembed.tokenizer import TextTokenizer
 
-FORMAT, SCALED_OR_SHARDED = 1, 2  # a folder gets the lower number that can read it
 DEFAULT = "minilm"
-CURVES = "curves.png"
-_CONFIG, _TOKENIZER, _CARD = "config.json", "tokenizer.json", "README.md"
 
 
 @dataclass(frozen=True)
@@ -45,10 +44,11 @@ class Inversion:
     Attributes:
         text: The text.
         token_ids: Its content tokens, up to the end token.
-        confidences: Probability the denoiser gave each of them when it was settled, 0 to 1.
+        confidences: Probability the denoiser gave each of them when it was unmasked, 0 to 1.
         passes: Denoiser passes spent.
         encoder_calls: Texts embedded on the way (0: the vector alone was used).
-        order: Pass, from 1, in which each token was settled for the last time.
+        order: Pass, from 1, in which each token was unmasked for the last time.
+        cosine: Of the text's embedding with the vector, where the strategy calls the encoder.
     """
 
     text: str
@@ -57,6 +57,7 @@ class Inversion:
     passes: int
     encoder_calls: int
     order: list[int] = field(default_factory=list)
+    cosine: float | None = None
 
 
 class Inverter(
@@ -101,19 +102,36 @@ class Inverter(
         card: str | None = None,
         fingerprint: Fingerprint | None = None,
     ) -> None:
-        self.denoiser = denoiser.eval()
-        self.tokenizer = tokenizer
-        self.encoder = encoder
-        self.diffusion = diffusion
-        self.trained = trained or {}
-        self.card = card
-        self.fingerprint = fingerprint
-        self.onnx: OnnxDenoiser | None = None
-        self.storage = Storage()
-        self.curves: bytes | None = None
-        self._proved: Encoder | None = None
-        self._quick: tuple[Any, DenoiserFn] | None = None
+        checkpoint = Checkpoint(
+            denoiser, tokenizer, encoder, diffusion, trained or {}, card, fingerprint
+        )
+        self._set_up(checkpoint)
+
+    def _set_up(self, checkpoint: Checkpoint) -> None:
+        self.denoiser = checkpoint.denoiser.eval()
+        self.tokenizer = checkpoint.tokenizer
+        self.encoder = checkpoint.encoder
+        self.diffusion = checkpoint.diffusion
+        self.trained = checkpoint.trained
+        self.card = checkpoint.card
+        self.fingerprint = checkpoint.fingerprint
+        self.storage = checkpoint.storage
+        self.curves = checkpoint.curves
         self.compute = choose_compute("cpu", "float32")
+        self._proved: Encoder | None = None
+        self._onnx: tuple[Any, OnnxDenoiser] | None = None  # the weights it was exported from
+        self._fast: tuple[Any, DenoiserFn] | None = None  # what it was made of
+
+    def __repr__(self) -> str:
+        """Say whose vectors it inverts, and up to which length."""
+        return (
+            f"Inverter({self.encoder.describe()}, up to {self.length - 1} tokens, "
+            f"{self.compute.describe()})"
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what cannot be copied and is made again when it is needed."""
+        return {**self.__dict__, "_fast": None, "_onnx": None, "_proved": None}
 
     @property
     def length(self) -> int:
@@ -121,11 +139,11 @@ class Inverter(
         return self.denoiser.sizes.length
 
     @property
-    def canvas(self) -> Canvas:
+    def spec(self) -> SequenceSpec:
         """What a strategy fills: length, special tokens, schedule."""
         ids = self.tokenizer
         schedule = make_schedule(self.diffusion["schedule"], self.diffusion["rate"])
-        return Canvas(self.length, ids.mask_id, schedule, ids.end_id, ids.pad_id)
+        return SequenceSpec(self.length, ids.mask_id, schedule, ids.end_id, ids.pad_id)
 
     def to(self, device: Compute | str, dtype: str | None = None) -> Inverter:
         """Move to a device (``"cuda"``, ``"cpu"``, ``"auto"``); returns itself.
@@ -160,44 +178,41 @@ class Inverter(
             self.fingerprint.require_same(encoder, "vectors")
             self._proved = encoder  # the probe texts are embedded once
 
+    # Inversion
+
     @torch.inference_mode()
-    def invert(  # noqa: PLR0913 - the front door; everything but the vectors has a default
+    def invert(
         self,
         embeddings: Any,
         *,
-        strategy: str = "greedy",
-        options: Mapping[str, Any] | None = None,
-        guidance: tuple[float, float] | None = None,
-        repetition: float = REPETITION,
+        decoding: Decoding | str | None = None,
         encoder: Encoder | None = None,
-        encoder_calls: int = 0,
-        steps: int | None = None,
-        batch_size: int = 64,
         seed: int = 0,
+        batch_size: int = 64,
         first_index: int = 0,
         draws: Sequence[tuple[int, int]] | None = None,
         on_step: OnStep | None = None,
+        before_pass: Callable[[], None] | None = None,
+        **settings: Any,
     ) -> list[Inversion]:
         """Recover the text behind each vector, from the vector alone unless an encoder is given.
 
         Args:
             embeddings: One vector [D] or many [N, D]: NumPy, torch or nested lists. They are
                 normalised to unit length.
-            strategy: A name of `unembed.decoding.STRATEGIES`.
-            options: Of the strategy, by name (docs/decoding.md).
-            guidance: Strength of classifier-free guidance at the first and at the last pass, say
-                (0, 1); none when not given. Each pass then runs the denoiser twice.
-            repetition: Nats taken off a token's logit for each time the text has it already; 0 is
-                the denoiser's own distribution.
+            decoding: How to decode: a `Decoding`, or the text of one (``"greedy:steps=16"``).
             encoder: The encoder that made the vectors, for a strategy that calls it.
-            encoder_calls: Texts that may be embedded for each vector.
-            steps: Denoiser passes per text; one per position when not given.
-            batch_size: Vectors decoded together; changes the speed, not the texts.
             seed: Of the strategies that sample; each vector draws from (seed, its index).
+            batch_size: Vectors decoded together; changes the speed, not the texts.
             first_index: Index of the first vector, for callers that hand over a part at a time.
             draws: For each vector the (seed, index) it draws from, in place of the two above: for
                 callers that put vectors of several calls together.
             on_step: Called after every pass of every batch.
+            before_pass: Called before every denoiser pass, those that are no step of their own
+                among them; what it raises ends the work.
+            **settings: In place of ``decoding`` the keywords of `Decoding.of`: ``strategy``,
+                ``steps``, ``guidance``, ``repetition``, ``encoder_calls`` and the strategy's
+                options, each by its name or all in a mapping ``options``.
 
         Returns:
             One result per vector, in order.
@@ -209,86 +224,92 @@ class Inverter(
             ConfigError: An unknown strategy or option, a number out of range, or a strategy that
                 calls the encoder without an encoder or without calls.
         """
+        decoding = as_decoding(decoding, settings)
+        decoding.check(has_encoder=encoder is not None)
+        _require_whole(seed=(seed, 0), batch_size=(batch_size, 1), first_index=(first_index, 0))
         vectors = as_unit_vectors(embeddings, self.encoder.dimension)
-        decode = find_strategy(strategy, **(options or {}))
-        steps = self.length if steps is None else steps
-        for name, value in (("steps", steps), ("batch_size", batch_size)):
-            if value < 1:
-                raise ConfigError(f"{name} of at least 1", str(value), f"Correct {name}")
-        denoiser = self._prepared(guidance, repetition)
-        if decode.needs_encoder:
-            self._require_calls(strategy, encoder, encoder_calls)
+        calls_encoder = decoding.strategy.needs_encoder and encoder is not None
+        if calls_encoder and encoder is not None:
+            self.require_encoder(encoder)
         if draws is None:
             draws = [(seed, first_index + row) for row in range(len(vectors))]
+        denoiser = self._processed(decoding)
+        if before_pass is not None:
+            denoiser = _watched(denoiser, before_pass)
         results: list[Inversion] = []
         for start in range(0, len(vectors), batch_size):
             part = vectors[start : start + batch_size]
             seeds = [_mix(*draw) for draw in draws[start : start + batch_size]]
-            scorer = None
-            if decode.needs_encoder and encoder is not None:
-                scorer = EncoderScorer(encoder, self.tokenizer, part, encoder_calls)
+            oracle = None
+            if calls_encoder and encoder is not None:
+                oracle = EncoderOracle(encoder, self.tokenizer, part, decoding.encoder_calls)
             with self.compute.autocast():
-                decoded = decode(
+                decoded = decoding.strategy(
                     denoiser,
                     torch.from_numpy(part).to(self.compute.device),
-                    self.canvas,
-                    steps=steps,
+                    self.spec,
+                    steps=decoding.steps,
                     generators=[torch.Generator().manual_seed(k) for k in seeds],
                     on_step=on_step,
-                    scorer=scorer,
+                    oracle=oracle,
                 )
-            if guidance is not None:
+            if decoding.guidance is not None:
                 decoded = replace(decoded, passes=2 * decoded.passes)
             results.extend(self._inversions(decoded))
         return results
 
-    def _require_calls(self, strategy: str, encoder: Encoder | None, calls: int) -> None:
-        found = "no encoder" if encoder is None else f"{calls} encoder calls"
-        if encoder is None or calls < 1:
-            raise ConfigError(
-                f"an encoder and at least 1 encoder call for the strategy {strategy}",
-                found,
-                "Allow calls (--encoder-calls), or choose a strategy that needs the vector only",
-            )
-        self.require_encoder(encoder)
+    def warm_up(self) -> None:
+        """Put the network into its fast form now, before several threads ask for it at once."""
+        self._fast_denoiser()
 
-    def _prepared(self, guidance: tuple[float, float] | None, repetition: float) -> DenoiserFn:
-        """The network in its quickest form here, guided and kept from repeating itself."""
-        denoiser = self._quickest()
-        if guidance is not None:
-            denoiser = Guidance(*guidance).wrap(denoiser, self.canvas.schedule)
-        return Repetition(repetition).wrap(denoiser, self.canvas)
+    def _processed(self, decoding: Decoding) -> DenoiserFn:
+        """The network in its fast form, with what a decoding does to its logits."""
+        denoiser = self._fast_denoiser()
+        processors: list[LogitsProcessor] = []
+        if decoding.guidance is not None:
+            processors.append(Guidance(denoiser, self.spec, *decoding.guidance))
+        if decoding.repetition_penalty > 0.0:
+            processors.append(RepetitionPenalty(self.spec, decoding.repetition_penalty))
+        return with_processors(denoiser, processors)
 
-    def _quickest(self) -> DenoiserFn:
+    def _fast_denoiser(self) -> DenoiserFn:
         """The network as it decodes quickest; made again when it or its weights are others."""
-        denoiser: Any = self.denoiser
-        if self.onnx is not None and self.compute == choose_compute("cpu", "float32"):
-            return self.onnx
-        if not isinstance(denoiser, Denoiser):  # whatever else was put in its place
-            stand_in: DenoiserFn = denoiser
-            return stand_in
-        weights = [(p.data_ptr(), p._version) for p in denoiser.parameters()]
-        made_of = (denoiser, self.compute, weights)
-        if self._quick is None or self._quick[0] != made_of:
-            self._quick = made_of, quickest(denoiser, self.compute, self.canvas.schedule)
-        return self._quick[1]
+        network: Any = self.denoiser
+        if not isinstance(network, Denoiser):  # whatever else was put in its place
+            substitute: DenoiserFn = network
+            return substitute
+        weights = [(p.data_ptr(), p._version) for p in self.denoiser.parameters()]
+        if self._onnx is not None and self.compute == choose_compute("cpu", "float32"):
+            source, session = self._onnx
+            if source == (self.denoiser, weights):
+                return session
+        recipe = (self.denoiser, self.compute, weights)
+        if self._fast is None or self._fast[0] != recipe:
+            self._fast = recipe, fast_form(self.denoiser, self.compute)
+        return self._fast[1]
 
     def _inversions(self, decoded: Decoded) -> list[Inversion]:
         rows = decoded.tokens.tolist()
-        found = []
-        for text, row, sure, passes, calls, order in zip(
+        cosines: Sequence[float | None] = [None] * len(rows)
+        if decoded.cosines is not None:
+            cosines = decoded.cosines.tolist()
+        inversions = []
+        for text, row, sure, passes, calls, order, cosine in zip(
             self.tokenizer.decode(rows),
             rows,
             decoded.confidences.tolist(),
             decoded.passes.tolist(),
             decoded.encoder_calls.tolist(),
             decoded.order.tolist(),
+            cosines,
             strict=True,
         ):
-            kept = self.tokenizer.content_positions(row)
-            ids, confidences, turns = ([x[i] for i in kept] for x in (row, sure, order))
-            found.append(Inversion(text, ids, confidences, passes, calls, turns))
-        return found
+            content = self.tokenizer.content_positions(row)
+            ids, confidences, turns = ([x[i] for i in content] for x in (row, sure, order))
+            inversions.append(Inversion(text, ids, confidences, passes, calls, turns, cosine))
+        return inversions
+
+    # Loading and saving
 
     @classmethod
     def from_pretrained(
@@ -298,7 +319,7 @@ class Inverter(
 
         Args:
             pretrained_model_name_or_path: ``minilm`` (ships with the package), a folder, or a Hub
-                repository.
+                repository. A folder of a shipped name is ``./minilm``.
             **kwargs: ``revision``, ``token``, ``cache_dir``, ``local_files_only`` and
                 ``force_download`` of `huggingface_hub`.
 
@@ -306,18 +327,18 @@ class Inverter(
             CheckpointError: Nothing there, or the files are damaged or do not fit together.
         """
         where, shipped = str(pretrained_model_name_or_path), shipped_inverters()
-        if not Path(where).is_dir() and where in shipped:
-            where = str(shipped[where])
+        if isinstance(pretrained_model_name_or_path, str) and where in shipped:
+            return _load(shipped[where])
         expected = (
             f"an inverter: a shipped one ({', '.join(shipped) or 'none'}), a folder or a Hub "
             "repository (owner/name)"
         )
         if Path(where).is_dir():
             return _load(Path(where))
-        if "/" not in where or Path(where).exists():  # a file's path is not sent to the Hub
-            found = f"the file {where}" if Path(where).exists() else repr(where)
+        if Path(where).exists() or not _may_be_a_repository(where):
+            there = f"the file {where}" if Path(where).exists() else f"no folder {where}"
             raise CheckpointError(
-                expected, found, "Train one with `unembed train`, or pass --checkpoint"
+                expected, there, "Train one with `unembed train`, or pass --checkpoint"
             )
         try:
             return super().from_pretrained(where, **kwargs)
@@ -333,29 +354,23 @@ class Inverter(
         return _load(Path(snapshot_download(model_id, **kwargs)))
 
     def _save_pretrained(self, save_directory: Path) -> None:
-        """Weights, tokenizer, card, and last the configuration, without which nothing loads."""
-        save_weights(self.denoiser.state_dict(), save_directory, self.storage)
-        plain = self.storage.number_format != "int8" and not (save_directory / INDEX).exists()
-        config = {
-            "format": FORMAT if plain else SCALED_OR_SHARDED,
-            "denoiser_sizes": self.denoiser.sizes.to_dict(),
-            "encoder_identity": self.encoder.to_dict(),
-            "token_ids": self.tokenizer.ids_to_dict(),
-            "diffusion_process": self.diffusion,
-            "training": self.trained,
-        }
-        if self.fingerprint is not None:
-            config["encoder_fingerprint"] = self.fingerprint.to_dict()
-        self.tokenizer.save(save_directory / _TOKENIZER)
-        if self.card is not None:
-            (save_directory / _CARD).write_text(self.card, encoding="utf-8")
-        if self.curves is not None:
-            (save_directory / CURVES).write_bytes(self.curves)
-        text = json.dumps(config, indent=2) + "\n"
-        (save_directory / _CONFIG).write_text(text, encoding="utf-8")
+        save_checkpoint(
+            Checkpoint(
+                self.denoiser,
+                self.tokenizer,
+                self.encoder,
+                self.diffusion,
+                self.trained,
+                self.card,
+                self.fingerprint,
+                self.storage,
+                self.curves,
+            ),
+            save_directory,
+        )
 
     def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
-        """The card given at construction, or a short one from the facts at hand."""
+        """Return the card given at construction, or a short one from the facts at hand."""
         if self.card is not None:
             return ModelCard(self.card)
         return ModelCard(
@@ -363,6 +378,32 @@ class Inverter(
             f"# Inverter for {self.encoder.name}\n\nRecovers text from embeddings of "
             f"{self.encoder.describe()}, at most {self.length - 1} tokens.\n"
         )
+
+
+def as_decoding(decoding: Decoding | str | None, settings: dict[str, Any]) -> Decoding:
+    """Read a `Decoding` from whatever a caller says in its place.
+
+    Args:
+        decoding: One, its text, or None for the keywords.
+        settings: Keywords of `Decoding.of`, the strategy's options also in ``options``.
+
+    Raises:
+        ConfigError: Both, or no valid decoding.
+    """
+    if decoding is None:
+        plain = {key: value for key, value in settings.items() if key != "options"}
+        return Decoding.of(**plain, **(settings.get("options") or {}))
+    if settings:
+        raise ConfigError(
+            "either decoding or its keywords", f"both, {', '.join(settings)}", "Leave one out"
+        )
+    if isinstance(decoding, Decoding):
+        return decoding
+    if isinstance(decoding, str):
+        return Decoding.parse(decoding)
+    raise ConfigError(
+        "a Decoding, or the text of one", type(decoding).__name__, "Pass decoding='greedy:steps=8'"
+    )
 
 
 def export_folder(folder: Path, out: Path) -> None:
@@ -376,22 +417,23 @@ def export_folder(folder: Path, out: Path) -> None:
         CheckpointError: Not an inverter's folder, or the file cannot be written.
         ConfigError: The extra is not installed.
     """
-    export_onnx(_load(folder).denoiser, folder, out)
+    export_onnx(load_checkpoint(folder).denoiser, folder, out)
 
 
-def shipped_inverters() -> dict[str, Path]:
-    """The weights that come with the package, name → folder."""
-    folder = Path(str(resources.files("unembed") / "pretrained"))
-    return {path.parent.name: path.parent for path in sorted(folder.glob(f"*/{_CONFIG}"))}
+def _load(folder: Path) -> Inverter:
+    checkpoint = load_checkpoint(folder)
+    inverter = Inverter.__new__(Inverter)
+    inverter._set_up(checkpoint)
+    if (folder / FILE).is_file() and onnx_is_here():
+        weights = [(p.data_ptr(), p._version) for p in inverter.denoiser.parameters()]
+        inverter._onnx = (inverter.denoiser, weights), OnnxDenoiser(folder / FILE)
+    return inverter
 
 
-def is_inverter(folder: Path) -> bool:
-    """Whether a folder has the configuration of an inverter, whatever else is in it."""
-    try:
-        config = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return isinstance(config, dict) and "denoiser_sizes" in config
+def _may_be_a_repository(name: str) -> bool:
+    """Tell whether a name has the form owner/name; a path is not sent to the Hub."""
+    owner, slash, rest = name.partition("/")
+    return bool(slash and owner and rest) and "/" not in rest and not owner.startswith((".", "~"))
 
 
 def as_unit_vectors(embeddings: Any, dimension: int) -> NDArray[np.float32]:
@@ -426,60 +468,24 @@ def as_unit_vectors(embeddings: Any, dimension: int) -> NDArray[np.float32]:
     return unit
 
 
-def _load(folder: Path) -> Inverter:
-    try:
-        config = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
-        if config.get("format") not in (FORMAT, SCALED_OR_SHARDED):
-            raise CheckpointError(
-                f"format {FORMAT} or {SCALED_OR_SHARDED} in {folder / _CONFIG}",
-                str(config.get("format")),
-                "Upgrade unembed, or export the inverter again",
+def _require_whole(**values: tuple[Any, int]) -> None:
+    for name, (value, low) in values.items():
+        whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+        if not whole or value < low:
+            raise ConfigError(
+                f"{name} as a whole number of at least {low}", repr(value), f"Correct {name}"
             )
-        sizes = DenoiserSizes.from_dict(config["denoiser_sizes"])
-        encoder = EncoderIdentity.from_dict(config["encoder_identity"])
-        token_ids, diffusion = config["token_ids"], config["diffusion_process"]
-        _require_schedule(**diffusion)
-        kept = config.get("encoder_fingerprint")
-        fingerprint = None if kept is None else Fingerprint.from_dict(kept)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(
-            f"an inverter's config.json in {folder}",
-            f"{type(error).__name__}: {error}",
-            "Copy the folder again",
-        ) from error
-    tokenizer = TextTokenizer.load(folder / _TOKENIZER, token_ids)
-    weights = load_weights(folder)
-    try:
-        if sizes.layers > len(weights):  # building millions of them would take hours
-            raise RuntimeError(f"{sizes.layers} layers, but {len(weights)} tensors")
-        with torch.device("meta"):
-            denoiser = Denoiser(sizes)
-        denoiser.load_state_dict(weights, assign=True)
-    except RuntimeError as error:
-        raise CheckpointError(
-            f"weights that fit config.json in {folder}",
-            " ".join(str(error).split())[:300],
-            "Copy the files again",
-        ) from error
-    card, curves = folder / _CARD, folder / CURVES
-    text = card.read_text(encoding="utf-8") if card.is_file() else None
-    inverter = Inverter(
-        denoiser, tokenizer, encoder, diffusion, config.get("training"), text, fingerprint
-    )
-    inverter.storage = stored_as(folder)
-    inverter.curves = curves.read_bytes() if curves.is_file() else None
-    if (folder / FILE).is_file() and onnx_is_here():
-        inverter.onnx = OnnxDenoiser(folder / FILE)
-    return inverter
 
 
-def _require_schedule(schedule: str, rate: float) -> None:
-    make_schedule(schedule, rate)
-    if not 0 < rate < float("inf"):
-        raise ValueError(f"a rate of {rate}")
+def _watched(denoiser: DenoiserFn, before_pass: Callable[[], None]) -> DenoiserFn:
+    def watched(tokens: Tensor, embedding: Tensor, t: Tensor, positions: Tensor) -> Tensor:
+        before_pass()
+        return denoiser(tokens, embedding, t, positions)
+
+    return watched
 
 
 def _mix(seed: int, index: int) -> int:
-    """A generator seed for one vector of a call."""
+    """Make a generator's seed for one vector of a call."""
     words: Sequence[int] = np.random.SeedSequence([seed, index]).generate_state(2).tolist()
     return words[0] << 31 | words[1] >> 1

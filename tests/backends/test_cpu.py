@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 import torch.nn.functional as F
+from unembed.decoding.lazy import LazyDenoiser
 
 import unembed.backends.cpu
 from unembed.backends.cpu import (
@@ -13,7 +14,6 @@ from unembed.backends.cpu import (
     in_format,
     quickest,
 )
-from unembed.decoding.lazy import LazyDenoiser
 from unembed.denoiser import Denoiser, preset
 from unembed.device import Compute
 from unembed.diffusion import LogLinear
@@ -45,7 +45,7 @@ def test_in_float32_it_says_what_the_denoiser_says(denoiser):
     form = quickest(denoiser, Compute(CPU, torch.float32), LogLinear())
     assert isinstance(form, LazyDenoiser)
     torch.testing.assert_close(form(*given()), expected, rtol=1e-4, atol=1e-3)
-    h = form.features(*given())
+    h = form.hidden_states(*given())
     tokens = torch.randint(0, 3000, (len(h), 4), generator=torch.Generator().manual_seed(2))
     some = form.vocabulary.of(tokens, h)
     torch.testing.assert_close(some, expected.gather(1, tokens), rtol=1e-4, atol=1e-3)
@@ -58,7 +58,7 @@ def test_in_a_coarse_format_its_likeliest_logits_are_exact(denoiser, monkeypatch
     form = quickest(denoiser, Compute(CPU, torch.bfloat16), LogLinear())
     assert isinstance(form, LazyDenoiser)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        h = form.features(*given()).float()
+        h = form.hidden_states(*given()).float()
         exact = form.vocabulary.logits(h)
         assert exact.dtype == torch.float32
         tokens = exact.topk(3).indices
@@ -100,7 +100,7 @@ def test_a_text_alone_has_its_modulations_worked_out_once(denoiser, monkeypatch)
     )
 
     def same(*now: torch.Tensor) -> None:
-        expected = denoiser.features(*now)
+        expected = denoiser.hidden_states(*now)
         torch.testing.assert_close(features(*now), expected, rtol=1e-4, atol=1e-3)
 
     def at(row: int, masked: int) -> tuple[torch.Tensor, ...]:

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from unembed.decoding import Canvas
+from unembed.decoding import SequenceSpec
 from unembed.decoding.best_of import BestOf
 from unembed.decoding.guided_search.search import GuidedSearch
 from unembed.diffusion import make_schedule
@@ -55,16 +55,16 @@ class CountingScorer:
         return torch.tensor([len(seen) for seen in self.seen])
 
 
-def canvas_of(inverter: Inverter, end: bool = True) -> Canvas:
+def canvas_of(inverter: Inverter, end: bool = True) -> SequenceSpec:
     ids = inverter.tokenizer
     schedule = make_schedule(inverter.diffusion["schedule"], inverter.diffusion["rate"])
     special = (ids.end_id, ids.pad_id) if end else (None, None)
-    return Canvas(inverter.length, ids.mask_id, schedule, *special)
+    return SequenceSpec(inverter.length, ids.mask_id, schedule, *special)
 
 
 def decode(strategy, inverter, encoder, targets, budget, *, seed=0, end=True, on_step=None):
-    """The result and the scorer of one run; each vector's generator is seeded by the vector."""
-    scorer = CountingScorer(encoder, targets, budget)
+    """The result and the oracle of one run; each vector's generator is seeded by the vector."""
+    oracle = CountingScorer(encoder, targets, budget)
     seeds = [seed + int(abs(vector[0]) * 1e6) for vector in targets]
     with torch.inference_mode():
         found = strategy(
@@ -74,9 +74,9 @@ def decode(strategy, inverter, encoder, targets, budget, *, seed=0, end=True, on
             steps=4,
             generators=[torch.Generator().manual_seed(s) for s in seeds],
             on_step=on_step,
-            scorer=scorer,
+            oracle=oracle,
         )
-    return found, scorer
+    return found, oracle
 
 
 def out_of_reach(count, dimension=32, seed=0):
@@ -93,26 +93,26 @@ def strategy(request):
 @pytest.mark.parametrize("budget", [1, 4, 23])
 def test_guided_search_spends_its_budget_to_the_last_call(inverter, encoder, budget):
     strategy = STRATEGIES["guided-search"]
-    found, scorer = decode(strategy, inverter, encoder, out_of_reach(3), budget)
-    assert found.encoder_calls.tolist() == scorer.calls.tolist() == [budget] * 3
+    found, oracle = decode(strategy, inverter, encoder, out_of_reach(3), budget)
+    assert found.encoder_calls.tolist() == oracle.calls.tolist() == [budget] * 3
 
 
 @pytest.mark.parametrize(("samples", "budget"), [(1, 9), (5, 9), (30, 9)])
 def test_best_of_calls_once_for_each_different_sample(inverter, encoder, samples, budget):
     strategy = BestOf(samples=samples, temperature=3.0)
-    found, scorer = decode(strategy, inverter, encoder, out_of_reach(3), budget)
-    assert found.encoder_calls.tolist() == scorer.calls.tolist() == [min(samples, budget)] * 3
+    found, oracle = decode(strategy, inverter, encoder, out_of_reach(3), budget)
+    assert found.encoder_calls.tolist() == oracle.calls.tolist() == [min(samples, budget)] * 3
 
 
 def test_the_nearest_text_is_kept_and_it_only_gets_nearer(strategy, inverter, encoder):
     targets, steps = encoder.encode(TEXTS), []
-    found, scorer = decode(strategy, inverter, encoder, targets, 40, on_step=steps.append)
+    found, oracle = decode(strategy, inverter, encoder, targets, 40, on_step=steps.append)
     texts = inverter.tokenizer.decode(found.tokens.tolist())
-    for text, seen, last in zip(texts, scorer.seen, steps[-1].cosines.tolist(), strict=True):
+    for text, seen, last in zip(texts, oracle.seen, steps[-1].cosines.tolist(), strict=True):
         assert seen[text] == max(seen.values()) == pytest.approx(last)
     cosines = torch.stack([step.cosines for step in steps])
     assert (cosines.diff(dim=0) >= 0).all()
-    start = [next(iter(seen.values())) for seen in scorer.seen]  # greedy comes first
+    start = [next(iter(seen.values())) for seen in oracle.seen]  # greedy comes first
     assert (cosines[-1] >= torch.tensor(start)).all()
     assert cosines[-1].mean() > np.mean(start) + 0.02
 
@@ -174,8 +174,8 @@ def test_guided_search_makes_more_of_its_calls_than_sampling(inverter, encoder):
     targets, cosines = encoder.encode(TEXTS), {}
     plans = {"greedy": BestOf(samples=1), "best": BestOf(samples=120), "guided": GuidedSearch()}
     for name, strategy in plans.items():
-        _, scorer = decode(strategy, inverter, encoder, targets, 120)
-        cosines[name] = np.mean([max(seen.values()) for seen in scorer.seen])
+        _, oracle = decode(strategy, inverter, encoder, targets, 120)
+        cosines[name] = np.mean([max(seen.values()) for seen in oracle.seen])
     assert cosines["greedy"] <= cosines["best"] < cosines["guided"] - 0.1
 
 
@@ -183,19 +183,19 @@ def test_guided_search_makes_more_of_its_calls_than_sampling(inverter, encoder):
 @given(length=st.integers(1, 6), budget=st.integers(1, 8), end=st.booleans())
 def test_any_length_and_budget_with_and_without_an_end(inverter, encoder, length, budget, end):
     whole = canvas_of(inverter, end)
-    canvas = Canvas(length, whole.mask_id, whole.schedule, whole.end_id, whole.pad_id)
+    spec = SequenceSpec(length, whole.mask_id, whole.schedule, whole.end_id, whole.pad_id)
     targets = out_of_reach(2, seed=length)
-    scorer = CountingScorer(encoder, targets, budget)
+    oracle = CountingScorer(encoder, targets, budget)
     found = STRATEGIES["guided-search"](
         inverter.denoiser,
         torch.from_numpy(targets),
-        canvas,
+        spec,
         steps=3,
         generators=[torch.Generator().manual_seed(k) for k in range(2)],
-        scorer=scorer,
+        oracle=oracle,
     )
     assert found.tokens.shape == (2, length)
-    assert not (found.tokens == canvas.mask_id).any()
+    assert not (found.tokens == spec.mask_id).any()
     assert (found.encoder_calls <= budget).all()
 
 

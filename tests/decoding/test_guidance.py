@@ -1,9 +1,9 @@
 import pytest
 import torch
 
-from unembed.decoding import Canvas
-from unembed.decoding.guidance import Guidance
-from unembed.decoding.sequential import Greedy
+from unembed.decoding import SequenceSpec
+from unembed.decoding.logits import Guidance
+from unembed.decoding.sequential import Sequential
 from unembed.diffusion import Linear
 from unembed.errors import ConfigError
 
@@ -38,8 +38,8 @@ def test_no_strength_is_no_guidance():
 
 def test_a_strategy_takes_a_guided_denoiser():
     guided = Guidance(0.0, 2.0).wrap(plain, Linear())
-    canvas = Canvas(3, MASK, Linear())
-    decoded = Greedy()(guided, asked()[1], canvas, steps=3)
+    spec = SequenceSpec(3, MASK, Linear())
+    decoded = Sequential()(guided, asked()[1], spec, steps=3)
     assert decoded.tokens.tolist() == [[3, 3, 3]] * 2
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from unembed.decoding.likeliest import most_probable, where_largest
+from unembed.decoding.logits import most_probable, where_largest
 
 
 @pytest.mark.parametrize("columns", [9, 64, 400, 2500])

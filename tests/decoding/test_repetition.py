@@ -2,6 +2,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from unembed.decoding.lazy import LazyDenoiser
 
 from tests.decoding.test_strategies import (
     END,
@@ -14,9 +15,8 @@ from tests.decoding.test_strategies import (
     run,
 )
 from unembed.decoding import find_strategy
-from unembed.decoding.lazy import LazyDenoiser
-from unembed.decoding.repetition import Repetition
-from unembed.decoding.state import said_before
+from unembed.decoding.logits import Repetition
+from unembed.decoding.state import duplicate_tokens
 from unembed.errors import ConfigError
 
 
@@ -42,11 +42,11 @@ def test_each_occurrence_of_a_token_costs_the_penalty():
 
 
 def test_penalties_add_up():
-    tokens, canvas = torch.tensor([[5, 3, MASK, MASK]]), canvas_of(4)
+    tokens, spec = torch.tensor([[5, 3, MASK, MASK]]), canvas_of(4)
     given = tokens, torch.zeros(1, 3), None, tokens == MASK
     lazy = LazyDenoiser(lambda *given: torch.zeros(2, 4), Zeros())
     for denoiser in (flat, lazy):
-        twice = Repetition(1.0).wrap(Repetition(2.0).wrap(denoiser, canvas), canvas)
+        twice = Repetition(1.0).wrap(Repetition(2.0).wrap(denoiser, spec), spec)
         assert twice(*given)[0, [3, 5]].tolist() == [-3.0, -3.0]
     some = twice.penalty.of_some(tokens[[0, 0]], torch.zeros(2, 2), torch.tensor([[5, 6], [6, 3]]))
     assert some.tolist() == [[-3.0, 0.0], [0.0, -3.0]]
@@ -69,10 +69,10 @@ def test_every_strategy_keeps_its_promises_with_a_penalty(name, options, data):
     length = data.draw(st.integers(1, 8), "length")
     penalty = data.draw(st.floats(0.0, 20.0), "penalty")
     rows = data.draw(st.permutations(range(4)), "rows")[: data.draw(st.integers(1, 4), "batch")]
-    strategy, canvas = find_strategy(name, **options), canvas_of(length)
+    strategy, spec = find_strategy(name, **options), canvas_of(length)
 
     def decode(rows):
-        denoiser = Repetition(penalty).wrap(WordDenoiser(length), canvas)
+        denoiser = Repetition(penalty).wrap(WordDenoiser(length), spec)
         return run(strategy, length, 4, 5, denoiser=denoiser, rows=rows)
 
     whole, part = decode(range(4)), decode(rows)
@@ -81,8 +81,8 @@ def test_every_strategy_keeps_its_promises_with_a_penalty(name, options, data):
 
 
 def test_a_high_penalty_says_nothing_twice():
-    canvas = canvas_of(5)
-    denoiser = Repetition(50.0).wrap(WordDenoiser(5), canvas)
+    spec = canvas_of(5)
+    denoiser = Repetition(50.0).wrap(WordDenoiser(5), spec)
     for row in run(find_strategy("greedy"), 5, 6, 5, denoiser=denoiser).tokens.tolist():
         words = [token for token in row if token not in (END, PAD)]
         assert len(set(words)) == len(words)
@@ -92,7 +92,7 @@ def test_of_equal_tokens_the_surest_comes_first():
     tokens = torch.tensor([[7, 7, 6, 7], [7, 7, 7, 6]])
     sureness = torch.tensor([[0.2, 0.9, 0.5, 0.3], [0.4, 0.4, 0.9, 0.1]])
     masked = torch.tensor([[True, True, True, True], [True, True, False, True]])
-    assert said_before(tokens, sureness, masked).tolist() == [
+    assert duplicate_tokens(tokens, sureness, masked).tolist() == [
         [True, False, False, True],
         [False, True, False, False],  # the first of equals; what is not masked has no say
     ]

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from unembed.decoding import Canvas
+from unembed.decoding import SequenceSpec
 from unembed.decoding.euler import Euler, EulerRemask
-from unembed.decoding.sampling import nucleus_floor, sample, uniforms
+from unembed.decoding.logits import nucleus_floor, sample, uniforms
 from unembed.decoding.two_stage import TwoStage
 from unembed.diffusion import Linear, LogLinear
 
@@ -101,7 +101,7 @@ def decode(strategy, schedule, steps, batch=400, length=8, denoiser=None, shown=
     return strategy(
         denoiser or Uniform(),
         torch.zeros(batch, 2),
-        Canvas(length, MASK, schedule),
+        SequenceSpec(length, MASK, schedule),
         steps=steps,
         generators=[torch.Generator().manual_seed(row) for row in range(batch)],
         on_step=None if shown is None else shown.append,

@@ -1,15 +1,14 @@
-"""Greedy, entropy-bounded and length search beyond what every strategy promises."""
+"""Sequential, entropy-bounded and length search beyond what every strategy promises."""
 
 import pytest
 import torch
 
 from unembed.backends.cpu import quickest
-from unembed.decoding import Canvas
+from unembed.decoding import SequenceSpec
 from unembed.decoding.entropy_bounded import EntropyBounded, entropies
-from unembed.decoding.likeliest import most_probable
-from unembed.decoding.repetition import Repetition
-from unembed.decoding.sequential import Greedy, margins
-from unembed.decoding.state import State, mask_surest
+from unembed.decoding.logits import Repetition, most_probable
+from unembed.decoding.sequential import Sequential, margins
+from unembed.decoding.state import DenoisingState, topk_mask
 from unembed.denoiser import Denoiser, preset
 from unembed.device import Compute
 from unembed.diffusion import Linear, LogLinear
@@ -42,8 +41,8 @@ def table_of(*rows: dict[int, float]) -> torch.Tensor:
 def decode(strategy, table, steps=8, batch=1, ends=False, **more):
     denoiser = TableDenoiser(table)
     special = (END, PAD) if ends else (None, None)
-    canvas = Canvas(len(table), MASK, Linear(), *special)
-    decoded = strategy(denoiser, torch.zeros(batch, 2), canvas, steps=steps, generators=[], **more)
+    spec = SequenceSpec(len(table), MASK, Linear(), *special)
+    decoded = strategy(denoiser, torch.zeros(batch, 2), spec, steps=steps, generators=[], **more)
     return decoded, denoiser
 
 
@@ -59,7 +58,7 @@ SURE = table_of({2: 0.5, 3: 0.4}, {4: 0.45, 5: 0.05}, {6: 0.9}, {7: 0.3})
     ],
 )
 def test_the_order_is_the_one_asked_for(order, passes):
-    decoded, _ = decode(Greedy(order=order), SURE)
+    decoded, _ = decode(Sequential(order=order), SURE)
     assert decoded.order[0].tolist() == passes
     assert decoded.tokens[0].tolist() == [2, 4, 6, 7]
     assert decoded.confidences[0].tolist() == pytest.approx([0.5, 0.45, 0.9, 0.3], abs=1e-5)
@@ -67,13 +66,13 @@ def test_the_order_is_the_one_asked_for(order, passes):
 
 @pytest.mark.parametrize(("steps", "sizes"), [(8, [1] * 8), (3, [3, 3, 2]), (1, [8])])
 def test_positions_are_spread_evenly_and_the_timestep_is_told(steps, sizes):
-    decoded, denoiser = decode(Greedy(), SURE.repeat(2, 1), steps, batch=2)
+    decoded, denoiser = decode(Sequential(), SURE.repeat(2, 1), steps, batch=2)
     assert torch.bincount(decoded.order[0])[1:].tolist() == sizes
     masked = [float((tokens == MASK).float().mean()) for tokens, _ in denoiser.seen]
     assert [float(t[0]) for _, t in denoiser.seen] == pytest.approx(masked)
 
 
-@pytest.mark.parametrize("strategy", [Greedy(), EntropyBounded(gamma=0.0)])
+@pytest.mark.parametrize("strategy", [Sequential(), EntropyBounded(gamma=0.0)])
 def test_the_steps_show_what_is_held_likeliest_where_nothing_is_settled(strategy):
     steps = []
     decode(strategy, SURE, on_step=steps.append)
@@ -92,7 +91,7 @@ def test_the_steps_show_what_is_held_likeliest_where_nothing_is_settled(strategy
 
 def test_passes_saved_by_an_early_end_are_not_spent():
     table = table_of({2: 0.5}, {END: 0.9}, {3: 0.6}, {3: 0.6}, {3: 0.6})
-    decoded, denoiser = decode(Greedy(), table, ends=True)
+    decoded, denoiser = decode(Sequential(), table, ends=True)
     assert decoded.tokens[0].tolist() == [2, END, PAD, PAD, PAD]
     assert decoded.passes.tolist() == [2] and len(denoiser.seen) == 2
     assert decoded.confidences[0].tolist() == pytest.approx([0.5, 0.9, 1, 1, 1], abs=1e-5)
@@ -100,7 +99,7 @@ def test_passes_saved_by_an_early_end_are_not_spent():
 
 def test_probability_and_margin_are_those_without_the_mask_token():
     logits = torch.randn(5, VOCABULARY, generator=torch.Generator().manual_seed(0)) * 3
-    logits[:, MASK] = -torch.inf  # as `State.read` hands them over
+    logits[:, MASK] = -torch.inf  # as `DenoisingState.read` hands them over
     expected = logits[:, :MASK].softmax(dim=-1).topk(2, dim=-1)
     probabilities, guesses = most_probable(logits.clone())
     torch.testing.assert_close(probabilities, expected.values[:, 0])
@@ -139,11 +138,11 @@ def test_entropy_bounded_ends_in_time():
 def test_the_likeliest_of_several_lengths_wins():
     # The end is likeliest at position 1, but a text that ends at position 2 is far likelier.
     table = table_of({2: 0.9}, {END: 0.5, 3: 0.4}, {END: 0.45, 4: 0.01}, {5: 0.02, END: 0.02})
-    one, _ = decode(Greedy(), table, ends=True)
+    one, _ = decode(Sequential(), table, ends=True)
     assert one.tokens[0].tolist() == [2, END, PAD, PAD]
     table[1, 3] = 8.0  # where the end is excluded, its token is nearly certain
     table[1, END] = 7.9
-    several, denoiser = decode(Greedy(lengths=2), table, ends=True, batch=2)
+    several, denoiser = decode(Sequential(lengths=2), table, ends=True, batch=2)
     assert several.tokens.tolist() == [[2, 3, END, PAD]] * 2
     assert several.passes.tolist() == [1 + 1 + 2] * 2
     for tokens, _ in denoiser.seen[1:]:
@@ -152,14 +151,14 @@ def test_the_likeliest_of_several_lengths_wins():
 
 def test_a_fixed_end_keeps_other_ends_and_padding_out():
     table = table_of({END: 0.6, 2: 0.2}, {PAD: 0.6, 3: 0.2}, {END: 0.9}, {END: 0.5})
-    decoded, _ = decode(Greedy(lengths=3), table, ends=True)
+    decoded, _ = decode(Sequential(lengths=3), table, ends=True)
     ids = decoded.tokens[0].tolist()
     assert ids.index(END) >= 1
     assert not {END, PAD, MASK} & set(ids[: ids.index(END)])
 
 
 def test_the_surest_are_the_first_among_equals():
-    chosen = mask_surest(
+    chosen = topk_mask(
         torch.tensor([[0.5, 0.5, 0.9, 0.5], [0.1, 0.2, 0.3, 0.4]]),
         torch.tensor([[True, True, False, True], [True] * 4]),
         torch.tensor([2, 0]),
@@ -168,31 +167,31 @@ def test_the_surest_are_the_first_among_equals():
 
 
 def test_masking_the_end_again_takes_what_follows_it_along():
-    canvas = Canvas(5, MASK, Linear(), END, PAD)
-    state = State(torch.zeros(2, 2), canvas, torch.tensor([[2, 3, END, PAD, PAD]] * 2))
+    spec = SequenceSpec(5, MASK, Linear(), END, PAD)
+    state = DenoisingState(torch.zeros(2, 2), spec, torch.tensor([[2, 3, END, PAD, PAD]] * 2))
     state.remask(torch.tensor([[True, False, True, False, False], [True] + [False] * 4]))
     assert state.tokens.tolist() == [[MASK, 3, MASK, MASK, MASK], [MASK, 3, END, PAD, PAD]]
 
 
-def plain_twin(denoiser, vector, canvas, penalty):
-    """Greedy as one would first write it: one text, every position, every probability."""
-    tokens = [canvas.mask_id] * canvas.length
-    while canvas.mask_id in tokens:
-        share = tokens.count(canvas.mask_id) / canvas.length
-        t = canvas.schedule.timestep(torch.tensor([share]))
+def plain_twin(denoiser, vector, spec, penalty):
+    """Sequential as one would first write it: one text, every position, every probability."""
+    tokens = [spec.mask_id] * spec.length
+    while spec.mask_id in tokens:
+        share = tokens.count(spec.mask_id) / spec.length
+        t = spec.schedule.timestep(torch.tensor([share]))
         p = denoiser(torch.tensor([tokens]), vector[None], t)[0].clone()  # [L, V]
         for token in tokens:
-            if token not in (canvas.mask_id, canvas.end_id, canvas.pad_id):
+            if token not in (spec.mask_id, spec.end_id, spec.pad_id):
                 p[:, token] -= penalty
-        p[:, canvas.mask_id] = -torch.inf
+        p[:, spec.mask_id] = -torch.inf
         best, guesses = p.softmax(dim=-1).max(dim=-1)
-        open_places = [i for i in range(canvas.length) if tokens[i] == canvas.mask_id]
+        open_places = [i for i in range(spec.length) if tokens[i] == spec.mask_id]
         place = max(open_places, key=lambda i: float(best[i]))
         tokens[place] = int(guesses[place])
-        if canvas.end_id in tokens:
-            end = tokens.index(canvas.end_id)
+        if spec.end_id in tokens:
+            end = tokens.index(spec.end_id)
             tokens = [
-                canvas.pad_id if i > end and token == canvas.mask_id else token
+                spec.pad_id if i > end and token == spec.mask_id else token
                 for i, token in enumerate(tokens)
             ]
     return tokens
@@ -209,7 +208,7 @@ def test_the_quick_path_equals_its_plain_twin_token_for_token(
     As it is, and in its quickest form.
     """
     ids = encoder.tokenizer
-    canvas = Canvas(12, ids.mask_id, LogLinear(5.0), ids.end_id, ids.pad_id)
+    spec = SequenceSpec(12, ids.mask_id, LogLinear(5.0), ids.end_id, ids.pad_id)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         network = Denoiser(preset("tiny", vocab_size=ids.size, embedding_dim=32, length=12))
@@ -222,12 +221,12 @@ def test_the_quick_path_equals_its_plain_twin_token_for_token(
         form = network
         if quick:
             compute = Compute(torch.device("cpu"), torch.float32)
-            form = quickest(network, compute, canvas.schedule)
-        denoiser = Repetition(penalty).wrap(form, canvas)
+            form = quickest(network, compute, spec.schedule)
+        denoiser = Repetition(penalty).wrap(form, spec)
         found = [
-            Greedy()(denoiser, part, canvas, steps=canvas.length) for part in vectors.split(batch)
+            Sequential()(denoiser, part, spec, steps=spec.length) for part in vectors.split(batch)
         ]
-        expected = [plain_twin(network, vector, canvas, penalty) for vector in vectors]
+        expected = [plain_twin(network, vector, spec, penalty) for vector in vectors]
     assert torch.cat([part.tokens for part in found]).tolist() == expected
     assert len({tuple(row) for row in expected}) == 12
     passes = torch.cat([part.passes for part in found])

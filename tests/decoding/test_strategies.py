@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from unembed.decoding import (
     STRATEGIES,
-    Canvas,
     DecodingStep,
+    SequenceSpec,
     find_strategy,
     state,
     strategy_options,
@@ -78,7 +78,7 @@ def generators(batch: int, seed: int = 0) -> list[torch.Generator]:
 
 
 class Reads:
-    """A scorer without an encoder: the share of even tokens is the cosine."""
+    """A oracle without an encoder: the share of even tokens is the cosine."""
 
     def __init__(self, batch: int, budget: int = 20) -> None:
         self.known: list[dict[tuple[int, ...], float]] = [{} for _ in range(batch)]
@@ -105,21 +105,21 @@ class Reads:
         return torch.tensor([len(known) for known in self.known])
 
 
-def canvas_of(length: int, schedule=None) -> Canvas:
-    return Canvas(length, MASK, schedule or LogLinear(), END, PAD)
+def canvas_of(length: int, schedule=None) -> SequenceSpec:
+    return SequenceSpec(length, MASK, schedule or LogLinear(), END, PAD)
 
 
 def run(strategy: Strategy, length: int, batch: int = 3, steps: int = 4, seed: int = 0, **more):
     rows = more.pop("rows", range(batch))
     denoiser = more.pop("denoiser", None) or WordDenoiser(length)
-    scorer = Reads(len(rows)) if strategy.needs_encoder else None
+    oracle = Reads(len(rows)) if strategy.needs_encoder else None
     return strategy(
         denoiser,
         embeddings(batch)[list(rows)],
-        more.pop("canvas", None) or canvas_of(length),
+        more.pop("spec", None) or canvas_of(length),
         steps=steps,
         generators=[generators(batch, seed)[row] for row in rows],
-        scorer=scorer,
+        oracle=oracle,
         **more,
     )
 
@@ -155,7 +155,7 @@ def test_every_position_is_filled_within_the_budget(name, options, data):
         batch,
         steps,
         denoiser=denoiser,
-        canvas=canvas_of(length, schedule),
+        spec=canvas_of(length, schedule),
         on_step=shown.append,
     )
     assert decoded.tokens.shape == decoded.confidences.shape == decoded.order.shape
@@ -230,8 +230,8 @@ def test_it_draws_from_the_generators_alone(name, options):
 def test_what_is_settled_stays_unless_the_strategy_takes_back(name, options):
     shown: list[DecodingStep] = []
     strategy = find_strategy(name, **options)
-    canvas, denoiser = canvas_of(8, Linear()), WordDenoiser(8, 0.5)
-    run(strategy, 8, 6, 8, canvas=canvas, denoiser=denoiser, on_step=shown.append)
+    spec, denoiser = canvas_of(8, Linear()), WordDenoiser(8, 0.5)
+    run(strategy, 8, 6, 8, spec=spec, denoiser=denoiser, on_step=shown.append)
     taken_back = 0
     for before, after in pairwise(shown):
         assert torch.equal(after.changed, before.tokens != after.tokens)

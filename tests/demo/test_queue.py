@@ -4,15 +4,15 @@ import threading
 import numpy as np
 import pytest
 
-from unembed.decoding import find_strategy
+from unembed.decoding import Decoding
 from unembed.demo.limits import Limits
 from unembed.demo.metrics import Metrics
 from unembed.demo.problems import ProblemError
-from unembed.demo.queue import AbandonedError, Job, Plan, Worker
+from unembed.demo.queue import AbandonedError, Job, Worker
 from unembed.errors import EncoderError
 
-GREEDY = Plan("greedy", find_strategy("greedy"), 4, None, 0)
-EULER = Plan("euler", find_strategy("euler"), 4, None, 0)
+GREEDY = Decoding.of("greedy", steps=4)
+EULER = Decoding.of("euler", steps=4)
 
 
 class Heard(list):

@@ -69,7 +69,7 @@ def test_hits_are_counted_where_there_is_weight(monkeypatch):
     monkeypatch.setitem(module._CHUNK_LOGITS, "cpu", 180)
     torch.manual_seed(0)
     denoiser = Denoiser(preset("tiny", vocab_size=60, embedding_dim=16, length=8))
-    scorer, scored, hits = ChunkedCrossEntropy(denoiser), 0, 0
+    oracle, scored, hits = ChunkedCrossEntropy(denoiser), 0, 0
     for seed in range(2):
         x0 = torch.randint(0, 3, (9, 8))
         generator = torch.Generator().manual_seed(seed)
@@ -79,10 +79,10 @@ def test_hits_are_counted_where_there_is_weight(monkeypatch):
             embedding = torch.randn(9, 16)
             best = denoiser(batch.xt, embedding, batch.t, batch.index).argmax(dim=-1)
         batch.weights[::5] = 0.0
-        scorer(batch.xt, embedding, batch.t, batch.index, batch.targets, batch.weights)
+        oracle(batch.xt, embedding, batch.t, batch.index, batch.targets, batch.weights)
         scored += int((batch.weights > 0).sum())
         hits += int(((best == batch.targets) & (batch.weights > 0)).sum())
-    assert scorer.tally.tolist() == [scored, hits] and 0 < hits < scored
+    assert oracle.tally.tolist() == [scored, hits] and 0 < hits < scored
 
 
 def test_a_frozen_table_gets_no_gradient():

@@ -17,7 +17,7 @@ def test_operations_are_those_that_pytorch_counts(frozen):
     denoiser.token_table.weight.requires_grad_(not frozen)
 
     def everywhere(xt, embedding, t, index):  # as the trainer runs the network
-        h = denoiser.features(xt, embedding, t).flatten(0, 1)[index]
+        h = denoiser.hidden_states(xt, embedding, t).flatten(0, 1)[index]
         return F.linear(h, denoiser.token_table.weight, denoiser.output_bias)
 
     x0 = torch.randint(0, 499, (4, 16))

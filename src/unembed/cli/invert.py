@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 import unembed
-from unembed.cli.loading import encoder_settings, make_encoder, make_inverter
+from unembed.cli.loading import encoder_settings, make_encoder, make_inverter, read_decoding
 from unembed.cli.options import (
     CallsOption,
     CheckpointOption,
@@ -27,7 +27,6 @@ from unembed.cli.options import (
     TrustOption,
     VectorColumnOption,
     VectorsOption,
-    named_values,
 )
 
 
@@ -76,16 +75,14 @@ def invert(
     from unembed.vectors.invert import invert_text
     from unembed.vectors.read import VectorFile
 
+    decoding = read_decoding(strategy, option, steps, guidance, repetition, encoder_calls)
+    decoding.check(has_encoder=decoding.encoder_calls > 0)
     source = None if embedding is None else VectorFile(embedding, key or column, skip_bad)
     inverter = make_inverter(checkpoint, config, device, dtype)
-    options: dict[str, Any] = {"strategy": strategy, "steps": steps, "seed": seed}
-    options |= {"options": named_values(option), "guidance": guidance}
-    if repetition is not None:
-        options["repetition"] = repetition
     model: Any = None
-    if text is not None or encoder_calls:
+    if text is not None or encoder_calls or decoding.encoder_calls:
         model = make_encoder(encoder_settings(inverter, encoder), device, trust_remote_code)
-        options["encoder_calls"] = encoder_calls
+    options: dict[str, Any] = {"decoding": decoding, "seed": seed}
     seen: list[Any] = []
     if svg is not None:
         options["on_step"] = seen.append

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import unembed
+from unembed.errors import ConfigError
+
+if TYPE_CHECKING:
+    from unembed.decoding import Decoding
 
 
 def make_encoder(
@@ -52,3 +56,32 @@ def make_inverter(
         load_config(config)
     name = checkpoint or (Path(config).stem if config is not None else "minilm")
     return unembed.Inverter.from_pretrained(name).to(device, dtype)
+
+
+def read_decoding(
+    strategy: str,
+    options: list[str] | None = None,
+    steps: int | None = None,
+    guidance: tuple[float, float] | None = None,
+    repetition: float | None = None,
+    encoder_calls: int = 0,
+) -> Decoding:
+    """How to decode: the text of ``--strategy`` with what other options add to it.
+
+    Raises:
+        ConfigError: No such strategy or option, one said twice, or a value out of range.
+    """
+    from unembed.decoding import Decoding
+
+    settings = {
+        "steps": steps,
+        "guidance": None if guidance is None else "{!r}/{!r}".format(*guidance),
+        "repetition": repetition,
+        "encoder_calls": encoder_calls or None,
+    }
+    words = [f"{name}={value}" for name, value in settings.items() if value is not None]
+    for option in options or []:
+        name, equals, _ = option.partition("=")
+        if not equals or not name:
+            raise ConfigError("an option of the form name=value", repr(option), "Correct --option")
+    return Decoding.parse(":".join([strategy, *words, *(options or [])]))

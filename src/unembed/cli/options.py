@@ -22,7 +22,14 @@ EncoderOption = Annotated[
     str | None,
     typer.Option("--encoder", help="Where the inverter's encoder is, if not under its own name."),
 ]
-StrategyOption = Annotated[str, typer.Option("--strategy", help="Decoding strategy.")]
+StrategyOption = Annotated[
+    str,
+    typer.Option(
+        "--strategy",
+        help="greedy, entropy-bounded, euler, euler-remask, two-stage, best-of or guided-search, "
+        "also with settings: greedy:steps=16 (docs/decoding.md).",
+    ),
+]
 OptionOption = Annotated[
     list[str] | None,
     typer.Option("--option", help="Of the strategy: name=value (docs/decoding.md). Repeatable."),
@@ -44,7 +51,7 @@ CallsOption = Annotated[
     typer.Option("--encoder-calls", min=0, help="Texts that may be embedded for each vector."),
 ]
 StepsOption = Annotated[
-    int | None, typer.Option("--steps", min=1, help="Denoiser passes; one per position if not set.")
+    int | None, typer.Option("--steps", min=1, help="Denoiser passes for each text (8 if not set).")
 ]
 CheckpointOption = Annotated[
     str | None,
@@ -182,20 +189,3 @@ FiguresOption = Annotated[
 CardOption = Annotated[
     Path | None, typer.Option("--card", help="Model card (Markdown) in place of the one made.")
 ]
-
-
-def named_values(pairs: list[str] | None) -> dict[str, str]:
-    """The ``name=value`` of a repeatable option as a dictionary.
-
-    Raises:
-        ConfigError: One of them has no equals sign or no name.
-    """
-    from unembed.errors import ConfigError
-
-    found = {}
-    for pair in pairs or []:
-        name, separator, value = pair.partition("=")
-        if not separator or not name:
-            raise ConfigError("an option of the form name=value", repr(pair), "Correct --option")
-        found[name] = value
-    return found

@@ -9,110 +9,102 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from unembed.decoding.euler import Euler
-from unembed.decoding.sequential import Greedy
+from unembed.decoding.euler import HOTTEST, Euler
+from unembed.decoding.sequential import Sequential
 from unembed.decoding.strategy import (
-    Canvas,
     Decoded,
     DecodingStep,
     OnStep,
-    Scorer,
-    require_between,
+    Oracle,
+    SequenceSpec,
+    check_options,
+    option,
+    require_oracle,
 )
 from unembed.diffusion import DenoiserFn
-from unembed.errors import ConfigError
 
 _TOGETHER = 8  # samples of a text that are decoded at once
 
 
 @dataclass(frozen=True)
 class BestOf:
-    """`Greedy` and independent samples of `Euler`; the one whose embedding is nearest stays.
+    """`Sequential` and independent samples of `Euler`; the one whose embedding is nearest stays.
 
     Each different text costs an encoder call; no more samples are drawn than there are calls, nor
     after one that is as good as equal. One sample is greedy decoding with its cosine.
 
     Attributes:
-        samples: Hypotheses N, from 1; the first of them is greedy.
-        temperature: Of the draws, from 0; see `Euler`.
-        top_p: Draw among the likeliest tokens with this probability together, above 0 to 1.
-        enough: Cosine from which on a text is left alone.
+        samples: See below.
+        temperature: See below.
+        top_p: See below.
+        stop_cosine: See below.
     """
 
-    samples: int = 16
-    temperature: float = 0.7
-    top_p: float = 1.0
-    enough: float = 0.9999
+    samples: int = option(16, "Hypotheses; the first is sequential.", low=1, high=100_000)
+    temperature: float = option(0.7, "Of the draws.", low=0.0, high=HOTTEST)
+    top_p: float = option(
+        1.0,
+        "Draw among the most probable tokens with this probability together.",
+        above=0.0,
+        high=1.0,
+    )
+    stop_cosine: float = option(
+        0.9999, "Cosine from which on a text is left alone.", low=-1.0, high=1.0
+    )
     needs_encoder: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        require_between("samples", self.samples, 1)
-        require_between("enough", self.enough, -1.0, 1.0)
-        Euler(self.temperature, self.top_p)
+        check_options(self)
 
     def __call__(
         self,
         denoiser: DenoiserFn,
         embedding: Tensor,
-        canvas: Canvas,
+        spec: SequenceSpec,
         *,
         steps: int,
         generators: Sequence[torch.Generator],
         on_step: OnStep | None = None,
-        scorer: Scorer | None = None,
+        oracle: Oracle | None = None,
     ) -> Decoded:
         """See `Strategy`.
 
         Raises:
-            ConfigError: There is no scorer.
+            ConfigError: There is no oracle.
         """
-        scorer = require_scorer(scorer, "best-of")
-        best = Greedy()(denoiser, embedding, canvas, steps=steps)
+        oracle = require_oracle(oracle, "best-of")
+        best = Sequential()(denoiser, embedding, spec, steps=steps)
         rows = list(range(len(embedding)))
-        cosines = scorer(rows, best.tokens).to(embedding.device)
-        drawn, shown = 1, canvas.blank(len(rows), torch.device("cpu"))
+        cosines = oracle(rows, best.tokens).to(embedding.device)
+        drawn, shown = 1, spec.masked(len(rows), torch.device("cpu"))
         sampler = Euler(self.temperature, self.top_p)
         index = 0
         while True:
             open_rows = [
-                row for row in rows if cosines[row] < self.enough and scorer.remaining(row) > 0
+                row for row in rows if cosines[row] < self.stop_cosine and oracle.remaining(row) > 0
             ]
             count = min(_TOGETHER, self.samples - drawn)
             finished = not open_rows or count < 1
             index += 1
             if on_step is not None:
                 total = index if finished else index - (drawn - self.samples) // _TOGETHER
-                on_step(_step(best, shown, (index, total), cosines, scorer.calls))
+                on_step(_step(best, shown, (index, total), cosines, oracle.calls))
                 shown = best.tokens.cpu().clone()
             if finished:
-                return replace(best, encoder_calls=scorer.calls.to(embedding.device))
-            counts = torch.tensor([min(count, scorer.remaining(row)) for row in open_rows])
+                calls = oracle.calls.to(embedding.device)
+                return replace(best, encoder_calls=calls, cosines=cosines)
+            counts = torch.tensor([min(count, oracle.remaining(row)) for row in open_rows])
             where = torch.tensor(open_rows).repeat_interleave(counts).to(embedding.device)
-            found = sampler(
+            samples = sampler(
                 denoiser,
                 embedding[where],
-                canvas,
+                spec,
                 steps=steps,
                 generators=[_child(generators[row]) for row in where.tolist()],
             )
-            scores = scorer(where.tolist(), found.tokens).to(embedding.device)
-            best, cosines = _keep_better(best, cosines, found, scores, where)
+            scores = oracle(where.tolist(), samples.tokens).to(embedding.device)
+            best, cosines = _keep_better(best, cosines, samples, scores, where)
             drawn += count
-
-
-def require_scorer(scorer: Scorer | None, strategy: str) -> Scorer:
-    """The scorer of a strategy that cannot do without.
-
-    Raises:
-        ConfigError: There is none.
-    """
-    if scorer is None:
-        raise ConfigError(
-            f"an encoder for the strategy {strategy}",
-            "none",
-            "Pass the encoder and --encoder-calls, or choose a strategy that needs the vector only",
-        )
-    return scorer
 
 
 def _child(generator: torch.Generator) -> torch.Generator:
@@ -122,7 +114,7 @@ def _child(generator: torch.Generator) -> torch.Generator:
 
 
 def _keep_better(
-    best: Decoded, cosines: Tensor, found: Decoded, scores: Tensor, where: Tensor
+    best: Decoded, cosines: Tensor, samples: Decoded, scores: Tensor, where: Tensor
 ) -> tuple[Decoded, Tensor]:
     """The better of the best so far and of the samples of each row; passes are added up."""
     tokens, sure, order = best.tokens.clone(), best.confidences.clone(), best.order.clone()
@@ -130,9 +122,9 @@ def _keep_better(
     for sample, row in enumerate(where.tolist()):
         if scores[sample] > cosines[row]:
             cosines[row] = scores[sample]
-            tokens[row], sure[row] = found.tokens[sample], found.confidences[sample]
-            order[row] = found.order[sample] + passes[row]
-        passes[row] += found.passes[sample]
+            tokens[row], sure[row] = samples.tokens[sample], samples.confidences[sample]
+            order[row] = samples.order[sample] + passes[row]
+        passes[row] += samples.passes[sample]
     return Decoded(tokens, sure, order, passes), cosines
 
 

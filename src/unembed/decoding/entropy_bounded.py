@@ -9,91 +9,89 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from unembed.decoding.length_search import decode_lengths
-from unembed.decoding.likeliest import most_probable
+from unembed.decoding.length_search import MOST_LENGTHS, search_lengths
+from unembed.decoding.logits import entropies, most_probable
 from unembed.decoding.state import (
-    DOUBTED,
-    State,
-    even_share,
-    mask_surest,
-    said_before,
-    spread,
+    LAST,
+    DenoisingState,
+    duplicates_last,
+    scatter_masked,
+    tokens_per_step,
+    topk_mask,
 )
-from unembed.decoding.strategy import Canvas, Decoded, OnStep, Scorer, require_between
+from unembed.decoding.strategy import Decoded, OnStep, Oracle, SequenceSpec, check_options, option
 from unembed.diffusion import DenoiserFn
 
 
 @dataclass(frozen=True)
 class EntropyBounded:
-    """Settles the positions of least entropy while what they may share stays below a bound.
+    """Unmasks the positions of least entropy while what they may share stays below a bound.
 
-    Positions settled in the same pass are drawn from a product of marginals, which is wrong by at
+    Positions unmasked in the same pass are drawn from a product of marginals, which is wrong by at
     most the sum of their entropies less the largest one. Each pass takes the longest run U of the
     masked positions in rising entropy H with sum_U H - max_U H <= gamma (Ben-Hamu et al., 2025,
     arXiv 2505.24857), at least one, and at least what the passes left require. Positions that would
-    get the same token as a surer one wait for another pass. A sequence
-    is done when it is done: passes are spent where they are needed. Likeliest tokens, no
+    get the same token as a more confident one wait for another pass. A sequence
+    is done when it is done: passes are spent where they are needed. Most probable tokens, no
     randomness.
 
     Attributes:
-        gamma: The bound in nats, from 0 (one position a pass, but for certain ones).
-        lengths: How many likely lengths are tried and ranked, from 1 (`decode_lengths`).
+        gamma: See below.
+        lengths: See below.
     """
 
-    gamma: float = 0.1
-    lengths: int = 1
+    gamma: float = option(
+        0.1,
+        "The bound in nats; 0 is one position a pass, but for certain ones.",
+        low=0.0,
+        high=1000.0,
+    )
+    lengths: int = option(
+        1, "How many likely lengths are tried and ranked.", low=1, high=MOST_LENGTHS
+    )
     needs_encoder: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        require_between("gamma", self.gamma, 0.0)
-        require_between("lengths", self.lengths, 1)
+        check_options(self)
 
     def __call__(
         self,
         denoiser: DenoiserFn,
         embedding: Tensor,
-        canvas: Canvas,
+        spec: SequenceSpec,
         *,
         steps: int,
         generators: Sequence[torch.Generator] = (),
         on_step: OnStep | None = None,
-        scorer: Scorer | None = None,
+        oracle: Oracle | None = None,
     ) -> Decoded:
         """See `Strategy`."""
         if self.lengths > 1:
-            return decode_lengths(
-                self.fill, denoiser, embedding, canvas, self.lengths, steps, on_step
+            return search_lengths(
+                self.step, denoiser, embedding, spec, self.lengths, steps, on_step
             )
-        state = State(embedding, canvas)
+        state = DenoisingState(embedding, spec)
         for index in range(1, steps + 1):
-            if self.fill(state, denoiser, steps - index + 1):
-                state.show(on_step, index, index)
+            self.step(state, denoiser, steps - index + 1)
+            finished = not bool(state.masked.any())
+            state.show(on_step, index, index if finished else steps)
+            if finished:
                 break
-            state.show(on_step, index, steps)
         return state.decoded()
 
-    def fill(self, state: State, denoiser: DenoiserFn, passes: int) -> bool:
-        """One pass of those left; whether nothing is masked after it."""
+    def step(self, state: DenoisingState, denoiser: DenoiserFn, passes: int) -> None:
+        """Make one pass, of so many that are left."""
         masked = state.masked
-        found = state.read(denoiser, masked, lambda x, _: (entropies(x), *most_probable(x)))
-        in_nats, probabilities, guesses = found
-        tokens = spread(guesses, masked, 0)
-        entropy = spread(in_nats, masked, torch.inf)  # [B, L]
-        entropy = entropy.masked_fill(said_before(tokens, -entropy, masked), -DOUBTED)
-        rising = entropy.sort(dim=1).values
-        # Sorted, the largest of a run is its last: the sum of those before it is the bound's side.
+        nats, probabilities, guesses = state.predict(
+            denoiser, masked, lambda x, _: (entropies(x), *most_probable(x))
+        )
+        tokens = scatter_masked(guesses, masked, 0)
+        confidences = scatter_masked(probabilities, masked, 0.0)
+        scores = duplicates_last(tokens, -scatter_masked(nats, masked, torch.inf), masked)  # [B, L]
+        rising = -scores.sort(dim=1, descending=True).values
+        # Sorted, the largest of a run is its last: the sum of those before it is the bound's side
         before = rising.cumsum(dim=1) - rising
-        fits = ((before <= self.gamma) & (rising < -DOUBTED)).sum(dim=1)
-        count = torch.maximum(fits, even_share(masked, passes))
-        chosen = mask_surest(-entropy, masked, count)
-        sure = spread(probabilities, masked, 0.0)
-        state.guess(tokens, sure)
-        state.settle(chosen, tokens, sure)
-        return not bool(state.masked.any())
-
-
-def entropies(logits: Tensor) -> Tensor:
-    """Shannon entropy in nats of each distribution: float32 [M, V], some -infinity → [M]."""
-    log_p = logits.log_softmax(dim=-1)
-    entropy: Tensor = torch.special.entr(log_p.exp()).sum(dim=-1)
-    return entropy
+        fits = ((before <= self.gamma) & (rising < -LAST)).sum(dim=1)
+        count = torch.maximum(fits, tokens_per_step(masked, passes))
+        state.guess(tokens, confidences)
+        state.unmask(topk_mask(scores, masked, count), tokens, confidences)

@@ -9,12 +9,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from unembed.decoding.sampling import sample, uniforms
-from unembed.decoding.state import State, after_end, spread
-from unembed.decoding.strategy import Canvas, Decoded, OnStep, Scorer, require_between
+from unembed.decoding.logits import sample, uniforms
+from unembed.decoding.state import DenoisingState, after_end, scatter_masked
+from unembed.decoding.strategy import Decoded, OnStep, Oracle, SequenceSpec, check_options, option
 from unembed.diffusion import DenoiserFn
 
-_HOTTEST = 100.0  # all tokens are about as likely as each other long before
+HOTTEST = 100.0  # all tokens are about as likely as each other long before
 
 
 @dataclass(frozen=True)
@@ -28,32 +28,40 @@ class Euler:
     are none.
 
     Attributes:
-        temperature: Of the draws, from 0 (the likeliest token) to 100; 1 is the denoiser's own
-            distribution.
-        top_p: Draw among the likeliest tokens with this probability together, above 0 to 1.
+        temperature: See below.
+        top_p: See below.
     """
 
-    temperature: float = 1.0
-    top_p: float = 1.0
+    temperature: float = option(
+        1.0,
+        "Of the draws; 0 takes the most probable token, 1 is the denoiser's own distribution.",
+        low=0.0,
+        high=HOTTEST,
+    )
+    top_p: float = option(
+        1.0,
+        "Draw among the most probable tokens with this probability together.",
+        above=0.0,
+        high=1.0,
+    )
     needs_encoder: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        require_between("temperature", self.temperature, 0.0, _HOTTEST)
-        require_between("top_p", self.top_p, 0.0, 1.0, open_low=True)
+        check_options(self)
 
     def __call__(
         self,
         denoiser: DenoiserFn,
         embedding: Tensor,
-        canvas: Canvas,
+        spec: SequenceSpec,
         *,
         steps: int,
         generators: Sequence[torch.Generator],
         on_step: OnStep | None = None,
-        scorer: Scorer | None = None,
+        oracle: Oracle | None = None,
     ) -> Decoded:
         """See `Strategy`."""
-        state = State(embedding, canvas)
+        state = DenoisingState(embedding, spec)
         for index in range(1, steps + 1):
             self.transition(state, denoiser, 1.0, (index, steps), generators)
             state.show(on_step, index, steps)
@@ -61,7 +69,7 @@ class Euler:
 
     def transition(
         self,
-        state: State,
+        state: DenoisingState,
         denoiser: DenoiserFn,
         start: float,
         step: tuple[int, int],
@@ -73,9 +81,9 @@ class Euler:
             torch.full((1,), start * (1.0 - i / steps), device=state.embedding.device)
             for i in (index - 1, index)
         )
-        schedule = state.canvas.schedule
+        schedule = state.spec.schedule
         rate = (schedule.alpha(s) - schedule.alpha(t)) / (1.0 - schedule.alpha(t))
-        u = uniforms(generators, (2, state.canvas.length), state.embedding)  # [B, 2, L]
+        u = uniforms(generators, (2, state.spec.length), state.embedding)  # [B, 2, L]
         chosen = state.masked & (u[:, 0] < rate if index < steps else True)
         if not bool(chosen.any()):
             return
@@ -84,36 +92,35 @@ class Euler:
         def draw(logits: Tensor, part: slice) -> tuple[Tensor, Tensor]:
             return sample(logits, draws[part], self.temperature, self.top_p)
 
-        tokens, sure = state.read(denoiser, chosen, draw, t.expand(len(chosen)))
-        state.settle(chosen, spread(tokens, chosen, 0), spread(sure, chosen, 0.0))
+        tokens, sure = state.predict(denoiser, chosen, draw, t.expand(len(chosen)))
+        state.unmask(chosen, scatter_masked(tokens, chosen, 0), scatter_masked(sure, chosen, 0.0))
 
 
 @dataclass(frozen=True)
 class EulerRemask(Euler):
     """`Euler` that takes tokens back: after every step but the last some are masked again.
 
-    A token settled with a confidence of at most ``threshold`` is masked again with probability
+    A token unmasked with a confidence of at most ``threshold`` is masked again with probability
     ``probability``. The two forms of arXiv 2602.11047 are its corners: by probability alone
     (threshold 1, the default, any token with p = 0.05) and by threshold alone (probability 1).
     What is masked is filled again by the steps to come, the last of which fills everything; with
     probability 1 a doubtful token is thus refused as soon as it is drawn.
 
     Attributes:
-        threshold: Highest confidence that may be taken back, 0 to 1.
-        probability: Of taking back such a token after a step, 0 to 1.
+        threshold: See below.
+        probability: See below.
     """
 
-    threshold: float = 1.0
-    probability: float = 0.05
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_between("threshold", self.threshold, 0.0, 1.0)
-        require_between("probability", self.probability, 0.0, 1.0)
+    threshold: float = option(
+        1.0, "Highest confidence of a token that may be taken back.", low=0.0, high=1.0
+    )
+    probability: float = option(
+        0.05, "Of taking back such a token after a step.", low=0.0, high=1.0
+    )
 
     def transition(
         self,
-        state: State,
+        state: DenoisingState,
         denoiser: DenoiserFn,
         start: float,
         step: tuple[int, int],
@@ -121,10 +128,10 @@ class EulerRemask(Euler):
     ) -> None:
         """See `Euler.transition`; then the re-masking."""
         super().transition(state, denoiser, start, step, generators)
-        u = uniforms(generators, (state.canvas.length,), state.embedding)  # [B, L]
+        u = uniforms(generators, (state.spec.length,), state.embedding)  # [B, L]
         if step[0] == step[1]:
             return
         doubtful = ~state.masked & (state.confidences <= self.threshold) & (u < self.probability)
-        if state.canvas.end_id is not None:  # nothing behind the end is worth a pass
-            doubtful &= ~after_end(state.tokens, state.canvas.end_id)
+        if state.spec.end_id is not None:  # nothing behind the end is worth a pass
+            doubtful &= ~after_end(state.tokens, state.spec.end_id)
         state.remask(doubtful)

@@ -1,4 +1,4 @@
-"""Sequential greedy decoding: settle the surest positions, look again, repeat."""
+"""Sequential greedy decoding: unmask the most confident positions, predict again, repeat."""
 
 from __future__ import annotations
 
@@ -9,108 +9,93 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from unembed.decoding.lazy import LazyDenoiser, survey
-from unembed.decoding.length_search import decode_lengths
-from unembed.decoding.likeliest import most_probable
+from unembed.decoding.length_search import MOST_LENGTHS, search_lengths
+from unembed.decoding.logits import margins, most_probable
 from unembed.decoding.state import (
-    DOUBTED,
-    State,
-    even_share,
-    mask_surest,
-    said_before,
-    spread,
+    DenoisingState,
+    duplicates_last,
+    scatter_masked,
+    tokens_per_step,
+    topk_mask,
 )
-from unembed.decoding.strategy import (
-    Canvas,
-    Decoded,
-    OnStep,
-    Scorer,
-    require_among,
-    require_between,
-)
+from unembed.decoding.strategy import Decoded, OnStep, Oracle, SequenceSpec, check_options, option
 from unembed.diffusion import DenoiserFn
 
 ORDERS = ("confidence", "margin", "left-to-right")
-_FEW = 2  # settled in a pass; more change too much for what was known before to be of use
 
 
 @dataclass(frozen=True)
-class Greedy:
-    """Each pass settles the surest masked positions with their likeliest tokens; no randomness.
+class Sequential:
+    """Each pass unmasks the most confident positions with their most probable tokens.
 
-    What is masked is spread evenly over the passes left: one position a pass when ``steps`` is L
-    or more. Positions that would get the same token as a surer one in the same pass come last. The
-    order by confidence is that of MaskGIT (Chang et al., 2022, arXiv 2202.04200) and LLaDA (Nie et
-    al., 2025, arXiv 2502.09992), the one by margin that of Kim et al. (2025, arXiv 2502.06768).
+    Nothing is drawn. What is masked is spread evenly over the passes left: one position a pass when
+    ``steps`` is L or more. Positions that would get the same token as a more confident one in the
+    same pass come last. The order by confidence is that of MaskGIT (Chang et al., 2022, arXiv
+    2202.04200) and LLaDA (Nie et al., 2025, arXiv 2502.09992), the one by margin that of Kim et al.
+    (2025, arXiv 2502.06768).
 
     Attributes:
-        order: Which positions come first: ``confidence`` (probability of the likeliest token),
-            ``margin`` (its lead over the second) or ``left-to-right``.
-        lengths: How many likely lengths are tried and ranked, from 1 (`decode_lengths`).
+        order: See below.
+        lengths: See below.
     """
 
-    order: str = "confidence"
-    lengths: int = 1
+    order: str = option(
+        "confidence",
+        "Which positions come first: by the probability of the most probable token (confidence), "
+        "its lead over the second (margin), or left-to-right.",
+        choices=ORDERS,
+    )
+    lengths: int = option(
+        1, "How many likely lengths are tried and ranked.", low=1, high=MOST_LENGTHS
+    )
     needs_encoder: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        require_among("order", self.order, ORDERS)
-        require_between("lengths", self.lengths, 1)
+        check_options(self)
 
     def __call__(
         self,
         denoiser: DenoiserFn,
         embedding: Tensor,
-        canvas: Canvas,
+        spec: SequenceSpec,
         *,
         steps: int,
         generators: Sequence[torch.Generator] = (),
         on_step: OnStep | None = None,
-        scorer: Scorer | None = None,
+        oracle: Oracle | None = None,
     ) -> Decoded:
         """See `Strategy`."""
         if self.lengths > 1:
-            return decode_lengths(
-                self.fill, denoiser, embedding, canvas, self.lengths, steps, on_step
+            return search_lengths(
+                self.step, denoiser, embedding, spec, self.lengths, steps, on_step
             )
-        state = State(embedding, canvas)
-        total = min(steps, canvas.length)
+        state = DenoisingState(embedding, spec)
+        total = min(steps, spec.length)
         for index in range(1, total + 1):
-            if self.fill(state, denoiser, total - index + 1):
-                state.show(on_step, index, index)
+            self.step(state, denoiser, total - index + 1)
+            finished = not bool(state.masked.any())
+            state.show(on_step, index, index if finished else total)
+            if finished:
                 break
-            state.show(on_step, index, total)
         return state.decoded()
 
-    def fill(self, state: State, denoiser: DenoiserFn, passes: int) -> bool:
-        """One pass of those left; whether nothing is masked after it."""
+    def step(self, state: DenoisingState, denoiser: DenoiserFn, passes: int) -> None:
+        """Make one pass, of so many that are left."""
         masked = state.masked
-        count = even_share(masked, passes)
-        leads: Sequence[Tensor] = ()
-        few = self.order == "confidence" and bool((count <= _FEW).all())
-        if few and isinstance(denoiser, LazyDenoiser):
-            probabilities, guesses = survey(state, denoiser, masked, count)
-        else:
-            probabilities, guesses, *leads = state.read(denoiser, masked, self._read)
-        best, tokens = spread(probabilities, masked, 0.0), spread(guesses, masked, 0)
-        state.guess(tokens, best)
-        sureness = best
+        probabilities, guesses, *leads = state.predict(denoiser, masked, self._read)  # [M] each
+        confidences = scatter_masked(probabilities, masked, 0.0)  # [B, L]
+        tokens = scatter_masked(guesses, masked, 0)
+        state.guess(tokens, confidences)
+        scores = confidences
         if self.order == "margin":
-            sureness = spread(leads[0], masked, 0.0)
+            scores = scatter_masked(leads[0], masked, 0.0)
         elif self.order == "left-to-right":
-            sureness = torch.arange(0.0, -masked.shape[1], -1.0, device=best.device).expand_as(best)
-        sureness = sureness.masked_fill(said_before(tokens, sureness, masked), DOUBTED)
-        chosen = mask_surest(sureness, masked, count)
-        state.settle(chosen, tokens, best)
-        return not bool(state.masked.any())
+            places = torch.arange(0.0, -masked.shape[1], -1.0, device=confidences.device)
+            scores = places.expand_as(confidences)
+        scores = duplicates_last(tokens, scores, masked)
+        chosen = topk_mask(scores, masked, tokens_per_step(masked, passes))
+        state.unmask(chosen, tokens, confidences)
 
     def _read(self, logits: Tensor, _: slice) -> tuple[Tensor, ...]:
         leads = (margins(logits),) if self.order == "margin" else ()
         return (*most_probable(logits), *leads)
-
-
-def margins(logits: Tensor) -> Tensor:
-    """Probability of the likeliest token less that of the second: float32 [M, V] → [M]."""
-    top = logits.topk(2, dim=-1).values
-    pair = (top - logits.logsumexp(dim=-1, keepdim=True)).exp()  # [M, 2]
-    return pair[:, 0] - pair[:, 1]

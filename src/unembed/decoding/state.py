@@ -2,131 +2,118 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from unembed.decoding.memory import Memory
-from unembed.decoding.strategy import Canvas, Decoded, DecodingStep, OnStep
+from unembed.decoding.strategy import Decoded, DecodingStep, OnStep, SequenceSpec
 from unembed.diffusion import DenoiserFn
 
-DOUBTED = -1e9  # sureness below every other one
+LAST = -1e9  # a confidence below every other one: unmasked after all others
 
-# Positions whose logits are held at a time: few for a CPU's allocator, enough to fill a GPU
+# Positions whose logits exist at a time: few for a CPU's allocator, enough to fill a GPU
 _TOGETHER = {"cpu": 256, "cuda": 4096}
 
 # Float32 logits [R, V], its to spend, and which of the M positions they are of → figures [R, ...]
 Reader = Callable[[Tensor, slice], tuple[Tensor, ...]]
 
 
-class State:
+class DenoisingState:
     """Tokens, confidences and order of unmasking of B sequences, changed in place by a strategy.
 
-    What follows a settled end token is padding and is settled with it: a trained denoiser says so
-    anyway, nothing there is ever read, and no pass is spent on it.
+    What follows an unmasked end token is padding and is unmasked with it: a trained denoiser says
+    so anyway, nothing there is ever read, and no pass is spent on it.
 
     Args:
         embedding: Unit vectors [B, D].
-        canvas: Length, special tokens and schedule.
-        tokens: Ids to start from [B, L], the mask token where undecided; all masked when not given.
+        spec: Length, special tokens and schedule.
+        tokens: Ids to start from [B, L], the mask token where masked; all masked when not given.
         content_only: The end is given: no end token or padding is put before it.
 
     Attributes:
         tokens: Ids [B, L].
-        confidences: Probability of each settled token [B, L], 1 for implied padding; 0 where
-            undecided.
-        order: Pass in which each position was settled [B, L]; 0 where undecided or given.
+        confidences: Probability of each unmasked token [B, L], 1 for implied padding; 0 where
+            masked.
+        order: Pass in which each position was unmasked [B, L]; 0 where masked or given.
         passes: Denoiser passes spent on each sequence [B].
         forbidden: Ids of the tokens that are never put anywhere.
-        memory: What earlier passes said of the positions.
     """
 
     def __init__(
         self,
         embedding: Tensor,
-        canvas: Canvas,
+        spec: SequenceSpec,
         tokens: Tensor | None = None,
         content_only: bool = False,
     ) -> None:
-        self.embedding, self.canvas = embedding, canvas
-        blank = canvas.blank(len(embedding), embedding.device)
+        self.embedding, self.spec = embedding, spec
+        blank = spec.masked(len(embedding), embedding.device)
         self.tokens = blank if tokens is None else tokens.clone()
-        self.confidences = (self.tokens != canvas.mask_id).float()
+        self.confidences = (self.tokens != spec.mask_id).float()
         self.order = torch.zeros_like(self.tokens)
         self.passes = torch.zeros(len(self.tokens), dtype=torch.long, device=embedding.device)
-        self.forbidden = [canvas.mask_id]
-        if content_only:
-            self.forbidden += [i for i in (canvas.end_id, canvas.pad_id) if i is not None]
-        self.memory = Memory(len(self.tokens), canvas.length, self.forbidden)
+        self.forbidden = spec.special_ids if content_only else [spec.mask_id]
         self._guesses: tuple[Tensor, Tensor] | None = None
         self._shown = blank.cpu()
 
     @property
     def masked(self) -> Tensor:
-        """Undecided positions, boolean [B, L]."""
-        return self.tokens == self.canvas.mask_id
+        """Masked positions, boolean [B, L]."""
+        return self.tokens == self.spec.mask_id
 
-    def read(
-        self, denoiser: DenoiserFn, where: Tensor, reader: Reader, t: Tensor | None = None
+    def predict(
+        self, denoiser: DenoiserFn, positions: Tensor, reader: Reader, t: Tensor | None = None
     ) -> tuple[Tensor, ...]:
-        """One denoiser pass over the sequences that have a position in question.
+        """Make one denoiser pass over the sequences with a position to predict.
+
+        The logits of all sequences, [M, V], would be the largest tensor of decoding, so they are
+        predicted and read for some sequences at a time.
 
         Args:
             denoiser: See `Strategy`.
-            where: Masked positions in question, boolean [B, L].
-            reader: What is wanted of the logits; those of the mask token are -infinity.
+            positions: Masked positions to predict, boolean [B, L].
+            reader: What is wanted of the logits; those of forbidden tokens are -infinity.
             t: Timesteps [B]; those of each sequence's share of masked positions when not given.
 
         Returns:
             The reader's figures [M, ...] for the M positions in row-major order.
         """
-        found, first = [], 0
-        for _, given in self.asked(where, t):
-            logits = denoiser(*given).float()
+        if t is None:
+            t = self.spec.schedule.timestep(self.masked.float().mean(dim=1))
+        self.passes += positions.any(dim=1)
+        figures, first = [], 0
+        for rows in _groups(positions):
+            logits = denoiser(self.tokens[rows], self.embedding[rows], t[rows], positions[rows])
+            logits = logits.float()
             logits[:, self.forbidden] = -torch.inf
             part = slice(first, first + len(logits))
-            found.append(reader(logits, part))
+            figures.append(reader(logits, part))
             first = part.stop
-        return tuple(torch.cat(figures) for figures in zip(*found, strict=True))
-
-    def asked(
-        self, where: Tensor, t: Tensor | None = None, together: int | None = None
-    ) -> Iterator[tuple[Tensor, tuple[Tensor, Tensor, Tensor, Tensor]]]:
-        """What a denoiser is given in one pass, and which rows [b] of the batch that is about.
-
-        The logits of all sequences, [M, V], would be the largest tensor of decoding, so they are to
-        be made and read for some sequences at a time: those with ``together`` positions in
-        question, or as many as suit the device. Other arguments as in `read`.
-        """
-        if t is None:
-            t = self.canvas.schedule.timestep(self.masked.float().mean(dim=1))
-        self.passes += where.any(dim=1)
-        for rows in _together(where, together):
-            yield rows, (self.tokens[rows], self.embedding[rows], t[rows], where[rows])
+        return tuple(torch.cat(parts) for parts in zip(*figures, strict=True))
 
     def guess(self, tokens: Tensor, confidences: Tensor) -> None:
-        """Keep what this pass finds likeliest, [B, L] each, for the next `show`."""
+        """Remember what this pass predicts, [B, L] each, for the next `show`."""
         self._guesses = tokens, confidences
 
-    def settle(self, chosen: Tensor, tokens: Tensor, confidences: Tensor) -> None:
+    def unmask(self, chosen: Tensor, tokens: Tensor, confidences: Tensor) -> None:
         """Write the tokens and confidences [B, L] of the chosen positions, boolean [B, L]."""
         self.tokens = torch.where(chosen, tokens, self.tokens)
         self.confidences = torch.where(chosen, confidences, self.confidences)
         self.order = torch.where(chosen, self.passes[:, None], self.order)
-        if self.canvas.end_id is not None and self.canvas.pad_id is not None:
-            late = after_end(self.tokens, self.canvas.end_id) & self.masked
-            self.tokens = self.tokens.masked_fill(late, self.canvas.pad_id)
+        if self.spec.end_id is not None and self.spec.pad_id is not None:
+            late = after_end(self.tokens, self.spec.end_id) & self.masked
+            self.tokens = self.tokens.masked_fill(late, self.spec.pad_id)
             self.confidences = self.confidences.masked_fill(late, 1.0)
             self.order = torch.where(late, self.passes[:, None], self.order)
 
     def remask(self, chosen: Tensor) -> None:
-        """Make the chosen positions undecided, and what follows an end token among them."""
-        if self.canvas.end_id is not None:
-            ends = chosen & (self.tokens == self.canvas.end_id)
+        """Mask the chosen positions again, and what follows an end token among them."""
+        if self.spec.end_id is not None:
+            ends = chosen & (self.tokens == self.spec.end_id)
             chosen = chosen | (ends.cumsum(dim=1) > 0)
-        self.tokens = self.tokens.masked_fill(chosen, self.canvas.mask_id)
+        self.tokens = self.tokens.masked_fill(chosen, self.spec.mask_id)
         self.confidences = self.confidences.masked_fill(chosen, 0.0)
 
     def show(self, on_step: OnStep | None, index: int, total: int, every: int = 1) -> None:
@@ -146,66 +133,73 @@ class State:
         self._shown = self.tokens.cpu().clone()
 
     def decoded(self) -> Decoded:
-        """The result."""
+        """Return the result."""
         return Decoded(self.tokens, self.confidences, self.order, self.passes)
 
 
-def _together(where: Tensor, most: int | None = None) -> tuple[Tensor, ...]:
-    """Rows of the sequences with a position in question, those whose logits are made at once."""
-    counts = where.sum(dim=1)
+def _groups(positions: Tensor) -> tuple[Tensor, ...]:
+    """Split the rows with a position to predict into groups whose logits exist together."""
+    counts = positions.sum(dim=1)
     rows = counts.nonzero()[:, 0]
-    most = most or _TOGETHER.get(where.device.type, _TOGETHER["cpu"])
-    part = (counts[rows].cumsum(dim=0) - 1) // most
-    _, sizes = torch.unique_consecutive(part, return_counts=True)
+    most = _TOGETHER.get(positions.device.type, _TOGETHER["cpu"])
+    group = (counts[rows].cumsum(dim=0) - 1) // most
+    _, sizes = torch.unique_consecutive(group, return_counts=True)
     return torch.split(rows, sizes.tolist() or [0])
 
 
 def after_end(tokens: Tensor, end_id: int) -> Tensor:
-    """Positions behind the first end token of each sequence, boolean [B, L]."""
+    """Find the positions behind the first end token of each sequence, boolean [B, L]."""
     ends = (tokens == end_id).long()
     return ends.cumsum(dim=1) - ends > 0
 
 
-def mask_surest(sureness: Tensor, masked: Tensor, count: Tensor) -> Tensor:
-    """The ``count`` [B] surest masked positions of each sequence, boolean [B, L].
+def topk_mask(scores: Tensor, masked: Tensor, count: Tensor) -> Tensor:
+    """Mark the ``count`` [B] masked positions of each sequence with the highest scores [B, L].
 
     Args:
-        sureness: Any order [B, L]; the first of equals wins.
+        scores: Any order [B, L]; the first of equals wins.
         masked: Positions to choose from, boolean [B, L].
         count: How many of each row.
     """
-    sureness = sureness.masked_fill(~masked, -torch.inf)
-    ranking = sureness.argsort(dim=1, descending=True, stable=True)
-    places = torch.arange(masked.shape[1], device=masked.device).expand_as(ranking)
-    rank = torch.empty_like(ranking).scatter_(1, ranking, places)
+    rank = _ranking(scores, masked).argsort(dim=1)
     return masked & (rank < count[:, None])
 
 
-def said_before(tokens: Tensor, sureness: Tensor, masked: Tensor) -> Tensor:
-    """Masked positions whose token is also that of a surer masked one, boolean [B, L].
+def duplicate_tokens(tokens: Tensor, scores: Tensor, masked: Tensor) -> Tensor:
+    """Mark masked positions whose token is also that of a higher-scored masked one, [B, L].
 
     Places that would get the same word in the same pass rarely mean it twice: the denoiser has not
-    seen yet that the word has found its place.
+    seen yet that the word is there already.
 
     Args:
-        tokens: Likeliest token of each position [B, L].
-        sureness: The order they are settled in [B, L]; the first of equals comes first.
+        tokens: Most probable token of each position [B, L].
+        scores: The order they are unmasked in [B, L]; the first of equals comes first.
         masked: Positions to choose from, boolean [B, L].
     """
-    ranking = sureness.masked_fill(~masked, -torch.inf).argsort(dim=1, descending=True, stable=True)
-    ranked = tokens.gather(1, ranking)  # [B, L], the surest first
+    ranking = _ranking(scores, masked)
+    ranked = tokens.gather(1, ranking)  # [B, L], the highest score first
     same = ranked[:, :, None] == ranked[:, None, :]  # [B, L, L]
     again = torch.zeros_like(masked).scatter_(1, ranking, same.tril(-1).any(dim=2))
     return again & masked
 
 
-def even_share(masked: Tensor, passes: int) -> Tensor:
-    """Positions to settle now [B] so that as many again in each of the passes left suffice."""
+def duplicates_last(tokens: Tensor, scores: Tensor, masked: Tensor) -> Tensor:
+    """Lower the scores [B, L] of `duplicate_tokens` below all others."""
+    return scores.masked_fill(duplicate_tokens(tokens, scores, masked), LAST)
+
+
+def _ranking(scores: Tensor, masked: Tensor) -> Tensor:
+    """Positions of each row, the masked one with the highest score first [B, L]."""
+    return scores.masked_fill(~masked, -torch.inf).argsort(dim=1, descending=True, stable=True)
+
+
+def tokens_per_step(masked: Tensor, passes: int) -> Tensor:
+    """Count the positions to unmask now [B] so that as many in each of the passes left suffice."""
     return (masked.sum(dim=1) + passes - 1) // passes
 
 
-def spread(values: Tensor, where: Tensor, fill: float) -> Tensor:
-    """Values [M] at the M true positions of ``where`` [B, L] in row-major order, else ``fill``."""
-    whole = torch.full(where.shape, fill, dtype=values.dtype, device=values.device)
-    whole[where] = values
-    return whole
+def scatter_masked(values: Tensor, positions: Tensor, fill: float) -> Tensor:
+    """Put values [M] at the M true ``positions`` [B, L] in row-major order, ``fill`` elsewhere."""
+    full = torch.full(positions.shape, fill, dtype=values.dtype, device=values.device)
+    full[positions] = values
+    return full

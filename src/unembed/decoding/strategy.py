@@ -1,10 +1,11 @@
-"""What every strategy takes and returns, and how its options are checked."""
+"""What every strategy takes and returns, and how its options are declared and checked."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from unembed.errors import ConfigError
 
 
 @dataclass(frozen=True)
-class Canvas:
+class SequenceSpec:
     """The sequence to fill.
 
     Attributes:
@@ -34,7 +35,12 @@ class Canvas:
     end_id: int | None = None
     pad_id: int | None = None
 
-    def blank(self, batch: int, device: torch.device) -> Tensor:
+    @property
+    def special_ids(self) -> list[int]:
+        """Ids of the mask token and, where there are such, of end and padding."""
+        return [i for i in (self.mask_id, self.end_id, self.pad_id) if i is not None]
+
+    def masked(self, batch: int, device: torch.device) -> Tensor:
         """Fully masked sequences [B, L]."""
         return torch.full((batch, self.length), self.mask_id, device=device)
 
@@ -48,18 +54,17 @@ class DecodingStep:
     Attributes:
         index: Passes done, from 1.
         total: Passes planned at most; in the last step it equals ``index``.
-        tokens: Ids [B, L]; the mask token where undecided.
-        confidences: Probability the denoiser gave each settled token [B, L]; 0 where undecided.
+        tokens: Ids [B, L]; the mask token where masked.
+        confidences: Probability the denoiser gave each unmasked token [B, L]; 0 where masked.
         changed: Positions whose token is another than in the step before [B, L], boolean.
-        mask_ratio: Share of undecided positions of each sequence [B].
+        mask_ratio: Share of masked positions of each sequence [B].
         cosines: Of each text's best hypothesis so far with its embedding [B], where the strategy
             calls the encoder; else None.
         encoder_calls: Texts embedded so far for each vector [B], where the strategy calls the
             encoder; else None.
-        guesses: The likeliest token of each position that was masked before the pass [B, L], where
-            the strategy asks about all of them; else None. On a CPU that of a position far from
-            being the surest may be out of date (`unembed.decoding.lazy`).
-        guess_confidences: Its probability [B, L]; 0 where the position was settled before.
+        guesses: The most probable token of each position that was masked before the pass [B, L],
+            where the strategy predicts all of them; else None.
+        guess_confidences: Its probability [B, L]; 0 where the position was unmasked before.
     """
 
     index: int
@@ -80,10 +85,12 @@ class Decoded:
 
     Attributes:
         tokens: Ids [B, L], none of them the mask token.
-        confidences: Probability the denoiser gave each token when it was settled [B, L].
-        order: Pass (from 1) in which each position was settled for the last time [B, L].
+        confidences: Probability the denoiser gave each token when it was unmasked [B, L].
+        order: Pass (from 1) in which each position was unmasked for the last time [B, L].
         passes: Denoiser passes spent on each text [B]; a pass over N hypotheses of it counts N.
         encoder_calls: Texts embedded for each vector [B]; zeros for every vector-only strategy.
+        cosines: Of each text's embedding with its vector [B], where the strategy calls the
+            encoder; else None.
     """
 
     tokens: Tensor
@@ -91,6 +98,7 @@ class Decoded:
     order: Tensor
     passes: Tensor
     encoder_calls: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.long))
+    cosines: Tensor | None = None
 
     def __post_init__(self) -> None:
         if not len(self.encoder_calls):
@@ -100,7 +108,7 @@ class Decoded:
 OnStep = Callable[[DecodingStep], None]
 
 
-class Scorer(Protocol):
+class Oracle(Protocol):
     """The true encoder at a price: how near a hypothesis's embedding is to the target vector.
 
     Each text it embeds is a call, counted for the vector it was embedded for. A hypothesis that
@@ -109,7 +117,7 @@ class Scorer(Protocol):
     """
 
     def __call__(self, rows: Sequence[int], token_ids: Tensor | Sequence[Sequence[int]]) -> Tensor:
-        """Cosines [N] in float32 on the CPU, -1 to 1.
+        """Score hypotheses: cosines [N] in float32 on the CPU, -1 to 1.
 
         Where a vector's calls are used up in the middle of its hypotheses, the remaining ones
         that would need a call score -infinity and are not embedded.
@@ -123,14 +131,14 @@ class Scorer(Protocol):
     def vectors(
         self, rows: Sequence[int], token_ids: Tensor | Sequence[Sequence[int]]
     ) -> NDArray[np.float32]:
-        """The embeddings themselves [N, D] of hypotheses that were scored; no calls.
+        """Look up the embeddings [N, D] of hypotheses that were scored; no calls.
 
         Unit vectors; zeros for a hypothesis that was not embedded.
         """
         ...
 
     def remaining(self, row: int) -> int:
-        """Calls left for one vector of the batch."""
+        """Count the calls left for one vector of the batch."""
         ...
 
     @property
@@ -142,8 +150,8 @@ class Scorer(Protocol):
 class Strategy(Protocol):
     """From embeddings to token ids with a budget of denoiser passes.
 
-    A strategy is a frozen dataclass whose fields are its options (int, float, bool or str, each
-    with a default), checked when it is made; `unembed.decoding.find_strategy` makes one by name.
+    A strategy is a frozen dataclass whose fields are its options, each declared by `option` and
+    checked by `check_options` when it is made; `unembed.decoding.Decoding` makes one by name.
     """
 
     needs_encoder: ClassVar[bool]
@@ -152,51 +160,96 @@ class Strategy(Protocol):
         self,
         denoiser: DenoiserFn,
         embedding: Tensor,
-        canvas: Canvas,
+        spec: SequenceSpec,
         *,
         steps: int,
         generators: Sequence[torch.Generator],
         on_step: OnStep | None = None,
-        scorer: Scorer | None = None,
+        oracle: Oracle | None = None,
     ) -> Decoded:
-        """Fill the canvas for each embedding.
+        """Fill a sequence for each embedding.
 
         Args:
-            denoiser: ``(tokens [B, L], embedding [B, D], t [B], where [B, L]) → logits [M, V]``.
+            denoiser: ``(tokens [B, L], embedding [B, D], t [B], positions [B, L]) → logits
+                [M, V]``.
             embedding: Unit vectors [B, D].
-            canvas: Length, special tokens and schedule.
+            spec: Length, special tokens and schedule.
             steps: Denoiser passes at most for each hypothesis, from 1.
             generators: One source of randomness per sequence, on the CPU, so that a text depends
                 neither on what else is in its batch nor on the device.
             on_step: Called after every pass.
-            scorer: The encoder; a strategy that `needs_encoder` is never called without one.
+            oracle: The encoder; a strategy that `needs_encoder` is never called without one.
         """
         ...
 
 
-def require_between(
-    option: str, value: float, low: float, high: float = float("inf"), *, open_low: bool = False
-) -> None:
-    """Refuse an option's value outside low..high, the ends included (``open_low``: not low).
+def option(
+    default: Any,
+    help: str,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    above: float | None = None,
+    choices: Sequence[str] = (),
+) -> Any:
+    """Declare an option of a strategy: a dataclass field with what it may be.
 
-    An infinite one is outside too.
+    Args:
+        default: An int, float, bool or str; other values must be of its type.
+        help: One sentence for the command line and the demo.
+        low: Least value.
+        high: Largest value.
+        above: A value that it must exceed, in place of ``low``.
+        choices: The values a str may have.
+    """
+    metadata = {"help": help, "low": low, "high": high, "above": above, "choices": tuple(choices)}
+    return field(default=default, metadata=metadata)
+
+
+def options_of(strategy: Any) -> dict[str, int | float | bool | str]:
+    """The options of a strategy, name → value."""
+    return {item.name: getattr(strategy, item.name) for item in dataclasses.fields(strategy)}
+
+
+def check_options(strategy: Any) -> None:
+    """Refuse a dataclass with a field outside of what `option` declares.
 
     Raises:
-        ConfigError: Names the option, the value and the range.
+        ConfigError: Names the option, what is allowed and what it is.
     """
-    if not low <= value <= high or (open_low and value == low) or value == float("inf"):
-        least = f"above {low:g}" if open_low else f"of at least {low:g}"
-        most = f" and at most {high:g}" if high != float("inf") else ""
-        raise ConfigError(f"{option} {least}{most}", f"{value}", f"Correct the option {option}")
-
-
-def require_among(option: str, value: str, known: Sequence[str]) -> None:
-    """Refuse an option's value that is none of the known ones.
-
-    Raises:
-        ConfigError: Names the option, the value and the known values.
-    """
-    if value not in known:
-        raise ConfigError(
-            f"{option} among {', '.join(known)}", repr(value), f"Correct the option {option}"
+    for item in dataclasses.fields(strategy):
+        value, limits = getattr(strategy, item.name), item.metadata
+        name, fix = item.name, f"Correct the option {item.name}"
+        if limits.get("choices") and value not in limits["choices"]:
+            expected = f"{name} among {', '.join(limits['choices'])}"
+            raise ConfigError(expected, repr(value), fix)
+        low, high, above = (limits.get(key) for key in ("low", "high", "above"))
+        bounds = []
+        if above is not None:
+            bounds.append(f"above {above:g}")
+        elif low is not None:
+            bounds.append(f"of at least {low:g}")
+        if high is not None:
+            bounds.append(f"at most {high:g}" if bounds else f"of at most {high:g}")
+        inside = (
+            (above is None or value > above)
+            and (low is None or value >= low)
+            and (high is None or value <= high)
         )
+        if bounds and not inside:  # not-a-number is never inside
+            raise ConfigError(f"{name} {' and '.join(bounds)}", f"{value}", fix)
+
+
+def require_oracle(oracle: Oracle | None, strategy: str) -> Oracle:
+    """Return the oracle of a strategy that cannot do without.
+
+    Raises:
+        ConfigError: There is none.
+    """
+    if oracle is None:
+        raise ConfigError(
+            f"an encoder for the strategy {strategy}",
+            "none",
+            "Pass the encoder and --encoder-calls, or choose a strategy that needs the vector only",
+        )
+    return oracle

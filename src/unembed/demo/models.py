@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import inspect
-import re
 import threading
 import time
 from collections import deque
@@ -12,28 +9,26 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from unembed.decoding import STRATEGIES, DecodingStep, strategy_options
-from unembed.decoding.sequential import ORDERS
+from unembed.decoding import DEFAULT_STEPS, STRATEGIES, Decoding, DecodingStep, strategy_fields
 from unembed.demo.events import Speller, figures, is_news, step_event
 from unembed.demo.limits import Limits
 from unembed.demo.metrics import Metrics
 from unembed.demo.middleware import Clients
 from unembed.demo.problems import ProblemError
-from unembed.demo.queue import Job, Plan, Worker, require_listener
+from unembed.demo.queue import Job, Worker, require_listener
 from unembed.demo.schemas import ModelOut, Option, StrategyOut
 from unembed.encoders.base import Encoder, EncoderIdentity, Progress
 from unembed.errors import ConfigError
 from unembed.inverter import Inversion, Inverter
 from unembed.tokenizer import TextTokenizer
 
-DEFAULT_STEPS = 8
 DEFAULT_CALLS = 128  # where a strategy asks the encoder and the request does not say how often
 _PART = 16  # texts that the shared encoder embeds before others have their turn
 
@@ -130,6 +125,7 @@ class ServedModel:
         metrics: Metrics,
     ) -> None:
         inverter.require_encoder(encoder)
+        inverter.warm_up()  # the workers may ask for its fast form at once
         self.name, self.inverter, self.encoder = name, inverter, encoder
         self.speller = Speller(inverter.tokenizer)
         self._limits, self._metrics = limits, metrics
@@ -146,7 +142,7 @@ class ServedModel:
             ProblemError: See `Worker.submit`.
         """
         kind = "quick" if job.passes <= self._limits.quick_passes else "bulk"
-        if job.plan is not None and job.plan.strategy.needs_encoder:
+        if job.decoding is not None and job.decoding.strategy.needs_encoder:
             kind = "search"
         worker = self.workers[kind]
         worker.submit(job)
@@ -168,19 +164,19 @@ class ServedModel:
         return all(ends)
 
     def run(self, jobs: list[Job]) -> None:
-        """Serve jobs with the same plan, in a worker's thread.
+        """Serve jobs with the same decoding, in a worker's thread.
 
         Raises:
             AbandonedError: Every client has left before the end.
         """
-        plan = jobs[0].plan
+        decoding = jobs[0].decoding
         with self.encoder.checked(partial(require_listener, jobs)):
             vectors = self._vectors(jobs)
             for job, own in zip(jobs, vectors, strict=True):
-                if job.watched or plan is None:
+                if job.watched or decoding is None:
                     job.tell("start", self._start(job, own))
-            if plan is not None:
-                self._decode(jobs, np.concatenate(vectors), plan)
+            if decoding is not None:
+                self._decode(jobs, np.concatenate(vectors), decoding)
 
     def _vectors(self, jobs: Sequence[Job]) -> list[NDArray[np.float32]]:
         """The vectors of each job; all texts are embedded together."""
@@ -206,19 +202,16 @@ class ServedModel:
             "truncated": tokens is not None and len(tokens) >= self.inverter.length,
         }
 
-    def _decode(self, jobs: list[Job], vectors: NDArray[np.float32], plan: Plan) -> None:
+    def _decode(self, jobs: list[Job], vectors: NDArray[np.float32], decoding: Decoding) -> None:
         began = time.perf_counter()
         inversions = self.inverter.invert(
             vectors,
-            strategy=plan.name,
-            options=dataclasses.asdict(plan.strategy),  # type: ignore[call-overload]
-            guidance=plan.guidance,
+            decoding=decoding,
             encoder=self.encoder,
-            encoder_calls=plan.encoder_calls,
-            steps=plan.steps,
             batch_size=len(vectors),
             draws=[(job.seed, index) for job in jobs for index in range(len(job))],
             on_step=_Broadcast(jobs, self.speller, began),
+            before_pass=partial(require_listener, jobs),
         )
         milliseconds = round(1000 * (time.perf_counter() - began), 1)
         calls = sum(item.encoder_calls for item in inversions)
@@ -245,23 +238,19 @@ class ServedModel:
 
 
 class _Broadcast:
-    """Tells the steps of a batch to those who watch; ends it when everybody has left."""
+    """Tells the steps of a batch to those who watch."""
 
     def __init__(self, jobs: list[Job], speller: Speller, began: float) -> None:
         self.jobs, self.speller, self.began = jobs, speller, began
         self.before: DecodingStep | None = None
 
     def __call__(self, step: DecodingStep) -> None:
-        require_listener(self.jobs)
         seconds, row = time.perf_counter() - self.began, 0
         for job in self.jobs:
             if job.watched and not job.gone and is_news(step, self.before, row):
                 job.tell("step", step_event(step, row, self.speller, seconds))
             row += len(job)
         self.before = step
-
-
-_CHOICES = {"order": list(ORDERS)}
 
 
 @dataclass(frozen=True)
@@ -334,29 +323,19 @@ def describe_model(model: ServedModel, limits: Limits) -> ModelOut:
     )
 
 
-@cache
 def _strategy(name: str) -> StrategyOut:
-    told = _told(STRATEGIES[name])
     options = {
-        option: Option(
-            default=default,
-            type=type(default).__name__,
-            description=told.get(option),
-            choices=_CHOICES.get(option),
+        item.name: Option(
+            default=item.default,
+            type=type(item.default).__name__,
+            description=item.metadata["help"],
+            minimum=item.metadata["low"],
+            maximum=item.metadata["high"],
+            choices=list(item.metadata["choices"]) or None,
         )
-        for option, default in strategy_options(name).items()
+        for item in strategy_fields(name)
     }
     return StrategyOut(options=options, needs_encoder=STRATEGIES[name].needs_encoder)
-
-
-def _told(strategy: type) -> dict[str, str]:
-    """Option → its line in the docstring of the strategy, or of the one it refines."""
-    found: dict[str, str] = {}
-    for kind in reversed(strategy.__mro__):
-        _, _, attributes = (inspect.cleandoc(kind.__doc__ or "")).partition("Attributes:\n")
-        for match in re.finditer(r"^    (\w+): (.*(?:\n {8}.*)*)", attributes, re.MULTILINE):
-            found[match[1]] = re.sub(r"``|`", "", " ".join(match[2].split()))
-    return found
 
 
 def load_demo(

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unembed.decoding import Strategy
+from unembed.decoding import Decoding
 from unembed.demo.limits import Limits
 from unembed.demo.metrics import Metrics
 from unembed.demo.problems import ProblemError, refusal
@@ -24,37 +24,12 @@ from unembed.errors import UnembedError
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Plan:
-    """How vectors are decoded; those with equal plans go into one batch.
-
-    Attributes:
-        name: Of the strategy.
-        strategy: The strategy with its options.
-        steps: Denoiser passes at most.
-        guidance: Strength at the first and the last pass; None: no guidance.
-        encoder_calls: Texts that may be embedded for each vector.
-    """
-
-    name: str
-    strategy: Strategy
-    steps: int
-    guidance: tuple[float, float] | None
-    encoder_calls: int
-
-    @property
-    def passes(self) -> int:
-        """Denoiser passes for a vector, about, those of the encoder's search not counted."""
-        lengths: int = getattr(self.strategy, "lengths", 1)
-        return self.steps * lengths * (1 if self.guidance is None else 2)
-
-
 @dataclass(eq=False)
 class Job:
     """One request.
 
     Attributes:
-        plan: None: the texts are only embedded.
+        decoding: None: the texts are only embedded.
         inputs: Texts to embed, or unit vectors [N, D].
         seed: Of the request; vector i draws from (seed, i), as it would alone.
         watched: Somebody wants to see the steps.
@@ -63,7 +38,7 @@ class Job:
         gone: The client has left, or its time is over; nobody reads what it is told.
     """
 
-    plan: Plan | None
+    decoding: Decoding | None
     inputs: Sequence[str] | NDArray[np.float32]
     seed: int
     watched: bool
@@ -78,7 +53,11 @@ class Job:
     @property
     def passes(self) -> int:
         """Denoiser passes over all its vectors, about: what it costs beside other jobs."""
-        return len(self) * (1 if self.plan is None else self.plan.passes)
+        if self.decoding is None:
+            return len(self)
+        lengths: int = getattr(self.decoding.strategy, "lengths", 1)
+        guided = 1 if self.decoding.guidance is None else 2
+        return len(self) * self.decoding.steps * lengths * guided
 
     @property
     def originals(self) -> list[str | None]:
@@ -110,7 +89,7 @@ class Worker:
 
     Args:
         name: For metrics and messages.
-        work: Serves some jobs with the same plan and tells them their result.
+        work: Serves some jobs with the same decoding and tells them their result.
         limits: Length of the queue, vectors of a batch, time of a request.
         metrics: Where it counts.
         passes: Denoiser passes of a batch, beyond its first job; None: any.
@@ -206,14 +185,14 @@ class Worker:
         elapsed = time.perf_counter() - self._began if self._running else 0.0
         usual = max(self._seconds, elapsed)
         rest = self._seconds - elapsed if elapsed < self._seconds else elapsed
-        alike: dict[Plan | None, list[Job]] = {}
+        alike: dict[Decoding | None, list[Job]] = {}
         for job in self._waiting:
-            alike.setdefault(job.plan, []).append(job)
+            alike.setdefault(job.decoding, []).append(job)
         batches = sum(math.ceil(self._fullness(jobs)) for jobs in alike.values())
         return max(1, math.ceil(min(rest + batches * usual, self._limits.seconds)))
 
     def _fullness(self, jobs: Sequence[Job]) -> float:
-        """How many batches some jobs with the same plan would fill."""
+        """How many batches some jobs with the same decoding would fill."""
         fullness = sum(map(len, jobs)) / self._limits.together
         if self._passes is not None:
             fullness = max(fullness, sum(job.passes for job in jobs) / self._passes)
@@ -248,7 +227,7 @@ class Worker:
             batch = list[Job]()
             for job in order:
                 if not batch or (
-                    job.plan == batch[0].plan and self._fullness([*batch, job]) <= 1.0
+                    job.decoding == batch[0].decoding and self._fullness([*batch, job]) <= 1.0
                 ):
                     batch.append(job)
             self._waiting = [job for job in self._waiting if job not in batch]

@@ -18,12 +18,13 @@ from pydantic import ValidationError
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from unembed.decoding import find_strategy
+from unembed.decoding import DEFAULT_STEPS, Decoding
+from unembed.decoding.settings import make_strategy
 from unembed.demo.limits import Limits
 from unembed.demo.middleware import client_name
-from unembed.demo.models import DEFAULT_CALLS, DEFAULT_STEPS, Demo, ServedModel
+from unembed.demo.models import DEFAULT_CALLS, Demo, ServedModel
 from unembed.demo.problems import ProblemError, invalid
-from unembed.demo.queue import Job, Plan
+from unembed.demo.queue import Job
 from unembed.demo.schemas import DecodeRequest, EncodeRequest, InvertRequest, RequestBody
 from unembed.inverter import as_unit_vectors
 
@@ -87,7 +88,7 @@ class PendingJob:
     Args:
         demo: What the routes share.
         model: Which serves it.
-        plan: See `Job`.
+        decoding: See `Job`.
         inputs: Texts, or unit vectors [N, D].
         client: See `Job`.
         seed: See `Job`.
@@ -101,7 +102,7 @@ class PendingJob:
         self,
         demo: Demo,
         model: ServedModel,
-        plan: Plan | None,
+        decoding: Decoding | None,
         inputs: Sequence[str] | NDArray[np.float32],
         client: str,
         seed: int = 0,
@@ -111,7 +112,7 @@ class PendingJob:
         self._events: asyncio.Queue[tuple[str, Any]] = asyncio.Queue()
         self._loop = asyncio.get_running_loop()
         self._over = False
-        self._job = Job(plan, inputs, seed, watched, self._tell, client)
+        self._job = Job(decoding, inputs, seed, watched, self._tell, client)
         self._worker = model.submit(self._job)
 
     def _tell(self, name: str, data: Any) -> None:
@@ -120,7 +121,7 @@ class PendingJob:
 
     async def events(self) -> AsyncIterator[tuple[str, Any]]:
         """What happens, ``done`` or ``error`` last; ``ping`` when nothing has for a while."""
-        last = "done" if self._job.plan is not None else "start"
+        last = "done" if self._job.decoding is not None else "start"
         name = ""
         while name not in (last, "error"):
             left = self._end - time.monotonic()
@@ -233,14 +234,14 @@ def decode(demo: Demo, body: DecodeRequest, scope: Scope) -> PendingJob:
         UnembedError: A setting or a vector is not usable.
     """
     model = demo.find(body.model)
-    plan = _plan(model, body, demo.limits)
+    decoding = _decoding(body, demo.limits)
     inputs: list[str] | NDArray[np.float32]
     if body.text is not None:
         _check_text(body.text, demo.limits)
         inputs = [body.text]
     else:
         inputs = as_unit_vectors(body.embedding, model.encoder.identity.dimension)
-    return PendingJob(demo, model, plan, inputs, client_name(scope), body.seed, watched=True)
+    return PendingJob(demo, model, decoding, inputs, client_name(scope), body.seed, watched=True)
 
 
 def invert(demo: Demo, body: InvertRequest, scope: Scope) -> PendingJob:
@@ -251,7 +252,7 @@ def invert(demo: Demo, body: InvertRequest, scope: Scope) -> PendingJob:
         UnembedError: As for `decode`.
     """
     model = demo.find(body.model)
-    plan = _plan(model, body, demo.limits)
+    decoding = _decoding(body, demo.limits)
     count = len(body.texts or body.embeddings or ())
     if count > demo.limits.vectors:
         raise ProblemError(422, f"expected at most {demo.limits.vectors} at once; found {count}")
@@ -265,7 +266,7 @@ def invert(demo: Demo, body: InvertRequest, scope: Scope) -> PendingJob:
     problem = demo.clients.charge(scope, count, paid=1) if count > 1 else None
     if problem is not None:
         raise problem
-    return PendingJob(demo, model, plan, inputs, client_name(scope), body.seed)
+    return PendingJob(demo, model, decoding, inputs, client_name(scope), body.seed)
 
 
 def _check_text(text: str, limits: Limits) -> None:
@@ -277,8 +278,10 @@ def _check_text(text: str, limits: Limits) -> None:
         )
 
 
-def _plan(model: ServedModel, body: DecodeRequest | InvertRequest, limits: Limits) -> Plan:
-    strategy = find_strategy(body.strategy, **body.options)
+def _decoding(body: DecodeRequest | InvertRequest, limits: Limits) -> Decoding:
+    """Read how to decode, within the server's limits."""
+    strategy = make_strategy(body.strategy, body.options)
+    guidance = None if body.guidance is None else (body.guidance[0], body.guidance[1])
     steps = min(DEFAULT_STEPS, limits.steps) if body.steps is None else body.steps
     calls = body.encoder_calls
     if calls is None:
@@ -291,5 +294,5 @@ def _plan(model: ServedModel, body: DecodeRequest | InvertRequest, limits: Limit
             raise ProblemError(422, f"{name}: expected at most {most}; found {value}")
     if strategy.needs_encoder and calls < 1:
         raise ProblemError(422, f"encoder_calls: expected at least 1 for {body.strategy}; found 0")
-    guidance = None if body.guidance is None else (body.guidance[0], body.guidance[1])
-    return Plan(body.strategy, strategy, steps, guidance, calls if strategy.needs_encoder else 0)
+    calls = calls if strategy.needs_encoder else 0
+    return Decoding(strategy, steps, guidance, encoder_calls=calls)

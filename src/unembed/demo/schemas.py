@@ -33,9 +33,7 @@ class DecodingBody(RequestBody):
     options: Annotated[
         dict[Name, OptionValue], Field(max_length=32, description="Of the strategy.")
     ] = {}
-    steps: Annotated[
-        int | None, Field(ge=1, description="Denoiser passes; one per position if not given.")
-    ] = None
+    steps: Annotated[int | None, Field(ge=1, description="Denoiser passes; 8 if not given.")] = None
     guidance: Annotated[
         Annotated[list[Strength], Field(fail_fast=True, min_length=2, max_length=2)] | None,
         Field(description="Strength at the first and the last pass."),
@@ -94,6 +92,8 @@ class Option(BaseModel):
     default: bool | int | float | str
     type: Literal["bool", "int", "float", "str"]
     description: str | None = None
+    minimum: float | None = None
+    maximum: float | None = None
     choices: list[str] | None = None
 
 

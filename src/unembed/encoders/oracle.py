@@ -15,8 +15,8 @@ from unembed.tokenizer import TextTokenizer
 _INVISIBLE, _UNPAID = -1.0, -np.inf
 
 
-class EncoderScorer:
-    """Cosines of hypotheses with the vectors they are for; see `unembed.decoding.Scorer`.
+class EncoderOracle:
+    """Cosines of hypotheses with the vectors they are for; see `unembed.decoding.Oracle`.
 
     Args:
         encoder: The one that made the vectors.
@@ -47,7 +47,7 @@ class EncoderScorer:
         return self._budget - len(self._known[row])
 
     def __call__(self, rows: Sequence[int], token_ids: Tensor | Sequence[Sequence[int]]) -> Tensor:
-        """See `unembed.decoding.Scorer`."""
+        """See `unembed.decoding.Oracle`."""
         ids = token_ids.tolist() if isinstance(token_ids, Tensor) else token_ids
         asked = list(zip(rows, self._tokenizer.decode(ids), strict=True))
         self._embed(self._affordable(asked))
@@ -57,7 +57,7 @@ class EncoderScorer:
     def vectors(
         self, rows: Sequence[int], token_ids: Tensor | Sequence[Sequence[int]]
     ) -> NDArray[np.float32]:
-        """See `unembed.decoding.Scorer`."""
+        """See `unembed.decoding.Oracle`."""
         ids = token_ids.tolist() if isinstance(token_ids, Tensor) else token_ids
         nothing = np.zeros(self._targets.shape[1], dtype=np.float32)
         texts = self._tokenizer.decode(ids)

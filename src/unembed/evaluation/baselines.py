@@ -21,7 +21,7 @@ CONTROLS = (SHUFFLED, BLIND, NEAREST, RANDOM)
 _CHUNK_ROWS = 8192
 
 
-class _Blindfolded:
+class _Unconditional:
     """A denoiser that sees the null condition, the zero vector, whatever it is given."""
 
     def __init__(self, denoiser: Any) -> None:
@@ -33,7 +33,7 @@ class _Blindfolded:
         return logits
 
 
-def blindfold(inverter: Inverter) -> Inverter:
+def unconditional(inverter: Inverter) -> Inverter:
     """The same inverter with a denoiser that never sees the embedding: what it writes unprompted.
 
     No real vector is zero, so `Inverter.invert` refuses one; the denoiser is handed it here. One
@@ -41,11 +41,11 @@ def blindfold(inverter: Inverter) -> Inverter:
     """
     blind = copy.copy(inverter)
     # Nor may it see through another form of the network
-    vars(blind).update(denoiser=_Blindfolded(inverter.denoiser), onnx=None)
+    vars(blind).update(denoiser=_Unconditional(inverter.denoiser))
     return blind
 
 
-def another_text(count: int) -> NDArray[np.int64]:
+def derangement(count: int) -> NDArray[np.int64]:
     """For each of some neighbouring texts the index of another, half of them further on.
 
     Neighbours are often of one passage, and so is what they speak of.

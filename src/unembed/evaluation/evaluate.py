@@ -15,12 +15,20 @@ from numpy.typing import NDArray
 from unembed.config import DataSection
 from unembed.data.pairs import Pairs
 from unembed.encoders.base import Encoder
-from unembed.evaluation.attacks import Attack, name_attacks
 from unembed.evaluation.bootstrap import RESAMPLES, Figure, Tally, block_count, draw_blocks
 from unembed.evaluation.cache import Journal
 from unembed.evaluation.examples import Example, draw_indices, make_example
 from unembed.evaluation.metrics import BINS, Recovery, Ruler, make_ruler
-from unembed.evaluation.rows import CHUNK, Bench, Part, ProgressFn, Recover
+from unembed.evaluation.rows import (
+    CHUNK,
+    Attack,
+    Bench,
+    Part,
+    ProgressFn,
+    Recover,
+    Spec,
+    name_attacks,
+)
 from unembed.evaluation.samples import LABELS, Passage, Sample, Samples
 from unembed.inverter import Inverter
 from unembed.tokenizer import TextTokenizer
@@ -66,7 +74,7 @@ def evaluate(  # noqa: PLR0913 - the front door; all but the first three have a 
     encoder: Encoder,
     texts: Iterable[str | Passage],
     *,
-    strategy: str | Attack | Sequence[str | Attack] = "greedy",
+    strategy: Spec | Sequence[Spec] = "greedy",
     steps: int | None = None,
     train_pairs: Pairs | None = None,
     limit: int | None = 1000,
@@ -87,9 +95,9 @@ def evaluate(  # noqa: PLR0913 - the front door; all but the first three have a 
         encoder: The encoder it was trained for.
         texts: Held out: never trained on. Gone through twice, a piece of it in memory at a time;
             a `PassageFile` reads them from a file, with their domain and language.
-        strategy: One or several: names such as ``greedy``, with settings such as
-            ``greedy:steps=8``, or attacks.
-        steps: Denoiser passes per text where the strategy does not say; one per position if None.
+        strategy: How to decode, one or several: a `Decoding` or its text, such as ``greedy`` or
+            ``greedy:steps=32``.
+        steps: Denoiser passes per text where the strategy does not say; 8 if None.
         train_pairs: The training pairs, for the nearest text and the rarity of tokens.
         limit: Pieces to evaluate, drawn with the seed; all when None.
         seed: Of the draw, of the strategies that sample and of the bootstrap.
@@ -107,7 +115,7 @@ def evaluate(  # noqa: PLR0913 - the front door; all but the first three have a 
         inverter.encoder.require_same(train_pairs.encoder, "training pairs")
     attacks = name_attacks(strategy, steps)
     for attack in attacks.values():  # a wrong one is told before the others have taken hours
-        inverter.invert(np.empty((0, inverter.encoder.dimension)), **attack.arguments(encoder))
+        attack.decoding.check(has_encoder=True)
     report = progress or (lambda stage, done, total: None)
     samples = Samples(
         texts,
@@ -275,16 +283,13 @@ def _conclude(
     settings = {
         "texts": bench.total,
         "encoder": bench.encoder.identity.to_dict(),
-        "strategy": first.strategy,
+        "strategy": first.decoding.name,
         "passes": None if passes is None else _whole(passes.mean),
         "seed": bench.seed,
-        "threat_model": first.threat_model,
-        "encoder_calls": first.encoder_calls,
-        "attacks": {
-            name: {**asdict(attack), "threat_model": attack.threat_model}
-            for name, attack in bench.attacks.items()
-        },
-        "controls_decoded_by": asdict(bench.guesser),
+        "threat_model": first.decoding.threat_model,
+        "encoder_calls": first.decoding.encoder_calls,
+        "attacks": {name: attack.to_dict() for name, attack in bench.attacks.items()},
+        "controls_decoded_by": bench.guesser.to_dict(),
         "bootstrap_resamples": RESAMPLES,
     }
     calibration = {row.name: _reliability(row.bins) for row in rows if row.bins.any()}

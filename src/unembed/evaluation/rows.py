@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.metadata import version
 from typing import Any
@@ -14,9 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unembed.data.pairs import Pairs
+from unembed.decoding import Decoding
+from unembed.decoding.strategy import options_of
 from unembed.encoders.base import Encoder
+from unembed.errors import ConfigError
 from unembed.evaluation import baselines
-from unembed.evaluation.attacks import Attack
 from unembed.evaluation.cache import settings_digest
 from unembed.evaluation.metrics import Recovery
 from unembed.evaluation.samples import Sample
@@ -25,6 +27,103 @@ from unembed.inverter import Inverter
 BATCH, CHUNK = 64, 1024
 
 ProgressFn = Callable[[str, int, int], None]
+
+
+# ``all``: every strategy; those that call the encoder are tried on fewer texts, all on the same
+ALL = (
+    "greedy",
+    "greedy:steps=32",
+    "greedy:repetition=0",
+    "greedy:order=margin",
+    "greedy:order=left-to-right",
+    "greedy:lengths=3",
+    "greedy:guidance=0.5/0.5",
+    "entropy-bounded",
+    "euler:temperature=0.5",
+    "euler:repetition=0",
+    "euler-remask:temperature=0.5",
+    "euler-remask:temperature=0.5:threshold=0.3:probability=1",
+    "two-stage:temperature=0.5",
+    "best-of:samples=1:encoder_calls=1:limit=32",
+    "best-of:encoder_calls=16:limit=32",
+    "guided-search:encoder_calls=300:limit=32",
+)
+
+
+@dataclass(frozen=True)
+class Attack:
+    """A way to decode, and how many texts it is tried on.
+
+    Attributes:
+        decoding: How.
+        limit: Texts, drawn from those of the evaluation; all when None.
+    """
+
+    decoding: Decoding
+    limit: int | None = None
+
+    @classmethod
+    def parse(cls, text: str, steps: int | None = None) -> Attack:
+        """Read what `Decoding.parse` does, with ``limit=N`` among the settings.
+
+        Raises:
+            ConfigError: Not of that form.
+        """
+        settings = text.strip().split(":")
+        limits = [setting for setting in settings if setting.startswith("limit=")]
+        number = limits[0].partition("=")[2] if limits else "1"
+        if len(limits) > 1 or not number.isdecimal() or int(number) < 1:
+            raise ConfigError(
+                f"one limit of at least 1 in {text!r}", ":".join(limits), "Correct --strategies"
+            )
+        rest = ":".join(setting for setting in settings if setting not in limits)
+        return cls(Decoding.parse(rest, steps), int(number) if limits else None)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        decoding = self.decoding
+        return {
+            "decoding": str(decoding),
+            "strategy": decoding.name,
+            "steps": decoding.steps,
+            "encoder_calls": decoding.encoder_calls,
+            "options": options_of(decoding.strategy),
+            "guidance": decoding.guidance,
+            "repetition": decoding.repetition_penalty,
+            "limit": self.limit,
+            "threat_model": decoding.threat_model,
+        }
+
+    def __str__(self) -> str:
+        """The text that `parse` reads back."""
+        limit = "" if self.limit is None else f":limit={self.limit}"
+        return f"{self.decoding}{limit}"
+
+
+Spec = str | Decoding | Attack
+
+
+def name_attacks(strategy: Spec | Sequence[Spec], steps: int | None) -> dict[str, Attack]:
+    """Name the rows of a table: ``inverter`` for one attack, each as it was spelled for several.
+
+    ``all`` stands for `ALL`.
+
+    Raises:
+        ConfigError: None, one twice, or not of the right form.
+    """
+    single = isinstance(strategy, (str, Decoding, Attack))
+    specs: Sequence[Spec] = [strategy] if single else list(strategy)  # type: ignore[list-item, arg-type]
+    every = [one for item in specs for one in (ALL if item == "all" else (item,))]
+    attacks: dict[str, Attack] = {}
+    for item in every:
+        if isinstance(item, str):
+            attacks[item.strip()] = Attack.parse(item, steps)
+        else:
+            attack = Attack(item) if isinstance(item, Decoding) else item
+            attacks[str(attack)] = attack
+    if not every or len(attacks) < len(every):
+        raise ConfigError("different strategies", repr(every), "Correct --strategies")
+    return {"inverter": next(iter(attacks.values()))} if len(attacks) == 1 else attacks
 
 
 @dataclass
@@ -47,7 +146,7 @@ class Part:
     @property
     def shuffled(self) -> NDArray[np.float32]:
         """For each text the embedding of another."""
-        return self.vectors[baselines.another_text(len(self.samples))]
+        return self.vectors[baselines.derangement(len(self.samples))]
 
 
 Recover = Callable[[Part, int, int], list[Recovery]]  # part, start and stop within it
@@ -68,18 +167,18 @@ class Bench:
 
     @property
     def guesser(self) -> Attack:
-        """The attack of the controls, which must not ask the encoder: the first such, or greedy."""
-        alone = [attack for attack in self.attacks.values() if not attack.encoder_calls]
-        return alone[0] if alone else Attack("greedy")
+        """The attack of the baselines, from the vector alone: the first such, or greedy."""
+        alone = [a for a in self.attacks.values() if not a.decoding.strategy.needs_encoder]
+        return replace(alone[0], limit=None) if alone else Attack(Decoding())
 
     def rows(self) -> Iterator[tuple[str, Recover, int, dict[str, Any]]]:
         """Name, maker, batch size and settings of every row."""
         for name, attack in self.attacks.items():
-            yield name, self._attacking(self.inverter, attack), BATCH, {"attack": asdict(attack)}
-        settings = {"attack": asdict(self.guesser)}
-        shuffled = self._attacking(self.inverter, self.guesser, shuffled=True)
+            yield name, self._decode(self.inverter, attack), BATCH, {"attack": attack.to_dict()}
+        settings = {"attack": self.guesser.to_dict()}
+        shuffled = self._decode(self.inverter, self.guesser, shuffled=True)
         yield baselines.SHUFFLED, shuffled, BATCH, settings
-        blind = self._attacking(baselines.blindfold(self.inverter), self.guesser)
+        blind = self._decode(baselines.unconditional(self.inverter), self.guesser)
         yield baselines.BLIND, blind, BATCH, settings
         if self.pairs is not None:
             yield (
@@ -111,21 +210,22 @@ class Bench:
             "unembed": version("unembed"),
         }
 
-    def _attacking(self, inverter: Inverter, attack: Attack, shuffled: bool = False) -> Recover:
+    def _decode(self, inverter: Inverter, attack: Attack, shuffled: bool = False) -> Recover:
         def recover(part: Part, start: int, stop: int) -> list[Recovery]:
             given = (part.shuffled if shuffled else part.vectors)[start:stop]
             began = time.perf_counter()
-            found = inverter.invert(
+            inversions = inverter.invert(
                 given,
                 seed=self.seed,
                 first_index=part.first + start,
-                **attack.arguments(self.encoder),
+                decoding=attack.decoding,
+                encoder=self.encoder if attack.decoding.encoder_calls else None,
             )
-            each = (time.perf_counter() - began) * 1000 / len(found)
-            cosines = _cosines(self.encoder, [i.text for i in found], part.vectors[start:stop])
+            each = (time.perf_counter() - began) * 1000 / len(inversions)
+            cosines = _cosines(self.encoder, [i.text for i in inversions], part.vectors[start:stop])
             return [
                 Recovery(i.text, i.token_ids, i.confidences, i.passes, i.encoder_calls, each, c)
-                for i, c in zip(found, cosines, strict=True)
+                for i, c in zip(inversions, cosines, strict=True)
             ]
 
         return recover

@@ -240,7 +240,7 @@ def with_own_samples(
     hidden = torch.where(chosen, mask_id, batch.xt)
     ratio = (chosen | batch.masked).float().mean(dim=1)
     index = chosen.flatten().nonzero()[:, 0]  # may be none; the pass takes all processes
-    h = denoiser.features(hidden, embedding, timestep(ratio)).flatten(0, 1)[index]
+    h = denoiser.hidden_states(hidden, embedding, timestep(ratio)).flatten(0, 1)[index]
     table, bias = denoiser.token_table.weight, denoiser.output_bias
     rows = max(1, _LOGITS // len(table))
     draws = uniform.flatten()[index].clamp(1e-6, 1.0 - 1e-6)

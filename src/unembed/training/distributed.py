@@ -156,7 +156,7 @@ def shard(denoiser: Denoiser, device: torch.device, processes: int) -> None:
         sharded = fully_shard(module, mesh=mesh)
         # gloo can add, but not average
         sharded.set_force_sum_reduction_for_comms(device.type == "cpu")
-    register_fsdp_forward_method(denoiser, "features")
+    register_fsdp_forward_method(denoiser, "hidden_states")
 
 
 def exchange_gradients(module: nn.Module, now: bool) -> None:

@@ -12,13 +12,13 @@ from typing import Any
 import torch
 import yaml
 
-from unembed.checkpoints import Storage
+from unembed.checkpoints import CURVES, Storage, is_inverter
 from unembed.data.manifest import TOKENIZER
 from unembed.denoiser import Denoiser, DenoiserSizes, parameter_counts
 from unembed.encoders.base import EncoderIdentity
 from unembed.encoders.fingerprint import Fingerprint
 from unembed.errors import CheckpointError, DataError, TrainingError
-from unembed.inverter import CURVES, Inverter, is_inverter
+from unembed.inverter import Inverter
 from unembed.tokenizer import TextTokenizer
 from unembed.training.checkpoint import read_state
 from unembed.training.curves import draw_curves, read_run

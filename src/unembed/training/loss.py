@@ -113,8 +113,8 @@ class ChunkedCrossEntropy(nn.Module):
 
     Args:
         denoiser: The network.
-        compile: Run its features through ``torch.compile``; the loss below is loops over chunks,
-            which it would unroll.
+        compile: Run its hidden states through ``torch.compile``; the loss below is loops over
+            chunks, which it would unroll.
 
     Attributes:
         tally: Positions scored since it was last set to zero, and how many of their tokens had the
@@ -125,7 +125,8 @@ class ChunkedCrossEntropy(nn.Module):
         super().__init__()
         self.denoiser = denoiser
         self.tally = torch.zeros(2, device=denoiser.output_bias.device)
-        self._features = torch.compile(denoiser.features) if compile else denoiser.features
+        states = denoiser.hidden_states
+        self._hidden_states = torch.compile(states) if compile else states
 
     def forward(
         self,
@@ -138,7 +139,7 @@ class ChunkedCrossEntropy(nn.Module):
         candidates: Candidates | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Weighted sum and the M cross-entropies without gradient; see `diffusion_loss`."""
-        h = self._features(xt, embedding, t).flatten(0, 1)[index]  # [M, H]
+        h = self._hidden_states(xt, embedding, t).flatten(0, 1)[index]  # [M, H]
         device = h.device.type
         if torch.is_autocast_enabled(device):
             h = h.to(torch.get_autocast_dtype(device))  # it leaves in-place products alone

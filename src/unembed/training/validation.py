@@ -10,9 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from unembed.data.pairs import Pairs
-from unembed.decoding.repetition import Repetition
-from unembed.decoding.sequential import Greedy
-from unembed.decoding.strategy import Canvas
+from unembed.decoding import Decoding, SequenceSpec
+from unembed.decoding.logits import RepetitionPenalty, with_processors
 from unembed.denoiser import Denoiser
 from unembed.device import Compute
 from unembed.diffusion import WEIGHTS, Corrupted, corrupt_batch, corrupted, make_schedule
@@ -73,7 +72,7 @@ def validate(
 
 def _score(denoiser: Denoiser, batch: Corrupted, embedding: Tensor) -> tuple[Tensor, Tensor]:
     """Cross-entropy and correctness of the best guess at each masked position, [M] each."""
-    h = denoiser.features(batch.xt, embedding, batch.t).flatten(0, 1)[batch.index]  # [M, H]
+    h = denoiser.hidden_states(batch.xt, embedding, batch.t).flatten(0, 1)[batch.index]  # [M, H]
     table, bias = denoiser.token_table.weight, denoiser.output_bias
     rows = max(1, _LOGITS // len(table))
     losses, hits = [], []
@@ -94,8 +93,7 @@ def decode_held_out(
 ) -> dict[str, float]:
     """Decode the first ``decoded_pairs`` held-out rows from their embeddings alone, greedily.
 
-    Each starts from a full mask and gets one pass a position and the default penalty for
-    repetition, as `unembed evaluate` has them.
+    Each starts from a full mask and is decoded as `unembed evaluate` does by default.
 
     Args:
         denoiser: The network.
@@ -116,14 +114,17 @@ def decode_held_out(
     schedule = make_schedule(config.diffusion.schedule, config.diffusion.rate)
     tokens, vectors = pairs.rows(np.arange(count))
     ids = pairs.tokenizer
-    canvas = Canvas(tokens.shape[1], ids.mask_id, schedule, ids.end_id, ids.pad_id)
-    greedy, penalised = Greedy(), Repetition().wrap(denoiser, canvas)
+    spec = SequenceSpec(tokens.shape[1], ids.mask_id, schedule, ids.end_id, ids.pad_id)
+    decoding = Decoding()
+    penalised = with_processors(denoiser, [RepetitionPenalty(spec)])
     rows: list[list[int]] = []
     denoiser.eval()
-    together = max(1, min(_BATCH, _LOGITS // (canvas.length * ids.size)))
+    together = max(1, min(_BATCH, _LOGITS // (spec.length * ids.size)))
     for part in torch.split(torch.from_numpy(vectors), together):
         with compute.autocast():
-            decoded = greedy(penalised, part.to(compute.device), canvas, steps=canvas.length)
+            decoded = decoding.strategy(
+                penalised, part.to(compute.device), spec, steps=decoding.steps, generators=()
+            )
         rows += decoded.tokens.tolist()
     denoiser.train()
 

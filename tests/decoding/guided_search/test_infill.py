@@ -6,12 +6,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from unembed.decoding import Canvas
+from unembed.decoding import SequenceSpec
 from unembed.decoding.guided_search.infill import PASSES, Hole, fill_holes, make_hole
 from unembed.diffusion import Linear
 
 PAD, END, MASK, VOCABULARY, LENGTH = 0, 1, 9, 10, 8
-CANVAS = Canvas(LENGTH, MASK, Linear(), END, PAD)
+CANVAS = SequenceSpec(LENGTH, MASK, Linear(), END, PAD)
 
 texts = st.lists(st.integers(2, 8), min_size=1, max_size=LENGTH - 1).map(tuple)
 

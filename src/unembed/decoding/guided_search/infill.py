@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from unembed.decoding.guided_search.edits import Tokens
 from unembed.decoding.guided_search.proposals import row_of
-from unembed.decoding.sampling import sample
-from unembed.decoding.state import State, even_share, mask_surest, spread
-from unembed.decoding.strategy import Canvas
+from unembed.decoding.logits import sample
+from unembed.decoding.state import DenoisingState, scatter_masked, tokens_per_step, topk_mask
+from unembed.decoding.strategy import SequenceSpec
 from unembed.diffusion import DenoiserFn
 
 PASSES = 2
@@ -42,7 +42,7 @@ def make_hole(
     tokens: Tokens,
     own: NDArray[np.float64],
     doubt: NDArray[np.float64],
-    canvas: Canvas,
+    spec: SequenceSpec,
     rng: np.random.Generator,
 ) -> Hole:
     """Mask a span, some single places, or everything; a span may come back longer or shorter.
@@ -52,7 +52,7 @@ def make_hole(
         tokens: A hypothesis of n tokens, from 1.
         own: Log-probability of each of them [n].
         doubt: How much each place is in question [n], from 0.
-        canvas: Length and special tokens.
+        spec: Length and special tokens.
         rng: Draws the places.
     """
     n, kind = len(tokens), rng.random()
@@ -66,11 +66,11 @@ def make_hole(
         span = int(rng.integers(min(2, n), min(_LONGEST_SPAN, n) + 1))
         start = int(np.clip(rng.choice(n, p=shares) - rng.integers(span), 0, n - span))
         chosen = (np.arange(n) >= start) & (np.arange(n) < start + span)
-    changed = [canvas.mask_id if gone else t for t, gone in zip(tokens, chosen, strict=True)]
+    changed = [spec.mask_id if gone else t for t, gone in zip(tokens, chosen, strict=True)]
     place = int(chosen.argmax())
-    change = int(rng.integers(-1, 2)) if canvas.end_id is not None else 0
-    if change > 0 and n + 1 < canvas.length:
-        changed.insert(place, canvas.mask_id)
+    change = int(rng.integers(-1, 2)) if spec.end_id is not None else 0
+    if change > 0 and n + 1 < spec.length:
+        changed.insert(place, spec.mask_id)
     elif change < 0 and chosen.sum() > 1:
         del changed[place]
     return Hole(row, tuple(changed), float(own[chosen].sum()))
@@ -79,7 +79,7 @@ def make_hole(
 def fill_holes(
     denoiser: DenoiserFn,
     embedding: torch.Tensor,
-    canvas: Canvas,
+    spec: SequenceSpec,
     holes: Sequence[Hole],
     favoured: Mapping[int, Mapping[int, float]],
     rngs: Mapping[int, np.random.Generator],
@@ -89,7 +89,7 @@ def fill_holes(
     Args:
         denoiser: See `Strategy`.
         embedding: Unit vectors [B, D].
-        canvas: Length and special tokens.
+        spec: Length and special tokens.
         holes: What to fill.
         favoured: For each vector with a hole, tokens and the nats that raise their logits in the
             draw.
@@ -101,9 +101,9 @@ def fill_holes(
     """
     device = embedding.device
     rows = [hole.row for hole in holes]
-    start = torch.tensor([row_of(hole.tokens, canvas) for hole in holes], device=device)
-    state = State(embedding[rows], canvas, start, content_only=True)
-    u = torch.tensor(np.stack([rngs[row].random((PASSES, canvas.length)) for row in rows]))
+    start = torch.tensor([row_of(hole.tokens, spec) for hole in holes], device=device)
+    state = DenoisingState(embedding[rows], spec, start, content_only=True)
+    u = torch.tensor(np.stack([rngs[row].random((PASSES, spec.length)) for row in rows]))
     width = max(len(favoured[row]) for row in rows)
     padded = [list(favoured[row].items()) for row in rows]
     ids = torch.tensor([[t for t, _ in p] + [0] * (width - len(p)) for p in padded]).long()
@@ -113,11 +113,11 @@ def fill_holes(
         masked = state.masked
         which = masked.nonzero()[:, 0]  # [M]
         draw = partial(_draw, ids[which], nats[which], u[:, index].to(device)[masked])
-        drawn, sure = state.read(denoiser, masked, draw)
-        sureness = spread(sure, masked, 0.0)
-        chosen = mask_surest(sureness, masked, even_share(masked, PASSES - index))
-        state.settle(chosen, spread(drawn, masked, 0), sureness)
-    filled = (start == canvas.mask_id) & (state.confidences > 0)
+        drawn, sure = state.predict(denoiser, masked, draw)
+        sureness = scatter_masked(sure, masked, 0.0)
+        chosen = topk_mask(sureness, masked, tokens_per_step(masked, PASSES - index))
+        state.unmask(chosen, scatter_masked(drawn, masked, 0), sureness)
+    filled = (start == spec.mask_id) & (state.confidences > 0)
     gained = (state.confidences.clamp_min(1e-9).log() * filled).sum(dim=1).tolist()
     texts = [
         tuple(row[: len(hole.tokens)])

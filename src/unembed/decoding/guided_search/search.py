@@ -18,7 +18,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from unembed.decoding.best_of import require_scorer
 from unembed.decoding.guided_search.cosine_model import predict_cosines
 from unembed.decoding.guided_search.edits import (
     Outlook,
@@ -36,14 +35,16 @@ from unembed.decoding.guided_search.proposals import (
     look_at,
     row_of,
 )
-from unembed.decoding.sequential import Greedy
+from unembed.decoding.sequential import Sequential
 from unembed.decoding.strategy import (
-    Canvas,
     Decoded,
     DecodingStep,
     OnStep,
-    Scorer,
-    require_between,
+    Oracle,
+    SequenceSpec,
+    check_options,
+    option,
+    require_oracle,
 )
 from unembed.diffusion import DenoiserFn
 
@@ -57,11 +58,12 @@ _REFILLS_KEPT = 64
 
 @dataclass(frozen=True)
 class GuidedSearch:
-    """Start from `Greedy`, then rounds of: look, edit, predict, embed the best, keep the nearest.
+    """Start from `Sequential`, then rounds of: look, edit, predict, embed, keep the nearest.
 
     In each round the denoiser looks at the nearest hypotheses of a text with some tokens masked;
     some hundred edited copies are ranked by their predicted cosine, what is unknown about it, and
-    the denoiser's likelihood; the first few are embedded. It stops at ``enough``, or when the
+    the denoiser's likelihood; the first few are embedded. It stops at
+    ``stop_cosine``, or when the
     calls of the text are used up. A text depends on its own vector, generator and calls alone.
 
     Attributes:
@@ -76,69 +78,81 @@ class GuidedSearch:
             round, from 0; they cost passes, no calls.
         probes: Single words embedded at the start to learn what they are worth, the likeliest by
             the denoiser, from 0; at most a sixth of the calls.
-        curiosity: Weight of a prediction's standard deviation, from 0; it sinks to 0 as the calls
+        exploration: Weight of a prediction's standard deviation, from 0; it sinks to 0 as the calls
             are used up.
-        enough: Cosine from which on a text is left alone.
+        stop_cosine: Cosine from which on a text is left alone.
     """
 
-    beam: int = 4
-    proposals: int = 8
-    likelihood: float = 0.0
-    gain: float = 0.001
-    refills: int = 8
-    probes: int = 48
-    curiosity: float = 0.1
-    enough: float = 0.9999
+    beam: int = option(4, "Hypotheses that are edited in each round.", low=1, high=64)
+    proposals: int = option(8, "Texts embedded in each round.", low=1, high=1024)
+    likelihood: float = option(
+        0.0,
+        "Weight of the denoiser's log-likelihood in the choice of hypotheses.",
+        low=0.0,
+        high=1000.0,
+    )
+    gain: float = option(
+        0.001,
+        "Weight of an edit's gain in log-likelihood beside its cosine.",
+        low=0.0,
+        high=1000.0,
+    )
+    refills: int = option(
+        8, "Copies a round with a span masked that the denoiser fills.", low=0, high=64
+    )
+    probes: int = option(48, "Single words embedded at the start.", low=0, high=1024)
+    exploration: float = option(
+        0.1, "Weight of a prediction's standard deviation.", low=0.0, high=1000.0
+    )
+    stop_cosine: float = option(
+        0.9999, "Cosine from which on a text is left alone.", low=-1.0, high=1.0
+    )
     needs_encoder: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        for name in ("beam", "proposals"):
-            require_between(name, getattr(self, name), 1)
-        for name in ("likelihood", "gain", "refills", "probes", "curiosity"):
-            require_between(name, getattr(self, name), 0.0)
-        require_between("enough", self.enough, -1.0, 1.0)
+        check_options(self)
 
     def __call__(
         self,
         denoiser: DenoiserFn,
         embedding: Tensor,
-        canvas: Canvas,
+        spec: SequenceSpec,
         *,
         steps: int,
         generators: Sequence[torch.Generator],
         on_step: OnStep | None = None,
-        scorer: Scorer | None = None,
+        oracle: Oracle | None = None,
     ) -> Decoded:
         """See `Strategy`; ``steps`` are those of the greedy start.
 
         Raises:
-            ConfigError: There is no scorer.
+            ConfigError: There is no oracle.
         """
-        scorer = require_scorer(scorer, "guided-search")
-        start = Greedy()(denoiser, embedding, canvas, steps=steps)
-        words = likely_words(denoiser, embedding, canvas)
+        oracle = require_oracle(oracle, "guided-search")
+        start = Sequential()(denoiser, embedding, spec, steps=steps)
+        words = likely_words(denoiser, embedding, spec)
         texts = [
-            _Text(row, content_of(ids, canvas), spent + 1, words[row], generators[row])
+            _Text(row, content_of(ids, spec), spent + 1, words[row], generators[row])
             for row, (ids, spent) in enumerate(
                 zip(start.tokens.tolist(), start.passes.tolist(), strict=True)
             )
         ]
-        _embed(texts, [[text.start] for text in texts], canvas, scorer)
-        display = _Display(on_step, canvas)
+        _embed(texts, [[text.start] for text in texts], spec, oracle)
+        display = _Display(on_step, spec)
         while True:
-            self._look(texts, denoiser, embedding, canvas)
+            self._look(texts, denoiser, embedding, spec)
             for text in texts:
-                text.finished |= text.cosine >= self.enough or scorer.remaining(text.row) < 1
-            display.show(texts, scorer, self.proposals)
+                text.finished |= text.cosine >= self.stop_cosine or oracle.remaining(text.row) < 1
+            display.show(texts, oracle, self.proposals)
             searching = [text for text in texts if not text.finished]
             if not searching:
-                return _decoded(texts, scorer, canvas, embedding.device)
-            self._refill(searching, denoiser, embedding, canvas)
-            batches = [self._propose(text, canvas, scorer) for text in searching]
-            _embed(searching, batches, canvas, scorer)
+                return _decoded(texts, oracle, spec, embedding.device)
+            self._refill(searching, denoiser, embedding, spec)
+            batches = [self._propose(text, spec, oracle) for text in searching]
+            _embed(searching, batches, spec, oracle)
 
     def _look(
-        self, texts: Sequence[_Text], denoiser: DenoiserFn, embedding: Tensor, canvas: Canvas
+        self, texts: Sequence[_Text], denoiser: DenoiserFn, embedding: Tensor, spec: SequenceSpec
     ) -> None:
         """Have the denoiser look at the nearest hypotheses it has not seen."""
         count = self.beam * (2 if self.likelihood else 1)
@@ -151,13 +165,13 @@ class GuidedSearch:
         if not new:
             return
         words, rngs = [text.words for text in texts], [text.rng for text in texts]
-        outlooks, passes = look_at(denoiser, embedding, canvas, new, words, rngs)
+        outlooks, passes = look_at(denoiser, embedding, spec, new, words, rngs)
         for (row, tokens), outlook, spent in zip(new, outlooks, passes, strict=True):
             texts[row].outlooks[tokens] = outlook
             texts[row].passes += spent
 
     def _refill(
-        self, texts: Sequence[_Text], denoiser: DenoiserFn, embedding: Tensor, canvas: Canvas
+        self, texts: Sequence[_Text], denoiser: DenoiserFn, embedding: Tensor, spec: SequenceSpec
     ) -> None:
         """Have the denoiser fill holes in the hypotheses to edit."""
         holes, favoured, rngs = [], {}, {}
@@ -170,10 +184,10 @@ class GuidedSearch:
             for k in range(self.refills):
                 tokens, doubt = parents[k % len(parents)], doubts[k % len(parents)]
                 own = text.outlooks[tokens].own
-                holes.append(make_hole(text.row, tokens, own, doubt, canvas, text.rng))
+                holes.append(make_hole(text.row, tokens, own, doubt, spec, text.rng))
         if not holes:
             return
-        filled, passes = fill_holes(denoiser, embedding, canvas, holes, favoured, rngs)
+        filled, passes = fill_holes(denoiser, embedding, spec, holes, favoured, rngs)
         by_row = {text.row: text for text in texts}
         for hole, (tokens, gain), spent in zip(holes, filled, passes, strict=True):
             text = by_row[hole.row]
@@ -182,23 +196,23 @@ class GuidedSearch:
         for text in texts:
             text.refilled = dict(list(text.refilled.items())[-_REFILLS_KEPT:])
 
-    def _propose(self, text: _Text, canvas: Canvas, scorer: Scorer) -> list[Tokens]:
+    def _propose(self, text: _Text, spec: SequenceSpec, oracle: Oracle) -> list[Tokens]:
         """The edited copies most worth a call; at first the single words."""
-        if len(text.known) == 1 and canvas.end_id is not None:
-            count = min(self.probes, scorer.remaining(text.row) // 6)
+        if len(text.known) == 1 and spec.end_id is not None:
+            count = min(self.probes, oracle.remaining(text.row) // 6)
             likely: list[int] = text.words[0][:count].tolist()
             probes: list[Tokens] = [(word,) for word in likely if (word,) != text.start]
             if probes:
                 return probes
         parents = self._parents(text)
-        candidates = _candidates(text, parents, canvas)
-        left = scorer.remaining(text.row)
+        candidates = _candidates(text, parents, spec)
+        left = oracle.remaining(text.row)
         if not candidates:
             return []
         ids, gains = list(candidates), np.array(list(candidates.values()))
         mean, spread = predict_cosines(text.known, text.vectors, text.cosines, ids)
-        share = left / (left + float(scorer.calls[text.row]))
-        worth = mean + self.curiosity * share * spread + self.gain * np.clip(gains, *_GAIN_LIMITS)
+        share = left / (left + float(oracle.calls[text.row]))
+        worth = mean + self.exploration * share * spread + self.gain * np.clip(gains, *_GAIN_LIMITS)
         order = np.argsort(-worth.round(6), kind="stable")
         return [ids[k] for k in order[: min(self.proposals, left)]]
 
@@ -278,11 +292,11 @@ def _favoured(text: _Text) -> dict[int, float]:
     return {token: _FAVOUR * count / len(best) for token, count in counts.items()}
 
 
-def _candidates(text: _Text, parents: Sequence[Tokens], canvas: Canvas) -> dict[Tokens, float]:
+def _candidates(text: _Text, parents: Sequence[Tokens], spec: SequenceSpec) -> dict[Tokens, float]:
     """Edited copies of the parents that were not embedded yet, with their best gains in nats."""
     found: dict[Tokens, float] = {}
-    fixed = canvas.end_id is None or canvas.pad_id is None
-    shortest, longest = (canvas.length,) * 2 if fixed else (1, max(canvas.length - 1, 1))
+    fixed = spec.end_id is None or spec.pad_id is None
+    shortest, longest = (spec.length,) * 2 if fixed else (1, max(spec.length - 1, 1))
 
     def add(tokens: Tokens | None, gain: float) -> None:
         if tokens is not None and shortest <= len(tokens) <= longest and tokens not in text.place:
@@ -306,18 +320,18 @@ def _candidates(text: _Text, parents: Sequence[Tokens], canvas: Canvas) -> dict[
 
 
 def _embed(
-    texts: Sequence[_Text], batches: Sequence[list[Tokens]], canvas: Canvas, scorer: Scorer
+    texts: Sequence[_Text], batches: Sequence[list[Tokens]], spec: SequenceSpec, oracle: Oracle
 ) -> None:
     """Ask the encoder about the new hypotheses of all texts at once."""
     asked = [(text, tokens) for text, batch in zip(texts, batches, strict=True) for tokens in batch]
     if asked:
         which = [text.row for text, _ in asked]
-        rows = [row_of(tokens, canvas) for _, tokens in asked]
-        cosines = scorer(which, rows).double().tolist()
-        vectors = scorer.vectors(which, rows)
+        rows = [row_of(tokens, spec) for _, tokens in asked]
+        cosines = oracle(which, rows).double().tolist()
+        vectors = oracle.vectors(which, rows)
         for (text, tokens), cosine, vector in zip(asked, cosines, vectors, strict=True):
             text.learn(tokens, cosine, vector)
-    calls = scorer.calls.tolist()
+    calls = oracle.calls.tolist()
     for text in texts:
         text.idle = text.idle + 1 if calls[text.row] == text.calls else 0
         text.calls = calls[text.row]
@@ -327,19 +341,19 @@ def _embed(
 class _Display:
     """Steps for live displays, one after every look of the denoiser."""
 
-    def __init__(self, on_step: OnStep | None, canvas: Canvas) -> None:
-        self.on_step, self.canvas, self.index = on_step, canvas, 0
+    def __init__(self, on_step: OnStep | None, spec: SequenceSpec) -> None:
+        self.on_step, self.spec, self.index = on_step, spec, 0
         self.shown: Tensor | None = None
 
-    def show(self, texts: Sequence[_Text], scorer: Scorer, proposals: int) -> None:
+    def show(self, texts: Sequence[_Text], oracle: Oracle, proposals: int) -> None:
         """The nearest hypothesis of every text."""
         self.index += 1
         if self.on_step is None:
             return
-        rounds = [-(-scorer.remaining(t.row) // proposals) for t in texts if not t.finished]
-        best = [_best(text, self.canvas) for text in texts]
+        rounds = [-(-oracle.remaining(t.row) // proposals) for t in texts if not t.finished]
+        best = [_best(text, self.spec) for text in texts]
         tokens = torch.tensor([row for row, _, _ in best])
-        before = torch.full_like(tokens, self.canvas.mask_id) if self.shown is None else self.shown
+        before = torch.full_like(tokens, self.spec.mask_id) if self.shown is None else self.shown
         step = DecodingStep(
             self.index,
             self.index + max(rounds, default=0),
@@ -348,13 +362,13 @@ class _Display:
             tokens != before,
             torch.zeros(len(texts)),
             torch.tensor([text.cosine for text in texts]),
-            scorer.calls.clone(),
+            oracle.calls.clone(),
         )
         self.shown = tokens.clone()
         self.on_step(step)
 
 
-def _best(text: _Text, canvas: Canvas) -> tuple[list[int], list[float], int]:
+def _best(text: _Text, spec: SequenceSpec) -> tuple[list[int], list[float], int]:
     """Sequence, confidences and passes of the nearest hypothesis.
 
     The confidence of a token is its probability where it was masked with some of the others. The
@@ -362,19 +376,20 @@ def _best(text: _Text, canvas: Canvas) -> tuple[list[int], list[float], int]:
     """
     tokens = text.nearest(1)[0]
     own = text.outlooks[tokens].own if tokens else np.zeros(0)
-    sure = [*np.exp(own).tolist(), *[1.0] * (canvas.length - len(tokens))]
-    return row_of(tokens, canvas), sure, text.made[text.place[tokens]]
+    sure = [*np.exp(own).tolist(), *[1.0] * (spec.length - len(tokens))]
+    return row_of(tokens, spec), sure, text.made[text.place[tokens]]
 
 
 def _decoded(
-    texts: Sequence[_Text], scorer: Scorer, canvas: Canvas, device: torch.device
+    texts: Sequence[_Text], oracle: Oracle, spec: SequenceSpec, device: torch.device
 ) -> Decoded:
-    best = [_best(text, canvas) for text in texts]
-    order = [[made] * canvas.length for _, _, made in best]
+    best = [_best(text, spec) for text in texts]
+    order = [[made] * spec.length for _, _, made in best]
     return Decoded(
         torch.tensor([row for row, _, _ in best], device=device),
         torch.tensor([sure for _, sure, _ in best], device=device),
         torch.tensor(order, device=device),
         torch.tensor([text.passes for text in texts], device=device),
-        scorer.calls.to(device),
+        oracle.calls.to(device),
+        torch.tensor([text.cosine for text in texts], device=device),
     )

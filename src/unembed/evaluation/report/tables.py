@@ -69,12 +69,11 @@ def described(evaluation: Evaluation) -> list[tuple[str, str]]:
         ("encoder", f"{encoder['name']}, {encoder['dimension']} dimensions"),
     ]
     for name, attack in settings["attacks"].items():
-        steps = f"{attack['steps']} steps" if attack["steps"] else "as many steps as positions"
+        steps = f"{attack['steps']} steps"
         chosen = "".join(f", {key}={value}" for key, value in attack["options"].items())
         if attack["guidance"]:
             chosen += ", guidance {:g} to {:g}".format(*attack["guidance"])
-        if attack["repetition"] is not None:
-            chosen += f", repetition {attack['repetition']:g}"
+        chosen += f", repetition {attack['repetition']:g}"
         calls = f", at most {attack['encoder_calls']} calls" if attack["encoder_calls"] else ""
         some = f"; {attack['limit']} of the texts" if attack["limit"] else ""
         about = f"{attack['strategy']}, {steps}{chosen}; {attack['threat_model']}{calls}{some}"

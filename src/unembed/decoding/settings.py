@@ -1,0 +1,263 @@
+"""How to decode, as one value: the strategy with its options, the passes, what changes the logits.
+
+The same value goes into the command line, Python, evaluation, demo and benchmarks:
+
+    >>> decoding = Decoding.parse("euler:steps=16:temperature=0.5")
+    >>> decoding.steps, decoding.strategy.temperature
+    (16, 0.5)
+    >>> str(Decoding.of("greedy", lengths=3))
+    'greedy:steps=8:lengths=3'
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, NoReturn, cast
+
+from unembed.decoding.best_of import BestOf
+from unembed.decoding.entropy_bounded import EntropyBounded
+from unembed.decoding.euler import Euler, EulerRemask
+from unembed.decoding.guided_search.search import GuidedSearch
+from unembed.decoding.logits import REPETITION_PENALTY
+from unembed.decoding.sequential import Sequential
+from unembed.decoding.strategy import Strategy
+from unembed.decoding.two_stage import TwoStage
+from unembed.errors import ConfigError
+
+STRATEGIES: dict[str, type[Strategy]] = {
+    "greedy": Sequential,
+    "entropy-bounded": EntropyBounded,
+    "euler": Euler,
+    "euler-remask": EulerRemask,
+    "two-stage": TwoStage,
+    "best-of": BestOf,
+    "guided-search": GuidedSearch,
+}
+DEFAULT_STEPS = 8  # as good as one a position, and four times as fast (docs/results.md)
+MOST_STEPS = 4096
+MOST_CALLS = 1_000_000
+FORM = "NAME[:steps=N][:guidance=FIRST/LAST][:repetition=X][:encoder_calls=N][:OPTION=VALUE]…"
+
+_STRONGEST = 100.0  # of guidance and repetition penalty
+# Options by the names they had before 0.2
+ALIASES = {"curiosity": "exploration", "enough": "stop_cosine"}
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How vectors are turned into texts; checked when it is made.
+
+    Attributes:
+        strategy: With its options.
+        steps: Denoiser passes at most for each hypothesis, from 1.
+        guidance: Strength of classifier-free guidance at the first and at the last pass, say
+            (0, 1); none when None. Each pass then runs the denoiser twice.
+        repetition_penalty: Nats taken off a token's logit for each time the text has it already;
+            0 is the denoiser's own distribution.
+        encoder_calls: Texts that may be embedded for each vector; 0 is the threat model *vector
+            only*.
+
+    Raises:
+        ConfigError: A number out of range.
+    """
+
+    strategy: Strategy = field(default_factory=Sequential)
+    steps: int = DEFAULT_STEPS
+    guidance: tuple[float, float] | None = None
+    repetition_penalty: float = REPETITION_PENALTY
+    encoder_calls: int = 0
+
+    def __post_init__(self) -> None:
+        _require_whole("steps", self.steps, 1, MOST_STEPS)
+        _require_whole("encoder_calls", self.encoder_calls, 0, MOST_CALLS)
+        _require_strength("repetition", self.repetition_penalty)
+        if self.guidance is not None:
+            strengths: Any = self.guidance  # from Python anything may come
+            if not isinstance(strengths, tuple) or len(strengths) != 2:  # noqa: PLR2004
+                _refuse("guidance as two strengths, say (0, 1)", strengths, "guidance")
+            for strength in strengths:
+                _require_strength("guidance", strength)
+
+    @classmethod
+    def of(
+        cls,
+        strategy: str = "greedy",
+        *,
+        steps: int | None = None,
+        guidance: tuple[float, float] | None = None,
+        repetition: float | None = None,
+        encoder_calls: int = 0,
+        **options: Any,
+    ) -> Decoding:
+        """Make one from the name of a strategy.
+
+        Args:
+            strategy: A key of `STRATEGIES`.
+            steps: `DEFAULT_STEPS` when not given.
+            guidance: See `Decoding`.
+            repetition: The ``repetition_penalty``; its default when not given.
+            encoder_calls: See `Decoding`.
+            **options: Of the strategy; a value may also be text, as the command line has it.
+
+        Raises:
+            ConfigError: No such strategy or option, or a value of the wrong type or out of range.
+        """
+        return cls(
+            make_strategy(strategy, options),
+            DEFAULT_STEPS if steps is None else steps,
+            guidance,
+            REPETITION_PENALTY if repetition is None else repetition,
+            encoder_calls,
+        )
+
+    @classmethod
+    def parse(cls, text: str, steps: int | None = None) -> Decoding:
+        """Read ``greedy:steps=8`` or ``euler:temperature=0.5``.
+
+        Args:
+            text: ``NAME[:steps=N][:guidance=FIRST/LAST][:repetition=X][:encoder_calls=N]`` and
+                ``[:OPTION=VALUE]…``.
+            steps: For one that does not say.
+
+        Raises:
+            ConfigError: Not of that form, or as `of`.
+        """
+        name, *settings = text.strip().split(":")
+        values: dict[str, Any] = {}
+        for setting in settings:
+            key, equals, value = (part.strip() for part in setting.partition("="))
+            if not (key and equals and value) or key in values:
+                raise ConfigError(f"a decoding as {FORM}", repr(text), "Correct it")
+            values[key] = value
+        for key in ("steps", "encoder_calls"):
+            if key in values:
+                values[key] = _convert(key, values[key], int)
+        if "repetition" in values:
+            values["repetition"] = _convert("repetition", values["repetition"], float)
+        if "guidance" in values:
+            values["guidance"] = parse_guidance(values["guidance"])
+        return cls.of(name, **{"steps": steps, **values})
+
+    @property
+    def name(self) -> str:
+        """The strategy's name; of one that is not registered, its class's."""
+        kind = type(self.strategy)
+        return next((name for name, known in STRATEGIES.items() if known is kind), kind.__name__)
+
+    @property
+    def threat_model(self) -> str:
+        """Whether the attacker has only the vector or may call the encoder too."""
+        return "vector + encoder" if self.encoder_calls else "vector only"
+
+    def check(self, has_encoder: bool) -> None:
+        """Refuse a strategy that lacks what it needs, before anything is decoded.
+
+        Args:
+            has_encoder: Whether there is an encoder to call.
+
+        Raises:
+            ConfigError: The strategy calls the encoder, and there is none or no call is allowed.
+        """
+        if self.strategy.needs_encoder and (not has_encoder or self.encoder_calls < 1):
+            raise ConfigError(
+                f"an encoder and at least 1 encoder call for the strategy {self.name}",
+                f"{self.encoder_calls} encoder calls" if has_encoder else "no encoder",
+                "Allow calls (--encoder-calls), or choose a strategy that needs the vector only",
+            )
+
+    def __str__(self) -> str:
+        """The text that `parse` reads back; what is as by default is left out, but the steps."""
+        settings: dict[str, Any] = {"steps": self.steps}
+        if self.guidance is not None:
+            settings["guidance"] = "/".join(map(_spell, self.guidance))
+        if self.repetition_penalty != REPETITION_PENALTY:
+            settings["repetition"] = self.repetition_penalty
+        if self.encoder_calls:
+            settings["encoder_calls"] = self.encoder_calls
+        for item in dataclasses.fields(cast(Any, self.strategy)):
+            value = getattr(self.strategy, item.name)
+            if value != item.default:
+                settings[item.name] = value
+        return ":".join([self.name, *(f"{key}={_spell(value)}" for key, value in settings.items())])
+
+
+def make_strategy(name: str, options: Mapping[str, Any]) -> Strategy:
+    """Make the strategy registered under a name, with its options.
+
+    Args:
+        name: A key of `STRATEGIES`.
+        options: Name → value, of the option's type or as text.
+
+    Raises:
+        ConfigError: No such strategy or option, or a value of the wrong type or out of range.
+    """
+    if name not in STRATEGIES:
+        _refuse(f"a strategy among {', '.join(STRATEGIES)}", name, "the strategy")
+    defaults = {item.name: item.default for item in strategy_fields(name)}
+    values: dict[str, Any] = {}
+    for key, value in options.items():
+        current = ALIASES.get(key, key)
+        if current not in defaults:
+            known = ", ".join(defaults) or "none"
+            _refuse(f"an option of the strategy {name} ({known})", key, "the option")
+        if current in values:
+            _refuse(f"the option {current} once", options, "the option")
+        values[current] = _convert(key, value, type(defaults[current]))
+    return STRATEGIES[name](**values)
+
+
+def strategy_fields(name: str) -> tuple[dataclasses.Field[Any], ...]:
+    """The options of a strategy, as `unembed.decoding.strategy.option` declares them."""
+    return dataclasses.fields(cast(Any, STRATEGIES[name]))
+
+
+def parse_guidance(text: str) -> tuple[float, float]:
+    """Read ``FIRST/LAST``.
+
+    Raises:
+        ConfigError: Not two numbers.
+    """
+    first, _, last = text.partition("/")
+    try:
+        return float(first), float(last)
+    except ValueError:
+        _refuse("guidance as FIRST/LAST, say 0/1", text, "guidance")
+
+
+_SWITCH = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+
+
+def _convert(name: str, value: Any, kind: type) -> Any:
+    """Turn text, or a number of that type, into the type of the option's default."""
+    try:
+        if isinstance(value, str):
+            return _SWITCH[value.lower()] if kind is bool else kind(value)
+        if isinstance(value, kind) and isinstance(value, bool) == (kind is bool):
+            return value
+        if kind is float and isinstance(value, int) and not isinstance(value, bool):
+            return float(value)
+    except (ValueError, KeyError, OverflowError):
+        pass
+    _refuse(f"{name} of type {kind.__name__}", value, f"the option {name}")
+
+
+def _require_whole(name: str, value: Any, low: int, high: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+        _refuse(f"{name} as a whole number of at least {low} and at most {high}", value, name)
+
+
+def _require_strength(name: str, value: Any) -> None:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not number or not math.isfinite(value) or not 0.0 <= value <= _STRONGEST:
+        _refuse(f"{name} of at least 0 and at most {_STRONGEST:g}", value, name)
+
+
+def _refuse(expected: str, value: object, what: str) -> NoReturn:
+    raise ConfigError(expected, repr(value), f"Correct {what}")
+
+
+def _spell(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float) and float(f"{value:g}") == value else str(value)
