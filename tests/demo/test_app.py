@@ -5,7 +5,7 @@ import threading
 import numpy as np
 import pytest
 
-from unembed.decoding import STRATEGIES, strategy_options
+from unembed.decoding import STRATEGIES, strategy_fields
 from unembed.demo.models import EXAMPLES
 from unembed.evaluation.metrics import token_accuracy
 
@@ -38,15 +38,18 @@ def test_models_tells_what_can_be_asked(client, inverter):
     for name, strategy in model["strategies"].items():
         assert strategy["needs_encoder"] is STRATEGIES[name].needs_encoder
         options = strategy["options"]
-        assert {k: v["default"] for k, v in options.items()} == strategy_options(name)
+        fields = strategy_fields(name)
+        assert {k: v["default"] for k, v in options.items()} == {f.name: f.default for f in fields}
+        numbers = [option for option in options.values() if option["type"] in ("int", "float")]
+        assert all("maximum" in option for option in numbers), "a server bounds what it is asked"
         assert all(option["description"] for option in options.values()), name
     assert model["strategies"]["greedy"]["options"]["order"]["choices"][0] == "confidence"
     remask = model["strategies"]["euler-remask"]["options"]
     assert remask["top_p"] == {
         "default": 1.0,
         "type": "float",
-        "description": "Draw among the likeliest tokens with this probability together, above 0 "
-        "to 1.",
+        "description": "Draw among the most probable tokens with this probability together.",
+        "maximum": 1.0,
     }
 
 
@@ -252,6 +255,9 @@ def test_several_checkpoints_are_served_and_share_their_encoder(serve, inverter,
         ({"text": "a", "strategy": "magic"}, "a strategy among greedy"),
         ({"text": "a", "options": {"heat": 1}}, "an option of the strategy greedy"),
         ({"text": "a", "options": {"name": "x"}}, "an option of the strategy greedy"),
+        ({"text": "a", "options": {"steps": 4}}, "an option of the strategy greedy"),
+        ({"text": "a", "options": {"lengths": 10**9}}, "lengths"),
+        ({"text": "a", "strategy": "guided-search", "options": {"refills": 10**6}}, "refills"),
         ({"text": "a", "options": {"lengths": 1.5}}, "lengths of type int"),
         ({"text": "a", "strategy": "euler", "options": {"temperature": "inf"}}, "temperature"),
         ({"text": "a", "strategy": "euler", "options": {"temperature": "nan"}}, "temperature"),
@@ -271,6 +277,7 @@ def test_several_checkpoints_are_served_and_share_their_encoder(serve, inverter,
 def test_a_request_that_cannot_be_served_is_a_problem(client, body, said):
     problem = refused(client.post("/decode", json=body), 422)
     assert said in problem["detail"]
+    assert "--" not in problem["detail"], "nobody who asks the API has a command line"
 
 
 @pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999"])
@@ -358,6 +365,37 @@ def test_what_takes_too_long_is_ended(serve, decode):
     name, problem = decode(client, text=TEXT)[-1]
     assert (name, problem["status"]) == ("error", 504)
     refused(client.post("/invert", json={"texts": [TEXT]}), 504)
+
+
+def test_a_batch_above_the_rate_is_served_after_the_time_it_was_told(serve, monkeypatch):
+    now = 0.0
+    monkeypatch.setattr("unembed.demo.limits.time.monotonic", lambda: now)
+    client = serve(rate="4/minute")
+    limiter = client.demo.clients._limiter
+    limiter.clock = lambda: now
+    many = {"texts": [TEXT] * 8, "steps": 1}
+    assert client.post("/invert", json=many).status_code == 200, "a full bucket pays for it"
+    now = 30.0
+    answer = client.post("/invert", json=many)
+    assert refused(answer, 429)["retry_after"] == 30, "asking in vain costs nothing"
+    now = 60.0
+    assert client.post("/invert", json=many).status_code == 200
+
+
+def test_other_paths_are_not_led_to_by_an_address_of_this_server(client):
+    refused(client.get("/docs/", follow_redirects=False), 404)
+
+
+def test_a_range_is_not_looked_at(client):
+    whole = client.get("/static/app.js")
+    for odd in ("bytes=0-10", "bytes=9-1", "lines=1-2", "bytes=" + "0-1," * 1000):
+        answer = client.get("/static/app.js", headers={"range": odd})
+        assert (answer.status_code, answer.content) == (200, whole.content)
+
+
+def test_events_are_not_to_be_held_back_by_a_proxy(client):
+    answer = client.post("/decode", json={"text": TEXT, "steps": 1})
+    assert answer.headers["x-accel-buffering"] == "no"
 
 
 # What surrounds it

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import logging
 import math
@@ -108,6 +109,9 @@ def run(
         proxies: Addresses whose X-Forwarded-For is believed.
     """
     demo: Demo = app.state.demo
+    # What is loaded stays: a large body must not make the collector go through all of it
+    gc.collect()
+    gc.freeze()
     _Server(configure(app, proxies), ready, stopping, demo.drain).run(sockets=[bound])
     if not demo.close(0.0):
         log.warning("a batch did not end in time; it ends with the process")
