@@ -108,6 +108,7 @@ class Worker:
         self._changed = threading.Condition()
         self._waiting: list[Job] = []
         self._running: list[Job] = []
+        self._turns: Counter[str] = Counter()  # jobs of each client served since all was idle
         self._began = 0.0  # of the batch that runs
         self._closing = False
         self._seconds = 1.0  # of a batch, a running average
@@ -201,9 +202,9 @@ class Worker:
     def _order(self) -> list[Job]:
         """Sort the waiting jobs: the first of each client before the second of any.
 
-        What runs or has just run counts as a client's first.
+        Jobs served since the queue was last empty count.
         """
-        turns = Counter(job.client for job in self._running)
+        turns = Counter(self._turns)
         ranked = []
         for job in self._waiting:
             ranked.append((turns[job.client], job))
@@ -219,11 +220,11 @@ class Worker:
     def _take(self) -> list[Job]:
         """Take the job whose turn it is and those like it that fit; none when it is all over."""
         with self._changed:
-            order = self._order()
             self._running = []
-            if not order:
+            if not self._waiting:
+                self._turns.clear()
                 self._changed.wait_for(lambda: self._waiting or self._closing)
-                order = self._order()
+            order = self._order()
             batch = list[Job]()
             for job in order:
                 if not batch or (
@@ -232,6 +233,7 @@ class Worker:
                     batch.append(job)
             self._waiting = [job for job in self._waiting if job not in batch]
             self._running, self._began = batch, time.perf_counter()
+            self._turns.update(job.client for job in batch)
             self._tell_places()
             return batch
 
