@@ -7,6 +7,10 @@ by one client after another and by many at once, in turn: the ratio is what batc
 many clients at once for some time, each asking again as soon as it has an answer. Every request
 must end with a result or with an honest 503 that says when to come back; memory is the server's
 resident set over the second half of that time.
+
+Last, on a server with its default limits, one client does its worst in several ways, from 20
+connections at once, while another at 127.0.0.2 asks for its health and for plain inversions: health
+has to be answered within 1 second and an inversion within 3.
 """
 
 from __future__ import annotations
@@ -19,9 +23,10 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
+from typing import Any
 
 import httpx2 as httpx
 import psutil
@@ -31,6 +36,22 @@ from unembed.demo.models import EXAMPLES
 
 _LONGEST_PAUSE = 2.0  # seconds before asking again, whatever a 503 says
 _PATIENCE = 90.0  # seconds for one request
+_CROWD = 20  # connections of the hostile client
+_HEALTH, _PLAIN = 1.0, 3.0  # seconds in which others have to be answered
+
+_TEXTS = [f"The patient number {i} was admitted on Monday with a broken arm." for i in range(32)]
+_FULL = {"texts": _TEXTS, "encoder_calls": 1000}
+# What one client asks for again and again: a body, or a path to read
+ATTACKS: dict[str, tuple[str, dict[str, Any] | None]] = {
+    "faults": ("/decode", {"text": "a", "options": {str(key): [] for key in range(80_000)}}),
+    "vectors": ("/invert", {"embeddings": [[1] * 8000] * 40}),
+    "search": ("/invert", {**_FULL, "strategy": "guided-search", "options": {"proposals": 1000}}),
+    "holes": ("/invert", {**_FULL, "strategy": "guided-search", "options": {"refills": 64}}),
+    "samples": ("/invert", {**_FULL, "strategy": "best-of", "steps": 128}),
+    "passes": ("/invert", {"texts": _TEXTS, "strategy": "euler", "steps": 128}),
+    "many": ("/invert", {"texts": _TEXTS[:1], "steps": 64}),
+    "pages": ("/docs", None),
+}
 
 
 @dataclass
@@ -137,6 +158,69 @@ def compare(url: str, requests: int, together: int, rounds: int) -> float:
     return ratio
 
 
+async def under_attack(
+    url: str, attack: str, seconds: float, pause: float = 0.6
+) -> tuple[list[float], list[float]]:
+    """One client does its worst; returns what another waits for ``/health`` and for inversions.
+
+    Args:
+        url: Of the server.
+        attack: A key of `ATTACKS`.
+        seconds: For which it goes on.
+        pause: Of the other between inversions, so that its rate allows them.
+    """
+    path, body = ATTACKS[attack]
+    content = None if body is None else json.dumps(body).encode()
+    headers = {"content-type": "application/json"}
+    end = time.monotonic() + seconds
+
+    async def harm(hostile: httpx.AsyncClient) -> None:
+        while time.monotonic() < end:
+            with suppress(httpx.HTTPError):
+                method = "GET" if content is None else "POST"
+                await hostile.request(method, path, content=content, headers=headers)
+
+    async def measure(client: httpx.AsyncClient, path: str, wait: float) -> list[float]:
+        times = []
+        await asyncio.sleep(1.0)
+        while time.monotonic() < end:
+            began = time.perf_counter()
+            if path == "/health":
+                answer = await client.get(path)
+            else:
+                answer = await client.post(path, json={"texts": ["I lost my keys."]})
+            answer.raise_for_status()
+            times.append(time.perf_counter() - began)
+            await asyncio.sleep(wait)
+        return times
+
+    async with (
+        _client(url, _CROWD) as hostile,
+        _client(url, 2, address="127.0.0.2") as other,
+        asyncio.TaskGroup() as group,
+    ):
+        crowd = [group.create_task(harm(hostile)) for _ in range(_CROWD)]
+        health = group.create_task(measure(other, "/health", 0.1))
+        plain = group.create_task(measure(other, "/invert", pause))
+        await asyncio.wait({health, plain})
+        for task in crowd:
+            task.cancel()
+    return health.result(), plain.result()
+
+
+def attack_all(url: str, seconds: float) -> bool:
+    """Print what others wait for under each attack; returns whether all were served in time."""
+    rows, served = [], True
+    for attack in ATTACKS:
+        health, plain = asyncio.run(under_attack(url, attack, seconds))
+        served &= max(health) < _HEALTH and max(plain) < _PLAIN
+        figures = [statistics.median(health), max(health), statistics.median(plain), max(plain)]
+        rows.append([attack, *(f"{figure:.2f} s" for figure in figures)])
+    head = ["attack", "health p50", "worst", "inversion p50", "worst"]
+    print_table(head, rows)
+    return served
+
+
 def report(outcomes: Outcomes, clients: int, seconds: float) -> None:
     """Print how a load ended."""
     ends = ", ".join(f"{count} {end}" for end, count in sorted(outcomes.ends.items()))
@@ -160,42 +244,56 @@ def percentile(values: Sequence[float], share: float) -> float:
 
 
 @asynccontextmanager
-async def _client(url: str, connections: int) -> AsyncIterator[httpx.AsyncClient]:
+async def _client(
+    url: str, connections: int, address: str | None = None
+) -> AsyncIterator[httpx.AsyncClient]:
     limits = httpx.Limits(max_connections=connections, max_keepalive_connections=connections)
-    async with httpx.AsyncClient(
-        base_url=url, limits=limits, timeout=_PATIENCE, trust_env=False
-    ) as client:
+    transport = httpx.AsyncHTTPTransport(limits=limits, local_address=address)
+    async with httpx.AsyncClient(base_url=url, transport=transport, timeout=_PATIENCE) as client:
         yield client
 
 
 def main() -> None:
-    """Parse, start a server, measure, print; exit code 1 if a request was lost."""
+    """Parse, start a server, measure, print; exit code 1 if a request was lost or late."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--checkpoint", default="minilm")
     parser.add_argument("--clients", type=int, default=200)
-    parser.add_argument("--seconds", type=float, default=30.0)
+    parser.add_argument("--seconds", type=float, default=30.0, help="of the load; 0: none")
     parser.add_argument("--together", type=int, default=32, help="clients of the comparison")
     parser.add_argument("--requests", type=int, default=64, help="of a round of the comparison")
     parser.add_argument("--rounds", type=int, default=3, help="0: no comparison")
+    parser.add_argument("--attack-seconds", type=float, default=15.0, help="0: no attacks")
     options = parser.parse_args()
-    arguments = ["serve", "--port", "0", "--rate", "none", "--checkpoint", options.checkpoint]
+    failed = False
+    if options.seconds:
+        with _server("--rate", "none", "--checkpoint", options.checkpoint) as (url, pid):
+            if options.rounds:
+                compare(url, options.requests, options.together, options.rounds)
+            outcomes = asyncio.run(load(url, options.clients, options.seconds, pid))
+            report(outcomes, options.clients, options.seconds)
+            failed = outcomes.lost > 0
+    if options.attack_seconds:
+        with _server("--checkpoint", options.checkpoint) as (url, _):
+            print(f"\none hostile client, {options.attack_seconds:g} s an attack\n")
+            failed |= not attack_all(url, options.attack_seconds)
+    sys.exit(1 if failed else 0)
+
+
+@contextmanager
+def _server(*arguments: str) -> Iterator[tuple[str, int]]:
+    """A server on a free port; its address and process."""
     server = subprocess.Popen(
-        [sys.executable, "-u", "-m", "unembed", *arguments],
+        [sys.executable, "-u", "-m", "unembed", "serve", "--port", "0", *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
     )
     try:
         assert server.stdout is not None
-        url = server.stdout.readline().split()[1]
-        if options.rounds:
-            compare(url, options.requests, options.together, options.rounds)
-        outcomes = asyncio.run(load(url, options.clients, options.seconds, server.pid))
-        report(outcomes, options.clients, options.seconds)
+        yield server.stdout.readline().split()[1], server.pid
     finally:
         server.terminate()
         server.wait(timeout=120)
-    sys.exit(1 if outcomes.lost else 0)
 
 
 if __name__ == "__main__":

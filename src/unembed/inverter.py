@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from huggingface_hub import ModelCard, ModelHubMixin, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from torch import Tensor
 
 from unembed.backends.cpu import fast_form
 from unembed.backends.onnx import FILE, OnnxDenoiser, export_onnx, onnx_is_here
@@ -191,6 +192,7 @@ class Inverter(
         first_index: int = 0,
         draws: Sequence[tuple[int, int]] | None = None,
         on_step: OnStep | None = None,
+        before_pass: Callable[[], None] | None = None,
         **settings: Any,
     ) -> list[Inversion]:
         """Recover the text behind each vector, from the vector alone unless an encoder is given.
@@ -206,6 +208,8 @@ class Inverter(
             draws: For each vector the (seed, index) it draws from, in place of the two above: for
                 callers that put vectors of several calls together.
             on_step: Called after every pass of every batch.
+            before_pass: Called before every denoiser pass, those that are no step of their own
+                among them; what it raises ends the work.
             **settings: In place of ``decoding`` the keywords of `Decoding.of`: ``strategy``,
                 ``steps``, ``guidance``, ``repetition``, ``encoder_calls`` and the strategy's
                 options, each by its name or all in a mapping ``options``.
@@ -230,6 +234,8 @@ class Inverter(
         if draws is None:
             draws = [(seed, first_index + row) for row in range(len(vectors))]
         denoiser = self._processed(decoding)
+        if before_pass is not None:
+            denoiser = _watched(denoiser, before_pass)
         results: list[Inversion] = []
         for start in range(0, len(vectors), batch_size):
             part = vectors[start : start + batch_size]
@@ -437,6 +443,14 @@ def _require_whole(**values: tuple[Any, int]) -> None:
             raise ConfigError(
                 f"{name} as a whole number of at least {low}", repr(value), f"Correct {name}"
             )
+
+
+def _watched(denoiser: DenoiserFn, before_pass: Callable[[], None]) -> DenoiserFn:
+    def watched(tokens: Tensor, embedding: Tensor, t: Tensor, positions: Tensor) -> Tensor:
+        before_pass()
+        return denoiser(tokens, embedding, t, positions)
+
+    return watched
 
 
 def _mix(seed: int, index: int) -> int:

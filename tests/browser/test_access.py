@@ -28,7 +28,7 @@ def refuse(page):
 STATES = (lambda page: None, invert, compare, invert, refuse)
 
 
-@pytest.mark.parametrize("width", [360, 768, 1920])
+@pytest.mark.parametrize("width", [320, 360, 768, 1920])
 def test_nothing_is_wider_than_the_screen(width, server, open_page):
     page = open_page(server.address, viewport={"width": width, "height": 800})
     for reach in STATES:
@@ -38,6 +38,10 @@ def test_nothing_is_wider_than_the_screen(width, server, open_page):
             "all => all.filter(e => e.offsetParent).map(e => e.getBoundingClientRect().right)"
         )
         assert max(edges) <= width
+    top = page.locator(".top > *").evaluate_all(
+        "all => all.map(e => e.getBoundingClientRect().top)"
+    )
+    assert max(top) - min(top) < 20, "the head is one line"
 
 
 def test_a_long_word_does_not_widen_a_phone(server, open_page):
@@ -141,6 +145,7 @@ def test_the_live_region_tells_the_ends_and_not_every_step(server, open_page):
     assert len(told) == 2
     assert told[0] == "Inverting."
     assert told[1].startswith("Done. Recovered: ")
+    assert not told[1].endswith("..")
 
 
 @pytest.mark.parametrize(("motion", "moves"), [("reduce", False), ("no-preference", True)])

@@ -31,10 +31,10 @@ def test_a_server_killed_half_way_and_started_again(server, open_page):
     invert(page)
     wait_for_a_step(page)
     server.kill()
-    told(page, re.compile(r"connection broke off.*It had come to step \d+ of 12.*stays below"))
+    told(page, re.compile(r"connection broke off.*It had come to step \d+ of 8.*stays below"))
     expect(page.locator(".lane")).to_have_attribute("data-state", "stopped")
     page.locator(".timeline input").fill("1")  # what had come can still be looked at
-    expect(page.locator(".count")).to_have_text("Step 1 of 12")
+    expect(page.locator(".count")).to_have_text("Step 1 of 8")
 
     page.get_by_role("button", name="Try again").click()
     told(page, "The server cannot be reached.")

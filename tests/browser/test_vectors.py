@@ -160,6 +160,8 @@ def test_wrong_files_are_refused_in_words(page):
     ):
         drop(page, "bad.npy", content)
         expect(page.locator("#vector-error")).to_contain_text(message)
+        page.get_by_role("button", name="Invert", exact=True).click()
+        expect(page.locator("#vector-error")).to_contain_text(message)  # it stays
 
 
 def test_a_refused_vector_gives_way_to_a_good_one(page, vectors):

@@ -800,8 +800,9 @@ def served(run, with_fake_encoder, monkeypatch):
     """Run `serve` up to where it listens; returns its output and what would be served."""
     seen = {}
 
-    def listen(app, bound, *, ready, proxies):
+    def listen(app, bound, *, ready, stopping, proxies):
         ready()
+        seen["stopping"] = stopping
         seen.update(app=app, demo=app.state.demo, proxies=proxies)
         bound.close()
 
@@ -827,6 +828,12 @@ def test_serve_is_on_loopback_with_limits_unless_told_otherwise(served, inverter
     limits = seen["demo"].limits
     assert (limits.rate, limits.queue, limits.seconds) == ("120/minute", 64, 60.0)
     assert seen["demo"].log_texts is False and seen["proxies"] == []
+
+
+def test_serve_says_that_it_finishes_what_runs(served, inverter_folder, capsys):
+    _, seen = served("--checkpoint", inverter_folder)
+    seen["stopping"]()
+    assert "finishing what runs, at most 60 s" in capsys.readouterr().out
 
 
 def test_serve_passes_its_options_on(served, inverter_folder, inverter, tmp_path):

@@ -33,22 +33,23 @@ def test_models_tells_what_can_be_asked(client, inverter):
     (model,) = told["models"]
     assert told["default"] == model["name"] == "inverter"
     assert (model["encoder"], model["dimension"], model["length"]) == ("fake", 32, 12)
-    assert model["default_steps"] == 12 and model["guidance"] is False
+    assert model["default_steps"] == 8 and model["guidance"] is False
     assert set(model["strategies"]) == set(STRATEGIES)
     for name, strategy in model["strategies"].items():
         assert strategy["needs_encoder"] is STRATEGIES[name].needs_encoder
         options = strategy["options"]
-        assert {k: v["default"] for k, v in options.items()} == {
-            f.name: f.default for f in strategy_fields(name)
-        }
+        fields = strategy_fields(name)
+        assert {k: v["default"] for k, v in options.items()} == {f.name: f.default for f in fields}
+        numbers = [option for option in options.values() if option["type"] in ("int", "float")]
+        assert all("maximum" in option for option in numbers), "a server bounds what it is asked"
         assert all(option["description"] for option in options.values()), name
     assert model["strategies"]["greedy"]["options"]["order"]["choices"][0] == "confidence"
     remask = model["strategies"]["euler-remask"]["options"]
     assert remask["top_p"] == {
         "default": 1.0,
         "type": "float",
-        "description": "Draw among the likeliest tokens with this probability together, above 0 "
-        "to 1.",
+        "description": "Draw among the most probable tokens with this probability together.",
+        "maximum": 1.0,
     }
 
 
@@ -66,15 +67,17 @@ def test_guidance_is_offered_for_weights_trained_for_it(serve, inverter, tmp_pat
 def test_random_health_and_queue(client):
     assert client.get("/random").json()["text"] in EXAMPLES
     assert client.get("/health").json() == {"status": "ok", "models": ["inverter"]}
-    first, second = client.get("/queue").json()
+    first, second, third = client.get("/queue").json()
     assert first == {
         "model": "inverter",
+        "serves": "quick",
         "asks_encoder": False,
         "waiting": 0,
         "running": 0,
         "limit": 64,
     }
-    assert second["asks_encoder"] is True
+    assert (second["serves"], second["asks_encoder"]) == ("bulk", False)
+    assert (third["serves"], third["asks_encoder"]) == ("search", True)
 
 
 def test_there_are_enough_examples_and_they_fit():
@@ -177,7 +180,7 @@ def test_settings_reach_the_inverter(client, decode, served, encoder):
 def test_invert_answers_for_several_in_order(client, served, encoder):
     texts = [TEXT, "the cat eats the fish.", "rain"]
     told = client.post("/invert", json={"texts": texts, "strategy": "euler", "seed": 5}).json()
-    expected = served.invert(encoder.encode(texts), strategy="euler", seed=5)
+    expected = served.invert(encoder.encode(texts), strategy="euler", seed=5, steps=8)
     assert [item["text"] for item in told["results"]] == [item.text for item in expected]
     assert told["model"] == "inverter" and told["seed"] == 5
     vectors = encoder.encode(texts).tolist()
@@ -252,6 +255,9 @@ def test_several_checkpoints_are_served_and_share_their_encoder(serve, inverter,
         ({"text": "a", "strategy": "magic"}, "a strategy among greedy"),
         ({"text": "a", "options": {"heat": 1}}, "an option of the strategy greedy"),
         ({"text": "a", "options": {"name": "x"}}, "an option of the strategy greedy"),
+        ({"text": "a", "options": {"steps": 4}}, "an option of the strategy greedy"),
+        ({"text": "a", "options": {"lengths": 10**9}}, "lengths"),
+        ({"text": "a", "strategy": "guided-search", "options": {"refills": 10**6}}, "refills"),
         ({"text": "a", "options": {"lengths": 1.5}}, "lengths of type int"),
         ({"text": "a", "strategy": "euler", "options": {"temperature": "inf"}}, "temperature"),
         ({"text": "a", "strategy": "euler", "options": {"temperature": "nan"}}, "temperature"),
@@ -271,6 +277,7 @@ def test_several_checkpoints_are_served_and_share_their_encoder(serve, inverter,
 def test_a_request_that_cannot_be_served_is_a_problem(client, body, said):
     problem = refused(client.post("/decode", json=body), 422)
     assert said in problem["detail"]
+    assert "--" not in problem["detail"], "nobody who asks the API has a command line"
 
 
 @pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999"])
@@ -323,8 +330,16 @@ def test_a_large_body_is_refused_unread(serve):
         for _ in range(100):
             yield b" " * 100
 
-    headers = {"content-type": "application/json"}
-    refused(client.post("/decode", content=chunks(), headers=headers), 413)
+    headers = {"content-type": "application/json", "content-length": "900"}
+    answer = client.post("/decode", content=chunks(), headers=headers)
+    refused(answer, 413)
+    assert answer.headers["connection"] == "close", "the rest is not read"
+
+
+def test_a_body_in_chunks_is_refused_unread(client):
+    answer = client.post("/decode", content=iter([b"{}"]))
+    assert "Content-Length" in refused(answer, 411)["detail"]
+    assert answer.headers["connection"] == "close"
 
 
 def test_paths_and_methods_that_are_not_there(client):
@@ -350,6 +365,37 @@ def test_what_takes_too_long_is_ended(serve, decode):
     name, problem = decode(client, text=TEXT)[-1]
     assert (name, problem["status"]) == ("error", 504)
     refused(client.post("/invert", json={"texts": [TEXT]}), 504)
+
+
+def test_a_batch_above_the_rate_is_served_after_the_time_it_was_told(serve, monkeypatch):
+    now = 0.0
+    monkeypatch.setattr("unembed.demo.limits.time.monotonic", lambda: now)
+    client = serve(rate="4/minute")
+    limiter = client.demo.clients._limiter
+    limiter.clock = lambda: now
+    many = {"texts": [TEXT] * 8, "steps": 1}
+    assert client.post("/invert", json=many).status_code == 200, "a full bucket pays for it"
+    now = 30.0
+    answer = client.post("/invert", json=many)
+    assert refused(answer, 429)["retry_after"] == 30, "asking in vain costs nothing"
+    now = 60.0
+    assert client.post("/invert", json=many).status_code == 200
+
+
+def test_other_paths_are_not_led_to_by_an_address_of_this_server(client):
+    refused(client.get("/docs/", follow_redirects=False), 404)
+
+
+def test_a_range_is_not_looked_at(client):
+    whole = client.get("/static/app.js")
+    for odd in ("bytes=0-10", "bytes=9-1", "lines=1-2", "bytes=" + "0-1," * 1000):
+        answer = client.get("/static/app.js", headers={"range": odd})
+        assert (answer.status_code, answer.content) == (200, whole.content)
+
+
+def test_events_are_not_to_be_held_back_by_a_proxy(client):
+    answer = client.post("/decode", json={"text": TEXT, "steps": 1})
+    assert answer.headers["x-accel-buffering"] == "no"
 
 
 # What surrounds it

@@ -27,9 +27,9 @@ class Heard(list):
             self.over.set()
 
 
-def job(plan=GREEDY, vectors=1):
+def job(plan=GREEDY, vectors=1, client="a"):
     heard = Heard()
-    return Job(plan, np.ones((vectors, 4), dtype=np.float32), 0, True, heard), heard
+    return Job(plan, np.ones((vectors, 4), dtype=np.float32), 0, True, heard, client), heard
 
 
 class Bench:
@@ -159,7 +159,7 @@ def test_a_fault_is_told_without_its_words_and_the_worker_lives_on(bench, caplog
     assert heard[-1][1]["status"] == 500
     assert "secret" not in str(heard[-1])
     (record,) = [r for r in caplog.records if r.levelno == logging.ERROR]
-    assert record.getMessage().startswith("tiny: ValueError in test_batching.py, line ")
+    assert record.getMessage().startswith("tiny: ValueError in test_queue.py, line ")
     assert "secret" not in caplog.text
     one.work = refused
     second, heard = job()
@@ -178,7 +178,7 @@ def test_an_abandoned_batch_ends_quietly(bench, caplog):
     one.work = abandoned
     first, heard = one.occupy()
     one.worker.leave(first)
-    assert one.worker.counts == (0, 0), "its slot is free before its batch knows"
+    assert one.worker.counts == (0, 1), "it runs until its batch knows"
     second, heard_second = job()
     one.worker.submit(second)
     one.go.release()
@@ -187,3 +187,68 @@ def test_an_abandoned_batch_ends_quietly(bench, caplog):
     finish(one, heard_second)
     assert [name for name, _ in heard] == ["queued"]
     assert not caplog.records
+
+
+def test_submit_puts_the_first_of_each_client_before_the_second_of_any(bench):
+    one = bench(together=1)
+    _, heard_first = one.occupy()
+    jobs = [job(client=name) for name in "aaabbc"]
+    for each, _ in jobs:
+        one.worker.submit(each)
+    assert jobs[-1][1][0] == ("queued", {"position": 2}), "before those who have one running"
+    finish(one, heard_first, *(heard for _, heard in jobs))
+    assert [batch[0].client for batch in one.batches] == list("abcabaa")
+
+
+def test_submit_to_a_full_queue_takes_the_place_of_the_client_with_most(bench):
+    one = bench(queue=4)
+    one.occupy()
+    crowd = [job(client="a") for _ in range(4)]
+    for each, _ in crowd:
+        one.worker.submit(each)
+    with pytest.raises(ProblemError, match="waiting already"):
+        one.worker.submit(job(client="a")[0])
+    for left in (3, 2):
+        one.worker.submit(job(client="b")[0])
+        (name, problem) = crowd[left][1][-1]
+        assert (name, problem["status"]) == ("error", 503)
+        assert problem["retry_after"] >= 1
+    with pytest.raises(ProblemError, match="waiting already"):
+        one.worker.submit(job(client="b")[0])
+    assert one.worker.counts == (4, 1)
+
+
+def test_submit_tells_a_time_that_counts_what_runs(bench, monkeypatch):
+    one = bench(queue=2, seconds=60)
+    one.occupy()
+    for _ in range(2):
+        one.worker.submit(job()[0])
+    one.worker._began -= 20
+    with pytest.raises(ProblemError) as caught:
+        one.worker.submit(job()[0])
+    assert 40 <= caught.value.retry_after <= 45, "twenty more, and a batch of such"
+    one.worker._began -= 100
+    with pytest.raises(ProblemError) as caught:
+        one.worker.submit(job()[0])
+    assert caught.value.retry_after == 60, "nobody waits any longer"
+
+
+def test_a_batch_has_only_so_many_passes():
+    quick = Bench()
+    quick.worker.close()
+    quick.worker = Worker("quick", quick._run, Limits(), quick.metrics, passes=16)
+    _, heard_first = quick.occupy()
+    jobs = [job() for _ in range(5)]  # of 4 passes each
+    for each, _ in jobs:
+        quick.worker.submit(each)
+    finish(quick, heard_first, *(heard for _, heard in jobs))
+    quick.worker.close()
+    assert [len(batch) for batch in quick.batches] == [1, 4, 1]
+
+
+def test_close_waits_only_so_long(bench):
+    one = bench()
+    one.occupy()
+    assert one.worker.close(0.05) is False
+    one.go.release()
+    assert one.worker.close(20) is True

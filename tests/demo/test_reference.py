@@ -42,7 +42,8 @@ def test_every_operation_and_field_is_told(outline, client):
     for path, operations in document["paths"].items():
         for method in operations:
             assert f"{method.upper()} {path}" in outline.text
-    for name in document["components"]["schemas"]["DecodeRequest"]["properties"]:
+    body = document["paths"]["/decode"]["post"]["requestBody"]["content"]["application/json"]
+    for name in body["schema"]["properties"]:
         assert f" {name} " in outline.text
     assert "list of number or null" in outline.text
     assert "application/problem+json" in outline.text and "text/event-stream" in outline.text

@@ -1,16 +1,18 @@
 """A real server: events as they happen, clients that leave, load, signals."""
 
 import asyncio
+import json
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import httpx2 as httpx
 import pytest
-from benchmarks.serving import load
+from benchmarks.serving import ATTACKS, load, under_attack
 from starlette.testclient import TestClient
 
 from unembed.demo.metrics import Metrics
@@ -21,7 +23,7 @@ from .conftest import parse_events
 
 PAUSE = 0.2  # seconds of a step; 12 of them are a decoding
 TEXT = "the red dog sleeps."
-LONG = {"strategy": "euler", "steps": 100}  # takes 20 seconds if nobody leaves
+LONG = {"strategy": "euler", "steps": 60}  # takes 12 seconds if nobody leaves
 SOON = 5.0  # seconds, on a machine that is busy with other things
 
 
@@ -72,6 +74,12 @@ def figure(client, name, **labels):
     return 0.0
 
 
+def figure_of(client, name):
+    """A figure of /metrics without labels."""
+    lines = client.get("/metrics").text.splitlines()
+    return next(float(line.split()[1]) for line in lines if line.startswith(f"{name} "))
+
+
 def until(condition, seconds=20.0):
     """Seconds until it holds."""
     began = time.monotonic()
@@ -88,7 +96,7 @@ def idle(client):
 def test_steps_come_as_they_happen(one_by_one):
     until(lambda: idle(one_by_one))
     times = []
-    with decoding(one_by_one) as names:
+    with decoding(one_by_one, steps=12) as names:
         for name in names:
             times.append((name, time.monotonic()))
     assert [name for name, _ in times] == ["queued", "start", *["step"] * 12, "done"]
@@ -146,9 +154,18 @@ def test_the_queue_has_an_end_and_tells_the_place(one_by_one):
 
 def test_a_search_does_not_keep_the_others_waiting(one_by_one):
     until(lambda: idle(one_by_one))
-    settings = {"strategy": "guided-search", "encoder_calls": 500, "options": {"enough": 1.0}}
+    settings = {"strategy": "guided-search", "encoder_calls": 500, "options": {"stop_cosine": 1.0}}
     with decoding(one_by_one, **settings) as search:
         assert [next(search) for _ in range(2)] == ["queued", "start"]
+        with decoding(one_by_one, steps=1) as quick:
+            assert list(quick)[-1] == "done"
+        assert one_by_one.get("/queue").json()[2]["running"] == 1
+
+
+def test_a_large_request_does_not_keep_the_others_waiting(one_by_one):
+    until(lambda: idle(one_by_one))
+    with decoding(one_by_one, strategy="euler", steps=128) as large:
+        assert [next(large) for _ in range(3)] == ["queued", "start", "step"]
         with decoding(one_by_one, steps=1) as quick:
             assert list(quick)[-1] == "done"
         assert one_by_one.get("/queue").json()[1]["running"] == 1
@@ -178,6 +195,95 @@ def test_sigterm_finishes_what_runs_and_sends_the_others_away(folder):
             client.get("/health")
         log = process.stderr.read()
     assert "Traceback" not in log and "red dog" not in log
+
+
+def test_a_second_signal_ends_the_process(folder):
+    with (
+        running(folder, "--pause", PAUSE) as (process, client),
+        decoding(client, **LONG) as names,
+    ):
+        assert [next(names) for _ in range(3)] == ["queued", "start", "step"]
+        process.send_signal(signal.SIGTERM)
+        time.sleep(PAUSE)
+        began = time.monotonic()
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=20) == 128 + signal.SIGTERM
+        assert time.monotonic() - began < SOON
+
+
+def test_a_worker_that_does_not_end_does_not_keep_the_process(folder):
+    with running(folder, "--hang") as (process, client):
+        with pytest.raises(httpx.ReadTimeout):
+            client.post("/invert", json={"texts": [TEXT], "steps": 1}, timeout=1)
+        assert client.get("/queue").json()[0]["running"] == 1, "it still takes the worker"
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=60) == 0
+
+
+def exchange(client, *parts, wait=15):
+    """What the server sends to some bytes, until it closes the connection."""
+    with socket.create_connection(("127.0.0.1", client.base_url.port), timeout=wait) as connection:
+        for part in parts:
+            connection.sendall(part)
+        answer = b""
+        with suppress(ConnectionError):
+            while data := connection.recv(65536):
+                answer += data
+    return answer
+
+
+def test_what_is_no_http_is_refused_as_everything_else(one_by_one):
+    head, _, body = exchange(one_by_one, b"\x16\x03\x01 hello\r\n\r\n").partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400 ")
+    assert b"application/problem+json" in head and b"Content-Security-Policy" in head
+    assert json.loads(body)["status"] == 400
+
+
+def test_tiny_chunks_are_not_parsed(one_by_one):
+    head = b"POST /decode HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+    def seconds():
+        return figure_of(one_by_one, "process_cpu_seconds_total")
+
+    before = seconds()
+    answer = exchange(one_by_one, head, b"1\r\na\r\n" * 40_000)
+    assert answer.startswith(b"HTTP/1.1 411 ") or not answer, "or reset while it was sending"
+    assert seconds() - before < 0.3, "0.6 s where each chunk is parsed"
+
+
+@pytest.mark.slow
+def test_half_a_head_is_not_waited_for(one_by_one):
+    began = time.monotonic()
+    assert exchange(one_by_one, b"GET /health HTTP/1.1\r\nHost: loc", wait=60) == b""
+    assert 5 < time.monotonic() - began < 40
+
+
+@pytest.mark.slow
+def test_without_descriptors_others_are_served_and_the_log_stays_short(folder):
+    with running(folder, "--descriptors", 128) as (process, client):
+        address = ("127.0.0.1", client.base_url.port)
+        crowd = [socket.create_connection(address, timeout=5) for _ in range(200)]
+        for connection in crowd:
+            with suppress(OSError):
+                connection.sendall(b"GET / HTTP/1.1\r\nHost: x")
+        source = httpx.HTTPTransport(local_address="127.0.0.2")
+        with httpx.Client(transport=source, base_url=client.base_url, trust_env=False) as other:
+            assert other.get("/health", timeout=10).status_code == 200
+        for connection in crowd:
+            connection.close()
+        until(lambda: client.get("/health").status_code == 200)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=120) == 0
+        assert len(process.stderr.read()) < 10_000
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_one_hostile_client_does_not_stop_the_others(folder, attack):
+    with running(folder) as (_, client):
+        health, plain = asyncio.run(under_attack(str(client.base_url), attack, 6.0))
+    assert len(health) > 5 and max(health) < 1.0
+    assert len(plain) > 2 and max(plain) < 3.0
 
 
 def test_under_load_every_request_is_answered(folder):

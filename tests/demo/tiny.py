@@ -2,6 +2,7 @@
 
 import argparse
 import time
+from pathlib import Path
 
 import torch
 import typer
@@ -29,6 +30,12 @@ def slowed(inverter, seconds):
     return inverter
 
 
+def hang(vectors, **options):
+    """Never come to a point where anybody looks whether it is still wanted."""
+    while True:
+        time.sleep(0.01)
+
+
 def tiny_demo(folders, pause=0.0, log_texts=False, encoder=None, **limits):
     """A demo of inverters on disk with the fake encoder."""
     return load_demo(
@@ -47,11 +54,19 @@ def main():
     parser.add_argument("--pause", type=float, default=0.0)
     parser.add_argument("--queue", type=int, default=64)
     parser.add_argument("--together", type=int, default=64)
+    parser.add_argument("--hang", action="store_true", help="decode for ever")
+    parser.add_argument("--descriptors", type=int, help="files and connections of the process")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    if options.descriptors:
+        import resource  # not on every system
+
+        resource.setrlimit(resource.RLIMIT_NOFILE, (options.descriptors, options.descriptors))
     demo = tiny_demo(
         [options.folder], options.pause, queue=options.queue, together=options.together
     )
+    if options.hang:
+        demo.models[Path(options.folder).name].inverter.invert = hang
     bound = server.bind("127.0.0.1", 0)
     server.write_log()
     app = create_app(demo)

@@ -93,8 +93,13 @@ def serve(
         if open_page:
             _open(address)
 
+    def stopping() -> None:
+        typer.echo(
+            f"finishing what runs, at most {max_seconds:g} s; again (Ctrl+C) to stop at once"
+        )
+
     server.write_log()
-    server.run(app, bound, ready=ready, proxies=proxies)
+    server.run(app, bound, ready=ready, stopping=stopping, proxies=proxies)
 
 
 def _open(address: str) -> None:

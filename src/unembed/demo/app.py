@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, FastAPI, Request
-from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, HTMLResponse, Response
 from fastapi.staticfiles import StaticFiles
 from prometheus_client import CONTENT_TYPE_LATEST
@@ -34,17 +33,20 @@ from unembed.demo.schemas import (
     ProblemOut,
     QueueOut,
     RandomOut,
+    RequestBody,
 )
 from unembed.demo.server import LOOPBACK
 from unembed.errors import UnembedError
 
+_GRACE = 10.0  # seconds in which the workers must have ended once everybody has an answer
 _STATIC = Path(__file__).parent / "static"
 _PROBLEM = {problems.MEDIA_TYPE: {"schema": ProblemOut.model_json_schema()}}
 _REFUSALS: dict[int | str, dict[str, Any]] = {
-    status: {"description": told, "content": _PROBLEM}
-    for status, told in {
+    status: {"description": description, "content": _PROBLEM}
+    for status, description in {
         400: "The body is not valid JSON.",
         408: "The body took too long to come.",
+        411: "The body has no length (Content-Length), but comes in chunks.",
         413: "The body is too large.",
         422: "A field, a text or a vector that cannot be used.",
         429: "Too many requests from this address; see Retry-After.",
@@ -65,6 +67,12 @@ _EVENT = {
         "data": {"type": "string", "contentMediaType": "application/json"},
     },
 }
+
+
+def _body(schema: type[RequestBody]) -> dict[str, Any]:
+    """Describe a body, which is read by `requests.read_body`, for the OpenAPI document."""
+    content = {"application/json": {"schema": schema.model_json_schema()}}
+    return {"requestBody": {"required": True, "content": content}}
 
 
 def _demo(request: Request) -> Demo:
@@ -91,15 +99,16 @@ async def reference(request: Request) -> HTMLResponse:
 @api.get("/models", response_model_exclude_none=True)
 async def models(demo: Shared) -> ModelsOut:
     """The models served, the vectors they expect, and the strategies with their options."""
-    described = [describe_model(model, demo.limits) for model in demo.models.values()]
-    return ModelsOut(models=described, default=described[0].name)
+    descriptions = [describe_model(model, demo.limits) for model in demo.models.values()]
+    return ModelsOut(models=descriptions, default=descriptions[0].name)
 
 
-@api.post("/encode", responses=_REFUSALS)
-async def encode(body: EncodeRequest, request: Request, demo: Shared) -> EncodeOut:
+@api.post("/encode", responses=_REFUSALS, openapi_extra=_body(EncodeRequest))
+async def encode(request: Request, demo: Shared) -> EncodeOut:
     """Embed a text."""
-    found = await requests.encode(demo, body).result(request)
-    return EncodeOut.model_validate(found)
+    body = await requests.read_body(request, demo, EncodeRequest)
+    embedding = await requests.encode(demo, body, request.scope).result(request)
+    return EncodeOut.model_validate(embedding)
 
 
 @api.post(
@@ -110,17 +119,20 @@ async def encode(body: EncodeRequest, request: Request, demo: Shared) -> EncodeO
         **_REFUSALS,
         200: {"description": _EVENTS, "content": {"text/event-stream": {"schema": _EVENT}}},
     },
+    openapi_extra=_body(DecodeRequest),
 )
-async def decode(body: DecodeRequest, demo: Shared) -> EventStream:
+async def decode(request: Request, demo: Shared) -> EventStream:
     """Invert a text's embedding or a vector, told step by step."""
-    return EventStream(requests.decode(demo, body), demo.limits.seconds)
+    body = await requests.read_body(request, demo, DecodeRequest)
+    return EventStream(requests.decode(demo, body, request.scope), demo.limits.seconds)
 
 
-@api.post("/invert", responses=_REFUSALS)
-async def invert(body: InvertRequest, request: Request, demo: Shared) -> InvertOut:
+@api.post("/invert", responses=_REFUSALS, openapi_extra=_body(InvertRequest))
+async def invert(request: Request, demo: Shared) -> InvertOut:
     """Invert several texts' embeddings or vectors at once."""
-    found = await requests.invert(demo, body, request.scope).result(request)
-    return InvertOut.model_validate({**found, "model": demo.find(body.model).name})
+    body = await requests.read_body(request, demo, InvertRequest)
+    results = await requests.invert(demo, body, request.scope).result(request)
+    return InvertOut.model_validate({**results, "model": demo.find(body.model).name})
 
 
 @api.get("/random")
@@ -132,20 +144,20 @@ async def random_text() -> RandomOut:
 @api.get("/queue")
 async def queue(demo: Shared) -> list[QueueOut]:
     """How busy each worker is."""
-    busy = []
-    for model in demo.models.values():
-        for asks, worker in model.workers.items():
-            waiting, running = worker.counts
-            busy.append(
-                QueueOut(
-                    model=model.name,
-                    asks_encoder=asks,
-                    waiting=waiting,
-                    running=running,
-                    limit=demo.limits.queue,
-                )
-            )
-    return busy
+    limit = demo.limits.queue
+    return [
+        QueueOut(
+            model=model.name,
+            serves=kind,
+            asks_encoder=kind == "search",
+            waiting=waiting,
+            running=running,
+            limit=limit,
+        )
+        for model in demo.models.values()
+        for kind, worker in model.workers.items()
+        for waiting, running in [worker.counts]
+    ]
 
 
 @api.get("/health")
@@ -178,8 +190,7 @@ def create_app(demo: Demo, hosts: Sequence[str] = LOOPBACK, origins: Sequence[st
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
-        for model in demo.models.values():
-            await asyncio.to_thread(model.close)
+        await asyncio.to_thread(demo.close, _GRACE)
 
     app = FastAPI(
         title="unembed",
@@ -188,13 +199,13 @@ def create_app(demo: Demo, hosts: Sequence[str] = LOOPBACK, origins: Sequence[st
         docs_url=None,
         redoc_url=None,
         lifespan=lifespan,
+        redirect_slashes=False,
         telemetry={"tracing": False, "metrics": False, "logs": False},
     )
     app.state.demo = demo
     app.add_exception_handler(problems.ProblemError, problems.on_problem)
     app.add_exception_handler(UnembedError, problems.on_problem)
     app.add_exception_handler(HTTPException, problems.on_http_error)
-    app.add_exception_handler(RequestValidationError, problems.on_invalid)
     app.include_router(pages)
     app.include_router(api)
     app.mount("/static", StaticFiles(directory=_STATIC), name="static")

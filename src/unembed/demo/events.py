@@ -1,4 +1,4 @@
-"""What the page is told: the state of a decoding and its result, as plain data."""
+"""Events of a decoding as plain data: the state after a step, and the result."""
 
 from __future__ import annotations
 
@@ -110,40 +110,40 @@ def is_news(step: DecodingStep, before: DecodingStep | None, row: int) -> bool:
 
 
 def figures(
-    found: Inversion, original: str | None, cosine: float | None, speller: Speller
+    inversion: Inversion, original: str | None, cosine: float | None, speller: Speller
 ) -> dict[str, Any]:
     """A recovery, and how near it is to the original where that is known.
 
     Args:
-        found: What came back.
+        inversion: What came back.
         original: The text that was embedded; None where only a vector was given.
         cosine: Of the recovered text's embedding with the vector; None where nothing came back.
         speller: Of the model.
     """
     tokens = [
         {"text": speller(token), "confidence": round(sure, 4)}
-        for token, sure in zip(found.token_ids, found.confidences, strict=True)
+        for token, sure in zip(inversion.token_ids, inversion.confidences, strict=True)
     ]
-    measured: dict[str, Any] = dict.fromkeys(
+    metrics: dict[str, Any] = dict.fromkeys(
         ("alignment", "token_accuracy", "exact_match", "token_f1")
     )
     ids = [] if original is None else speller.tokenizer.encode([original])[0]
     if original is not None:
-        aligned = align_words(original, found.text, speller.tokenizer)
-        measured["alignment"] = [
+        aligned = align_words(original, inversion.text, speller.tokenizer)
+        metrics["alignment"] = [
             {"kind": kind, "original": a, "recovered": b} for kind, a, b in aligned
         ]
     if ids:
-        measured["token_accuracy"] = token_accuracy(ids, found.token_ids)
-        measured["exact_match"] = exact_match(ids, found.token_ids) == 1.0
-        measured["token_f1"] = token_set_f1(ids, found.token_ids)
+        metrics["token_accuracy"] = token_accuracy(ids, inversion.token_ids)
+        metrics["exact_match"] = exact_match(ids, inversion.token_ids) == 1.0
+        metrics["token_f1"] = token_set_f1(ids, inversion.token_ids)
     return {
-        "text": found.text,
+        "text": inversion.text,
         "tokens": tokens,
-        **measured,
+        **metrics,
         "cosine": None if cosine is None else round(cosine, 6),
-        "passes": found.passes,
-        "encoder_calls": found.encoder_calls,
+        "passes": inversion.passes,
+        "encoder_calls": inversion.encoder_calls,
     }
 
 

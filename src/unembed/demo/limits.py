@@ -24,6 +24,8 @@ class Limits:
         text_chars: Characters of a text.
         vectors: Texts or vectors of one ``POST /invert``.
         together: Vectors decoded in one batch.
+        quick_passes: Denoiser passes over all vectors of a request, up to which it is a quick one.
+        batch_passes: Of all quick requests of one batch, so that no batch keeps the next waiting.
         steps: Denoiser passes a text.
         encoder_calls: Encoder calls a text.
         queue: Requests that wait for a worker, beside those it is busy with.
@@ -36,6 +38,8 @@ class Limits:
     text_chars: int = 2000
     vectors: int = 32
     together: int = 64
+    quick_passes: int = 64
+    batch_passes: int = 128
     steps: int = 128
     encoder_calls: int = 1000
     queue: int = 64
@@ -72,14 +76,18 @@ class RateLimiter:
         self.count, self.rate, self.clock = count, count / seconds, clock
         self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
 
-    def take(self, client: str, cost: int = 1) -> int:
+    def take(self, client: str, cost: int = 1, paid: int = 0) -> int:
         """Take tokens; returns 0, or, having taken none, the whole seconds until it is worth it.
 
-        A cost above a full bucket is one of a full bucket, so that it can be paid at all.
+        Args:
+            client: From `client_of`.
+            cost: Tokens; above a full bucket it is a full bucket, so that it can be paid at all.
+            paid: Tokens already taken for the same request; they go back if it is refused, so that
+                asking again after the seconds returned succeeds.
         """
         now, cost = self.clock(), min(cost, self.count)
         tokens, then = self._buckets.pop(client, (float(self.count), now))
-        tokens = min(self.count, tokens + (now - then) * self.rate)
+        tokens = min(self.count, tokens + (now - then) * self.rate + paid)
         wait = 0 if tokens >= cost else max(1, math.ceil((cost - tokens) / self.rate))
         self._buckets[client] = (tokens if wait else tokens - cost, now)
         if len(self._buckets) > _CLIENTS:

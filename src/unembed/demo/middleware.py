@@ -7,6 +7,7 @@ import logging
 import re
 import time
 from collections.abc import Sequence
+from http import HTTPStatus
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
@@ -27,7 +28,7 @@ _POLICY = (
     "font-src 'self'; connect-src 'self'; form-action 'none'; base-uri 'none'; "
     "frame-ancestors 'none'; require-trusted-types-for 'script'"
 )
-_HEADERS = {
+HEADERS = {
     "Content-Security-Policy": _POLICY,
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
@@ -50,14 +51,24 @@ class Clients:
         self._limiter = None if rate is None else RateLimiter(*parse_rate(rate))
         self._metrics = metrics
 
-    def charge(self, scope: Scope, cost: int = 1) -> ProblemError | None:
-        """Count texts of the client of a request; the refusal if there are too many."""
-        address = (scope.get("client") or ("unknown", 0))[0]
-        wait = self._limiter.take(client_of(address), cost) if self._limiter else 0
+    def charge(self, scope: Scope, cost: int = 1, paid: int = 0) -> ProblemError | None:
+        """Count texts of the client of a request; the refusal if there are too many.
+
+        Args:
+            scope: Of the request.
+            cost: Texts of the whole request.
+            paid: Those of them that were counted before.
+        """
+        wait = self._limiter.take(client_name(scope), cost, paid) if self._limiter else 0
         if not wait:
             return None
         self._metrics.refused("rate")
         return ProblemError(429, "too many requests from this address", wait)
+
+
+def client_name(scope: Scope) -> str:
+    """Name the client of a request: its address or network (`client_of`)."""
+    return client_of((scope.get("client") or ("unknown", 0))[0])
 
 
 class Guard:
@@ -88,20 +99,25 @@ class Guard:
             await self.app(scope, receive, send)
             return
         began, status = time.perf_counter(), 0
+        body = _Body(receive, self.limits)
 
         async def answer(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
                 _add_headers(scope, message)
+                if body.broken:  # what is still to come is not read
+                    MutableHeaders(scope=message)["Connection"] = "close"
             await send(message)
 
         try:
             problem = self._refusal(scope)
             if problem is not None:
+                body.broken = problem.status == HTTPStatus.LENGTH_REQUIRED
                 await problem.to_response()(scope, receive, answer)
             else:
-                await self.app(scope, _Body(receive, self.limits), answer)
+                _drop_range(scope)
+                await self.app(scope, body, answer)
         except Exception as error:
             log.error("%s %s: %s", scope["method"], _route(scope), describe(error))
             if not status:
@@ -118,7 +134,11 @@ class Guard:
         headers = Headers(scope=scope)
         if host_of(headers.get("host", "")) not in self.hosts:
             self.metrics.refused("host")
-            return ProblemError(421, "this server does not answer to that host name (--allow-host)")
+            return ProblemError(421, "this server does not answer to that host name")
+        if "transfer-encoding" in headers:
+            return ProblemError(
+                411, "expected a body with the header Content-Length, not in chunks"
+            )
         length = headers.get("content-length", "0")
         if length.isdecimal() and int(length) > self.limits.body_bytes:
             return too_large()
@@ -134,7 +154,7 @@ class _Body:
     def __init__(self, receive: Receive, limits: Limits) -> None:
         self.receive, self.left = receive, limits.body_bytes
         self.end = time.monotonic() + limits.body_seconds
-        self.complete = False
+        self.complete = self.broken = False
 
     async def __call__(self) -> Message:
         if self.complete:
@@ -143,20 +163,27 @@ class _Body:
             async with asyncio.timeout(self.end - time.monotonic()):
                 message = await self.receive()
         except TimeoutError as error:
+            self.broken = True
             raise HTTPException(408, "the body took too long to come") from error
         self.left -= len(message.get("body", b""))
         if self.left < 0:
+            self.broken = True
             raise HTTPException(413)
         self.complete = not message.get("more_body", False)
         return message
 
 
+def _drop_range(scope: Scope) -> None:
+    """Take out the header Range: the files are small, and an odd one is refused in plain text."""
+    scope["headers"] = [(name, value) for name, value in scope["headers"] if name != b"range"]
+
+
 def _add_headers(scope: Scope, message: Message) -> None:
     headers = MutableHeaders(scope=message)
-    for name, value in _HEADERS.items():
+    for name, value in HEADERS.items():
         headers[name] = value
-    kept = scope["path"] == "/" or scope["path"].startswith("/static/")
-    headers.setdefault("Cache-Control", "no-cache" if kept else "no-store")
+    cached = scope["path"] == "/" or scope["path"].startswith("/static/")
+    headers.setdefault("Cache-Control", "no-cache" if cached else "no-store")
 
 
 def host_of(header: str) -> str | None:
@@ -166,6 +193,6 @@ def host_of(header: str) -> str | None:
 
 
 def _route(scope: Scope) -> str:
-    """The path as it was declared, so that nobody can invent labels."""
-    declared = getattr(scope.get("route"), "path", "other")
-    return "/static" if scope["path"].startswith("/static/") else str(declared)
+    """Name the path as it was declared, so that nobody can invent labels."""
+    path = getattr(scope.get("route"), "path", "other")
+    return "/static" if scope["path"].startswith("/static/") else str(path)

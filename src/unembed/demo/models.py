@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +22,7 @@ from unembed.demo.limits import Limits
 from unembed.demo.metrics import Metrics
 from unembed.demo.middleware import Clients
 from unembed.demo.problems import ProblemError
-from unembed.demo.queue import AbandonedError, Job, Worker
+from unembed.demo.queue import Job, Worker, require_listener
 from unembed.demo.schemas import ModelOut, Option, StrategyOut
 from unembed.encoders.base import Encoder, EncoderIdentity, Progress
 from unembed.errors import ConfigError
@@ -26,17 +30,38 @@ from unembed.inverter import Inversion, Inverter
 from unembed.tokenizer import TextTokenizer
 
 DEFAULT_CALLS = 128  # where a strategy asks the encoder and the request does not say how often
+_PART = 16  # texts that the shared encoder embeds before others have their turn
+
+
+class _FairLock:
+    """A lock that is given to those who wait in the order in which they came."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._line: deque[object] = deque()
+
+    def __enter__(self) -> None:
+        ticket = object()
+        with self._changed:
+            self._line.append(ticket)
+            self._changed.wait_for(lambda: self._line[0] is ticket)
+
+    def __exit__(self, *error: object) -> None:
+        with self._changed:
+            self._line.popleft()
+            self._changed.notify_all()
 
 
 class SharedEncoder:
-    """An encoder that several threads ask, one at a time.
+    """An encoder that several threads use, a few texts at a time and in turn.
 
     Args:
         encoder: The encoder.
     """
 
     def __init__(self, encoder: Encoder) -> None:
-        self._encoder, self._lock = encoder, threading.Lock()
+        self._encoder, self._lock = encoder, _FairLock()
+        self._work = threading.local()
 
     @property
     def identity(self) -> EncoderIdentity:
@@ -48,10 +73,25 @@ class SharedEncoder:
         """See `Encoder`."""
         return self._encoder.tokenizer
 
+    @contextmanager
+    def checked(self, check: Callable[[], None]) -> Iterator[None]:
+        """Call ``check`` before each part that this thread embeds; what it raises ends the work."""
+        self._work.check = check
+        try:
+            yield
+        finally:
+            del self._work.check
+
     def encode(self, texts: Sequence[str], progress: Progress | None = None) -> NDArray[np.float32]:
         """See `Encoder`."""
-        with self._lock:
-            return self._encoder.encode(texts, progress)
+        parts = []
+        for start in range(0, len(texts), _PART):
+            check: Callable[[], None] | None = getattr(self._work, "check", None)
+            if check is not None:
+                check()
+            with self._lock:
+                parts.append(self._encoder.encode(texts[start : start + _PART], progress))
+        return np.concatenate(parts) if parts else self._encoder.encode(texts)
 
     def word_embeddings(self) -> NDArray[np.float32] | None:
         """See `Encoder`."""
@@ -61,8 +101,9 @@ class SharedEncoder:
 class ServedModel:
     """What the server does with one inverter.
 
-    Strategies that ask the encoder take long, so they have a worker of their own: a search never
-    keeps those waiting who want an answer from the vector alone.
+    Three workers, so that nobody who wants an answer from a vector waits for those who want much:
+    ``quick`` for few denoiser passes, ``bulk`` for many, ``search`` for strategies that ask the
+    encoder.
 
     Args:
         name: By which requests choose it.
@@ -84,12 +125,14 @@ class ServedModel:
         metrics: Metrics,
     ) -> None:
         inverter.require_encoder(encoder)
+        inverter.warm_up()  # the workers may ask for its fast form at once
         self.name, self.inverter, self.encoder = name, inverter, encoder
         self.speller = Speller(inverter.tokenizer)
-        self._metrics = metrics
+        self._limits, self._metrics = limits, metrics
         self.workers = {
-            asks: Worker(f"{name}{' with encoder' if asks else ''}", self.run, limits, metrics)
-            for asks in (False, True)
+            "quick": Worker(name, self.run, limits, metrics, limits.batch_passes),
+            "bulk": Worker(f"{name} bulk", self.run, limits, metrics),
+            "search": Worker(f"{name} search", self.run, limits, metrics),
         }
 
     def submit(self, job: Job) -> Worker:
@@ -98,7 +141,10 @@ class ServedModel:
         Raises:
             ProblemError: See `Worker.submit`.
         """
-        worker = self.workers[job.plan is not None and job.plan.strategy.needs_encoder]
+        kind = "quick" if job.passes <= self._limits.quick_passes else "bulk"
+        if job.decoding is not None and job.decoding.strategy.needs_encoder:
+            kind = "search"
+        worker = self.workers[kind]
         worker.submit(job)
         return worker
 
@@ -107,29 +153,39 @@ class ServedModel:
         for worker in self.workers.values():
             worker.drain()
 
-    def close(self) -> None:
-        """See `Worker.close`."""
-        for worker in self.workers.values():
-            worker.close()
+    def close(self, seconds: float | None = None) -> bool:
+        """See `Worker.close`; the seconds are those of all workers together."""
+        self.drain()
+        end = None if seconds is None else time.monotonic() + seconds
+        ends = [
+            worker.close(None if end is None else max(0.0, end - time.monotonic()))
+            for worker in self.workers.values()
+        ]
+        return all(ends)
 
     def run(self, jobs: list[Job]) -> None:
-        """Serve jobs with the same plan, in a worker's thread."""
-        vectors = self._vectors(jobs)
-        plan = jobs[0].plan
-        for job, own in zip(jobs, vectors, strict=True):
-            if job.watched or plan is None:
-                job.tell("start", self._start(job, own))
-        if plan is not None:
-            self._decode(jobs, np.concatenate(vectors), plan)
+        """Serve jobs with the same decoding, in a worker's thread.
+
+        Raises:
+            AbandonedError: Every client has left before the end.
+        """
+        decoding = jobs[0].decoding
+        with self.encoder.checked(partial(require_listener, jobs)):
+            vectors = self._vectors(jobs)
+            for job, own in zip(jobs, vectors, strict=True):
+                if job.watched or decoding is None:
+                    job.tell("start", self._start(job, own))
+            if decoding is not None:
+                self._decode(jobs, np.concatenate(vectors), decoding)
 
     def _vectors(self, jobs: Sequence[Job]) -> list[NDArray[np.float32]]:
         """The vectors of each job; all texts are embedded together."""
         texts = [text for job in jobs for text in job.originals if text is not None]
         encoded = iter(self.encoder.encode(texts) if texts else ())
         return [
-            job.given
-            if isinstance(job.given, np.ndarray)
-            else np.stack([next(encoded) for _ in job.given])
+            job.inputs
+            if isinstance(job.inputs, np.ndarray)
+            else np.stack([next(encoded) for _ in job.inputs])
             for job in jobs
         ]
 
@@ -146,21 +202,22 @@ class ServedModel:
             "truncated": tokens is not None and len(tokens) >= self.inverter.length,
         }
 
-    def _decode(self, jobs: list[Job], vectors: NDArray[np.float32], plan: Decoding) -> None:
+    def _decode(self, jobs: list[Job], vectors: NDArray[np.float32], decoding: Decoding) -> None:
         began = time.perf_counter()
-        found = self.inverter.invert(
+        inversions = self.inverter.invert(
             vectors,
-            decoding=plan,
+            decoding=decoding,
             encoder=self.encoder,
             batch_size=len(vectors),
             draws=[(job.seed, index) for job in jobs for index in range(len(job))],
             on_step=_Broadcast(jobs, self.speller, began),
+            before_pass=partial(require_listener, jobs),
         )
         milliseconds = round(1000 * (time.perf_counter() - began), 1)
-        calls = sum(item.encoder_calls for item in found)
-        self._metrics.worked(self.name, sum(item.passes for item in found), calls)
-        cosines = iter(self._cosines(found, vectors))
-        each = iter(found)
+        calls = sum(item.encoder_calls for item in inversions)
+        self._metrics.worked(self.name, sum(item.passes for item in inversions), calls)
+        cosines = iter(self._cosines(inversions, vectors))
+        each = iter(inversions)
         for job in jobs:
             results = [
                 figures(next(each), text, next(cosines), self.speller) for text in job.originals
@@ -168,28 +225,26 @@ class ServedModel:
             job.tell("done", {"results": results, "milliseconds": milliseconds, "seed": job.seed})
 
     def _cosines(
-        self, found: Sequence[Inversion], vectors: NDArray[np.float32]
+        self, inversions: Sequence[Inversion], vectors: NDArray[np.float32]
     ) -> list[float | None]:
         """Of each recovered text's embedding with the vector; None where nothing came back."""
-        rows = [row for row, item in enumerate(found) if item.text]
-        cosines: list[float | None] = [None] * len(found)
+        rows = [row for row, item in enumerate(inversions) if item.text]
+        cosines: list[float | None] = [None] * len(inversions)
         if rows:
-            again = self.encoder.encode([found[row].text for row in rows])
+            again = self.encoder.encode([inversions[row].text for row in rows])
             for row, vector in zip(rows, again, strict=True):
                 cosines[row] = float(vector @ vectors[row])
         return cosines
 
 
 class _Broadcast:
-    """Tells the steps of a batch to those who watch; ends it when everybody has left."""
+    """Tells the steps of a batch to those who watch."""
 
     def __init__(self, jobs: list[Job], speller: Speller, began: float) -> None:
         self.jobs, self.speller, self.began = jobs, speller, began
         self.before: DecodingStep | None = None
 
     def __call__(self, step: DecodingStep) -> None:
-        if all(job.gone for job in self.jobs):
-            raise AbandonedError
         seconds, row = time.perf_counter() - self.began, 0
         for job in self.jobs:
             if job.watched and not job.gone and is_news(step, self.before, row):
@@ -208,6 +263,7 @@ class Demo:
         metrics: Where it counts.
         clients: Who sends how much.
         log_texts: Write texts and recoveries to the log.
+        parser: The one thread in which large bodies are read.
     """
 
     models: dict[str, ServedModel]
@@ -215,6 +271,9 @@ class Demo:
     metrics: Metrics
     clients: Clients
     log_texts: bool
+    parser: ThreadPoolExecutor = field(
+        default_factory=lambda: ThreadPoolExecutor(1, thread_name_prefix="unembed bodies")
+    )
 
     def find(self, name: str | None) -> ServedModel:
         """A model by its name; the default one without.
@@ -233,6 +292,16 @@ class Demo:
         for model in self.models.values():
             model.drain()
 
+    def close(self, seconds: float | None = None) -> bool:
+        """End the workers, within so many seconds; returns whether they all ended."""
+        self.drain()
+        end = None if seconds is None else time.monotonic() + seconds
+        ends = [
+            model.close(None if end is None else max(0.0, end - time.monotonic()))
+            for model in self.models.values()
+        ]
+        return all(ends)
+
 
 def describe_model(model: ServedModel, limits: Limits) -> ModelOut:
     """Everything a client has to know before it asks."""
@@ -246,7 +315,7 @@ def describe_model(model: ServedModel, limits: Limits) -> ModelOut:
         max_text_chars=limits.text_chars,
         max_vectors=limits.vectors,
         strategies={name: _strategy(name) for name in STRATEGIES},
-        default_steps=DEFAULT_STEPS,
+        default_steps=min(DEFAULT_STEPS, limits.steps),
         max_steps=limits.steps,
         default_encoder_calls=min(DEFAULT_CALLS, limits.encoder_calls),
         max_encoder_calls=limits.encoder_calls,
@@ -256,13 +325,15 @@ def describe_model(model: ServedModel, limits: Limits) -> ModelOut:
 
 def _strategy(name: str) -> StrategyOut:
     options = {
-        field.name: Option(
-            default=field.default,
-            type=type(field.default).__name__,
-            description=field.metadata["help"],
-            choices=list(field.metadata["choices"]) or None,
+        item.name: Option(
+            default=item.default,
+            type=type(item.default).__name__,
+            description=item.metadata["help"],
+            minimum=item.metadata["low"],
+            maximum=item.metadata["high"],
+            choices=list(item.metadata["choices"]) or None,
         )
-        for field in strategy_fields(name)
+        for item in strategy_fields(name)
     }
     return StrategyOut(options=options, needs_encoder=STRATEGIES[name].needs_encoder)
 

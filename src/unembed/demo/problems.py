@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from http import HTTPStatus
 from typing import Any
 
 from fastapi import Request
-from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 
 from unembed.errors import UnembedError
 
 MEDIA_TYPE = "application/problem+json"
 _SHOWN = 8  # faults of a body
+_KEY = 40  # characters of a body's key that are repeated
+_OPTION = re.compile(r"--([a-z][a-z-]*)")
 
 
 class ProblemError(Exception):
@@ -59,8 +62,8 @@ class ProblemError(Exception):
 
 
 def refusal(error: UnembedError) -> ProblemError:
-    """A fault of the input, in the words it has everywhere else."""
-    return ProblemError(422, str(error))
+    """Turn a fault of the input into a refusal; command-line options become fields of a body."""
+    return ProblemError(422, _OPTION.sub(lambda match: match[1].replace("-", "_"), str(error)))
 
 
 def too_large() -> ProblemError:
@@ -82,26 +85,23 @@ async def on_http_error(request: Request, error: Exception) -> JSONResponse:
     return response
 
 
-async def on_invalid(request: Request, error: Exception) -> JSONResponse:
-    """Handler of bodies that are not what the schema says; what was sent is not repeated."""
-    assert isinstance(error, RequestValidationError)
-    faults = error.errors()
-    if any(fault["type"] == "json_invalid" for fault in faults):
-        return ProblemError(400, "expected a body of valid JSON").to_response()
-    named = [{"field": _place(f["loc"]), "message": str(f["msg"])} for f in faults[:_SHOWN]]
-    first = named[0]
+def invalid(error: ValidationError) -> ProblemError:
+    """Turn what the schema says of a body into a refusal; what was sent is not repeated."""
+    faults = error.errors(include_url=False, include_context=False, include_input=False)
+    fields = [{"field": _place(f["loc"]), "message": str(f["msg"])} for f in faults[:_SHOWN]]
+    first = fields[0]
     detail = f"{first['field']}: {first['message'][:1].lower()}{first['message'][1:]}"
-    return ProblemError(422, detail, errors=named).to_response()
+    return ProblemError(422, detail, errors=fields)
 
 
 def _place(location: tuple[int | str, ...]) -> str:
-    return ".".join(str(part) for part in location if part != "body") or "body"
+    return ".".join(str(part)[:_KEY] for part in location) or "body"
 
 
 def _sentence(error: HTTPException) -> str:
-    known = {
+    sentences = {
         404: "nothing here; GET /docs lists what there is",
         405: "another method is expected here; GET /docs lists them",
         413: too_large().detail,
     }
-    return known.get(error.status_code, str(error.detail))
+    return sentences.get(error.status_code, str(error.detail))

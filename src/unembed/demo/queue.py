@@ -1,4 +1,4 @@
-"""Requests that wait, and the threads that serve those with the same settings together."""
+"""A fair queue of requests, and the threads that serve those with the same settings together."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import logging
 import math
 import threading
 import time
-from collections import deque
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,8 +21,6 @@ from unembed.demo.metrics import Metrics
 from unembed.demo.problems import ProblemError, refusal
 from unembed.errors import UnembedError
 
-_LONGEST_WAIT = 60  # seconds that a client is told to wait at most
-
 log = logging.getLogger(__name__)
 
 
@@ -31,54 +29,87 @@ class Job:
     """One request.
 
     Attributes:
-        plan: None: the texts are only embedded.
-        given: Texts to embed, or unit vectors [N, D].
+        decoding: None: the texts are only embedded.
+        inputs: Texts to embed, or unit vectors [N, D].
         seed: Of the request; vector i draws from (seed, i), as it would alone.
         watched: Somebody wants to see the steps.
         tell: Takes the name of an event and its data; called from any thread.
-        gone: The client has left; nobody reads what it is told.
+        client: Who sent it, for a fair order.
+        gone: The client has left, or its time is over; nobody reads what it is told.
     """
 
-    plan: Decoding | None
-    given: Sequence[str] | NDArray[np.float32]
+    decoding: Decoding | None
+    inputs: Sequence[str] | NDArray[np.float32]
     seed: int
     watched: bool
     tell: Callable[[str, Any], None]
+    client: str = ""
     gone: bool = False
 
     def __len__(self) -> int:
-        """Texts or vectors."""
-        return len(self.given)
+        """Count the texts or vectors."""
+        return len(self.inputs)
+
+    @property
+    def passes(self) -> int:
+        """Denoiser passes over all its vectors, about: what it costs beside other jobs."""
+        if self.decoding is None:
+            return len(self)
+        lengths: int = getattr(self.decoding.strategy, "lengths", 1)
+        guided = 1 if self.decoding.guidance is None else 2
+        return len(self) * self.decoding.steps * lengths * guided
 
     @property
     def originals(self) -> list[str | None]:
         """The texts; None for each vector that came without."""
-        if isinstance(self.given, np.ndarray):
-            return [None] * len(self.given)
-        return list(self.given)
+        if isinstance(self.inputs, np.ndarray):
+            return [None] * len(self.inputs)
+        return list(self.inputs)
 
 
 class AbandonedError(Exception):
     """Every client of a batch has left."""
 
 
+def require_listener(jobs: Sequence[Job]) -> None:
+    """End the work on a batch whose clients have all left.
+
+    Raises:
+        AbandonedError: They have.
+    """
+    if all(job.gone for job in jobs):
+        raise AbandonedError
+
+
 class Worker:
     """A thread with a bounded queue of jobs before it; started at once, ended by `close`.
 
+    The order is fair by client: the first job of each comes before the second of any, and where
+    the queue is full the client with most jobs in it makes room for one with fewer.
+
     Args:
         name: For metrics and messages.
-        work: Serves some jobs with the same plan and tells them their result.
-        limits: Length of the queue, vectors of a batch.
+        work: Serves some jobs with the same decoding and tells them their result.
+        limits: Length of the queue, vectors of a batch, time of a request.
         metrics: Where it counts.
+        passes: Denoiser passes of a batch, beyond its first job; None: any.
     """
 
     def __init__(
-        self, name: str, work: Callable[[list[Job]], None], limits: Limits, metrics: Metrics
+        self,
+        name: str,
+        work: Callable[[list[Job]], None],
+        limits: Limits,
+        metrics: Metrics,
+        passes: int | None = None,
     ) -> None:
         self.name, self._work, self._limits, self._metrics = name, work, limits, metrics
+        self._passes = passes
         self._changed = threading.Condition()
-        self._waiting: deque[Job] = deque()
+        self._waiting: list[Job] = []
         self._running: list[Job] = []
+        self._turns: Counter[str] = Counter()  # jobs of each client served since all was idle
+        self._began = 0.0  # of the batch that runs
         self._closing = False
         self._seconds = 1.0  # of a batch, a running average
         self._thread = threading.Thread(target=self._serve, name=f"unembed {name}", daemon=True)
@@ -86,9 +117,9 @@ class Worker:
 
     @property
     def counts(self) -> tuple[int, int]:
-        """Jobs waiting and jobs being served."""
+        """Jobs waiting, and jobs being worked on, those whose client has left among them."""
         with self._changed:
-            return len(self._waiting), sum(not job.gone for job in self._running)
+            return len(self._waiting), len(self._running)
 
     def submit(self, job: Job) -> None:
         """Queue a job; it is told its place at once.
@@ -100,18 +131,13 @@ class Worker:
             if self._closing:
                 raise shutting_down()
             if len(self._waiting) >= self._limits.queue:
-                self._metrics.refused("queue")
-                raise ProblemError(
-                    503,
-                    f"{len(self._waiting)} requests are waiting already, which is the limit",
-                    self._wait(),
-                )
+                self._make_room(job.client)
             self._waiting.append(job)
             self._tell_places(only=job)
             self._changed.notify()
 
     def leave(self, job: Job) -> None:
-        """A client has gone: its place in the queue is free at once, in a batch by the next step.
+        """Take a job out whose client has gone: of the queue at once, of a batch by the next pass.
 
         A job that is over is left without effect.
         """
@@ -126,40 +152,90 @@ class Worker:
         with self._changed:
             self._closing = True
             while self._waiting:
-                self._waiting.popleft().tell("error", shutting_down().to_dict())
+                self._waiting.pop().tell("error", shutting_down().to_dict())
             self._changed.notify()
 
-    def close(self) -> None:
-        """`drain`, and wait for what runs."""
+    def close(self, seconds: float | None = None) -> bool:
+        """`drain`, and wait for what runs, at most so long; returns whether it ended."""
         self.drain()
-        self._thread.join()
+        self._thread.join(seconds)
+        return not self._thread.is_alive()
 
-    def _wait(self) -> int:
-        batches = len(self._waiting) / self._limits.together + 1
-        return max(1, min(_LONGEST_WAIT, math.ceil(batches * self._seconds)))
+    def _make_room(self, client: str) -> None:
+        """Send away the newest job of the client with most, if it has more than this one would.
+
+        Raises:
+            ProblemError: It has not.
+        """
+        counts = Counter(job.client for job in self._waiting)
+        busiest, most = counts.most_common(1)[0]
+        self._metrics.refused("queue")
+        problem = ProblemError(
+            503,
+            f"{len(self._waiting)} requests are waiting already, which is the limit",
+            self._retry_after(),
+        )
+        if most <= counts[client] + 1:
+            raise problem
+        newest = next(job for job in reversed(self._waiting) if job.client == busiest)
+        self._waiting.remove(newest)
+        newest.tell("error", problem.to_dict())
+
+    def _retry_after(self) -> int:
+        """Estimate the seconds until all that waits was served; none waits beyond its time."""
+        elapsed = time.perf_counter() - self._began if self._running else 0.0
+        usual = max(self._seconds, elapsed)
+        rest = self._seconds - elapsed if elapsed < self._seconds else elapsed
+        alike: dict[Decoding | None, list[Job]] = {}
+        for job in self._waiting:
+            alike.setdefault(job.decoding, []).append(job)
+        batches = sum(math.ceil(self._fullness(jobs)) for jobs in alike.values())
+        return max(1, math.ceil(min(rest + batches * usual, self._limits.seconds)))
+
+    def _fullness(self, jobs: Sequence[Job]) -> float:
+        """How many batches some jobs with the same decoding would fill."""
+        fullness = sum(map(len, jobs)) / self._limits.together
+        if self._passes is not None:
+            fullness = max(fullness, sum(job.passes for job in jobs) / self._passes)
+        return fullness
+
+    def _order(self) -> list[Job]:
+        """Sort the waiting jobs: the first of each client before the second of any.
+
+        Jobs served since the queue was last empty count.
+        """
+        turns = Counter(self._turns)
+        ranked = []
+        for job in self._waiting:
+            ranked.append((turns[job.client], job))
+            turns[job.client] += 1
+        return [job for _, job in sorted(ranked, key=lambda pair: pair[0])]
 
     def _tell_places(self, only: Job | None = None) -> None:
-        """How many requests are before each that waits."""
-        running = sum(not job.gone for job in self._running)
-        for place, job in enumerate(self._waiting):
+        """Tell how many requests are before each that waits."""
+        for place, job in enumerate(self._order()):
             if only in (None, job):
-                job.tell("queued", {"position": place + running})
+                job.tell("queued", {"position": place + len(self._running)})
 
     def _take(self) -> list[Job]:
-        """The job that waited longest and those behind it that fit; none when it is all over."""
+        """Take the job whose turn it is and those like it that fit; none when it is all over."""
         with self._changed:
             self._running = []
+            if not self._waiting:
+                self._turns.clear()
+                self._changed.wait_for(lambda: self._waiting or self._closing)
+            order = self._order()
+            batch = list[Job]()
+            for job in order:
+                if not batch or (
+                    job.decoding == batch[0].decoding and self._fullness([*batch, job]) <= 1.0
+                ):
+                    batch.append(job)
+            self._waiting = [job for job in self._waiting if job not in batch]
+            self._running, self._began = batch, time.perf_counter()
+            self._turns.update(job.client for job in batch)
             self._tell_places()
-            self._changed.wait_for(lambda: self._waiting or self._closing)
-            room, taken = self._limits.together, list[Job]()
-            for job in list(self._waiting):
-                if not taken or (job.plan == taken[0].plan and len(job) <= room):
-                    self._waiting.remove(job)
-                    taken.append(job)
-                    room -= len(job)
-            self._running = taken
-            self._tell_places()
-            return taken
+            return batch
 
     def _serve(self) -> None:
         while jobs := self._take():
@@ -176,6 +252,7 @@ class Worker:
     def _attempt(self, jobs: list[Job]) -> ProblemError | None:
         """Serve a batch; whatever happens, the thread lives on."""
         try:
+            require_listener(jobs)
             self._work(jobs)
         except AbandonedError:
             return None

@@ -26,13 +26,13 @@ _FOOT = "</main>\n</body>\n</html>\n"
 
 
 def reference_page(document: dict[str, Any]) -> str:
-    """HTML of an OpenAPI document: operations, the fields of their bodies, their answers.
+    """Write an OpenAPI document as HTML: operations, the fields of their bodies, their answers.
 
     Args:
         document: OpenAPI 3.1, as FastAPI makes it.
     """
-    told = {key: escape(document["info"][key]) for key in ("title", "version", "description")}
-    parts = [_HEAD.format(**told)]
+    info = {key: escape(document["info"][key]) for key in ("title", "version", "description")}
+    parts = [_HEAD.format(**info)]
     for path, operations in document["paths"].items():
         for method, operation in operations.items():
             parts += _operation(document, f"{method.upper()} {path}", operation)
@@ -76,11 +76,11 @@ def _fields(
     yield f"<div class=wide><table><thead><tr><th>Field<th>Type{default}<th></tr></thead><tbody>"
     for name, field in whole["properties"].items():
         cells = [f"<code>{escape(name)}</code>", escape(_type(document, field))]
-        told = field.get("description", "")
+        description = field.get("description", "")
         if not answer:
             given = "required" if name in required else json.dumps(field.get("default"))
             cells.append(f"<code>{escape(given)}</code>")
-        yield f"<tr><td>{'<td>'.join(cells)}<td>{escape(told)}</tr>"
+        yield f"<tr><td>{'<td>'.join(cells)}<td>{escape(description)}</tr>"
     yield "</tbody></table></div>"
 
 
@@ -105,5 +105,5 @@ def _resolve(document: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]
     reference = schema.get("$ref")
     if reference is None:
         return schema
-    found: dict[str, Any] = document["components"]["schemas"][reference.rsplit("/", 1)[1]]
-    return {**found, **{k: v for k, v in schema.items() if k != "$ref"}}
+    target: dict[str, Any] = document["components"]["schemas"][reference.rsplit("/", 1)[1]]
+    return {**target, **{k: v for k, v in schema.items() if k != "$ref"}}

@@ -5,40 +5,92 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import re
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
-from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from fastapi import Request
 from numpy.typing import NDArray
+from pydantic import ValidationError
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from unembed.decoding import Decoding
+from unembed.decoding import DEFAULT_STEPS, Decoding
+from unembed.decoding.settings import make_strategy
 from unembed.demo.limits import Limits
+from unembed.demo.middleware import client_name
 from unembed.demo.models import DEFAULT_CALLS, Demo, ServedModel
-from unembed.demo.problems import ProblemError
+from unembed.demo.problems import ProblemError, invalid
 from unembed.demo.queue import Job
-from unembed.demo.schemas import DecodeRequest, EncodeRequest, InvertRequest
-from unembed.encoders.vectors import as_unit_vectors
+from unembed.demo.schemas import DecodeRequest, EncodeRequest, InvertRequest, RequestBody
+from unembed.inverter import as_unit_vectors
 
 _PING = 10.0  # seconds without an event after which the connection is kept open by a comment
 _SLACK = 5.0  # seconds that a reader may be behind
+_KEYS = 32  # of an object in a body
+_SMALL = 1 << 15  # bytes of a body that is read at once
+_JSON = re.compile(r"application/([\w.+-]+\+)?json")
+_STREAM_HEADERS = {"X-Accel-Buffering": "no"}  # nginx holds events back otherwise
 
 log = logging.getLogger(__name__)
 
+Body = TypeVar("Body", bound=RequestBody)
 
-class Asked:
+
+async def read_body(request: Request, demo: Demo, schema: type[Body]) -> Body:
+    """Read a request's body and check it; a large one in a thread, for the loop serves everybody.
+
+    Raises:
+        ProblemError: Not JSON, not declared as JSON, or not what the schema says.
+        HTTPException: It is too large, or did not come in time.
+    """
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    content = await request.body()
+    if not _JSON.fullmatch(kind):
+        raise ProblemError(422, "expected a body declared with Content-Type: application/json")
+    if len(content) <= _SMALL:
+        return parse_body(content, schema)
+    loop = asyncio.get_running_loop()
+    return await loop.run_in_executor(demo.parser, parse_body, content, schema)
+
+
+def parse_body(content: bytes, schema: type[Body]) -> Body:
+    """Read JSON and check it against a schema in a time that grows with its bytes alone.
+
+    A validator that collects every fault of 90,000 unknown keys takes seconds: lists end at their
+    first fault (`RequestBody`), and objects with too many keys are not looked into.
+
+    Raises:
+        ProblemError: Not JSON, or not what the schema says.
+    """
+    if not content:
+        raise ProblemError(422, "body: expected JSON; found nothing")
+    try:
+        data = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise ProblemError(400, "expected a body of valid JSON") from error
+    options = data.get("options") if isinstance(data, dict) else None
+    for item, place in ((data, "body"), (options, "options")):
+        if isinstance(item, dict) and len(item) > _KEYS:
+            raise ProblemError(422, f"{place}: expected at most {_KEYS} keys; found {len(item)}")
+    try:
+        return schema.model_validate(data)
+    except ValidationError as error:
+        raise invalid(error) from None
+
+
+class PendingJob:
     """A job that was queued, and the events it is told.
 
     Args:
         demo: What the routes share.
         model: Which serves it.
-        plan: See `Job`.
-        given: Texts, or unit vectors [N, D].
+        decoding: See `Job`.
+        inputs: Texts, or unit vectors [N, D].
+        client: See `Job`.
         seed: See `Job`.
         watched: See `Job`.
 
@@ -50,8 +102,9 @@ class Asked:
         self,
         demo: Demo,
         model: ServedModel,
-        plan: Decoding | None,
-        given: Sequence[str] | NDArray[np.float32],
+        decoding: Decoding | None,
+        inputs: Sequence[str] | NDArray[np.float32],
+        client: str,
         seed: int = 0,
         watched: bool = False,
     ) -> None:
@@ -59,7 +112,7 @@ class Asked:
         self._events: asyncio.Queue[tuple[str, Any]] = asyncio.Queue()
         self._loop = asyncio.get_running_loop()
         self._over = False
-        self._job = Job(plan, given, seed, watched, self._tell)
+        self._job = Job(decoding, inputs, seed, watched, self._tell, client)
         self._worker = model.submit(self._job)
 
     def _tell(self, name: str, data: Any) -> None:
@@ -68,7 +121,7 @@ class Asked:
 
     async def events(self) -> AsyncIterator[tuple[str, Any]]:
         """What happens, ``done`` or ``error`` last; ``ping`` when nothing has for a while."""
-        last = "done" if self._job.plan is not None else "start"
+        last = "done" if self._job.decoding is not None else "start"
         name = ""
         while name not in (last, "error"):
             left = self._end - time.monotonic()
@@ -84,8 +137,8 @@ class Asked:
 
     def _log(self, name: str, data: Any) -> None:
         if self._demo.log_texts and name == "done":
-            for text, found in zip(self._job.originals, data["results"], strict=True):
-                log.info("%r was recovered as %r", text, found["text"])
+            for text, result in zip(self._job.originals, data["results"], strict=True):
+                log.info("%r was recovered as %r", text, result["text"])
 
     async def result(self, request: Request) -> dict[str, Any]:
         """The data of the last event.
@@ -125,9 +178,9 @@ class EventStream(StreamingResponse):
 
     media_type = "text/event-stream"
 
-    def __init__(self, asked: Asked, seconds: float) -> None:
-        super().__init__(self._lines(asked))
-        self._asked, self._seconds = asked, seconds + _SLACK
+    def __init__(self, pending: PendingJob, seconds: float) -> None:
+        super().__init__(self._lines(pending), headers=_STREAM_HEADERS)
+        self._pending, self._seconds = pending, seconds + _SLACK
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send until the end, until the client goes, or until one that does not read is cut off."""
@@ -137,10 +190,10 @@ class EventStream(StreamingResponse):
         except TimeoutError:
             log.warning("a client did not read its events in time")
         finally:
-            self._asked.leave()
+            self._pending.leave()
 
-    async def _lines(self, asked: Asked) -> AsyncIterator[str]:
-        async for name, data in asked.events():
+    async def _lines(self, pending: PendingJob) -> AsyncIterator[str]:
+        async for name, data in pending.events():
             if name == "ping":
                 yield ": ping\n\n"
                 continue
@@ -162,17 +215,18 @@ def _too_slow(limits: Limits) -> ProblemError:
     )
 
 
-def encode(demo: Demo, body: EncodeRequest) -> Asked:
+def encode(demo: Demo, body: EncodeRequest, scope: Scope) -> PendingJob:
     """Queue a text to be embedded.
 
     Raises:
         ProblemError: No such model, no usable text, or no room.
     """
     _check_text(body.text, demo.limits)
-    return Asked(demo, demo.find(body.model), None, [body.text], watched=True)
+    client = client_name(scope)
+    return PendingJob(demo, demo.find(body.model), None, [body.text], client, watched=True)
 
 
-def decode(demo: Demo, body: DecodeRequest) -> Asked:
+def decode(demo: Demo, body: DecodeRequest, scope: Scope) -> PendingJob:
     """Queue a text or a vector to be inverted while somebody watches.
 
     Raises:
@@ -180,15 +234,17 @@ def decode(demo: Demo, body: DecodeRequest) -> Asked:
         UnembedError: A setting or a vector is not usable.
     """
     model = demo.find(body.model)
-    plan = _decoding(model, body, demo.limits)
+    decoding = _decoding(body, demo.limits)
+    inputs: list[str] | NDArray[np.float32]
     if body.text is not None:
         _check_text(body.text, demo.limits)
-        return Asked(demo, model, plan, [body.text], body.seed, watched=True)
-    vectors = as_unit_vectors(body.embedding, model.encoder.identity.dimension)
-    return Asked(demo, model, plan, vectors, body.seed, watched=True)
+        inputs = [body.text]
+    else:
+        inputs = as_unit_vectors(body.embedding, model.encoder.identity.dimension)
+    return PendingJob(demo, model, decoding, inputs, client_name(scope), body.seed, watched=True)
 
 
-def invert(demo: Demo, body: InvertRequest, scope: Scope) -> Asked:
+def invert(demo: Demo, body: InvertRequest, scope: Scope) -> PendingJob:
     """Queue texts or vectors to be inverted.
 
     Raises:
@@ -196,22 +252,21 @@ def invert(demo: Demo, body: InvertRequest, scope: Scope) -> Asked:
         UnembedError: As for `decode`.
     """
     model = demo.find(body.model)
-    plan = _decoding(model, body, demo.limits)
-    given: list[str] | NDArray[np.float32]
+    decoding = _decoding(body, demo.limits)
+    count = len(body.texts or body.embeddings or ())
+    if count > demo.limits.vectors:
+        raise ProblemError(422, f"expected at most {demo.limits.vectors} at once; found {count}")
+    inputs: list[str] | NDArray[np.float32]
     if body.texts is not None:
-        given = body.texts
-        for text in given:
+        inputs = body.texts
+        for text in inputs:
             _check_text(text, demo.limits)
     else:
-        given = as_unit_vectors(body.embeddings, model.encoder.identity.dimension)
-    if len(given) > demo.limits.vectors:
-        raise ProblemError(
-            422, f"expected at most {demo.limits.vectors} at once; found {len(given)}"
-        )
-    problem = demo.clients.charge(scope, len(given) - 1) if len(given) > 1 else None
+        inputs = as_unit_vectors(body.embeddings, model.encoder.identity.dimension)
+    problem = demo.clients.charge(scope, count, paid=1) if count > 1 else None
     if problem is not None:
         raise problem
-    return Asked(demo, model, plan, given, body.seed)
+    return PendingJob(demo, model, decoding, inputs, client_name(scope), body.seed)
 
 
 def _check_text(text: str, limits: Limits) -> None:
@@ -223,21 +278,21 @@ def _check_text(text: str, limits: Limits) -> None:
         )
 
 
-def _decoding(model: ServedModel, body: DecodeRequest | InvertRequest, limits: Limits) -> Decoding:
+def _decoding(body: DecodeRequest | InvertRequest, limits: Limits) -> Decoding:
+    """Read how to decode, within the server's limits."""
+    strategy = make_strategy(body.strategy, body.options)
     guidance = None if body.guidance is None else (body.guidance[0], body.guidance[1])
-    options: dict[str, Any] = dict(body.options)
-    decoding = Decoding.of(body.strategy, steps=body.steps, guidance=guidance, **options)
+    steps = min(DEFAULT_STEPS, limits.steps) if body.steps is None else body.steps
     calls = body.encoder_calls
     if calls is None:
         calls = min(DEFAULT_CALLS, limits.encoder_calls)
     for name, value, most in (
-        ("steps", decoding.steps, limits.steps),
+        ("steps", steps, limits.steps),
         ("encoder_calls", calls, limits.encoder_calls),
     ):
         if value > most:
             raise ProblemError(422, f"{name}: expected at most {most}; found {value}")
-    if not decoding.strategy.needs_encoder:
-        return decoding
-    if calls < 1:
+    if strategy.needs_encoder and calls < 1:
         raise ProblemError(422, f"encoder_calls: expected at least 1 for {body.strategy}; found 0")
-    return replace(decoding, encoder_calls=calls)
+    calls = calls if strategy.needs_encoder else 0
+    return Decoding(strategy, steps, guidance, encoder_calls=calls)

@@ -1,4 +1,4 @@
-"""Bodies of requests and answers, as OpenAPI tells them."""
+"""Schemas of the bodies of requests and answers."""
 
 from __future__ import annotations
 
@@ -10,20 +10,22 @@ _LARGEST_SEED = 2**53 - 1  # that JavaScript can write
 
 Name = Annotated[str, Field(min_length=1, max_length=200)]
 Text = Annotated[str, Field(min_length=1, max_length=100_000, examples=["I lost my keys."])]
-Vector = Annotated[list[float], Field(min_length=1, max_length=8192)]
+Vector = Annotated[list[float], Field(fail_fast=True, min_length=1, max_length=8192)]
+Texts = Annotated[list[Text], Field(fail_fast=True, min_length=1, max_length=1024)]
+Vectors = Annotated[list[Vector], Field(fail_fast=True, min_length=1, max_length=1024)]
 Strength = Annotated[float, Field(ge=0.0, le=20.0)]
 OptionValue = bool | int | float | Annotated[str, Field(max_length=100)]
 _ONE_INPUT: dict[str, Any] = {"oneOf": [{"required": ["text"]}, {"required": ["embedding"]}]}
 _INPUTS: dict[str, Any] = {"oneOf": [{"required": ["texts"]}, {"required": ["embeddings"]}]}
 
 
-class _Request(BaseModel):
-    """No unknown keys, no guessed types, no NaN."""
+class RequestBody(BaseModel):
+    """No unknown keys, no guessed types, no NaN; a list ends at its first fault."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
-class _Decoding(_Request):
+class DecodingBody(RequestBody):
     """What every decoding may choose."""
 
     model: Annotated[Name | None, Field(description="As /models names it.")] = None
@@ -31,12 +33,10 @@ class _Decoding(_Request):
     options: Annotated[
         dict[Name, OptionValue], Field(max_length=32, description="Of the strategy.")
     ] = {}
-    steps: Annotated[
-        int | None, Field(ge=1, description="Denoiser passes; one per position if not given.")
-    ] = None
+    steps: Annotated[int | None, Field(ge=1, description="Denoiser passes; 8 if not given.")] = None
     guidance: Annotated[
-        list[Strength] | None,
-        Field(min_length=2, max_length=2, description="Strength at the first and the last pass."),
+        Annotated[list[Strength], Field(fail_fast=True, min_length=2, max_length=2)] | None,
+        Field(description="Strength at the first and the last pass."),
     ] = None
     encoder_calls: Annotated[
         int | None,
@@ -49,14 +49,14 @@ class _Decoding(_Request):
     seed: Annotated[int, Field(ge=0, le=_LARGEST_SEED)] = 0
 
 
-class EncodeRequest(_Request):
+class EncodeRequest(RequestBody):
     """A text to embed."""
 
     text: Text
     model: Name | None = None
 
 
-class DecodeRequest(_Decoding):
+class DecodeRequest(DecodingBody):
     """A text to embed and invert, or a vector to invert."""
 
     model_config = ConfigDict(json_schema_extra=_ONE_INPUT)
@@ -71,13 +71,13 @@ class DecodeRequest(_Decoding):
         return self
 
 
-class InvertRequest(_Decoding):
+class InvertRequest(DecodingBody):
     """Texts to embed and invert, or vectors to invert."""
 
     model_config = ConfigDict(json_schema_extra=_INPUTS)
 
-    texts: Annotated[list[Text] | None, Field(min_length=1, max_length=1024)] = None
-    embeddings: Annotated[list[Vector] | None, Field(min_length=1, max_length=1024)] = None
+    texts: Texts | None = None
+    embeddings: Vectors | None = None
 
     @model_validator(mode="after")
     def _one_of_them(self) -> InvertRequest:
@@ -92,6 +92,8 @@ class Option(BaseModel):
     default: bool | int | float | str
     type: Literal["bool", "int", "float", "str"]
     description: str | None = None
+    minimum: float | None = None
+    maximum: float | None = None
     choices: list[str] | None = None
 
 
@@ -188,9 +190,13 @@ class QueueOut(BaseModel):
     """How busy one worker is."""
 
     model: str
+    serves: Annotated[
+        Literal["quick", "bulk", "search"],
+        Field(description="Few denoiser passes, many, or strategies that ask the encoder."),
+    ]
     asks_encoder: Annotated[bool, Field(description="Serves strategies that ask the encoder.")]
     waiting: int
-    running: int
+    running: Annotated[int, Field(description="Worked on, those whose client has left among them.")]
     limit: Annotated[int, Field(description="Requests that may wait.")]
 
 

@@ -33,9 +33,9 @@ def require_known_code(folder: Path) -> None:
         settings = _settings(path)
         activation = settings.get("activation_function") if isinstance(settings, dict) else None
         # Networks name theirs without a dot: `gelu`
-        dotted = isinstance(activation, str) and "." in activation
-        if dotted and not activation.startswith((_LIBRARY, _TORCH)):
-            raise _foreign_code(activation, path)
+        name = activation if isinstance(activation, str) and "." in activation else _TORCH
+        if not name.startswith((_LIBRARY, _TORCH)):
+            raise _foreign_code(name, path)
 
 
 def _types(settings: Any) -> Iterator[str]:

@@ -9,7 +9,8 @@ export class Refused extends Error {
   }
 }
 
-const sentence = (text) => `${text[0].toUpperCase()}${text.slice(1)}`.replace(/([^.!?…])$/, "$1.");
+/** A text with a capital letter first and one mark at its end. */
+export const sentence = (text) => `${text[0].toUpperCase()}${text.slice(1)}`.replace(/([^.!?…])$/, "$1.");
 
 /** No answer, or an answer that broke off. */
 export class Lost extends Error {}
@@ -75,7 +76,7 @@ function parse(block) {
   let event = "message";
   const data = [];
   for (const line of block.split(/\r?\n/)) {
-    const [, field, value] = /^([^:]*):? ?(.*)$/.exec(line);
+    const [, field, value] = /^([^:]*):? ?(.*)$/s.exec(line); // s: a value may hold U+2028
     if (field === "event") event = value;
     if (field === "data") data.push(value);
   }

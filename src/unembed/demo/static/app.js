@@ -1,6 +1,6 @@
 // The page: what the person enters, what is asked of the server, and what went wrong.
 
-import { Lost, Refused, isThere, models, random } from "./api.js";
+import { Lost, Refused, isThere, models, random, sentence } from "./api.js";
 import { byId, make, number, say } from "./dom.js";
 import { Lane } from "./lane.js";
 import { fromFragment, toFragment } from "./link.js";
@@ -26,7 +26,7 @@ const strip = new Strip(byId("strip"), byId("probe"));
 const vectors = new Vectors(() => model());
 const strategies = [new Settings("A", changed), new Settings("B", changed)];
 
-let offered = []; // what GET /models told
+let offered = []; // what GET /models lists
 let running = null; // AbortController of the decoding in progress
 let timer = null; // of the notice: a countdown, or looking for the server
 
@@ -219,9 +219,9 @@ function watch() {
 function embed({ embedding, encoder, dimension, tokens, length }) {
   const most = strip.show(embedding);
   byId("embedding").dataset.state = "shown";
-  const told = `${dimension} numbers from ${encoder}. All that an attacker needs.`;
+  const note = `${dimension} numbers from ${encoder}. All that an attacker needs.`;
   const longer = tokens?.length >= length; // the last position holds the end
-  byId("embedding-note").textContent = longer ? `${told} ${CUT}` : told;
+  byId("embedding-note").textContent = longer ? `${note} ${CUT}` : note;
   byId("scale-low").textContent = number(-most, 2);
   byId("scale-high").textContent = `+${number(most, 2)}`;
   byId("scale").hidden = false;
@@ -230,7 +230,7 @@ function embed({ embedding, encoder, dimension, tokens, length }) {
 function conclude(lanes, ends) {
   const failed = ends.findIndex(({ status }) => status === "rejected");
   if (failed < 0) {
-    announce(ends.map(({ value }) => `Done. Recovered: ${value.text || "nothing"}.`).join(" "));
+    announce(ends.map(({ value }) => sentence(`Done. Recovered: ${value.text || "nothing"}`)).join(" "));
     return;
   }
   const { reason } = ends[failed];
@@ -323,21 +323,21 @@ function theme(dark) {
 
 async function begin() {
   try {
-    const told = await models();
-    offered = told.models;
+    const answer = await models();
+    offered = answer.models;
     byId("model").replaceChildren(...offered.map(({ name }) => make("option", { value: name }, name)));
-    byId("model").value = told.default;
+    byId("model").value = answer.default;
     byId("model-field").hidden = offered.length < 2;
   } catch (error) {
     explain(error, begin);
     return;
   }
-  const kept = history.state;
-  restore(kept ?? fromFragment(location.hash) ?? { text: EXAMPLES.Health, lanes: [{}] });
-  if (kept?.vector) vectors.remembered = kept.vector;
-  choose(kept?.source ?? "text");
+  const saved = history.state;
+  restore(saved ?? fromFragment(location.hash) ?? { text: EXAMPLES.Health, lanes: [{}] });
+  if (saved?.vector) vectors.remembered = saved.vector;
+  choose(saved?.source ?? "text");
   byId("invert").disabled = false;
-  if (kept?.busy) notify("info", "The page was reloaded, which stopped the inversion. Your input is still here.", { retry: invert, label: "Invert again" });
+  if (saved?.busy) notify("info", "The page was reloaded, which stopped the inversion. Your input is still here.", { retry: invert, label: "Invert again" });
 }
 
 wire();

@@ -11,6 +11,7 @@ export class Vectors {
   constructor(model) {
     this.model = model;
     this.table = null; // of the file chosen; null: what is pasted counts
+    this.refused = null; // why the file chosen is of no use, until something else is entered
   }
 
   /** @param opened Called when a file was dropped, to show this part of the form. */
@@ -41,6 +42,7 @@ export class Vectors {
   async entered() {
     say(byId("vector-error"), null);
     try {
+      if (this.refused) throw this.refused;
       if (!this.table) this.#offer(fromText(byId("vector").value));
       const embedding = await this.table.read(this.#index());
       const { dimension, encoder } = this.model();
@@ -83,11 +85,13 @@ export class Vectors {
       this.#offer(null);
       byId("vector").value = "";
       this.#refuse(error);
+      this.refused = error;
     }
   }
 
   #offer(table, name) {
     this.table = table;
+    this.refused = null;
     this.name = name;
     byId("pick").hidden = !(table?.rows > 1);
     if (table) byId("row-index").max = table.rows - 1;
