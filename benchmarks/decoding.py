@@ -142,7 +142,7 @@ def compare_quality(
     vectors: NDArray[np.float32],
     originals: list[list[int]],
 ) -> None:
-    """Print token-set F1 and cosine of each side, and how many texts have the plain side's tokens."""
+    """Print token-set F1 and cosine of each side, and how many have the plain tokens."""
     inverter, rows = sides["default"][0], []
     plain = []
     with torch.inference_mode():

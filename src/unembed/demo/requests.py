@@ -26,7 +26,7 @@ from unembed.demo.models import DEFAULT_CALLS, Demo, ServedModel
 from unembed.demo.problems import ProblemError, invalid
 from unembed.demo.queue import Job
 from unembed.demo.schemas import DecodeRequest, EncodeRequest, InvertRequest, RequestBody
-from unembed.inverter import as_unit_vectors
+from unembed.encoders.vectors import as_unit_vectors
 
 _PING = 10.0  # seconds without an event after which the connection is kept open by a comment
 _SLACK = 5.0  # seconds that a reader may be behind
