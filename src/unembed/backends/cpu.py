@@ -1,4 +1,4 @@
-"""The denoiser as it decodes quickest on a CPU: every weight packed once for oneDNN.
+"""The denoiser as it decodes quickest: packed once for oneDNN, or converted once to a format.
 
 It predicts what the denoiser predicts, to rounding.
 """
@@ -29,7 +29,7 @@ def fast_form(denoiser: Denoiser, compute: Compute) -> DenoiserFn:
         compute: Where it is, and the format of its products.
     """
     if compute.dtype != torch.float32:
-        return in_format(denoiser, compute.dtype)
+        return ConvertedDenoiser(denoiser, compute.dtype)
     return PackedDenoiser(denoiser) if compute.device.type == "cpu" else denoiser
 
 
@@ -107,10 +107,23 @@ def _product(x: Tensor, packed: Tensor, bias: Tensor | None) -> Tensor:
     return product
 
 
-def in_format(denoiser: Denoiser, dtype: torch.dtype) -> Denoiser:
-    """Copy a denoiser to use under autocast to a format: no linear layer is left to convert."""
-    copy = deepcopy(denoiser)
-    for module in copy.modules():
-        if isinstance(module, nn.Linear):
-            module.to(dtype)
-    return copy
+class ConvertedDenoiser:
+    """A denoiser to use under autocast to a format: no weight of a product is left to convert.
+
+    Args:
+        denoiser: Copied.
+        dtype: The format; logits come back in float32.
+    """
+
+    def __init__(self, denoiser: Denoiser, dtype: torch.dtype) -> None:
+        self._network, self._dtype = deepcopy(denoiser), dtype
+        for module in self._network.modules():
+            if isinstance(module, nn.Linear):
+                module.to(dtype)
+        self._table = denoiser.token_table.weight.detach().to(dtype)  # [V, H]
+        self._bias = denoiser.output_bias.detach()
+
+    def __call__(self, tokens: Tensor, embedding: Tensor, t: Tensor, positions: Tensor) -> Tensor:
+        """Predict as `Denoiser.forward` does."""
+        h = self._network.hidden_states(tokens, embedding, t, positions)
+        return F.linear(h.to(self._dtype), self._table).float() + self._bias
