@@ -18,7 +18,6 @@ from unembed.inverter import Inverter
 STRATEGIES = {
     "best-of": BestOf(samples=12),
     "guided-search": GuidedSearch(beam=2, proposals=5),
-    "guided-search by likelihood": GuidedSearch(beam=2, proposals=5, likelihood=0.05),
 }
 TEXTS = ["the small cat runs.", "the old river reads at the bank.", "the good star hides."]
 
@@ -235,8 +234,8 @@ def test_an_inverter_counts_the_calls_of_each_text(inverter, encoder):
         (GuidedSearch, {"beam": 0}, "beam"),
         (GuidedSearch, {"proposals": 0}, "proposals"),
         (GuidedSearch, {"gain": -0.1}, "gain"),
-        (GuidedSearch, {"curiosity": float("nan")}, "curiosity"),
-        (GuidedSearch, {"enough": -2.0}, "enough"),
+        (GuidedSearch, {"exploration": float("nan")}, "curiosity"),
+        (GuidedSearch, {"stop_cosine": -2.0}, "stop_cosine"),
     ],
 )
 def test_options_out_of_range_are_refused(kind, options, named):

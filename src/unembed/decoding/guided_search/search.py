@@ -19,21 +19,25 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from unembed.decoding.best_of import require_scorer
-from unembed.decoding.guided_search.cosine_model import predict_cosines
+from unembed.decoding.guided_search.cosine_model import CosineModel
 from unembed.decoding.guided_search.edits import (
-    Outlook,
+    NOTHING,
+    MaskedScores,
+    Rows,
     Tokens,
     apply_edits,
     combined_edits,
-    crossings,
+    crossover,
     single_edits,
+    to_rows,
 )
-from unembed.decoding.guided_search.infill import fill_holes, make_hole
 from unembed.decoding.guided_search.proposals import (
     Words,
     content_of,
+    infill,
     likely_words,
-    look_at,
+    make_hole,
+    masked_scores,
     row_of,
 )
 from unembed.decoding.sequential import Greedy
@@ -47,56 +51,55 @@ from unembed.decoding.strategy import (
 )
 from unembed.diffusion import DenoiserFn
 
-_COMBINATIONS, _CROSSINGS = 80, 12
+_COMBINATIONS, _CROSSOVERS = 80, 12
 _GAIN_LIMITS = (-12.0, 6.0)  # nats beyond which an edit is not judged by the denoiser's word
 _PATIENCE = 5  # rounds in a row without a new text to embed
 _FAVOUR, _FAVOURERS = 3.0, 8  # nats for a word that all of so many nearest hypotheses have
 _HARM = 0.02  # of cosine, by which a token's doubt is multiplied by e
-_REFILLS_KEPT = 64
+_INFILLS_KEPT = 64
+_PASSES = 2
+_DOUBTS = True
 
 
 @dataclass(frozen=True)
 class GuidedSearch:
-    """Start from `Greedy`, then rounds of: look, edit, predict, embed the best, keep the nearest.
+    """Start from `Greedy`, then rounds of: score, edit, predict, embed the best, keep the nearest.
 
-    In each round the denoiser looks at the nearest hypotheses of a text with some tokens masked;
+    In each round the denoiser scores the nearest hypotheses of a text with some tokens masked;
     some hundred edited copies are ranked by their predicted cosine, what is unknown about it, and
-    the denoiser's likelihood; the first few are embedded. It stops at ``enough``, or when the
+    the denoiser's likelihood; the first few are embedded. It stops at ``stop_cosine``, or when the
     calls of the text are used up. A text depends on its own vector, generator and calls alone.
 
     Attributes:
         beam: Hypotheses that are edited in each round, from 1.
         proposals: Texts embedded in each round, from 1: fewer use each call better and take
             longer.
-        likelihood: Weight of the denoiser's log-likelihood (nats a token) beside the cosine in the
-            choice of the hypotheses to edit, from 0.
         gain: Weight of an edit's gain in log-likelihood (nats) beside its predicted cosine,
             from 0.
-        refills: Copies of the nearest hypotheses with a span masked that the denoiser fills in each
+        infills: Copies of the nearest hypotheses with a span masked that the denoiser fills in each
             round, from 0; they cost passes, no calls.
-        probes: Single words embedded at the start to learn what they are worth, the likeliest by
-            the denoiser, from 0; at most a sixth of the calls.
-        curiosity: Weight of a prediction's standard deviation, from 0; it sinks to 0 as the calls
+        probes: Single words embedded at the start to learn what they are worth, the most probable
+            by the denoiser, from 0; at most a sixth of the calls.
+        exploration: Weight of a prediction's standard deviation, from 0; it sinks to 0 as the calls
             are used up.
-        enough: Cosine from which on a text is left alone.
+        stop_cosine: Cosine from which on a text is left alone.
     """
 
     beam: int = 4
     proposals: int = 8
-    likelihood: float = 0.0
     gain: float = 0.001
-    refills: int = 8
+    infills: int = 8
     probes: int = 48
-    curiosity: float = 0.1
-    enough: float = 0.9999
+    exploration: float = 0.1
+    stop_cosine: float = 0.9999
     needs_encoder: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         for name in ("beam", "proposals"):
             require_between(name, getattr(self, name), 1)
-        for name in ("likelihood", "gain", "refills", "probes", "curiosity"):
+        for name in ("gain", "infills", "probes", "exploration"):
             require_between(name, getattr(self, name), 0.0)
-        require_between("enough", self.enough, -1.0, 1.0)
+        require_between("stop_cosine", self.stop_cosine, -1.0, 1.0)
 
     def __call__(
         self,
@@ -118,7 +121,7 @@ class GuidedSearch:
         start = Greedy()(denoiser, embedding, canvas, steps=steps)
         words = likely_words(denoiser, embedding, canvas)
         texts = [
-            _Text(row, content_of(ids, canvas), spent + 1, words[row], generators[row])
+            _Text(row, content_of(ids, canvas), spent + 1, words[row], generators[row], canvas)
             for row, (ids, spent) in enumerate(
                 zip(start.tokens.tolist(), start.passes.tolist(), strict=True)
             )
@@ -126,92 +129,86 @@ class GuidedSearch:
         _embed(texts, [[text.start] for text in texts], canvas, scorer)
         display = _Display(on_step, canvas)
         while True:
-            self._look(texts, denoiser, embedding, canvas)
+            self._score(texts, denoiser, embedding, canvas)
             for text in texts:
-                text.finished |= text.cosine >= self.enough or scorer.remaining(text.row) < 1
+                text.finished |= text.cosine >= self.stop_cosine or scorer.remaining(text.row) < 1
             display.show(texts, scorer, self.proposals)
             searching = [text for text in texts if not text.finished]
             if not searching:
                 return _decoded(texts, scorer, canvas, embedding.device)
-            self._refill(searching, denoiser, embedding, canvas)
+            for text in searching:
+                text.fit()
+            self._infill(texts, denoiser, embedding, canvas)
             batches = [self._propose(text, canvas, scorer) for text in searching]
             _embed(searching, batches, canvas, scorer)
 
-    def _look(
+    def _score(
         self, texts: Sequence[_Text], denoiser: DenoiserFn, embedding: Tensor, canvas: Canvas
     ) -> None:
-        """Have the denoiser look at the nearest hypotheses it has not seen."""
-        count = self.beam * (2 if self.likelihood else 1)
+        """Have the denoiser score the nearest hypotheses it has not seen."""
         new = [
             (text.row, tokens)
             for text in texts
-            for tokens in text.nearest(1 if text.finished else count)
-            if tokens and tokens not in text.outlooks
+            for tokens in text.nearest(1 if text.finished else self.beam)
+            if tokens and tokens not in text.scores
         ]
         if not new:
             return
-        words, rngs = [text.words for text in texts], [text.rng for text in texts]
-        outlooks, passes = look_at(denoiser, embedding, canvas, new, words, rngs)
-        for (row, tokens), outlook, spent in zip(new, outlooks, passes, strict=True):
-            texts[row].outlooks[tokens] = outlook
+        rngs = [text.rng for text in texts]
+        scores, passes = masked_scores(denoiser, embedding, canvas, new, rngs)
+        for (row, tokens), one, spent in zip(new, scores, passes, strict=True):
+            texts[row].scores[tokens] = one
             texts[row].passes += spent
 
-    def _refill(
+    def _infill(
         self, texts: Sequence[_Text], denoiser: DenoiserFn, embedding: Tensor, canvas: Canvas
     ) -> None:
         """Have the denoiser fill holes in the hypotheses to edit."""
-        holes, favoured, rngs = [], {}, {}
+        holes = []
+        ids = torch.zeros(len(texts), _FAVOURERS * canvas.length, dtype=torch.long)
+        nats = torch.zeros(ids.shape)
         for text in texts:
-            parents = [tokens for tokens in self._parents(text) if tokens]
-            if len(text.known) < 2 or not parents:  # noqa: PLR2004 - the start and an answer
+            parents = [tokens for tokens in text.nearest(self.beam) if tokens]
+            if text.finished or len(text.known) < 2 or not parents or not self.infills:  # noqa: PLR2004 - the start and an answer
                 continue
+            best = text.nearest(_FAVOURERS)
+            counts = Counter(token for tokens in best for token in set(tokens))
+            ids[text.row, : len(counts)] = torch.tensor(list(counts))
+            nats[text.row, : len(counts)] = torch.tensor(list(counts.values())) / len(best)
             doubts = _doubts(text, parents)
-            favoured[text.row], rngs[text.row] = _favoured(text), text.rng
-            for k in range(self.refills):
+            for k in range(self.infills):
                 tokens, doubt = parents[k % len(parents)], doubts[k % len(parents)]
-                own = text.outlooks[tokens].own
+                own = text.scores[tokens].own
                 holes.append(make_hole(text.row, tokens, own, doubt, canvas, text.rng))
         if not holes:
             return
-        filled, passes = fill_holes(denoiser, embedding, canvas, holes, favoured, rngs)
-        by_row = {text.row: text for text in texts}
+        favoured = ids.to(embedding.device), _FAVOUR * nats.to(embedding.device)
+        rngs = [text.rng for text in texts]
+        filled, passes = infill(denoiser, embedding, canvas, holes, favoured, rngs, _PASSES)
         for hole, (tokens, gain), spent in zip(holes, filled, passes, strict=True):
-            text = by_row[hole.row]
+            text = texts[hole.row]
             text.passes += spent
-            text.refilled[tokens] = gain
+            text.infills[tokens] = gain
         for text in texts:
-            text.refilled = dict(list(text.refilled.items())[-_REFILLS_KEPT:])
+            text.infills = dict(list(text.infills.items())[-_INFILLS_KEPT:])
 
     def _propose(self, text: _Text, canvas: Canvas, scorer: Scorer) -> list[Tokens]:
-        """The edited copies most worth a call; at first the single words."""
+        """Choose the edited copies most worth a call; at first the single words."""
+        left = scorer.remaining(text.row)
         if len(text.known) == 1 and canvas.end_id is not None:
-            count = min(self.probes, scorer.remaining(text.row) // 6)
-            likely: list[int] = text.words[0][:count].tolist()
+            likely: list[int] = text.words[0][: min(self.probes, left // 6)].tolist()
             probes: list[Tokens] = [(word,) for word in likely if (word,) != text.start]
             if probes:
                 return probes
-        parents = self._parents(text)
-        candidates = _candidates(text, parents, canvas)
-        left = scorer.remaining(text.row)
-        if not candidates:
+        rows, gains = _candidates(text, text.nearest(self.beam), canvas)
+        if not len(rows):
             return []
-        ids, gains = list(candidates), np.array(list(candidates.values()))
-        mean, spread = predict_cosines(text.known, text.vectors, text.cosines, ids)
+        mean, deviation = text.model.predict(rows)
         share = left / (left + float(scorer.calls[text.row]))
-        worth = mean + self.curiosity * share * spread + self.gain * np.clip(gains, *_GAIN_LIMITS)
-        order = np.argsort(-worth.round(6), kind="stable")
-        return [ids[k] for k in order[: min(self.proposals, left)]]
-
-    def _parents(self, text: _Text) -> list[Tokens]:
-        """The hypotheses to edit: nearest by cosine and likelihood together."""
-        if not self.likelihood:
-            return text.nearest(self.beam)
-
-        def worth(tokens: Tokens) -> float:
-            own = text.outlooks[tokens].own if tokens else np.zeros(1)
-            return text.cosines[text.place[tokens]] + self.likelihood * float(own.mean())
-
-        return sorted(text.nearest(2 * self.beam), key=worth, reverse=True)[: self.beam]
+        worth = mean + self.exploration * share * deviation
+        worth += self.gain * np.clip(gains, *_GAIN_LIMITS)
+        best = np.argsort(-worth.round(6), kind="stable")[: min(self.proposals, left)]
+        return [tuple(row[row != NOTHING].tolist()) for row in rows[best]]
 
 
 class _Text:
@@ -224,17 +221,20 @@ class _Text:
         passes: int,
         words: Words,
         generator: torch.Generator,
+        canvas: Canvas,
     ) -> None:
         self.row, self.start, self.passes, self.words = row, start, passes, words
         self.rng = np.random.default_rng(int(torch.randint(2**62, (), generator=generator)))
+        self.length = canvas.length
         self.known: list[Tokens] = []
         self.cosines: list[float] = []
         self.vectors: list[NDArray[np.float32]] = []
         self.made: list[int] = []  # passes spent when a hypothesis was made
         self.place: dict[Tokens, int] = {}
-        self.outlooks: dict[Tokens, Outlook] = {}
-        self.refilled: dict[Tokens, float] = {}  # with the gain in nats, the latest last
+        self.scores: dict[Tokens, MaskedScores] = {}
+        self.infills: dict[Tokens, float] = {}  # with the gain in nats, the latest last
         self.idle, self.calls, self.finished = 0, 0, False
+        self.model: CosineModel
 
     @property
     def cosine(self) -> float:
@@ -242,7 +242,7 @@ class _Text:
         return max(self.cosines, default=-1.0)
 
     def nearest(self, count: int) -> list[Tokens]:
-        """The hypotheses with the highest cosines, the first found before its equals."""
+        """Find the hypotheses with the highest cosines, the first made before its equals."""
         order = sorted(range(len(self.known)), key=lambda k: -self.cosines[k])
         return [self.known[k] for k in order[:count]]
 
@@ -254,68 +254,80 @@ class _Text:
         self.vectors.append(vector)
         self.made.append(self.passes)
 
+    def fit(self) -> None:
+        """Learn from what was embedded."""
+        self.model = CosineModel(
+            to_rows(self.known, self.length), np.stack(self.vectors), np.array(self.cosines)
+        )
+
 
 def _doubts(text: _Text, parents: Sequence[Tokens]) -> list[NDArray[np.float64]]:
-    """How much each token of each parent is in question.
+    """Estimate how much each token of each parent is in question.
 
     What the denoiser doubts, and what the encoder's answers so far say is better left out.
     """
+    if not _DOUBTS:
+        return [np.ones(len(parent)) for parent in parents]
     shorter = [parent[:j] + parent[j + 1 :] for parent in parents for j in range(len(parent))]
-    mean, _ = predict_cosines(text.known, text.vectors, text.cosines, shorter)
+    mean, _ = text.model.predict(to_rows(shorter, text.length))
     doubts, start = [], 0
     for parent in parents:
         harm = mean[start : start + len(parent)] - text.cosines[text.place[parent]]
         start += len(parent)
-        unlikely = 1.0 - np.exp(text.outlooks[parent].own)
+        unlikely = 1.0 - np.exp(text.scores[parent].own)
         doubts.append(unlikely * np.exp(np.clip(harm / _HARM, -4.0, 4.0)))
     return doubts
 
 
-def _favoured(text: _Text) -> dict[int, float]:
-    """The words of the nearest hypotheses, and the nats they are favoured by."""
-    best = text.nearest(_FAVOURERS)
-    counts = Counter(token for tokens in best for token in set(tokens))
-    return {token: _FAVOUR * count / len(best) for token, count in counts.items()}
+def _candidates(
+    text: _Text, parents: Sequence[Tokens], canvas: Canvas
+) -> tuple[Rows, NDArray[np.float64]]:
+    """Make edited copies of the parents that were not embedded yet.
 
-
-def _candidates(text: _Text, parents: Sequence[Tokens], canvas: Canvas) -> dict[Tokens, float]:
-    """Edited copies of the parents that were not embedded yet, with their best gains in nats."""
-    found: dict[Tokens, float] = {}
+    Returns:
+        Each once [M, L], and the largest gain in nats that it was made with [M].
+    """
     fixed = canvas.end_id is None or canvas.pad_id is None
     shortest, longest = (canvas.length,) * 2 if fixed else (1, max(canvas.length - 1, 1))
-
-    def add(tokens: Tokens | None, gain: float) -> None:
-        if tokens is not None and shortest <= len(tokens) <= longest and tokens not in text.place:
-            found[tokens] = max(gain, found.get(tokens, gain))
-
+    rows, gains = [], []
     for parent in parents:
         if not parent:
-            for word in text.words[0].tolist():
-                add((word,), 0.0)
+            rows.append(to_rows(text.words[0][:, None].tolist(), canvas.length))
+            gains.append(np.zeros(len(rows[-1])))
             continue
-        singles = single_edits(parent, text.outlooks[parent], text.rng)
-        for edit in singles:
-            add(apply_edits(parent, [edit]), edit.gain)
-        for several in combined_edits(singles, _COMBINATIONS, text.rng) if singles else ():
-            add(apply_edits(parent, several), sum(e.gain for e in several) - 1.0)
-    for tokens, gain in text.refilled.items():
-        add(tokens, gain)
-    for tokens, gain in crossings(parents, _CROSSINGS, text.rng):
-        add(tokens, gain)
-    return found
+        singles = single_edits(parent, text.scores[parent], text.words, text.rng)
+        several = combined_edits(singles, _COMBINATIONS, text.rng)
+        rows += [apply_edits(parent, edits, canvas.length) for edits in (singles, several)]
+        gains += [singles.gains, several.gains - 1.0]
+    rows.append(to_rows(list(text.infills), canvas.length))
+    gains.append(np.array(list(text.infills.values())))
+    rows.append(crossover(parents, _CROSSOVERS, canvas.length, text.rng))
+    gains.append(np.full(len(rows[-1]), -2.0))
+    every, gain = np.concatenate(rows), np.concatenate(gains)
+    order = np.argsort(-gain, kind="stable")
+    every, gain = every[order], gain[order]
+    # Rows are told apart by a hash, known ones first
+    known = to_rows(text.known, canvas.length)
+    factors = np.random.default_rng(0).integers(2**63, size=canvas.length) * 2 + 1
+    hashes = np.concatenate([known, every]) @ factors
+    first = np.unique(hashes, return_index=True)[1]
+    first = np.sort(first[first >= len(known)]) - len(known)
+    sizes = (every[first] != NOTHING).sum(axis=1)
+    first = first[(sizes >= shortest) & (sizes <= longest)]
+    return every[first], gain[first]
 
 
 def _embed(
     texts: Sequence[_Text], batches: Sequence[list[Tokens]], canvas: Canvas, scorer: Scorer
 ) -> None:
-    """Ask the encoder about the new hypotheses of all texts at once."""
-    asked = [(text, tokens) for text, batch in zip(texts, batches, strict=True) for tokens in batch]
-    if asked:
-        which = [text.row for text, _ in asked]
-        rows = [row_of(tokens, canvas) for _, tokens in asked]
+    """Embed the new hypotheses of all texts together."""
+    batch = [(text, tokens) for text, some in zip(texts, batches, strict=True) for tokens in some]
+    if batch:
+        which = [text.row for text, _ in batch]
+        rows = [row_of(tokens, canvas) for _, tokens in batch]
         cosines = scorer(which, rows).double().tolist()
         vectors = scorer.vectors(which, rows)
-        for (text, tokens), cosine, vector in zip(asked, cosines, vectors, strict=True):
+        for (text, tokens), cosine, vector in zip(batch, cosines, vectors, strict=True):
             text.learn(tokens, cosine, vector)
     calls = scorer.calls.tolist()
     for text in texts:
@@ -361,7 +373,7 @@ def _best(text: _Text, canvas: Canvas) -> tuple[list[int], list[float], int]:
     end and what follows it were not asked about; their confidence is 1.
     """
     tokens = text.nearest(1)[0]
-    own = text.outlooks[tokens].own if tokens else np.zeros(0)
+    own = text.scores[tokens].own if tokens else np.zeros(0)
     sure = [*np.exp(own).tolist(), *[1.0] * (canvas.length - len(tokens))]
     return row_of(tokens, canvas), sure, text.made[text.place[tokens]]
 
