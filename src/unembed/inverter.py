@@ -28,7 +28,7 @@ from unembed.device import Compute, choose_compute
 from unembed.diffusion import DenoiserFn, make_schedule
 from unembed.encoders.base import Encoder, EncoderIdentity
 from unembed.encoders.fingerprint import Fingerprint
-from unembed.encoders.oracle import EncoderScorer
+from unembed.encoders.oracle import EncoderOracle
 from unembed.errors import CheckpointError, ConfigError, EmbeddingError
 from unembed.tokenizer import TextTokenizer
 
@@ -226,7 +226,7 @@ class Inverter(
             seeds = [_mix(*draw) for draw in draws[start : start + batch_size]]
             scorer = None
             if decode.needs_encoder and encoder is not None:
-                scorer = EncoderScorer(encoder, self.tokenizer, part, encoder_calls)
+                scorer = EncoderOracle(encoder, self.tokenizer, part, encoder_calls)
             with self.compute.autocast():
                 decoded = decode(
                     denoiser,

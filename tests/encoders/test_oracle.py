@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from unembed.encoders.oracle import EncoderScorer
+from unembed.encoders.oracle import EncoderOracle
 
 TEXTS = ["the cat runs", "a dog sleeps"]
 
@@ -27,7 +27,7 @@ def counting(encoder):
 
 @pytest.fixture
 def scorer(counting, encoder):
-    return EncoderScorer(counting, encoder.tokenizer, encoder.encode(TEXTS), budget=3)
+    return EncoderOracle(counting, encoder.tokenizer, encoder.encode(TEXTS), budget=3)
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from unembed.tokenizer import TextTokenizer
 _INVISIBLE, _UNPAID = -1.0, -np.inf
 
 
-class EncoderScorer:
+class EncoderOracle:
     """Cosines of hypotheses with the vectors they are for; see `unembed.decoding.Scorer`.
 
     Args:
