@@ -12,6 +12,7 @@ from unembed.decoding.guided_search.edits import NOTHING, Rows
 # Share of words, of pairs of neighbours, and of words at about their place in the likeness of texts
 _WORDS, _PAIRS, _PLACES = 1.0, 0.5, 0.2
 _NOISE = 0.03
+_NO_WORD = 2**40
 _FIRST, _LATEST, _BEST = 80, 120, 280  # texts learned from; the matrix inverted has this size
 
 
@@ -39,7 +40,7 @@ class CosineModel:
         self._gram = embeddings @ embeddings.T  # [N, N]
         self._dots = cosines[best] * (self._gram.diagonal() > 0)  # with the target [N]
         # The words known are numbered from 1; number 0 is any other, the last the start of a text
-        self._words = np.unique(rows[rows != NOTHING])
+        self._words = np.unique(np.append(rows[rows != NOTHING], _NO_WORD))
         columns, norms = self._features(rows)
         self._columns = np.zeros(columns.max() + 1, dtype=np.int64)
         known = np.unique(columns[columns > 0])
@@ -82,7 +83,7 @@ class CosineModel:
         """
         rows = rows[:, : max(int((rows != NOTHING).sum(axis=1).max()), 1)]
         place, size = np.arange(rows.shape[1]) // 2, len(self._words) + 2
-        spot = np.searchsorted(self._words, rows).clip(max=len(self._words) - 1)
+        spot = np.searchsorted(self._words, rows)
         word = np.where(self._words[spot] == rows, spot + 1, 0)
         before = np.concatenate([np.full((len(rows), 1), size - 1), word[:, :-1]], axis=1)
         pairs = np.where(before * word > 0, before * size + word, 0)

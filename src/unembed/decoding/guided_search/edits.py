@@ -25,7 +25,6 @@ _WORD, _DELETION, _NEIGHBOURS, _MOVE = -4.0, -3.0, -1.0, -2.0
 _INSERTION = 1.0  # what an inserted token may cost is what a longer text costs in any case
 _WORDS_TRIED = 2  # words of the text tried at each place
 _MOVES = 10
-_DELETIONS = True
 _TEMPERATURE = 2.0  # at which edits are drawn to be combined
 
 
@@ -118,8 +117,6 @@ def single_edits(
     for k, kind in enumerate(kinds):
         moved = source[k] != target[k]
         parts.append(_two(*[x[k][moved] for x in kind], _MOVE))
-    if not _DELETIONS:
-        del parts[2]
     return Edits(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
 

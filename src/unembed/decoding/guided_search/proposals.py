@@ -261,7 +261,7 @@ def _logits(denoiser: DenoiserFn, tokens: Tensor, embedding: Tensor, canvas: Can
     """Compute float32 logits [M, V] at the masked positions, with no special token among them."""
     masked = tokens == canvas.mask_id
     t = canvas.schedule.timestep(masked.float().mean(dim=1))
-    logits = denoiser(tokens, embedding, t, masked).float()
+    logits = denoiser(tokens, embedding, t, masked).detach().float()
     for special in (canvas.mask_id, canvas.end_id, canvas.pad_id):
         if special is not None:
             logits[:, special] = -torch.inf

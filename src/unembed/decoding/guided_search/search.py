@@ -127,19 +127,27 @@ class GuidedSearch:
             )
         ]
         _embed(texts, [[text.start] for text in texts], canvas, scorer)
-        display = _Display(on_step, canvas)
+        shown, index = canvas.blank(len(texts), torch.device("cpu")), 0
         while True:
             self._score(texts, denoiser, embedding, canvas)
+            left = [scorer.remaining(text.row) for text in texts]
             for text in texts:
-                text.finished |= text.cosine >= self.stop_cosine or scorer.remaining(text.row) < 1
-            display.show(texts, scorer, self.proposals)
+                text.finished |= text.cosine >= self.stop_cosine or left[text.row] < 1
             searching = [text for text in texts if not text.finished]
+            index += 1
+            if on_step is not None:
+                rounds = max(
+                    (-(-left[text.row] // self.proposals) for text in searching), default=0
+                )
+                step = _step(texts, shown, (index, index + rounds), scorer.calls, canvas)
+                shown = step.tokens.clone()
+                on_step(step)
             if not searching:
-                return _decoded(texts, scorer, canvas, embedding.device)
+                return _decoded(texts, scorer.calls, canvas, embedding)
             for text in searching:
                 text.fit()
             self._infill(texts, denoiser, embedding, canvas)
-            batches = [self._propose(text, canvas, scorer) for text in searching]
+            batches = [self._propose(text, left[text.row], canvas) for text in searching]
             _embed(searching, batches, canvas, scorer)
 
     def _score(
@@ -192,9 +200,8 @@ class GuidedSearch:
         for text in texts:
             text.infills = dict(list(text.infills.items())[-_INFILLS_KEPT:])
 
-    def _propose(self, text: _Text, canvas: Canvas, scorer: Scorer) -> list[Tokens]:
+    def _propose(self, text: _Text, left: int, canvas: Canvas) -> list[Tokens]:
         """Choose the edited copies most worth a call; at first the single words."""
-        left = scorer.remaining(text.row)
         if len(text.known) == 1 and canvas.end_id is not None:
             likely: list[int] = text.words[0][: min(self.probes, left // 6)].tolist()
             probes: list[Tokens] = [(word,) for word in likely if (word,) != text.start]
@@ -204,7 +211,7 @@ class GuidedSearch:
         if not len(rows):
             return []
         mean, deviation = text.model.predict(rows)
-        share = left / (left + float(scorer.calls[text.row]))
+        share = left / (left + text.calls)
         worth = mean + self.exploration * share * deviation
         worth += self.gain * np.clip(gains, *_GAIN_LIMITS)
         best = np.argsort(-worth.round(6), kind="stable")[: min(self.proposals, left)]
@@ -226,11 +233,10 @@ class _Text:
         self.row, self.start, self.passes, self.words = row, start, passes, words
         self.rng = np.random.default_rng(int(torch.randint(2**62, (), generator=generator)))
         self.length = canvas.length
-        self.known: list[Tokens] = []
+        self.known: dict[Tokens, int] = {}  # hypotheses embedded, numbered
         self.cosines: list[float] = []
         self.vectors: list[NDArray[np.float32]] = []
         self.made: list[int] = []  # passes spent when a hypothesis was made
-        self.place: dict[Tokens, int] = {}
         self.scores: dict[Tokens, MaskedScores] = {}
         self.infills: dict[Tokens, float] = {}  # with the gain in nats, the latest last
         self.idle, self.calls, self.finished = 0, 0, False
@@ -243,22 +249,19 @@ class _Text:
 
     def nearest(self, count: int) -> list[Tokens]:
         """Find the hypotheses with the highest cosines, the first made before its equals."""
-        order = sorted(range(len(self.known)), key=lambda k: -self.cosines[k])
-        return [self.known[k] for k in order[:count]]
+        return sorted(self.known, key=lambda tokens: -self.cosines[self.known[tokens]])[:count]
 
     def learn(self, tokens: Tokens, cosine: float, vector: NDArray[np.float32]) -> None:
         """Remember what the encoder said."""
-        self.place[tokens] = len(self.known)
-        self.known.append(tokens)
+        self.known[tokens] = len(self.known)
         self.cosines.append(cosine)
         self.vectors.append(vector)
         self.made.append(self.passes)
 
     def fit(self) -> None:
         """Learn from what was embedded."""
-        self.model = CosineModel(
-            to_rows(self.known, self.length), np.stack(self.vectors), np.array(self.cosines)
-        )
+        rows = to_rows(list(self.known), self.length)
+        self.model = CosineModel(rows, np.stack(self.vectors), np.array(self.cosines))
 
 
 def _doubts(text: _Text, parents: Sequence[Tokens]) -> list[NDArray[np.float64]]:
@@ -272,7 +275,7 @@ def _doubts(text: _Text, parents: Sequence[Tokens]) -> list[NDArray[np.float64]]
     mean, _ = text.model.predict(to_rows(shorter, text.length))
     doubts, start = [], 0
     for parent in parents:
-        harm = mean[start : start + len(parent)] - text.cosines[text.place[parent]]
+        harm = mean[start : start + len(parent)] - text.cosines[text.known[parent]]
         start += len(parent)
         unlikely = 1.0 - np.exp(text.scores[parent].own)
         doubts.append(unlikely * np.exp(np.clip(harm / _HARM, -4.0, 4.0)))
@@ -307,7 +310,7 @@ def _candidates(
     order = np.argsort(-gain, kind="stable")
     every, gain = every[order], gain[order]
     # Rows are told apart by a hash, known ones first
-    known = to_rows(text.known, canvas.length)
+    known = to_rows(list(text.known), canvas.length)
     factors = np.random.default_rng(0).integers(2**63, size=canvas.length) * 2 + 1
     hashes = np.concatenate([known, every]) @ factors
     first = np.unique(hashes, return_index=True)[1]
@@ -336,34 +339,17 @@ def _embed(
         text.finished |= text.idle >= _PATIENCE
 
 
-class _Display:
-    """Steps for live displays, one after every look of the denoiser."""
-
-    def __init__(self, on_step: OnStep | None, canvas: Canvas) -> None:
-        self.on_step, self.canvas, self.index = on_step, canvas, 0
-        self.shown: Tensor | None = None
-
-    def show(self, texts: Sequence[_Text], scorer: Scorer, proposals: int) -> None:
-        """The nearest hypothesis of every text."""
-        self.index += 1
-        if self.on_step is None:
-            return
-        rounds = [-(-scorer.remaining(t.row) // proposals) for t in texts if not t.finished]
-        best = [_best(text, self.canvas) for text in texts]
-        tokens = torch.tensor([row for row, _, _ in best])
-        before = torch.full_like(tokens, self.canvas.mask_id) if self.shown is None else self.shown
-        step = DecodingStep(
-            self.index,
-            self.index + max(rounds, default=0),
-            tokens,
-            torch.tensor([sure for _, sure, _ in best]),
-            tokens != before,
-            torch.zeros(len(texts)),
-            torch.tensor([text.cosine for text in texts]),
-            scorer.calls.clone(),
-        )
-        self.shown = tokens.clone()
-        self.on_step(step)
+def _step(
+    texts: Sequence[_Text], shown: Tensor, place: tuple[int, int], calls: Tensor, canvas: Canvas
+) -> DecodingStep:
+    """Show the nearest hypothesis of every text to a live display."""
+    rows, confidences, _ = zip(*(_best(text, canvas) for text in texts), strict=True)
+    tokens = torch.tensor(rows)
+    cosines = torch.tensor([text.cosine for text in texts])
+    nothing = torch.zeros(len(texts))  # is masked
+    return DecodingStep(
+        *place, tokens, torch.tensor(confidences), tokens != shown, nothing, cosines, calls.clone()
+    )
 
 
 def _best(text: _Text, canvas: Canvas) -> tuple[list[int], list[float], int]:
@@ -374,19 +360,13 @@ def _best(text: _Text, canvas: Canvas) -> tuple[list[int], list[float], int]:
     """
     tokens = text.nearest(1)[0]
     own = text.scores[tokens].own if tokens else np.zeros(0)
-    sure = [*np.exp(own).tolist(), *[1.0] * (canvas.length - len(tokens))]
-    return row_of(tokens, canvas), sure, text.made[text.place[tokens]]
+    confidences = [*np.exp(own).tolist(), *[1.0] * (canvas.length - len(tokens))]
+    return row_of(tokens, canvas), confidences, text.made[text.known[tokens]]
 
 
-def _decoded(
-    texts: Sequence[_Text], scorer: Scorer, canvas: Canvas, device: torch.device
-) -> Decoded:
-    best = [_best(text, canvas) for text in texts]
-    order = [[made] * canvas.length for _, _, made in best]
-    return Decoded(
-        torch.tensor([row for row, _, _ in best], device=device),
-        torch.tensor([sure for _, sure, _ in best], device=device),
-        torch.tensor(order, device=device),
-        torch.tensor([text.passes for text in texts], device=device),
-        scorer.calls.to(device),
-    )
+def _decoded(texts: Sequence[_Text], calls: Tensor, canvas: Canvas, to: Tensor) -> Decoded:
+    rows, confidences, made = zip(*(_best(text, canvas) for text in texts), strict=True)
+    passes = [text.passes for text in texts]
+    order = torch.tensor(made)[:, None].expand(-1, canvas.length)
+    results = torch.tensor(rows), torch.tensor(confidences), order, torch.tensor(passes), calls
+    return Decoded(*(x.to(to.device) for x in results))
