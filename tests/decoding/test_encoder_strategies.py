@@ -234,7 +234,7 @@ def test_an_inverter_counts_the_calls_of_each_text(inverter, encoder):
         (GuidedSearch, {"beam": 0}, "beam"),
         (GuidedSearch, {"proposals": 0}, "proposals"),
         (GuidedSearch, {"gain": -0.1}, "gain"),
-        (GuidedSearch, {"exploration": float("nan")}, "curiosity"),
+        (GuidedSearch, {"exploration": float("nan")}, "exploration"),
         (GuidedSearch, {"stop_cosine": -2.0}, "stop_cosine"),
     ],
 )

@@ -107,7 +107,7 @@ def single_edits(
         drawn = rng.choice(words[0], size=(len(slots), _WORDS_TRIED), p=words[1])
         parts.append(_writes(slots, drawn, _WORD - np.repeat(cost[:, None], _WORDS_TRIED, axis=1)))
     first = places[:-1] if _MOVES else places[:0]
-    parts.append(_two(2 * first + 1, text[first + 1], 2 * first + 3, text[first], _NEIGHBOURS))
+    parts.append(_two(_NEIGHBOURS, 2 * first + 1, text[first + 1], 2 * first + 3, text[first]))
     source, target = rng.integers(n, size=(2, 3, _MOVES))
     kinds = (
         (2 * target + 1, text[source], 2 * source + 1, text[target]),  # change places
@@ -116,7 +116,7 @@ def single_edits(
     )
     for k, kind in enumerate(kinds):
         moved = source[k] != target[k]
-        parts.append(_two(*[x[k][moved] for x in kind], _MOVE))
+        parts.append(_two(_MOVE, *(x[k][moved] for x in kind)))
     return Edits(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
 
@@ -128,16 +128,10 @@ def _writes(
     return Edits(np.stack([where] * 2, axis=1), np.stack([what] * 2, axis=1), gains.ravel())
 
 
-def _two(
-    slots: NDArray[np.int64],
-    tokens: NDArray[np.int64],
-    other_slots: NDArray[np.int64],
-    other_tokens: NDArray[np.int64],
-    gain: float,
-) -> Edits:
-    """Edits of two writes [E]."""
-    where = np.stack([slots, other_slots], axis=1)
-    return Edits(where, np.stack([tokens, other_tokens], axis=1), np.full(len(slots), gain))
+def _two(gain: float, *writes: NDArray[np.int64]) -> Edits:
+    """Edits of two writes: slots and tokens of the first, then of the second, each [E]."""
+    slots, tokens = np.stack(writes[::2], axis=1), np.stack(writes[1::2], axis=1)
+    return Edits(slots, tokens, np.full(len(slots), gain))
 
 
 def combined_edits(edits: Edits, count: int, rng: np.random.Generator) -> Edits:
