@@ -2,7 +2,8 @@
 
 Guided search and best-of-N on held-out pieces, with the shipped weights: exact match, token
 accuracy, token-set F1 and cosine when each text has had so many calls. One search gives the whole
-curve of its strategy; the row of 1 call is greedy decoding, which both start from.
+curve of its strategy; the row of 1 call is greedy decoding, which both start from. ``--without``
+leaves parts of guided search out, one at a time, and prints the paired differences.
 """
 
 from __future__ import annotations
@@ -14,14 +15,18 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
+from numpy.typing import NDArray
 
 from benchmarks.machine import print_table
 from unembed.config import DataSection
 from unembed.data.pieces import Piece, cut_pieces
 from unembed.decoding import DecodingStep
+from unembed.decoding.guided_search import edits, proposals, search
 from unembed.device import choose_compute
 from unembed.encoders.base import Encoder
 from unembed.encoders.sentence import load_encoder
@@ -31,6 +36,22 @@ from unembed.files import read_texts
 from unembed.inverter import Inverter
 
 _METRICS = ("exact match", "token accuracy", "token-set F1", "cosine")
+
+_TEXT_METRICS = (exact_match, token_accuracy, token_set_f1)
+STEPS = 8  # denoiser passes of the start
+
+# Parts of guided search: the option or the constant that leaves each out
+PARTS: dict[str, tuple[ModuleType | None, str, Any]] = {
+    "infills": (None, "infills", 0),
+    "probes": (None, "probes", 0),
+    "exploration": (None, "exploration", 0.0),
+    "gain": (None, "gain", 0.0),
+    "combinations": (search, "_COMBINATIONS", 0),
+    "crossovers": (search, "_CROSSOVERS", 0),
+    "moves": (edits, "_MOVES", 0),
+    "words": (edits, "_WORDS_TRIED", 0),
+    "insertions": (proposals, "_GAPS", 0),
+}
 
 
 @dataclass
@@ -73,19 +94,17 @@ def held_out(texts: Path, inverter: Inverter, first: int, count: int) -> list[Pi
     return [pieces[k] for k in order[first : first + count]]
 
 
-def figures(pieces: Sequence[Piece], found: Sequence[Found | None], inverter: Inverter) -> Any:
-    """Mean and interval of each metric, and the mean number of calls."""
-    columns: list[list[float]] = [[] for _ in _METRICS]
-    for piece, one in zip(pieces, found, strict=True):
+def values_of(
+    pieces: Sequence[Piece], hypotheses: Sequence[Found | None], inverter: Inverter
+) -> NDArray[np.float64]:
+    """Metrics of each text [4, N], as in `_METRICS`."""
+    columns = []
+    for piece, one in zip(pieces, hypotheses, strict=True):
         assert one is not None
         ids = [one.tokens[k] for k in inverter.tokenizer.content_positions(one.tokens)]
-        for column, metric in zip(
-            columns, (exact_match, token_accuracy, token_set_f1), strict=False
-        ):
-            column.append(metric(piece.token_ids, ids))
-        columns[3].append(one.cosine)
-    rows = {name: summarise(column) for name, column in zip(_METRICS, columns, strict=True)}
-    return rows, float(np.mean([one.calls for one in found if one is not None]))
+        metrics = [metric(piece.token_ids, ids) for metric in _TEXT_METRICS]
+        columns.append([*metrics, one.cosine])
+    return np.array(columns).T
 
 
 def measure(
@@ -95,11 +114,16 @@ def measure(
     inverter: Inverter,
     encoder: Encoder,
     marks: Sequence[int],
-) -> tuple[list[list[str]], float]:
-    """The table rows of one strategy, and its seconds a text."""
+) -> tuple[dict[int, tuple[NDArray[np.float64], float]], str]:
+    """Run one strategy.
+
+    Returns:
+        At each number of calls the metrics of each text [4, N] and the mean of the calls made;
+        and a note of the time.
+    """
     vectors = encoder.encode([piece.text for piece in pieces])
     curve = Curve(marks, len(pieces))
-    began = time.process_time()
+    began, began_wall = time.process_time(), time.perf_counter()
     inverter.invert(
         vectors,
         strategy=name,
@@ -107,15 +131,33 @@ def measure(
         encoder=encoder,
         encoder_calls=max(marks),
         batch_size=len(pieces),
+        steps=STEPS,
         on_step=curve,
     )
-    seconds = (time.process_time() - began) / len(pieces)
-    table = []
-    for mark, found in curve.at.items():
-        rows, calls = figures(pieces, found, inverter)
-        cells = [f"{f.mean:.3f} [{f.low:.3f}, {f.high:.3f}]" for f in rows.values()]
-        table.append([name, str(mark), f"{calls:.1f}", *cells])
-    return table, seconds
+    seconds = [time.process_time() - began, time.perf_counter() - began_wall]
+    results = {}
+    for mark, hypotheses in curve.at.items():
+        calls = float(np.mean([one.calls for one in hypotheses if one is not None]))
+        results[mark] = values_of(pieces, hypotheses, inverter), calls
+    processor, wall = (s / len(pieces) for s in seconds)
+    return results, f"{processor:.2f} s of processor time and {wall:.2f} s a text"
+
+
+def cells(values: NDArray[np.float64], sign: str = "") -> list[str]:
+    """Mean and interval of each metric, [4, N] → 4."""
+    figures = [summarise(row.tolist()) for row in values]
+    return [f"{f.mean:{sign}.3f} [{f.low:{sign}.3f}, {f.high:{sign}.3f}]" for f in figures if f]
+
+
+def without(
+    part: str, options: dict[str, Any], pieces: Sequence[Piece], *given: Any
+) -> tuple[dict[int, tuple[NDArray[np.float64], float]], str]:
+    """`measure` guided search without one of its parts."""
+    module, name, value = PARTS[part]
+    if module is None:
+        return measure("guided-search", options | {name: value}, pieces, *given)
+    with patch.object(module, name, value):
+        return measure("guided-search", options, pieces, *given)
 
 
 def main() -> None:
@@ -128,6 +170,7 @@ def main() -> None:
     parser.add_argument("--first", type=int, default=64, help="pieces to leave out before them")
     parser.add_argument("--best-of", type=int, default=50, help="samples; 0: leave it out")
     parser.add_argument("--options", type=json.loads, default={}, help="of guided search, as JSON")
+    parser.add_argument("--without", nargs="*", default=[], choices=PARTS, help="parts left out")
     arguments = parser.parse_args()
     inverter = Inverter.from_pretrained(arguments.checkpoint)
     encoder = load_encoder(inverter.encoder.name, compute=choose_compute("cpu", "float32"))
@@ -140,10 +183,19 @@ def main() -> None:
     table, notes = [], []
     for name, options, calls in plans:
         marks = [m for m in (1, 50, 100, 300, 1000, 3000) if m < calls] + [calls]
-        rows, seconds = measure(name, options, pieces, inverter, encoder, marks)
-        table += rows
-        notes.append(f"{name}: {seconds:.2f} s of processor time a text, {calls} calls")
-    print(f"n = {len(pieces)} pieces; mean [95% bootstrap interval]\n")
+        results, note = measure(name, options, pieces, inverter, encoder, marks)
+        table += [[name, str(m), f"{made:.1f}", *cells(v)] for m, (v, made) in results.items()]
+        notes.append(f"{name}, {calls} calls: {note}")
+        if name == "guided-search":
+            for part in arguments.without:
+                left, note = without(part, options, pieces, inverter, encoder, marks)
+                table += [
+                    [f"without {part}", str(m), f"{made:.1f}", *cells(v - results[m][0], "+")]
+                    for m, (v, made) in left.items()
+                    if m > 1
+                ]
+                notes.append(f"without {part}: {note}")
+    print(f"n = {len(pieces)} pieces; mean [95% bootstrap interval]; without a part: differences\n")
     print_table(["strategy", "calls at most", "calls made", *_METRICS], table)
     print("\n" + "\n".join(notes))
 

@@ -18,7 +18,6 @@ from unembed.inverter import Inverter
 STRATEGIES = {
     "best-of": BestOf(samples=12),
     "guided-search": GuidedSearch(beam=2, proposals=5),
-    "guided-search by likelihood": GuidedSearch(beam=2, proposals=5, likelihood=0.05),
 }
 TEXTS = ["the small cat runs.", "the old river reads at the bank.", "the good star hides."]
 

@@ -43,7 +43,7 @@ FORM = "NAME[:steps=N][:guidance=FIRST/LAST][:repetition=X][:encoder_calls=N][:O
 
 _STRONGEST = 100.0  # of guidance and repetition penalty
 # Options by the names they had before 0.2
-ALIASES = {"curiosity": "exploration", "enough": "stop_cosine"}
+ALIASES = {"curiosity": "exploration", "enough": "stop_cosine", "refills": "infills"}
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,17 @@
-"""The guess of the encoder's answers."""
+"""The guess of the encoder's answers: the plain formula, and what it means for texts."""
+
+from collections import Counter
 
 import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from unembed.decoding.guided_search import cosine_model as surrogate
-from unembed.decoding.guided_search.cosine_model import predict_cosines
+from unembed.decoding.guided_search import cosine_model
+from unembed.decoding.guided_search.cosine_model import CosineModel
+from unembed.decoding.guided_search.edits import to_rows
 
 DIRECTIONS = np.eye(32, dtype=np.float32)  # of the words
+LENGTH = 9
 
 
 def embed(texts, directions=DIRECTIONS):
@@ -14,65 +20,113 @@ def embed(texts, directions=DIRECTIONS):
     return sums / np.linalg.norm(sums, axis=1, keepdims=True)
 
 
-def predict(known, candidates, target, vectors=None):
-    vectors = embed(known) if vectors is None else vectors
-    return predict_cosines(
-        known, list(vectors), (vectors @ embed([target])[0]).tolist(), candidates
+def predict(known, candidates, target, directions=DIRECTIONS):
+    vectors = embed(known, directions)
+    cosines = vectors @ (target / np.linalg.norm(target))
+    return model_of(known, vectors, cosines).predict(to_rows(candidates, LENGTH))
+
+
+def model_of(known, vectors, cosines):
+    return CosineModel(
+        to_rows(known, LENGTH), np.asarray(vectors, dtype=np.float32), np.asarray(cosines, float)
     )
 
 
-def test_what_is_known_is_predicted_with_little_doubt():
+def kernel(one, other):
+    """Likeness of two texts, by counting."""
+    parts = []
+    for text in (one, other):
+        words, pairs, places = Counter(text), Counter(zip((None, *text), text, strict=False)), None
+        places = Counter((j // 2, word) for j, word in enumerate(text))
+        parts.append((words, pairs, places))
+
+    def dot(a, b):
+        shares = (cosine_model._WORDS, cosine_model._PAIRS, cosine_model._PLACES)
+        return sum(
+            share * sum(n * q[key] for key, n in p.items())
+            for share, p, q in zip(shares, a, b, strict=True)
+        )
+
+    a, b = parts
+    return dot(a, b) / np.sqrt(dot(a, a) * dot(b, b))
+
+
+texts = st.lists(st.integers(1, 7), min_size=1, max_size=LENGTH).map(tuple)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(texts, min_size=1, max_size=8), st.lists(texts, min_size=1, max_size=5))
+def test_predict_is_the_gaussian_process_formula(known, candidates):
+    rng = np.random.default_rng(len(known))
+    vectors = rng.standard_normal((len(known) + 1, 6)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    target, vectors = vectors[0].astype(float), vectors[1:]
+    mean, deviation = model_of(known, vectors, vectors @ target).predict(
+        to_rows(candidates, LENGTH)
+    )
+    k = np.array([[kernel(a, b) for b in known] for a in candidates])
+    k_known = np.array([[kernel(a, b) for b in known] for a in known])
+    weights = k @ np.linalg.inv(k_known + cosine_model._NOISE * np.eye(len(known)))
+    embeddings = weights @ vectors
+    lengths = np.linalg.norm(embeddings, axis=1)
+    apart = lengths > 1e-3  # else there is no direction to speak of
+    wanted = (embeddings @ target)[apart] / lengths[apart]
+    np.testing.assert_allclose(mean[apart], wanted, atol=2e-3)
+    np.testing.assert_allclose(deviation**2, 1.0 - (weights * k).sum(axis=1), atol=1e-4)
+
+
+def test_predict_doubts_little_of_what_is_known():
     known = [(1, 2, 3), (4, 5, 6), (7, 8)]
-    mean, spread = predict(known, [*known, (20, 21, 22)], (1, 2, 4))
+    mean, deviation = predict(known, [*known, (20, 21, 22)], embed([(1, 2, 4)])[0])
     np.testing.assert_allclose(mean[:3], embed(known) @ embed([(1, 2, 4)])[0], atol=0.03)
-    assert spread[:3].max() < 0.2
-    assert mean[3] == 0.0 and spread[3] == 1.0
+    assert deviation[:3].max() < 0.2
+    assert mean[3] == 0.0 and deviation[3] == 1.0
 
 
-def test_words_that_helped_apart_are_predicted_to_help_together():
+def test_predict_adds_up_what_helped_apart():
     base, target = (1, 2, 3, 4, 5, 6), (11, 2, 3, 4, 5, 12)
     known = [base, (11, *base[1:]), (*base[:5], 12), (*base[:3], 7, *base[4:])]
     both, one, worse = (11, *base[1:5], 12), (11, *base[1:]), (11, *base[1:3], 7, *base[4:])
-    mean, _ = predict(known, [both, one, worse], target)
+    mean, _ = predict(known, [both, one, worse], embed([target])[0])
     assert mean[0] > mean[1] + 0.02 and mean[1] > mean[2] + 0.02
 
 
-def test_a_word_by_itself_tells_what_it_is_worth_in_a_text():
+def test_predict_knows_from_a_word_by_itself_what_it_is_worth_in_a_text():
     known = [(1, 2, 3), (4,), (5,)]
-    mean, _ = predict(known, [(1, 2, 4), (1, 2, 5)], (1, 2, 4))
+    mean, _ = predict(known, [(1, 2, 4), (1, 2, 5)], embed([(1, 2, 4)])[0])
     assert mean[0] > mean[1] + 0.1
 
 
-def test_what_is_said_already_does_not_help_again():
+def test_predict_expects_nothing_of_what_is_said_already():
     """Words 4 and 5 mean the same, and 6 is what is missing, though less like the whole."""
     directions = DIRECTIONS.copy()
     directions[5] = directions[4]
-    known = [(1, 4), (5,), (6,)]
-    vectors = embed(known, directions)
     target = directions[1] + 2.0 * directions[4] + 1.2 * directions[6]
-    cosines = vectors @ (target / np.linalg.norm(target))
+    known = [(1, 4), (5,), (6,)]
+    cosines = embed(known, directions) @ target
     assert cosines[1] > cosines[2]
-    mean, _ = predict_cosines(known, list(vectors), cosines.tolist(), [(1, 4, 5), (1, 4, 6)])
+    mean, _ = predict(known, [(1, 4, 5), (1, 4, 6)], target, directions)
     assert mean[1] > mean[0]
 
 
-def test_order_counts():
+def test_predict_minds_the_order():
     known, vectors = [(1, 2, 3, 4), (4, 3, 2, 1)], np.array([[0.9, 0.44], [0.7, 0.71]])
-    cosines = [0.9, 0.7]
-    mean, _ = predict_cosines(known, list(vectors), cosines, [(1, 2, 3, 5), (5, 3, 2, 1)])
+    mean, _ = model_of(known, vectors, [0.9, 0.7]).predict(
+        to_rows([(1, 2, 3, 5), (5, 3, 2, 1)], LENGTH)
+    )
     assert mean[0] > mean[1]
 
 
-def test_an_invisible_text_has_no_say():
+def test_predict_gives_an_invisible_text_no_say():
     known, vectors = [(1, 2), (9,)], [embed([(1, 2)])[0], np.zeros(32, dtype=np.float32)]
-    mean, _ = predict_cosines(known, vectors, [0.8, -1.0], [(1, 2), (9,)])
+    mean, _ = model_of(known, vectors, [0.8, -1.0]).predict(to_rows(known, LENGTH))
     np.testing.assert_allclose(mean, [0.8, 0.0], atol=0.03)
 
 
-def test_the_first_the_latest_and_the_best_are_remembered(monkeypatch):
+def test_cosine_model_remembers_the_first_the_latest_and_the_best(monkeypatch):
     for name, count in (("_FIRST", 2), ("_LATEST", 3), ("_BEST", 4)):
-        monkeypatch.setattr(surrogate, name, count)
+        monkeypatch.setattr(cosine_model, name, count)
     known, cosines = [(k,) for k in range(20)], np.full(20, 0.1)
     cosines[8:12] = 0.9
-    _, spread = predict_cosines(known, list(np.eye(20)), cosines.tolist(), known)
-    assert np.flatnonzero(spread < 0.5).tolist() == [0, 1, 8, 9, 10, 11, 17, 18, 19]
+    _, deviation = model_of(known, np.eye(20), cosines).predict(to_rows(known, LENGTH))
+    assert np.flatnonzero(deviation < 0.5).tolist() == [0, 1, 8, 9, 10, 11, 17, 18, 19]

@@ -1,4 +1,4 @@
-"""Edits say what they do, and combine without touching each other."""
+"""Edits write what they say, and combine without touching each other."""
 
 from collections import Counter
 
@@ -8,83 +8,122 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unembed.decoding.guided_search.edits import (
-    Edit,
-    Outlook,
+    NOTHING,
+    Edits,
+    MaskedScores,
     apply_edits,
     combined_edits,
-    crossings,
+    crossover,
+    pack,
     single_edits,
 )
 
+LENGTH = 12
+WORDS = np.array([10, 11]), np.array([0.9, 0.1])
+
 texts = st.lists(st.integers(1, 6), min_size=1, max_size=9).map(tuple)
+seeds = st.integers(0, 2**32 - 1)
 
 
-def outlook_of(tokens):
+def scores_of(tokens):
     n = len(tokens)
-    return Outlook(
+    return MaskedScores(
         own=np.linspace(-5.0, -1.0, n),
-        fillers={j: ([7, 8], [-0.5, -1.0]) for j in range(n)},
-        insertions={j: ([9], [-2.0]) for j in (0, n)},
-        words=np.array([10, 11]),
-        weights=np.array([0.9, 0.1]),
+        fillers=np.tile([7, 8], (n, 1)),
+        filler_scores=np.tile([-0.5, -1.0], (n, 1)),
+        gaps=np.array([0, n]),
+        inserts=np.array([[9], [9]]),
+        insert_scores=np.array([[-2.0], [-2.0]]),
     )
 
 
+def texts_of(rows):
+    return [tuple(row[row != NOTHING].tolist()) for row in rows]
+
+
+def edits_of(*writes):
+    """Edits from lists of (slot, token)."""
+    slots, tokens = (np.array([[w[k] for w in edit] for edit in writes]) for k in (0, 1))
+    return Edits(slots, tokens, np.zeros(len(writes)))
+
+
 @pytest.mark.parametrize(
-    ("edits", "wanted"),
+    ("writes", "wanted"),
     [
-        ([Edit(1, 2, (9,), 0.0)], (1, 9, 3, 4)),
-        ([Edit(4, 4, (9,), 0.0)], (1, 2, 3, 4, 9)),
-        ([Edit(0, 1, (), 0.0)], (2, 3, 4)),
-        ([Edit(0, 1, (), 0.0), Edit(3, 4, (8, 9), 0.0)], (2, 3, 8, 9)),
-        ([Edit(3, 4, (8, 9), 0.0), Edit(0, 1, (), 0.0)], (2, 3, 8, 9)),  # in any order
-        ([Edit(0, 2, (2, 1), 0.0), Edit(1, 2, (9,), 0.0)], None),  # the second token twice
-        ([Edit(2, 2, (8,), 0.0), Edit(2, 2, (9,), 0.0)], None),  # which would come first?
-        ([Edit(2, 2, (8,), 0.0), Edit(2, 3, (9,), 0.0)], None),
+        ([(3, 9)], (1, 9, 3, 4)),
+        ([(8, 9)], (1, 2, 3, 4, 9)),
+        ([(1, NOTHING)], (2, 3, 4)),
+        ([(1, NOTHING), (6, 8), (7, 9)], (2, 3, 8, 9)),
+        ([(1, 4), (7, 1)], (4, 2, 3, 1)),
+        ([(0, 3), (5, NOTHING)], (3, 1, 2, 4)),
+        ([(0, 7), (2, 8), (4, 9)], ()),  # seven tokens are too many
     ],
 )
-def test_edits_are_made_together_or_not_at_all(edits, wanted):
-    assert apply_edits((1, 2, 3, 4), edits) == wanted
+def test_apply_edits_writes_into_gaps_and_tokens(writes, wanted):
+    rows = apply_edits((1, 2, 3, 4), edits_of(writes), 6)
+    assert rows.shape == (1, 6)
+    assert texts_of(rows) == [wanted]
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.lists(st.integers(NOTHING, 3), min_size=4, max_size=4), min_size=1, max_size=5))
+def test_pack_moves_tokens_to_the_start_in_their_order(grid):
+    for row, packed in zip(grid, pack(np.array(grid), 6), strict=True):
+        wanted = [token for token in row if token != NOTHING]
+        assert packed.tolist() == wanted + [NOTHING] * (6 - len(wanted))
 
 
 @settings(max_examples=60, deadline=None)
-@given(texts, st.integers(0, 2**32 - 1))
-def test_every_single_edit_changes_the_text_by_little(tokens, seed):
-    for edit in single_edits(tokens, outlook_of(tokens), np.random.default_rng(seed)):
-        result = apply_edits(tokens, [edit])
-        assert result is not None and result != tokens
+@given(texts, seeds)
+def test_single_edits_change_a_text_by_little(tokens, seed):
+    edits = single_edits(tokens, scores_of(tokens), WORDS, np.random.default_rng(seed))
+    for result in texts_of(apply_edits(tokens, edits, LENGTH)):
         assert abs(len(result) - len(tokens)) <= 1
         gone, new = Counter(tokens) - Counter(result), Counter(result) - Counter(tokens)
         assert gone.total() <= 1 and new.total() <= 1
 
 
-def test_a_doubted_token_is_the_likeliest_to_go():
+def test_single_edits_like_to_replace_a_doubted_token():
     tokens = (1, 2, 3)
+    edits = single_edits(tokens, scores_of(tokens), WORDS, np.random.default_rng(0))
     gains = {
-        edit.start: edit.gain
-        for edit in single_edits(tokens, outlook_of(tokens), np.random.default_rng(0))
-        if edit.tokens == (7,)
+        result.index(7): gain
+        for result, gain in zip(
+            texts_of(apply_edits(tokens, edits, LENGTH)), edits.gains, strict=True
+        )
+        if 7 in result
     }
     assert gains == pytest.approx({0: 4.5, 1: 2.5, 2: 0.5})
 
 
-def test_combinations_prefer_likely_edits():
-    edits = [Edit(0, 1, (7,), 5.0), Edit(1, 2, (7,), 5.0), Edit(2, 3, (7,), -25.0)]
-    drawn = combined_edits(edits, 200, np.random.default_rng(0))
-    counts = Counter(edit.start for several in drawn for edit in several)
-    assert Counter(map(len, drawn)) == {2: 150, 3: 50}
-    assert counts[2] == 0 and min(counts[0], counts[1]) > 150
-
-
 @settings(max_examples=60, deadline=None)
-@given(texts, texts, st.integers(0, 2**32 - 1))
-def test_a_crossing_starts_like_one_and_ends_like_the_other(one, other, seed):
-    for tokens, _ in crossings([one, other], 8, np.random.default_rng(seed)):
+@given(texts, seeds)
+def test_combined_edits_write_into_different_slots(tokens, seed):
+    rng = np.random.default_rng(seed)
+    singles = single_edits(tokens, scores_of(tokens), WORDS, rng)
+    pairs = combined_edits(singles, 30, rng)
+    half = pairs.slots.shape[1] // 2
+    for slots in pairs.slots:
+        assert not set(slots[:half]) & set(slots[half:])
+
+
+def test_combined_edits_prefer_likely_ones():
+    edits = edits_of([(1, 7)], [(3, 7)], [(5, 7)])._replace(gains=np.array([5.0, 5.0, -25.0]))
+    pairs = combined_edits(edits, 200, np.random.default_rng(0))
+    counts = Counter(map(tuple, np.sort(pairs.slots, axis=1).tolist()))
+    assert set(counts) == {(1, 3)} and counts[1, 3] > 60
+    assert (pairs.gains == 10.0).all()
+
+
+@settings(max_examples=40, deadline=None)
+@given(texts, texts, seeds)
+def test_crossover_begins_like_one_and_ends_like_the_other(one, other, seed):
+    for tokens in texts_of(crossover([one, other], 8, LENGTH, np.random.default_rng(seed))):
         ends = {one[len(one) - k :] for k in range(len(one) + 1)}
         ends |= {other[len(other) - k :] for k in range(len(other) + 1)}
         heads = [k for k in range(1, len(tokens) + 1) if tokens[:k] in (one[:k], other[:k])]
         assert any(tokens[k:] in ends for k in heads)
 
 
-def test_nothing_crosses_with_itself():
-    assert crossings([(1, 2, 3)], 8, np.random.default_rng(0)) == []
+def test_crossover_takes_two():
+    assert not len(crossover([(1, 2, 3)], 8, LENGTH, np.random.default_rng(0)))

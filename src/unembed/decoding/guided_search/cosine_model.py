@@ -1,28 +1,23 @@
-"""A guess of what the encoder would say, learned from what it said about the same text so far."""
+"""A Gaussian process that predicts the encoder's answers from those about the same text so far."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from unembed.decoding.guided_search.edits import Tokens
+from unembed.decoding.guided_search.edits import NOTHING, Rows
 
 # Share of words, of pairs of neighbours, and of words at about their place in the likeness of texts
 _WORDS, _PAIRS, _PLACES = 1.0, 0.5, 0.2
 _NOISE = 0.03
-_FIRST, _LATEST, _BEST = 80, 120, 280  # texts learned from; the matrix solved has this size
-_START = 2**30  # stands before the first token
+_NO_WORD = 2**40
+_FIRST, _LATEST, _BEST = 80, 120, 280  # texts learned from; the matrix inverted has this size
 
 
-def predict_cosines(
-    known: Sequence[Tokens],
-    vectors: Sequence[NDArray[np.float32]],
-    cosines: Sequence[float],
-    candidates: Sequence[Tokens],
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Predict embeddings by a Gaussian process over texts, and from them the cosines.
+class CosineModel:
+    """Predicts embeddings by a Gaussian process over texts, and from them the cosines.
 
     The equations are 2.25 and 2.26 of Rasmussen and Williams (2006), every component of the
     embedding a function of the text with the same kernel: the cosine of the counts of words, pairs
@@ -32,31 +27,82 @@ def predict_cosines(
     says what is said already is not predicted to help again.
 
     Args:
-        known: Texts embedded so far, N of them, from 1.
-        vectors: Their embeddings, of unit length, each [D]; zeros for an invisible text.
-        cosines: Of their embeddings with the target, N.
-        candidates: Texts to judge, M of them.
-
-    Returns:
-        Predicted cosines [M] and standard deviations [M], the latter those of a component in units
-        of its spread for a text unlike all known ones.
+        rows: Texts embedded so far [N, L], N from 1.
+        vectors: Their embeddings [N, D], of unit length; zeros for an invisible text.
+        cosines: Of their embeddings with the target [N].
     """
-    kept = _worth_keeping(np.asarray(cosines))
-    n = len(kept)
-    embeddings = np.stack([vectors[k] for k in kept]).astype(np.float64)  # [N, D]
-    gram = embeddings @ embeddings.T
-    dots = np.asarray(cosines)[kept] * (gram.diagonal() > 0)  # with the target [N]
-    features = _features([*[known[k] for k in kept], *candidates], n)
-    k_known = (features[:n] @ features[:n].T).astype(np.float64)  # [N, N]
-    k_new = (features[n:] @ features[:n].T).astype(np.float64)  # [M, N]
-    k_known[np.diag_indices(n)] += _NOISE
-    weights = np.linalg.solve(k_known, k_new.T).T  # [M, N]
-    variance = 1.0 - (weights * k_new).sum(axis=1)
-    # The predicted embedding is a weighted sum of the known ones: its cosine needs no more than
-    # their products with each other and with the target.
-    squares = ((weights @ gram) * weights).sum(axis=1)
-    mean = (weights @ dots) / np.sqrt(np.maximum(squares, 1e-12))
-    return mean, np.sqrt(np.maximum(variance, 0.0))
+
+    def __init__(
+        self, rows: Rows, vectors: NDArray[np.float32], cosines: NDArray[np.float64]
+    ) -> None:
+        best = _worth_keeping(cosines)
+        rows, embeddings = rows[best], vectors[best].astype(np.float64)
+        self._gram = embeddings @ embeddings.T  # [N, N]
+        self._dots = cosines[best] * (self._gram.diagonal() > 0)  # with the target [N]
+        # The words known are numbered from 1; number 0 is any other, the last the start of a text
+        self._words = np.unique(np.append(rows[rows != NOTHING], _NO_WORD))
+        columns, norms = self._features(rows)
+        self._columns = np.zeros(columns.max() + 1, dtype=np.int64)
+        known = np.unique(columns[columns > 0])
+        self._columns[known] = np.arange(1, len(known) + 1)
+        # How much of each feature each text has, [features, N]; row 0 of those it never saw
+        table = np.zeros((len(known) + 1, len(rows)), dtype=np.float32)
+        shares = np.repeat([_WORDS, _PAIRS, _PLACES], columns.shape[1] // 3)
+        texts = np.broadcast_to(np.arange(len(rows))[:, None], columns.shape)
+        np.add.at(table, (self._columns[columns], texts), shares / norms[:, None])
+        table[0] = 0.0
+        self._table = torch.from_numpy(table)
+        kernel = self._kernel(columns, norms).double()
+        kernel.diagonal().add_(_NOISE)
+        self._inverse = torch.linalg.inv(kernel).float()
+
+    def predict(self, rows: Rows) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Predict the cosines of texts [M, L].
+
+        Returns:
+            Cosines [M] and standard deviations [M], the latter those of a component in units of
+            its spread for a text unlike all known ones.
+        """
+        columns, norms = self._features(rows)
+        kernel = self._kernel(columns, norms)  # [M, N]
+        weights = kernel @ self._inverse
+        variance = 1.0 - (weights * kernel).sum(dim=1).double().numpy()
+        # The predicted embedding is a weighted sum of the known ones: its cosine needs no more than
+        # their products with each other and with the target.
+        squares = ((weights @ torch.from_numpy(self._gram).float()) * weights).sum(dim=1)
+        dots = weights @ torch.from_numpy(self._dots).float()
+        mean = (dots / squares.clamp_min(1e-12).sqrt()).double().numpy()
+        return mean, np.sqrt(np.maximum(variance, 0.0))
+
+    def _features(self, rows: Rows) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """Number the features of texts and measure them.
+
+        Returns:
+            Words, pairs and places [M, 3 L], 0 where there is none or it holds a word not known;
+            and the length [M] of the vector of all of a text's counts.
+        """
+        rows = rows[:, : max(int((rows != NOTHING).sum(axis=1).max()), 1)]
+        place, size = np.arange(rows.shape[1]) // 2, len(self._words) + 2
+        spot = np.searchsorted(self._words, rows)
+        word = np.where(self._words[spot] == rows, spot + 1, 0)
+        before = np.concatenate([np.full((len(rows), 1), size - 1), word[:, :-1]], axis=1)
+        pairs = np.where(before * word > 0, before * size + word, 0)
+        places = np.where(word > 0, (size + place) * size + word, 0)
+        # Equal words, pairs and places of a text [M, L, L], of which the squared counts are made
+        same = rows[:, :, None] == rows[:, None, :]
+        same &= (rows != NOTHING)[:, None, :]
+        squares = _WORDS * same.sum(axis=(1, 2))
+        squares = squares + _PLACES * (same & (place[:, None] == place)).sum(axis=(1, 2))
+        squares += _PAIRS * (same[:, 1:, 1:] & same[:, :-1, :-1]).sum(axis=(1, 2))
+        squares += _PAIRS * same[:, 0, 0]  # the start of a text and its first word
+        return np.concatenate([word, pairs, places], axis=1), np.sqrt(squares.clip(min=1e-12))
+
+    def _kernel(self, columns: NDArray[np.int64], norms: NDArray[np.float64]) -> Tensor:
+        """Likeness [M, N] of texts to those known, given their `_features`."""
+        columns = np.where(columns < len(self._columns), columns, 0)
+        which = torch.from_numpy(self._columns[columns])
+        kernel = torch.nn.functional.embedding_bag(which, self._table, mode="sum")
+        return kernel / torch.from_numpy(norms).float()[:, None]
 
 
 def _worth_keeping(cosines: NDArray[np.float64]) -> NDArray[np.int64]:
@@ -66,36 +112,3 @@ def _worth_keeping(cosines: NDArray[np.float64]) -> NDArray[np.int64]:
         return np.arange(n)
     best = np.argsort(-cosines, kind="stable")[:_BEST]
     return np.unique(np.concatenate([np.arange(_FIRST), best, np.arange(n - _LATEST, n)]))
-
-
-def _features(texts: Sequence[Tokens], known: int) -> NDArray[np.float32]:
-    """What texts contain of what the first ``known`` of them contain: [texts, features].
-
-    Counts, divided by the length of the vector of all of a text's counts.
-    """
-    width = max(len(text) for text in texts)
-    ids = np.full((len(texts), width + 1), -1, dtype=np.int64)
-    ids[:, 0] = _START
-    for row, text in enumerate(texts):
-        ids[row, 1 : len(text) + 1] = text
-    there = ids[:, 1:] >= 0
-    words = np.where(there, ids[:, 1:], -1)
-    pairs = np.where(there, ids[:, :-1] * 2**31 + ids[:, 1:], -1)
-    places = np.where(there, ids[:, 1:] * 2**31 + np.arange(width) // 2, -1)
-    parts: list[NDArray[np.float32]] = []
-    squares: NDArray[np.float32] = np.zeros(len(texts), dtype=np.float32)
-    for part, share in ((words, _WORDS), (pairs, _PAIRS), (places, _PLACES)):
-        counts = _counts(part) * np.float32(share**0.5)
-        squares += (counts * counts).sum(axis=1)
-        parts.append(counts[:, counts[:known].any(axis=0)])
-    norms = np.sqrt(np.maximum(squares, 1e-12))
-    shared: NDArray[np.float32] = np.concatenate(parts, axis=1)
-    return (shared / norms[:, None]).astype(np.float32)
-
-
-def _counts(ids: NDArray[np.int64]) -> NDArray[np.float32]:
-    """How often each distinct id, -1 left out, occurs in each row: [N, width] → [N, distinct]."""
-    distinct, column = np.unique(ids, return_inverse=True)
-    cells = np.arange(len(ids))[:, None] * len(distinct) + column.reshape(ids.shape)
-    counts = np.bincount(cells.ravel(), minlength=len(ids) * len(distinct))
-    return counts.reshape(len(ids), -1)[:, distinct >= 0].astype(np.float32)

@@ -1,8 +1,9 @@
-"""Edits of a hypothesis: which spans guided search replaces, and by what.
+"""Edits of a hypothesis, many at once: which tokens guided search replaces, and by what.
 
-Every edit is a splice, the tokens of a span replaced by others: a substitution replaces one by one,
-an insertion nothing by one, a deletion one by nothing, a move a longer span by the same tokens in
-another order. Splices that do not touch can be made together.
+A text of n tokens is a grid of 2n + 1 slots, the gap before each token, the token, and the gap at
+the end. An edit writes into a few slots: a substitution puts a token into a token's slot, an
+insertion into a gap's, a deletion puts nothing into a token's; an exchange or a move is two of
+these. Edits that write into different slots can be made together.
 """
 
 from __future__ import annotations
@@ -15,148 +16,153 @@ import numpy as np
 from numpy.typing import NDArray
 
 Tokens = tuple[int, ...]
+Rows = NDArray[np.int64]  # hypotheses [M, L], padded with NOTHING
 
-# Log-likelihoods given to edits the denoiser was not asked about.
-_WORD_OF_TEXT, _DELETION, _NEIGHBOURS, _MOVE, _CROSSING = -4.0, -3.0, -1.0, -2.0, -2.0
+NOTHING = -1
+
+# Log-likelihoods given to edits the denoiser was not asked about
+_WORD, _DELETION, _NEIGHBOURS, _MOVE = -4.0, -3.0, -1.0, -2.0
 _INSERTION = 1.0  # what an inserted token may cost is what a longer text costs in any case
-_LONGEST_MOVE = 5
-_SPREAD = 2.0  # temperature at which edits are drawn to be combined
+_WORDS_TRIED = 2  # words of the text tried at each place
+_MOVES = 10
+_TEMPERATURE = 2.0  # at which edits are drawn to be combined
 
 
-class Edit(NamedTuple):
-    """Replace the tokens start..stop by others.
+class Edits(NamedTuple):
+    """E edits of one hypothesis, each of K writes; a write may stand twice.
 
     Attributes:
-        start: First position replaced.
-        stop: Position after the last one replaced.
-        tokens: What comes there.
-        gain: About how much likelier the denoiser finds the result, in nats.
+        slots: Where each writes [E, K], 2 j for the gap before token j and 2 j + 1 for the token.
+        tokens: What it writes [E, K], `NOTHING` to empty the slot.
+        gains: About how much likelier the denoiser finds the result, in nats [E].
     """
 
-    start: int
-    stop: int
-    tokens: Tokens
-    gain: float
+    slots: NDArray[np.int64]
+    tokens: NDArray[np.int64]
+    gains: NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Outlook:
-    """What the denoiser says about a hypothesis of n tokens.
+class MaskedScores:
+    """What the denoiser puts where tokens of a hypothesis of n tokens are masked.
 
     Attributes:
-        own: Log-probability of each of its tokens, itself and some others masked [n].
-        fillers: For each position, the likeliest tokens and their log-probabilities.
-        insertions: For some gaps (before a position, or n), the likeliest tokens to insert.
-        words: Tokens that are likely somewhere in the text, whatever the hypothesis.
-        weights: How often each of them is tried; sums to 1.
+        own: Log-probability of each of its tokens [n].
+        fillers: Most probable tokens of each position [n, T].
+        filler_scores: Their log-probabilities [n, T].
+        gaps: Some gaps, each before a position or at n [G].
+        inserts: Most probable tokens in them [G, T].
+        insert_scores: Their log-probabilities [G, T].
     """
 
     own: NDArray[np.float64]
-    fillers: dict[int, tuple[list[int], list[float]]]
-    insertions: dict[int, tuple[list[int], list[float]]]
-    words: NDArray[np.int64]
-    weights: NDArray[np.float64]
+    fillers: NDArray[np.int64]
+    filler_scores: NDArray[np.float64]
+    gaps: NDArray[np.int64]
+    inserts: NDArray[np.int64]
+    insert_scores: NDArray[np.float64]
 
 
-def apply_edits(tokens: Tokens, edits: Sequence[Edit]) -> Tokens | None:
-    """The result of edits made together; None where two of them touch the same position."""
-    limit = len(tokens) + 1
-    for edit in sorted(edits, reverse=True):  # from the right, so that positions keep their meaning
-        if max(edit.stop, edit.start + 1) > limit:
-            return None
-        tokens = tokens[: edit.start] + edit.tokens + tokens[edit.stop :]
-        limit = edit.start
-    return tokens
+def apply_edits(tokens: Sequence[int], edits: Edits, length: int) -> Rows:
+    """Results of the edits, each made alone: [E, length], nothing in one that is longer."""
+    count, n = len(edits.gains), len(tokens)
+    grid = np.full((count, 2 * n + 1), NOTHING)
+    grid[:, 1::2] = tokens
+    np.put_along_axis(grid, edits.slots, edits.tokens, axis=1)
+    return pack(grid, length)
 
 
-def single_edits(tokens: Tokens, outlook: Outlook, rng: np.random.Generator) -> list[Edit]:
-    """Substitutions, insertions and deletions, exchanges and moves of one hypothesis."""
-    edits = _substitutions(tokens, outlook, rng) + _insertions(outlook, rng)
-    n = len(tokens)
-    edits += [Edit(j, j + 1, (), _DELETION - float(outlook.own[j])) for j in range(n)]
-    edits += [_exchange(tokens, j, j + 1, _NEIGHBOURS) for j in range(n - 1)]
-    for _ in range(10 if n > 2 else 0):  # noqa: PLR2004 - two can only be exchanged
-        span = int(rng.integers(1, min(_LONGEST_MOVE, n - 1) + 1))
-        source, target = (int(rng.integers(n - span + 1)) for _ in range(2))
-        edits.append(_move(tokens, source, span, target))
-        first, last = sorted(rng.integers(n, size=2).tolist())
-        edits.append(_exchange(tokens, first, last, _MOVE))
-        source, target = rng.integers(n, size=2).tolist()
-        edits.append(_displace(tokens, source, target))
-    return [edit for edit in edits if tokens[edit.start : edit.stop] != edit.tokens]
+def pack(grid: NDArray[np.int64], length: int) -> Rows:
+    """Tokens of each row moved to its start: [M, W] → [M, length], nothing where they are more."""
+    filled = grid != NOTHING
+    filled &= (filled.sum(axis=1) <= length)[:, None]
+    rows = np.full((len(grid), length), NOTHING)
+    row, _ = filled.nonzero()
+    rows[row, (filled.cumsum(axis=1) - 1)[filled]] = grid[filled]
+    return rows
 
 
-def _substitutions(tokens: Tokens, outlook: Outlook, rng: np.random.Generator) -> list[Edit]:
-    edits = []
-    for j, (ids, sure) in outlook.fillers.items():
-        own = float(outlook.own[j])
-        edits += [Edit(j, j + 1, (t,), p - own) for t, p in zip(ids, sure, strict=True)]
-        for t in _draw_words(outlook, 4, rng):
-            edits.append(Edit(j, j + 1, (t,), _WORD_OF_TEXT - own))
-    return edits
+def single_edits(
+    tokens: Tokens,
+    scores: MaskedScores,
+    words: tuple[NDArray[np.int64], NDArray[np.float64]],
+    rng: np.random.Generator,
+) -> Edits:
+    """List substitutions, insertions, deletions, exchanges and moves of one hypothesis.
 
-
-def _insertions(outlook: Outlook, rng: np.random.Generator) -> list[Edit]:
-    edits = []
-    for j, (ids, sure) in outlook.insertions.items():
-        best = list(zip(ids, sure, strict=True))[:6]
-        edits += [Edit(j, j, (t,), p + _INSERTION) for t, p in best]
-        for t in _draw_words(outlook, 2, rng):
-            edits.append(Edit(j, j, (t,), _WORD_OF_TEXT))
-    return edits
-
-
-def _draw_words(outlook: Outlook, count: int, rng: np.random.Generator) -> list[int]:
-    drawn = rng.choice(outlook.words, size=count, p=outlook.weights)
-    return [int(t) for t in drawn]
-
-
-def _exchange(tokens: Tokens, i: int, j: int, gain: float) -> Edit:
-    """The tokens at i and at j > i change places."""
-    if i == j:
-        return Edit(i, i, (), gain)
-    return Edit(i, j + 1, (tokens[j], *tokens[i + 1 : j], tokens[i]), gain)
-
-
-def _move(tokens: Tokens, source: int, span: int, target: int) -> Edit:
-    """The span at ``source`` goes to where it starts at ``target``."""
-    rest = tokens[:source] + tokens[source + span :]
-    moved = rest[:target] + tokens[source : source + span] + rest[target:]
-    start, stop = min(source, target), max(source, target) + span
-    return Edit(start, stop, moved[start:stop], _MOVE)
-
-
-def _displace(tokens: Tokens, source: int, target: int) -> Edit:
-    """The token at ``source`` takes the place of the one at ``target``, which is dropped."""
-    changed = list(tokens)
-    changed[target] = changed[source]
-    del changed[source]
-    start, stop = min(source, target), max(source, target) + 1
-    return Edit(start, stop, tuple(changed[start : stop - 1]), _MOVE)
-
-
-def combined_edits(
-    edits: Sequence[Edit], count: int, rng: np.random.Generator
-) -> list[tuple[Edit, ...]]:
-    """Pairs and triples of edits, drawn with their likelihood: three pairs for a triple."""
-    logits = np.array([edit.gain for edit in edits]) / _SPREAD
-    cumulative = np.exp(np.clip(logits - logits.max(), -30.0, 0.0)).cumsum()
-    drawn = np.searchsorted(cumulative, rng.random((count, 3)) * cumulative[-1])
-    return [
-        tuple(edits[k] for k in row[: 3 if index % 4 == 0 else 2])
-        for index, row in enumerate(drawn.tolist())
+    Args:
+        tokens: The hypothesis, n tokens, from 1.
+        scores: Of the denoiser.
+        words: Tokens that are likely somewhere in the text, and how often each is tried.
+        rng: Draws the words and the moves.
+    """
+    n, text = len(tokens), np.array(tokens)
+    places, gaps = np.arange(n), scores.gaps
+    parts = [
+        _writes(2 * places + 1, scores.fillers, scores.filler_scores - scores.own[:, None]),
+        _writes(2 * gaps, scores.inserts, scores.insert_scores + _INSERTION),
+        _writes(2 * places + 1, np.full((n, 1), NOTHING), _DELETION - scores.own[:, None]),
     ]
+    for slots, cost in ((2 * places + 1, scores.own), (2 * gaps, np.zeros(len(gaps)))):
+        drawn = rng.choice(words[0], size=(len(slots), _WORDS_TRIED), p=words[1])
+        parts.append(_writes(slots, drawn, _WORD - np.repeat(cost[:, None], _WORDS_TRIED, axis=1)))
+    first = places[:-1] if _MOVES else places[:0]
+    parts.append(_two(_NEIGHBOURS, 2 * first + 1, text[first + 1], 2 * first + 3, text[first]))
+    source, target = rng.integers(n, size=(2, 3, _MOVES))
+    kinds = (
+        (2 * target + 1, text[source], 2 * source + 1, text[target]),  # change places
+        (2 * target, text[source], 2 * source + 1, np.full_like(source, NOTHING)),  # into a gap
+        (2 * target + 1, text[source], 2 * source + 1, np.full_like(source, NOTHING)),  # over it
+    )
+    for k, kind in enumerate(kinds):
+        moved = source[k] != target[k]
+        parts.append(_two(_MOVE, *(x[k][moved] for x in kind)))
+    return Edits(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
 
-def crossings(
-    parents: Sequence[Tokens], count: int, rng: np.random.Generator
-) -> list[tuple[Tokens, float]]:
-    """The start of one hypothesis and the end of another, cut at about the same place."""
-    found: list[tuple[Tokens, float]] = []
+def _writes(
+    slots: NDArray[np.int64], tokens: NDArray[np.int64], gains: NDArray[np.float64]
+) -> Edits:
+    """Edits that write one of T tokens [S, T] into one of S slots."""
+    where, what = np.repeat(slots, tokens.shape[1]), tokens.ravel()
+    return Edits(np.stack([where] * 2, axis=1), np.stack([what] * 2, axis=1), gains.ravel())
+
+
+def _two(gain: float, *writes: NDArray[np.int64]) -> Edits:
+    """Edits of two writes: slots and tokens of the first, then of the second, each [E]."""
+    slots, tokens = np.stack(writes[::2], axis=1), np.stack(writes[1::2], axis=1)
+    return Edits(slots, tokens, np.full(len(slots), gain))
+
+
+def combined_edits(edits: Edits, count: int, rng: np.random.Generator) -> Edits:
+    """Draw pairs of edits by their gains, without those that write into the same slot."""
+    logits = edits.gains / _TEMPERATURE
+    cumulative = np.exp(np.clip(logits - logits.max(), -30.0, 0.0)).cumsum()
+    first, second = np.searchsorted(cumulative, rng.random((2, count)) * cumulative[-1])
+    clash = (edits.slots[first][:, :, None] == edits.slots[second][:, None, :]).any(axis=(1, 2))
+    first, second = first[~clash], second[~clash]
+    return Edits(
+        np.concatenate([edits.slots[first], edits.slots[second]], axis=1),
+        np.concatenate([edits.tokens[first], edits.tokens[second]], axis=1),
+        edits.gains[first] + edits.gains[second],
+    )
+
+
+def crossover(parents: Sequence[Tokens], count: int, length: int, rng: np.random.Generator) -> Rows:
+    """Join the start of one hypothesis and the end of another, cut at about the same place."""
+    rows: list[Tokens] = []
     for _ in range(count if len(parents) > 1 else 0):
         a, b = rng.choice(len(parents), size=2, replace=False)
         first, second = parents[a], parents[b]
         cut = int(rng.integers(1, max(2, min(len(first), len(second)))))
         other = max(cut + int(rng.integers(-1, 2)), 0)
-        found.append((first[:cut] + second[other:], _CROSSING))
-    return found
+        rows.append(first[:cut] + second[other:])
+    return to_rows([row for row in rows if len(row) <= length], length)
+
+
+def to_rows(texts: Sequence[Sequence[int]], length: int) -> Rows:
+    """Texts of at most so many tokens as rows [M, length]."""
+    rows = np.full((len(texts), length), NOTHING)
+    for row, text in zip(rows, texts, strict=True):
+        row[: len(text)] = text
+    return rows

@@ -1,4 +1,4 @@
-"""Asking the denoiser about hypotheses: which tokens it doubts, and what it sees in their place.
+"""What the denoiser proposes: scores of masked tokens, and spans masked and filled again.
 
 Every fourth token is masked at once, so that four sequences look at every position of a hypothesis
 with most of the others in view; a few more look into its gaps. The sequences of all hypotheses of
@@ -8,34 +8,40 @@ all texts go through the denoiser together.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from unembed.decoding.guided_search.edits import Outlook, Tokens
+from unembed.decoding.guided_search.edits import MaskedScores, Tokens
+from unembed.decoding.logits import sample
+from unembed.decoding.state import scatter_masked, tokens_per_step, topk_mask
 from unembed.decoding.strategy import SequenceSpec
 from unembed.diffusion import DenoiserFn
 
 _STRIDE, _GAPS, _GAPS_TOGETHER = 4, 6, 3
-_LIKELIEST = 12  # tokens kept for each position
+_FILLERS, _INSERTS = 12, 6  # tokens kept for each position and gap
 _WORDS = 200  # tokens kept for a text as a whole
+_DRAWN = 64  # most probable tokens that an infill draws from
+_LONGEST_SPAN = 6
+_SCATTERED, _WHOLE = 0.3, 0.1  # how often single places, or everything, are masked instead
 _ROWS = 128  # sequences of a pass whose logits are held at once
 
 Words = tuple[NDArray[np.int64], NDArray[np.float64]]
 
 
 def content_of(row: Sequence[int], spec: SequenceSpec) -> Tokens:
-    """The tokens of a sequence before its end that hold text."""
+    """Cut a sequence to its tokens before the end that hold text."""
     ids = list(row)
     if spec.end_id in ids:
         ids = ids[: ids.index(spec.end_id)]
     return tuple(t for t in ids if t not in (spec.mask_id, spec.pad_id))
 
 
-def row_of(tokens: Tokens, spec: SequenceSpec) -> list[int]:
-    """A sequence of L ids: content, end and padding where there is room for them."""
+def row_of(tokens: Sequence[int], spec: SequenceSpec) -> list[int]:
+    """Complete content to a sequence of L ids: end and padding where there is room for them."""
     row = list(tokens[: spec.length])
     if len(row) < spec.length and spec.end_id is not None and spec.pad_id is not None:
         row.append(spec.end_id)
@@ -44,87 +50,92 @@ def row_of(tokens: Tokens, spec: SequenceSpec) -> list[int]:
 
 
 def likely_words(denoiser: DenoiserFn, embedding: Tensor, spec: SequenceSpec) -> list[Words]:
-    """For each vector [B, D] the tokens likeliest at any position of the fully masked sequence.
+    """Find for each vector [B, D] the tokens most probable anywhere in a fully masked sequence.
 
     Returns:
-        For each vector the ids [W], likeliest first, and weights [W] that sum to 1, in proportion
-        to the root of the probabilities: the denoiser is surer of itself than it should be.
+        For each vector the ids [W], most probable first, and weights [W] that sum to 1, in
+        proportion to the root of the probabilities: the denoiser is surer of itself than it should
+        be.
     """
-    found: list[Words] = []
+    words: list[Words] = []
     for part in torch.split(embedding, max(_ROWS // spec.length, 1)):
-        tokens = spec.masked(len(part), part.device)
-        logits = _ask(denoiser, tokens, part, spec).log_softmax(dim=-1)
-        anywhere = logits.view(len(part), spec.length, -1).logsumexp(dim=1)  # [B, V]
-        top = anywhere.topk(min(_WORDS, anywhere.shape[1]), dim=1)
+        logits = _logits(denoiser, spec.masked(len(part), part.device), part, spec)
+        logits = logits.log_softmax(dim=-1).view(len(part), spec.length, -1)
+        top = logits.logsumexp(dim=1).topk(min(_WORDS, logits.shape[2]), dim=1)  # [B, W]
         for ids, values in zip(top.indices.cpu(), top.values.double().cpu(), strict=True):
             known = values > -torch.inf
-            weights = (0.5 * values[known]).softmax(dim=0)
-            found.append((np.array(ids[known].tolist()), np.array(weights.tolist())))
-    return found
+            words.append((ids[known].numpy(), (0.5 * values[known]).softmax(dim=0).numpy()))
+    return words
 
 
-def look_at(
+def masked_scores(
     denoiser: DenoiserFn,
     embedding: Tensor,
     spec: SequenceSpec,
     hypotheses: Sequence[tuple[int, Tokens]],
-    words: Sequence[Words],
     rngs: Sequence[np.random.Generator],
-) -> tuple[list[Outlook], list[int]]:
-    """One denoiser pass over masked copies of hypotheses.
+) -> tuple[list[MaskedScores], list[int]]:
+    """Score the tokens of hypotheses and what else could be there, in one denoiser pass.
 
     Args:
         denoiser: See `Strategy`.
         embedding: Unit vectors [B, D].
         spec: Length and special tokens.
-        hypotheses: Which vector, and the tokens.
-        words: `likely_words` of each vector.
+        hypotheses: Which vector, and the tokens, from 1.
         rngs: For each vector, which gaps are looked into.
 
     Returns:
-        What it says of each hypothesis, and how many sequences each took.
+        The scores of each hypothesis, and how many sequences each took.
     """
     views = [_views(tokens, spec, rngs[row]) for row, tokens in hypotheses]
-    rows = [row for (row, _), mine in zip(hypotheses, views, strict=True) for _ in mine]
-    flat = torch.tensor([ids for mine in views for ids, _ in mine], dtype=torch.long)
-    own = torch.tensor(
-        [row_of(h, spec) for (_, h), mine in zip(hypotheses, views, strict=True) for _ in mine]
-    )
-    ids, sure, kept = [], [], []
-    for start in range(0, len(flat), _ROWS):
-        part = flat[start : start + _ROWS].to(embedding.device)
-        logits = _ask(denoiser, part, embedding[rows[start : start + _ROWS]], spec)
+    which = [row for (row, _), (seen, _) in zip(hypotheses, views, strict=True) for _ in seen]
+    sequences = torch.tensor([ids for seen, _ in views for ids in seen], device=embedding.device)
+    own = [
+        row_of(h, spec) for (_, h), (seen, _) in zip(hypotheses, views, strict=True) for _ in seen
+    ]
+    wanted = torch.tensor(own, device=embedding.device)
+    parts = []
+    for start in range(0, len(which), _ROWS):
+        part = sequences[start : start + _ROWS]
+        logits = _logits(denoiser, part, embedding[which[start : start + _ROWS]], spec)
         normaliser = logits.logsumexp(dim=-1, keepdim=True)
-        top = logits.topk(min(_LIKELIEST, logits.shape[1]), dim=-1)
-        asked = own[start : start + _ROWS].to(embedding.device)[part == spec.mask_id]
-        ids += top.indices.tolist()
-        sure += (top.values - normaliser).tolist()
-        kept += (logits.gather(1, asked[:, None]) - normaliser)[:, 0].tolist()
-    answers = iter(zip(ids, sure, kept, strict=True))
-    outlooks = []
-    for (row, tokens), mine in zip(hypotheses, views, strict=True):
-        told = np.zeros(len(tokens))
-        fillers, insertions = {}, {}
-        for _, places in mine:
-            for kind, j in places:
-                best, values, mine_there = next(answers)
-                if kind == "gap":
-                    insertions[j] = (best, values)
-                else:
-                    fillers[j], told[j] = (best, values), max(mine_there, -20.0)
-        outlooks.append(Outlook(told, fillers, insertions, *words[row]))
-    return outlooks, [len(mine) for mine in views]
+        top = logits.topk(min(_FILLERS, logits.shape[1]), dim=-1)
+        there = logits.gather(1, wanted[start : start + _ROWS][part == spec.mask_id][:, None])
+        parts.append([top.indices, top.values - normaliser, (there - normaliser)[:, 0]])
+    ids, scores, own_scores = (torch.cat(p).cpu().numpy() for p in zip(*parts, strict=True))
+    results, first = [], 0
+    for _, slots in views:
+        here = slice(first, first + len(slots))
+        first = here.stop
+        at, gap = slots // 2, slots % 2 == 0
+        order = np.argsort(at[~gap])
+        places = [x[here][~gap][order] for x in (ids, scores, own_scores)]
+        results.append(
+            MaskedScores(
+                np.maximum(places[2].astype(np.float64), -20.0),
+                places[0],
+                places[1].astype(np.float64),
+                at[gap],
+                ids[here][gap][:, :_INSERTS],
+                scores[here][gap][:, :_INSERTS].astype(np.float64),
+            )
+        )
+    return results, [len(seen) for seen, _ in views]
 
 
 def _views(
     tokens: Tokens, spec: SequenceSpec, rng: np.random.Generator
-) -> list[tuple[list[int], list[tuple[str, int]]]]:
-    """Masked copies of a hypothesis, each with what its masks stand for, in order."""
-    n, views = len(tokens), []
+) -> tuple[list[list[int]], NDArray[np.int64]]:
+    """Mask copies of a hypothesis.
+
+    Returns:
+        The sequences, and the slot (see `edits`) that each of their masks stands for, in order.
+    """
+    n, sequences, slots = len(tokens), [], []
     for first in range(min(_STRIDE, n)):
         places = range(first, n, _STRIDE)
-        masked = tuple(spec.mask_id if j in places else t for j, t in enumerate(tokens))
-        views.append((row_of(masked, spec), [("token", j) for j in places]))
+        sequences.append([spec.mask_id if j in places else t for j, t in enumerate(tokens)])
+        slots += [2 * j + 1 for j in places]
     room = spec.length - 1 - n  # the end needs a place
     gaps = rng.permutation(n + 1)[:_GAPS].tolist() if room > 0 and spec.end_id is not None else []
     together = min(room, _GAPS_TOGETHER)
@@ -133,15 +144,124 @@ def _views(
         longer = list(tokens)
         for j in reversed(some):
             longer.insert(j, spec.mask_id)
-        views.append((row_of(tuple(longer), spec), [("gap", j) for j in some]))
-    return views
+        sequences.append(longer)
+        slots += [2 * j for j in some]
+    return [row_of(sequence, spec) for sequence in sequences], np.array(slots)
 
 
-def _ask(denoiser: DenoiserFn, tokens: Tensor, embedding: Tensor, spec: SequenceSpec) -> Tensor:
-    """Float32 logits [M, V] at the masked positions, with no special token among them."""
+@dataclass(frozen=True)
+class Hole:
+    """A hypothesis with some places to fill.
+
+    Attributes:
+        row: Of the vector it is for.
+        tokens: Its tokens, the mask token where it is to be filled.
+        lost: Log-likelihood of the tokens that were there, in nats.
+    """
+
+    row: int
+    tokens: Tokens
+    lost: float
+
+
+def make_hole(
+    row: int,
+    tokens: Tokens,
+    own: NDArray[np.float64],
+    doubt: NDArray[np.float64],
+    spec: SequenceSpec,
+    rng: np.random.Generator,
+) -> Hole:
+    """Mask a span, some single places, or everything; a span may come back longer or shorter.
+
+    Args:
+        row: Of the vector.
+        tokens: A hypothesis of n tokens, from 1.
+        own: Log-probability of each of them [n].
+        doubt: How much each place is in question [n], from 0.
+        spec: Length and special tokens.
+        rng: Draws the places.
+    """
+    n, kind = len(tokens), rng.random()
+    shares = (doubt + 1e-3) / (doubt + 1e-3).sum()
+    if kind < _WHOLE:
+        chosen = np.ones(n, dtype=bool)
+    elif kind < _WHOLE + _SCATTERED:
+        count = int(rng.integers(1, max(n // 2, 1) + 1))
+        chosen = np.isin(np.arange(n), rng.choice(n, size=count, replace=False, p=shares))
+    else:
+        span = int(rng.integers(min(2, n), min(_LONGEST_SPAN, n) + 1))
+        start = int(np.clip(rng.choice(n, p=shares) - rng.integers(span), 0, n - span))
+        chosen = (np.arange(n) >= start) & (np.arange(n) < start + span)
+    changed = [spec.mask_id if gone else t for t, gone in zip(tokens, chosen, strict=True)]
+    place = int(chosen.argmax())
+    change = int(rng.integers(-1, 2)) if spec.end_id is not None else 0
+    if change > 0 and n + 1 < spec.length:
+        changed.insert(place, spec.mask_id)
+    elif change < 0 and chosen.sum() > 1:
+        del changed[place]
+    return Hole(row, tuple(changed), float(own[chosen].sum()))
+
+
+def infill(
+    denoiser: DenoiserFn,
+    embedding: Tensor,
+    spec: SequenceSpec,
+    holes: Sequence[Hole],
+    favoured: tuple[Tensor, Tensor],
+    rngs: Sequence[np.random.Generator],
+    passes: int = 2,
+) -> tuple[list[tuple[Tokens, float]], list[int]]:
+    """Fill all holes in a few sampled passes, the most confident share of each in each pass.
+
+    Args:
+        denoiser: See `Strategy`.
+        embedding: Unit vectors [B, D].
+        spec: Length and special tokens.
+        holes: What to fill.
+        favoured: For each vector, tokens [B, W] and the nats [B, W] that raise their logits in
+            the draw.
+        rngs: For each vector, the source of the draws.
+        passes: How many.
+
+    Returns:
+        For each hole the tokens, and how much likelier the denoiser finds them than what was
+        there, in nats; and the passes that each took.
+    """
+    device, rows = embedding.device, [hole.row for hole in holes]
+    tokens = torch.tensor([row_of(hole.tokens, spec) for hole in holes], device=device)
+    u = torch.tensor(np.stack([rngs[row].random((passes, spec.length)) for row in rows]))
+    gains = torch.tensor([-hole.lost for hole in holes], device=device)
+    spent = torch.zeros(len(holes), dtype=torch.long, device=device)
+    for index in range(passes):
+        masked = tokens == spec.mask_id  # [H, L]
+        spent += masked.any(dim=1)
+        draws, scores = [], []
+        for part in range(0, len(holes), _ROWS):
+            some = slice(part, part + _ROWS)
+            logits = _logits(denoiser, tokens[some], embedding[rows[some]], spec)
+            which = masked[some].nonzero()[:, 0]  # [M]
+            raised = logits.scatter_add(
+                1, favoured[0][rows[some]][which], favoured[1][rows[some]][which]
+            )
+            top = raised.topk(min(_DRAWN, logits.shape[1]), dim=-1)
+            drawn, _ = sample(top.values, u[some, index].to(device)[masked[some]])
+            draws.append(top.indices.gather(1, drawn[:, None]))
+            scores.append(logits.gather(1, draws[-1]) - logits.logsumexp(dim=-1, keepdim=True))
+        ids = scatter_masked(torch.cat(draws)[:, 0], masked, 0)
+        confidence = scatter_masked(torch.cat(scores)[:, 0], masked, -torch.inf)
+        chosen = topk_mask(confidence, masked, tokens_per_step(masked, passes - index))
+        tokens = torch.where(chosen, ids, tokens)
+        gains += confidence.masked_fill(~chosen, 0.0).sum(dim=1)
+    texts = [tuple(row[: len(h.tokens)]) for row, h in zip(tokens.tolist(), holes, strict=True)]
+    return list(zip(texts, gains.tolist(), strict=True)), spent.tolist()
+
+
+def _logits(denoiser: DenoiserFn, tokens: Tensor, embedding: Tensor, spec: SequenceSpec) -> Tensor:
+    """Compute float32 logits [M, V] at the masked positions, with no special token among them."""
     masked = tokens == spec.mask_id
     t = spec.schedule.timestep(masked.float().mean(dim=1))
-    logits = denoiser(tokens, embedding, t, masked).float()
+    logits = denoiser(tokens, embedding, t, masked).detach().float()
     for special in (spec.mask_id, spec.end_id, spec.pad_id):
         if special is not None:
             logits[:, special] = -torch.inf

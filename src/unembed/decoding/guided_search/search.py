@@ -18,21 +18,25 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from unembed.decoding.guided_search.cosine_model import predict_cosines
+from unembed.decoding.guided_search.cosine_model import CosineModel
 from unembed.decoding.guided_search.edits import (
-    Outlook,
+    NOTHING,
+    MaskedScores,
+    Rows,
     Tokens,
     apply_edits,
     combined_edits,
-    crossings,
+    crossover,
     single_edits,
+    to_rows,
 )
-from unembed.decoding.guided_search.infill import fill_holes, make_hole
 from unembed.decoding.guided_search.proposals import (
     Words,
     content_of,
+    infill,
     likely_words,
-    look_at,
+    make_hole,
+    masked_scores,
     row_of,
 )
 from unembed.decoding.sequential import Sequential
@@ -48,59 +52,55 @@ from unembed.decoding.strategy import (
 )
 from unembed.diffusion import DenoiserFn
 
-_COMBINATIONS, _CROSSINGS = 80, 12
+_COMBINATIONS, _CROSSOVERS = 80, 12
 _GAIN_LIMITS = (-12.0, 6.0)  # nats beyond which an edit is not judged by the denoiser's word
 _PATIENCE = 5  # rounds in a row without a new text to embed
 _FAVOUR, _FAVOURERS = 3.0, 8  # nats for a word that all of so many nearest hypotheses have
 _HARM = 0.02  # of cosine, by which a token's doubt is multiplied by e
-_REFILLS_KEPT = 64
+_INFILLS_KEPT = 64
+_PASSES = 2
+_DOUBTS = True
 
 
 @dataclass(frozen=True)
 class GuidedSearch:
-    """Start from `Sequential`, then rounds of: look, edit, predict, embed, keep the nearest.
+    """Start from `Sequential`, then rounds of: score, edit, predict, embed, keep the nearest.
 
-    In each round the denoiser looks at the nearest hypotheses of a text with some tokens masked;
+    In each round the denoiser scores the nearest hypotheses of a text with some tokens masked;
     some hundred edited copies are ranked by their predicted cosine, what is unknown about it, and
-    the denoiser's likelihood; the first few are embedded. It stops at
-    ``stop_cosine``, or when the
+    the denoiser's likelihood; the first few are embedded. It stops at ``stop_cosine``, or when the
     calls of the text are used up. A text depends on its own vector, generator and calls alone.
 
     Attributes:
-        beam: Hypotheses that are edited in each round, from 1.
-        proposals: Texts embedded in each round, from 1: fewer use each call better and take
-            longer.
-        likelihood: Weight of the denoiser's log-likelihood (nats a token) beside the cosine in the
-            choice of the hypotheses to edit, from 0.
-        gain: Weight of an edit's gain in log-likelihood (nats) beside its predicted cosine,
-            from 0.
-        refills: Copies of the nearest hypotheses with a span masked that the denoiser fills in each
-            round, from 0; they cost passes, no calls.
-        probes: Single words embedded at the start to learn what they are worth, the likeliest by
-            the denoiser, from 0; at most a sixth of the calls.
-        exploration: Weight of a prediction's standard deviation, from 0; it sinks to 0 as the calls
-            are used up.
-        stop_cosine: Cosine from which on a text is left alone.
+        beam: See below.
+        proposals: Fewer use each call better and take longer.
+        gain: See below.
+        infills: They cost passes, no calls.
+        probes: They tell what words are worth; at most a sixth of the calls.
+        exploration: It sinks to 0 as the calls are used up.
+        stop_cosine: See below.
     """
 
     beam: int = option(4, "Hypotheses that are edited in each round.", low=1, high=64)
     proposals: int = option(8, "Texts embedded in each round.", low=1, high=1024)
-    likelihood: float = option(
-        0.0,
-        "Weight of the denoiser's log-likelihood in the choice of hypotheses.",
-        low=0.0,
-        high=1000.0,
-    )
     gain: float = option(
         0.001,
-        "Weight of an edit's gain in log-likelihood beside its cosine.",
+        "Weight of an edit's gain in log-likelihood (nats) beside its predicted cosine.",
         low=0.0,
         high=1000.0,
     )
-    refills: int = option(
-        8, "Copies a round with a span masked that the denoiser fills.", low=0, high=64
+    infills: int = option(
+        8,
+        "Copies of the nearest hypotheses a round with a span masked that the denoiser fills in.",
+        low=0,
+        high=64,
     )
-    probes: int = option(48, "Single words embedded at the start.", low=0, high=1024)
+    probes: int = option(
+        48,
+        "Single words embedded at the start, the most probable by the denoiser.",
+        low=0,
+        high=1024,
+    )
     exploration: float = option(
         0.1, "Weight of a prediction's standard deviation.", low=0.0, high=1000.0
     )
@@ -132,100 +132,101 @@ class GuidedSearch:
         start = Sequential()(denoiser, embedding, spec, steps=steps)
         words = likely_words(denoiser, embedding, spec)
         texts = [
-            _Text(row, content_of(ids, spec), spent + 1, words[row], generators[row])
+            _Text(row, content_of(ids, spec), spent + 1, words[row], generators[row], spec)
             for row, (ids, spent) in enumerate(
                 zip(start.tokens.tolist(), start.passes.tolist(), strict=True)
             )
         ]
         _embed(texts, [[text.start] for text in texts], spec, oracle)
-        display = _Display(on_step, spec)
+        shown, index = spec.masked(len(texts), torch.device("cpu")), 0
         while True:
-            self._look(texts, denoiser, embedding, spec)
+            self._score(texts, denoiser, embedding, spec)
+            left = [oracle.remaining(text.row) for text in texts]
             for text in texts:
-                text.finished |= text.cosine >= self.stop_cosine or oracle.remaining(text.row) < 1
-            display.show(texts, oracle, self.proposals)
+                text.finished |= text.cosine >= self.stop_cosine or left[text.row] < 1
             searching = [text for text in texts if not text.finished]
+            index += 1
+            if on_step is not None:
+                rounds = max(
+                    (-(-left[text.row] // self.proposals) for text in searching), default=0
+                )
+                step = _step(texts, shown, (index, index + rounds), oracle.calls, spec)
+                shown = step.tokens.clone()
+                on_step(step)
             if not searching:
-                return _decoded(texts, oracle, spec, embedding.device)
-            self._refill(searching, denoiser, embedding, spec)
-            batches = [self._propose(text, spec, oracle) for text in searching]
+                return _decoded(texts, oracle.calls, spec, embedding)
+            for text in searching:
+                text.fit()
+            self._infill(texts, denoiser, embedding, spec)
+            batches = [self._propose(text, left[text.row], spec) for text in searching]
             _embed(searching, batches, spec, oracle)
 
-    def _look(
+    def _score(
         self, texts: Sequence[_Text], denoiser: DenoiserFn, embedding: Tensor, spec: SequenceSpec
     ) -> None:
-        """Have the denoiser look at the nearest hypotheses it has not seen."""
-        count = self.beam * (2 if self.likelihood else 1)
+        """Have the denoiser score the nearest hypotheses it has not seen."""
         new = [
             (text.row, tokens)
             for text in texts
-            for tokens in text.nearest(1 if text.finished else count)
-            if tokens and tokens not in text.outlooks
+            for tokens in text.nearest(1 if text.finished else self.beam)
+            if tokens and tokens not in text.scores
         ]
         if not new:
             return
-        words, rngs = [text.words for text in texts], [text.rng for text in texts]
-        outlooks, passes = look_at(denoiser, embedding, spec, new, words, rngs)
-        for (row, tokens), outlook, spent in zip(new, outlooks, passes, strict=True):
-            texts[row].outlooks[tokens] = outlook
+        rngs = [text.rng for text in texts]
+        scores, passes = masked_scores(denoiser, embedding, spec, new, rngs)
+        for (row, tokens), one, spent in zip(new, scores, passes, strict=True):
+            texts[row].scores[tokens] = one
             texts[row].passes += spent
 
-    def _refill(
+    def _infill(
         self, texts: Sequence[_Text], denoiser: DenoiserFn, embedding: Tensor, spec: SequenceSpec
     ) -> None:
         """Have the denoiser fill holes in the hypotheses to edit."""
-        holes, favoured, rngs = [], {}, {}
+        holes = []
+        ids = torch.zeros(len(texts), _FAVOURERS * spec.length, dtype=torch.long)
+        nats = torch.zeros(ids.shape)
         for text in texts:
-            parents = [tokens for tokens in self._parents(text) if tokens]
-            if len(text.known) < 2 or not parents:  # noqa: PLR2004 - the start and an answer
+            parents = [tokens for tokens in text.nearest(self.beam) if tokens]
+            if text.finished or len(text.known) < 2 or not parents or not self.infills:  # noqa: PLR2004 - the start and an answer
                 continue
+            best = text.nearest(_FAVOURERS)
+            counts = Counter(token for tokens in best for token in set(tokens))
+            ids[text.row, : len(counts)] = torch.tensor(list(counts))
+            nats[text.row, : len(counts)] = torch.tensor(list(counts.values())) / len(best)
             doubts = _doubts(text, parents)
-            favoured[text.row], rngs[text.row] = _favoured(text), text.rng
-            for k in range(self.refills):
+            for k in range(self.infills):
                 tokens, doubt = parents[k % len(parents)], doubts[k % len(parents)]
-                own = text.outlooks[tokens].own
+                own = text.scores[tokens].own
                 holes.append(make_hole(text.row, tokens, own, doubt, spec, text.rng))
         if not holes:
             return
-        filled, passes = fill_holes(denoiser, embedding, spec, holes, favoured, rngs)
-        by_row = {text.row: text for text in texts}
+        favoured = ids.to(embedding.device), _FAVOUR * nats.to(embedding.device)
+        rngs = [text.rng for text in texts]
+        filled, passes = infill(denoiser, embedding, spec, holes, favoured, rngs, _PASSES)
         for hole, (tokens, gain), spent in zip(holes, filled, passes, strict=True):
-            text = by_row[hole.row]
+            text = texts[hole.row]
             text.passes += spent
-            text.refilled[tokens] = gain
+            text.infills[tokens] = gain
         for text in texts:
-            text.refilled = dict(list(text.refilled.items())[-_REFILLS_KEPT:])
+            text.infills = dict(list(text.infills.items())[-_INFILLS_KEPT:])
 
-    def _propose(self, text: _Text, spec: SequenceSpec, oracle: Oracle) -> list[Tokens]:
-        """The edited copies most worth a call; at first the single words."""
+    def _propose(self, text: _Text, left: int, spec: SequenceSpec) -> list[Tokens]:
+        """Choose the edited copies most worth a call; at first the single words."""
         if len(text.known) == 1 and spec.end_id is not None:
-            count = min(self.probes, oracle.remaining(text.row) // 6)
-            likely: list[int] = text.words[0][:count].tolist()
+            likely: list[int] = text.words[0][: min(self.probes, left // 6)].tolist()
             probes: list[Tokens] = [(word,) for word in likely if (word,) != text.start]
             if probes:
                 return probes
-        parents = self._parents(text)
-        candidates = _candidates(text, parents, spec)
-        left = oracle.remaining(text.row)
-        if not candidates:
+        rows, gains = _candidates(text, text.nearest(self.beam), spec)
+        if not len(rows):
             return []
-        ids, gains = list(candidates), np.array(list(candidates.values()))
-        mean, spread = predict_cosines(text.known, text.vectors, text.cosines, ids)
-        share = left / (left + float(oracle.calls[text.row]))
-        worth = mean + self.exploration * share * spread + self.gain * np.clip(gains, *_GAIN_LIMITS)
-        order = np.argsort(-worth.round(6), kind="stable")
-        return [ids[k] for k in order[: min(self.proposals, left)]]
-
-    def _parents(self, text: _Text) -> list[Tokens]:
-        """The hypotheses to edit: nearest by cosine and likelihood together."""
-        if not self.likelihood:
-            return text.nearest(self.beam)
-
-        def worth(tokens: Tokens) -> float:
-            own = text.outlooks[tokens].own if tokens else np.zeros(1)
-            return text.cosines[text.place[tokens]] + self.likelihood * float(own.mean())
-
-        return sorted(text.nearest(2 * self.beam), key=worth, reverse=True)[: self.beam]
+        mean, deviation = text.model.predict(rows)
+        share = left / (left + text.calls)
+        worth = mean + self.exploration * share * deviation
+        worth += self.gain * np.clip(gains, *_GAIN_LIMITS)
+        best = np.argsort(-worth.round(6), kind="stable")[: min(self.proposals, left)]
+        return [tuple(row[row != NOTHING].tolist()) for row in rows[best]]
 
 
 class _Text:
@@ -238,17 +239,19 @@ class _Text:
         passes: int,
         words: Words,
         generator: torch.Generator,
+        spec: SequenceSpec,
     ) -> None:
         self.row, self.start, self.passes, self.words = row, start, passes, words
         self.rng = np.random.default_rng(int(torch.randint(2**62, (), generator=generator)))
-        self.known: list[Tokens] = []
+        self.length = spec.length
+        self.known: dict[Tokens, int] = {}  # hypotheses embedded, numbered
         self.cosines: list[float] = []
         self.vectors: list[NDArray[np.float32]] = []
         self.made: list[int] = []  # passes spent when a hypothesis was made
-        self.place: dict[Tokens, int] = {}
-        self.outlooks: dict[Tokens, Outlook] = {}
-        self.refilled: dict[Tokens, float] = {}  # with the gain in nats, the latest last
+        self.scores: dict[Tokens, MaskedScores] = {}
+        self.infills: dict[Tokens, float] = {}  # with the gain in nats, the latest last
         self.idle, self.calls, self.finished = 0, 0, False
+        self.model: CosineModel
 
     @property
     def cosine(self) -> float:
@@ -256,80 +259,89 @@ class _Text:
         return max(self.cosines, default=-1.0)
 
     def nearest(self, count: int) -> list[Tokens]:
-        """The hypotheses with the highest cosines, the first found before its equals."""
-        order = sorted(range(len(self.known)), key=lambda k: -self.cosines[k])
-        return [self.known[k] for k in order[:count]]
+        """Find the hypotheses with the highest cosines, the first made before its equals."""
+        return sorted(self.known, key=lambda tokens: -self.cosines[self.known[tokens]])[:count]
 
     def learn(self, tokens: Tokens, cosine: float, vector: NDArray[np.float32]) -> None:
         """Remember what the encoder said."""
-        self.place[tokens] = len(self.known)
-        self.known.append(tokens)
+        self.known[tokens] = len(self.known)
         self.cosines.append(cosine)
         self.vectors.append(vector)
         self.made.append(self.passes)
 
+    def fit(self) -> None:
+        """Learn from what was embedded."""
+        rows = to_rows(list(self.known), self.length)
+        self.model = CosineModel(rows, np.stack(self.vectors), np.array(self.cosines))
+
 
 def _doubts(text: _Text, parents: Sequence[Tokens]) -> list[NDArray[np.float64]]:
-    """How much each token of each parent is in question.
+    """Estimate how much each token of each parent is in question.
 
     What the denoiser doubts, and what the encoder's answers so far say is better left out.
     """
+    if not _DOUBTS:
+        return [np.ones(len(parent)) for parent in parents]
     shorter = [parent[:j] + parent[j + 1 :] for parent in parents for j in range(len(parent))]
-    mean, _ = predict_cosines(text.known, text.vectors, text.cosines, shorter)
+    mean, _ = text.model.predict(to_rows(shorter, text.length))
     doubts, start = [], 0
     for parent in parents:
-        harm = mean[start : start + len(parent)] - text.cosines[text.place[parent]]
+        harm = mean[start : start + len(parent)] - text.cosines[text.known[parent]]
         start += len(parent)
-        unlikely = 1.0 - np.exp(text.outlooks[parent].own)
+        unlikely = 1.0 - np.exp(text.scores[parent].own)
         doubts.append(unlikely * np.exp(np.clip(harm / _HARM, -4.0, 4.0)))
     return doubts
 
 
-def _favoured(text: _Text) -> dict[int, float]:
-    """The words of the nearest hypotheses, and the nats they are favoured by."""
-    best = text.nearest(_FAVOURERS)
-    counts = Counter(token for tokens in best for token in set(tokens))
-    return {token: _FAVOUR * count / len(best) for token, count in counts.items()}
+def _candidates(
+    text: _Text, parents: Sequence[Tokens], spec: SequenceSpec
+) -> tuple[Rows, NDArray[np.float64]]:
+    """Make edited copies of the parents that were not embedded yet.
 
-
-def _candidates(text: _Text, parents: Sequence[Tokens], spec: SequenceSpec) -> dict[Tokens, float]:
-    """Edited copies of the parents that were not embedded yet, with their best gains in nats."""
-    found: dict[Tokens, float] = {}
+    Returns:
+        Each once [M, L], and the largest gain in nats that it was made with [M].
+    """
     fixed = spec.end_id is None or spec.pad_id is None
     shortest, longest = (spec.length,) * 2 if fixed else (1, max(spec.length - 1, 1))
-
-    def add(tokens: Tokens | None, gain: float) -> None:
-        if tokens is not None and shortest <= len(tokens) <= longest and tokens not in text.place:
-            found[tokens] = max(gain, found.get(tokens, gain))
-
+    rows, gains = [], []
     for parent in parents:
         if not parent:
-            for word in text.words[0].tolist():
-                add((word,), 0.0)
+            rows.append(to_rows(text.words[0][:, None].tolist(), spec.length))
+            gains.append(np.zeros(len(rows[-1])))
             continue
-        singles = single_edits(parent, text.outlooks[parent], text.rng)
-        for edit in singles:
-            add(apply_edits(parent, [edit]), edit.gain)
-        for several in combined_edits(singles, _COMBINATIONS, text.rng) if singles else ():
-            add(apply_edits(parent, several), sum(e.gain for e in several) - 1.0)
-    for tokens, gain in text.refilled.items():
-        add(tokens, gain)
-    for tokens, gain in crossings(parents, _CROSSINGS, text.rng):
-        add(tokens, gain)
-    return found
+        singles = single_edits(parent, text.scores[parent], text.words, text.rng)
+        several = combined_edits(singles, _COMBINATIONS, text.rng)
+        rows += [apply_edits(parent, edits, spec.length) for edits in (singles, several)]
+        gains += [singles.gains, several.gains - 1.0]
+    rows.append(to_rows(list(text.infills), spec.length))
+    gains.append(np.array(list(text.infills.values())))
+    rows.append(crossover(parents, _CROSSOVERS, spec.length, text.rng))
+    gains.append(np.full(len(rows[-1]), -2.0))
+    every, gain = np.concatenate(rows), np.concatenate(gains)
+    order = np.argsort(-gain, kind="stable")
+    every, gain = every[order], gain[order]
+    # Rows are told apart by a hash, known ones first
+    known = to_rows(list(text.known), spec.length)
+    factors = np.random.default_rng(0).integers(2**63, size=spec.length) * 2 + 1
+    hashes = np.concatenate([known, every]) @ factors
+    first = np.unique(hashes, return_index=True)[1]
+    first = np.sort(first[first >= len(known)]) - len(known)
+    sizes = (every[first] != NOTHING).sum(axis=1)
+    first = first[(sizes >= shortest) & (sizes <= longest)]
+    return every[first], gain[first]
 
 
 def _embed(
     texts: Sequence[_Text], batches: Sequence[list[Tokens]], spec: SequenceSpec, oracle: Oracle
 ) -> None:
-    """Ask the encoder about the new hypotheses of all texts at once."""
-    asked = [(text, tokens) for text, batch in zip(texts, batches, strict=True) for tokens in batch]
-    if asked:
-        which = [text.row for text, _ in asked]
-        rows = [row_of(tokens, spec) for _, tokens in asked]
+    """Embed the new hypotheses of all texts together."""
+    batch = [(text, tokens) for text, some in zip(texts, batches, strict=True) for tokens in some]
+    if batch:
+        which = [text.row for text, _ in batch]
+        rows = [row_of(tokens, spec) for _, tokens in batch]
         cosines = oracle(which, rows).double().tolist()
         vectors = oracle.vectors(which, rows)
-        for (text, tokens), cosine, vector in zip(asked, cosines, vectors, strict=True):
+        for (text, tokens), cosine, vector in zip(batch, cosines, vectors, strict=True):
             text.learn(tokens, cosine, vector)
     calls = oracle.calls.tolist()
     for text in texts:
@@ -338,34 +350,17 @@ def _embed(
         text.finished |= text.idle >= _PATIENCE
 
 
-class _Display:
-    """Steps for live displays, one after every look of the denoiser."""
-
-    def __init__(self, on_step: OnStep | None, spec: SequenceSpec) -> None:
-        self.on_step, self.spec, self.index = on_step, spec, 0
-        self.shown: Tensor | None = None
-
-    def show(self, texts: Sequence[_Text], oracle: Oracle, proposals: int) -> None:
-        """The nearest hypothesis of every text."""
-        self.index += 1
-        if self.on_step is None:
-            return
-        rounds = [-(-oracle.remaining(t.row) // proposals) for t in texts if not t.finished]
-        best = [_best(text, self.spec) for text in texts]
-        tokens = torch.tensor([row for row, _, _ in best])
-        before = torch.full_like(tokens, self.spec.mask_id) if self.shown is None else self.shown
-        step = DecodingStep(
-            self.index,
-            self.index + max(rounds, default=0),
-            tokens,
-            torch.tensor([sure for _, sure, _ in best]),
-            tokens != before,
-            torch.zeros(len(texts)),
-            torch.tensor([text.cosine for text in texts]),
-            oracle.calls.clone(),
-        )
-        self.shown = tokens.clone()
-        self.on_step(step)
+def _step(
+    texts: Sequence[_Text], shown: Tensor, place: tuple[int, int], calls: Tensor, spec: SequenceSpec
+) -> DecodingStep:
+    """Show the nearest hypothesis of every text to a live display."""
+    rows, confidences, _ = zip(*(_best(text, spec) for text in texts), strict=True)
+    tokens = torch.tensor(rows)
+    cosines = torch.tensor([text.cosine for text in texts])
+    nothing = torch.zeros(len(texts))  # is masked
+    return DecodingStep(
+        *place, tokens, torch.tensor(confidences), tokens != shown, nothing, cosines, calls.clone()
+    )
 
 
 def _best(text: _Text, spec: SequenceSpec) -> tuple[list[int], list[float], int]:
@@ -375,21 +370,19 @@ def _best(text: _Text, spec: SequenceSpec) -> tuple[list[int], list[float], int]
     end and what follows it were not asked about; their confidence is 1.
     """
     tokens = text.nearest(1)[0]
-    own = text.outlooks[tokens].own if tokens else np.zeros(0)
-    sure = [*np.exp(own).tolist(), *[1.0] * (spec.length - len(tokens))]
-    return row_of(tokens, spec), sure, text.made[text.place[tokens]]
+    own = text.scores[tokens].own if tokens else np.zeros(0)
+    confidences = [*np.exp(own).tolist(), *[1.0] * (spec.length - len(tokens))]
+    return row_of(tokens, spec), confidences, text.made[text.known[tokens]]
 
 
-def _decoded(
-    texts: Sequence[_Text], oracle: Oracle, spec: SequenceSpec, device: torch.device
-) -> Decoded:
-    best = [_best(text, spec) for text in texts]
-    order = [[made] * spec.length for _, _, made in best]
-    return Decoded(
-        torch.tensor([row for row, _, _ in best], device=device),
-        torch.tensor([sure for _, sure, _ in best], device=device),
-        torch.tensor(order, device=device),
-        torch.tensor([text.passes for text in texts], device=device),
-        oracle.calls.to(device),
-        torch.tensor([text.cosine for text in texts], device=device),
+def _decoded(texts: Sequence[_Text], calls: Tensor, spec: SequenceSpec, to: Tensor) -> Decoded:
+    rows, confidences, made = zip(*(_best(text, spec) for text in texts), strict=True)
+    results = Decoded(
+        tokens=torch.tensor(rows),
+        confidences=torch.tensor(confidences),
+        order=torch.tensor(made)[:, None].expand(-1, spec.length),
+        passes=torch.tensor([text.passes for text in texts]),
+        encoder_calls=calls,
+        cosines=torch.tensor([text.cosine for text in texts]),
     )
+    return Decoded(**{name: value.to(to.device) for name, value in vars(results).items()})
