@@ -23,6 +23,7 @@ from unembed.decoding.logits import (
     RepetitionPenalty,
     with_processors,
 )
+from unembed.decoding.settings import as_decoding
 from unembed.decoding.strategy import OnStep
 from unembed.denoiser import Denoiser
 from unembed.device import Compute, choose_compute
@@ -378,32 +379,6 @@ class Inverter(
             f"# Inverter for {self.encoder.name}\n\nRecovers text from embeddings of "
             f"{self.encoder.describe()}, at most {self.length - 1} tokens.\n"
         )
-
-
-def as_decoding(decoding: Decoding | str | None, settings: dict[str, Any]) -> Decoding:
-    """Read a `Decoding` from whatever a caller says in its place.
-
-    Args:
-        decoding: One, its text, or None for the keywords.
-        settings: Keywords of `Decoding.of`, the strategy's options also in ``options``.
-
-    Raises:
-        ConfigError: Both, or no valid decoding.
-    """
-    if decoding is None:
-        plain = {key: value for key, value in settings.items() if key != "options"}
-        return Decoding.of(**plain, **(settings.get("options") or {}))
-    if settings:
-        raise ConfigError(
-            "either decoding or its keywords", f"both, {', '.join(settings)}", "Leave one out"
-        )
-    if isinstance(decoding, Decoding):
-        return decoding
-    if isinstance(decoding, str):
-        return Decoding.parse(decoding)
-    raise ConfigError(
-        "a Decoding, or the text of one", type(decoding).__name__, "Pass decoding='greedy:steps=8'"
-    )
 
 
 def export_folder(folder: Path, out: Path) -> None:

@@ -12,7 +12,8 @@ import yaml
 
 from unembed.cli import display as terminal
 from unembed.cli import main as cli
-from unembed.cli.display import StopSignal, TrainingDisplay
+from unembed.cli.display import TrainingDisplay
+from unembed.cli.train import StopSignal
 from unembed.training import loop
 from unembed.training.checkpoint import LATEST, Progress, read_state
 from unembed.training.metrics_log import METRICS

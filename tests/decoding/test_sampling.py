@@ -4,9 +4,8 @@ import pytest
 import torch
 
 from unembed.decoding import SequenceSpec
-from unembed.decoding.euler import Euler, EulerRemask
+from unembed.decoding.euler import Euler, EulerRemask, TwoStage
 from unembed.decoding.logits import nucleus_floor, sample, uniforms
-from unembed.decoding.two_stage import TwoStage
 from unembed.diffusion import Linear, LogLinear
 
 MASK = 3

@@ -1,7 +1,7 @@
 import pytest
 
 from unembed.config import load_config, shipped_configs
-from unembed.encoders.catalog import CATALOG, find
+from unembed.encoders.pipeline import CATALOG, find
 
 
 @pytest.mark.parametrize("entry", CATALOG.values(), ids=lambda entry: entry.name)

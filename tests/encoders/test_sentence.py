@@ -16,12 +16,12 @@ import torch
 from sentence_transformers import SentenceTransformer
 
 from unembed.device import Compute, choose_compute, replica_devices
-from unembed.encoders import catalog, sentence
+from unembed.encoders import pipeline, sentence
 from unembed.encoders.base import Encoder, EncoderIdentity
 from unembed.encoders.sentence import SentenceEncoder, load_encoder
 from unembed.errors import EmbeddingError, EncoderError
 
-ENTRY = catalog.find("all-MiniLM-L6-v2")
+ENTRY = pipeline.find("all-MiniLM-L6-v2")
 TEXTS = [
     "The patient was admitted on Monday with chest pain, and the court heard her on Friday.",
     "Cats.",

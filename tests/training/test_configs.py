@@ -10,7 +10,7 @@ from unembed.config import load_config, shipped_configs
 from unembed.data.pairs import Pairs
 from unembed.denoiser import Denoiser, DenoiserSizes
 from unembed.encoders.base import EncoderIdentity
-from unembed.encoders.catalog import find
+from unembed.encoders.pipeline import find
 from unembed.tokenizer import TextTokenizer, word_tokenizer
 from unembed.training import checkpoint as resuming
 from unembed.training import loop

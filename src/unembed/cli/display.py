@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import sys
-import time
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from io import StringIO
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -49,10 +46,6 @@ _SURE, _UNSURE = 0.7, 0.3
 _VERDICTS = {True: "[green]passed[/]", False: "[red]failed[/]", None: ""}
 _PICTURE_COLUMNS, _FRAMES = 110, 7
 _SHOWN = 12  # languages
-_SAME_REQUEST = 2.0  # seconds
-_STOP_SIGNALS = [
-    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
-]
 
 
 def _bar(*columns: str) -> Progress:
@@ -167,47 +160,6 @@ class TrainingDisplay(_Display):
                 return
             figures = f"loss {record['loss']:.3f}  {record['samples_per_second']:.0f} samples/s"
             self.bar.update(self.task, completed=step, figures=figures)
-
-
-class StopSignal:
-    """Turns SIGINT, SIGTERM and SIGHUP into a request to save and stop; a second one stops at once.
-
-    One soon after the first is the same request: a batch system tells a whole job, and a launcher
-    among it tells its processes again. SIGHUP stays ignored where it is (`nohup`).
-
-    Attributes:
-        number: The first signal that came; None before.
-    """
-
-    def __init__(self) -> None:
-        self.number: signal.Signals | None = None
-        self._time = 0.0  # of the first
-        self._before: dict[signal.Signals, Any] = {}
-
-    def requested(self) -> bool:
-        """Check whether a signal has come."""
-        return self.number is not None
-
-    def __enter__(self) -> StopSignal:
-        for number in map(signal.Signals, _STOP_SIGNALS):
-            if number.name == "SIGHUP" and signal.getsignal(number) == signal.SIG_IGN:
-                continue
-            self._before[number] = signal.signal(number, self._handle)
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._restore()
-
-    def _restore(self) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.number is None:
-            self.number, self._time = signal.Signals(number), time.monotonic()
-        elif time.monotonic() - self._time > _SAME_REQUEST:
-            self._restore()
-            signal.raise_signal(number)
 
 
 def watcher(tokenizer: TextTokenizer) -> OnStep:

@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 
 import unembed
-from unembed.cli.loading import encoder_settings, make_encoder, make_inverter
 from unembed.cli.options import (
     CheckpointOption,
     DenoiserDtypeOption,
@@ -19,6 +18,9 @@ from unembed.cli.options import (
     StrategiesOption,
     StrategyOption,
     TrustOption,
+    encoder_settings,
+    make_encoder,
+    make_inverter,
 )
 
 

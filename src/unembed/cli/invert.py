@@ -11,7 +11,6 @@ from typing import Annotated, Any
 import typer
 
 import unembed
-from unembed.cli.loading import encoder_settings, make_encoder, make_inverter, read_decoding
 from unembed.cli.options import (
     CallsOption,
     CheckOption,
@@ -34,6 +33,10 @@ from unembed.cli.options import (
     VectorBatchOption,
     VectorColumnOption,
     VectorsOption,
+    encoder_settings,
+    make_encoder,
+    make_inverter,
+    read_decoding,
 )
 
 
@@ -77,18 +80,23 @@ def invert(
     if text is not None and not text.strip():
         raise EmbeddingError("a text with at least one visible character", repr(text), "Type one")
     if (text is None) == (embedding is None):
-        found = "neither" if text is None else "both"
-        raise EmbeddingError("either --text or --embedding", found, "Pass one of them")
-    for_files: dict[str, Any] = {
-        "--out": out,
-        "--key": key,
-        "--column": column,
-        "--skip-bad": skip_bad or None,
-    }
-    for_files |= {"--keep": keep, "--ranges": ranges, "--check": check or None}
-    for_files |= {"--batch-size": batch_size}
-    _only_with("--embedding", for_files if text is not None else {}, "--text")
-    _only_with("--text", {"--svg": svg} if text is None else {}, "--embedding")
+        given = "neither" if text is None else "both"
+        raise EmbeddingError("either --text or --embedding", given, "Pass one of them")
+    if text is None:
+        _refuse_without("--text", "--embedding", svg=svg)
+    else:
+        _refuse_without(
+            "--embedding",
+            "--text",
+            out=out,
+            key=key,
+            column=column,
+            skip_bad=skip_bad or None,
+            keep=keep,
+            ranges=ranges,
+            check=check or None,
+            batch_size=batch_size,
+        )
     from unembed.cli.display import save_picture, show_round_trip, watcher
     from unembed.vectors.invert import invert_text
 
@@ -107,17 +115,15 @@ def invert(
         options["on_step"] = seen.append
     elif watch and not as_json:
         options["on_step"] = watcher(inverter.tokenizer)
-    if source is not None:
-        options |= {"encoder": model, "batch_size": batch_size or 64}
-        options |= {"check": model if check else None}
-        with _opened(source) as vectors:
-            _invert_vectors(inverter, vectors, out, as_json, options)
+    if text is not None:
+        trip = invert_text(inverter, model, text, **options)
+        show_round_trip(trip, as_json)
+        if svg is not None:
+            save_picture(svg, trip, seen, inverter.tokenizer)
         return
-    assert text is not None
-    trip = invert_text(inverter, model, text, **options)
-    show_round_trip(trip, as_json)
-    if svg is not None:
-        save_picture(svg, trip, seen, inverter.tokenizer)
+    options |= {"encoder": model, "batch_size": batch_size or 64, "check": model if check else None}
+    with _opened(source) as vectors:
+        _invert_vectors(inverter, vectors, out, as_json, options)
 
 
 def _source(
@@ -131,12 +137,14 @@ def _source(
     return VectorFile(path, key, skip_bad, columns, limits)
 
 
-def _only_with(needed: str, options: dict[str, Any], given: str) -> None:
+def _refuse_without(needed: str, given: str, **options: Any) -> None:
+    """Refuse options that do nothing without another one."""
     from unembed.errors import ConfigError
 
     for name, value in options.items():
         if value is not None:
-            raise ConfigError(f"{name} with {needed} only", given, "Leave it out")
+            flag = "--" + name.replace("_", "-")
+            raise ConfigError(f"{flag} with {needed} only", given, "Leave it out")
 
 
 @contextmanager

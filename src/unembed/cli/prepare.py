@@ -9,7 +9,6 @@ from typing import Annotated, Any
 
 import typer
 
-from unembed.cli.loading import make_encoder
 from unembed.cli.options import (
     BatchOption,
     CharsOption,
@@ -29,6 +28,7 @@ from unembed.cli.options import (
     StageOption,
     TrustOption,
     WorkersOption,
+    make_encoder,
 )
 
 _STAGE_1 = ("langs", "n_samples", "lang_column", "chars", "near_duplicates", "seed")

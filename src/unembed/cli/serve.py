@@ -9,8 +9,14 @@ from typing import Annotated
 
 import typer
 
-from unembed.cli.loading import encoder_settings, make_encoder, make_inverter
-from unembed.cli.options import DeviceOption, EncoderOption, TrustOption
+from unembed.cli.options import (
+    DeviceOption,
+    EncoderOption,
+    TrustOption,
+    encoder_settings,
+    make_encoder,
+    make_inverter,
+)
 
 
 def serve(
@@ -88,22 +94,25 @@ def serve(
     app = create_app(demo, hosts, allow_origin or [])
     address = server.address_of(bound)
 
-    def ready() -> None:
-        typer.echo(f"open {address} (models: {', '.join(demo.models)}; Ctrl+C stops)")
-        if open_page:
-            _open(address)
-
-    def stopping() -> None:
-        typer.echo(
-            f"finishing what runs, at most {max_seconds:g} s; again (Ctrl+C) to stop at once"
-        )
-
+    opening = f"open {address} (models: {', '.join(demo.models)}; Ctrl+C stops)"
+    closing = f"finishing what runs, at most {max_seconds:g} s; again (Ctrl+C) to stop at once"
     server.write_log()
-    server.run(app, bound, ready=ready, stopping=stopping, proxies=proxies)
+    server.run(
+        app,
+        bound,
+        ready=lambda: _announce(opening, address if open_page else None),
+        stopping=lambda: typer.echo(closing),
+        proxies=proxies,
+    )
 
 
-def _open(address: str) -> None:
-    """In a window; a browser inside the terminal would hide the server."""
+def _announce(message: str, address: str | None) -> None:
+    """Say that the server is ready, and open an address in a window.
+
+    A browser inside the terminal would hide the server.
+    """
+    typer.echo(message)
     screens = ("DISPLAY", "WAYLAND_DISPLAY")
-    if sys.platform in ("darwin", "win32") or any(os.environ.get(name) for name in screens):
+    windows = sys.platform in ("darwin", "win32") or any(map(os.environ.get, screens))
+    if address is not None and windows:
         webbrowser.open(address)

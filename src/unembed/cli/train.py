@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import signal
+import time
 from contextlib import suppress
 from pathlib import Path
+from types import FrameType
 from typing import Annotated, Any
 
 import typer
 
-from unembed.cli.loading import make_encoder
 from unembed.cli.options import (
     AxisOption,
     CardOption,
@@ -23,7 +24,13 @@ from unembed.cli.options import (
     ShardOption,
     TrustOption,
     WeightsOption,
+    make_encoder,
 )
+
+_STOP_SIGNALS = [
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
+]
+_SAME_REQUEST = 2.0  # seconds
 
 
 def train(
@@ -39,7 +46,7 @@ def train(
 
     Ctrl-C, SIGTERM and SIGHUP save and end it with exit code 130, 143 or 129; --resume goes on.
     """
-    from unembed.cli.display import StopSignal, TrainingDisplay
+    from unembed.cli.display import TrainingDisplay
     from unembed.config import load_config
     from unembed.data.pairs import Pairs
     from unembed.device import choose_compute
@@ -149,3 +156,44 @@ def _read_card(path: Path) -> str:
 def _notes(notes: list[str]) -> None:
     for note in notes:
         typer.echo(f"note: {note}", err=True)
+
+
+class StopSignal:
+    """Turns SIGINT, SIGTERM and SIGHUP into a request to save and stop; a second one stops at once.
+
+    One soon after the first is the same request: a batch system tells a whole job, and a launcher
+    among it tells its processes again. SIGHUP stays ignored where it is (`nohup`).
+
+    Attributes:
+        number: The first signal that came; None before.
+    """
+
+    def __init__(self) -> None:
+        self.number: signal.Signals | None = None
+        self._time = 0.0  # of the first
+        self._before: dict[signal.Signals, Any] = {}
+
+    def requested(self) -> bool:
+        """Check whether a signal has come."""
+        return self.number is not None
+
+    def __enter__(self) -> StopSignal:
+        for number in map(signal.Signals, _STOP_SIGNALS):
+            if number.name == "SIGHUP" and signal.getsignal(number) == signal.SIG_IGN:
+                continue
+            self._before[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._restore()
+
+    def _restore(self) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.number is None:
+            self.number, self._time = signal.Signals(number), time.monotonic()
+        elif time.monotonic() - self._time > _SAME_REQUEST:
+            self._restore()
+            signal.raise_signal(number)

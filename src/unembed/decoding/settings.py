@@ -19,12 +19,11 @@ from typing import Any, NoReturn, cast
 
 from unembed.decoding.best_of import BestOf
 from unembed.decoding.entropy_bounded import EntropyBounded
-from unembed.decoding.euler import Euler, EulerRemask
+from unembed.decoding.euler import Euler, EulerRemask, TwoStage
 from unembed.decoding.guided_search.search import GuidedSearch
 from unembed.decoding.logits import REPETITION_PENALTY
 from unembed.decoding.sequential import Sequential
 from unembed.decoding.strategy import Strategy
-from unembed.decoding.two_stage import TwoStage
 from unembed.errors import ConfigError
 
 STRATEGIES: dict[str, type[Strategy]] = {
@@ -182,6 +181,32 @@ class Decoding:
             if value != item.default:
                 settings[item.name] = value
         return ":".join([self.name, *(f"{key}={_spell(value)}" for key, value in settings.items())])
+
+
+def as_decoding(decoding: Decoding | str | None, settings: dict[str, Any]) -> Decoding:
+    """Read a `Decoding` from whatever a caller says in its place.
+
+    Args:
+        decoding: One, its text, or None for the keywords.
+        settings: Keywords of `Decoding.of`, the strategy's options also in ``options``.
+
+    Raises:
+        ConfigError: Both, or no valid decoding.
+    """
+    if decoding is None:
+        plain = {key: value for key, value in settings.items() if key != "options"}
+        return Decoding.of(**plain, **(settings.get("options") or {}))
+    if settings:
+        raise ConfigError(
+            "either decoding or its keywords", f"both, {', '.join(settings)}", "Leave one out"
+        )
+    if isinstance(decoding, Decoding):
+        return decoding
+    if isinstance(decoding, str):
+        return Decoding.parse(decoding)
+    raise ConfigError(
+        "a Decoding, or the text of one", type(decoding).__name__, "Pass decoding='greedy:steps=8'"
+    )
 
 
 def make_strategy(name: str, options: Mapping[str, Any]) -> Strategy:

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from unembed.device import Compute, choose_compute, replica_devices
-from unembed.encoders import catalog
+from unembed.encoders import pipeline
 from unembed.encoders.base import EncoderIdentity, Progress, check_texts, known_as
 from unembed.encoders.batching import one_ahead, plan_batches, run_batches
 from unembed.encoders.pipeline import (
@@ -212,7 +212,7 @@ def load_encoder(
             it needs remote code that was not allowed, the prompt is one it does not know, its
             files do not say the pooling, or it cannot embed a text at all.
     """
-    entry = catalog.find(name)
+    entry = pipeline.find(name)
     if entry is not None and entry.remote_code and not trust_remote_code:
         raise EncoderError(
             f"permission to run the Python code that comes with {entry.repository}",
@@ -263,7 +263,7 @@ def load_encoder(
 
 
 def _dimension(
-    model: SentenceTransformer, entry: catalog.CatalogEntry | None, truncate_dim: int | None
+    model: SentenceTransformer, entry: pipeline.CatalogEntry | None, truncate_dim: int | None
 ) -> int:
     """Size of the vectors, as the model states it."""
     dimension = int(model.get_embedding_dimension() or 0)
@@ -276,7 +276,7 @@ def _dimension(
 
 
 def _resolve(
-    name: str, entry: catalog.CatalogEntry | None, revision: str | None
+    name: str, entry: pipeline.CatalogEntry | None, revision: str | None
 ) -> tuple[Path, str | None]:
     """Folder with the model's files, and its commit when it came from the Hub."""
     if Path(name).is_dir():
@@ -335,7 +335,7 @@ def _weights_digest(folder: Path) -> str:
 
 def _load(
     folder: Path,
-    entry: catalog.CatalogEntry | None,
+    entry: pipeline.CatalogEntry | None,
     trust_remote_code: bool,
     pooling: str | None,
     truncate_dim: int | None,
@@ -369,7 +369,7 @@ def _load(
     return model.eval()
 
 
-def _document_prompt(model: SentenceTransformer, entry: catalog.CatalogEntry | None) -> str:
+def _document_prompt(model: SentenceTransformer, entry: pipeline.CatalogEntry | None) -> str:
     """The prompt for documents: what the model's files say, then the catalogue, then none."""
     return _own_prompt(model) or (entry.prompt if entry is not None else "")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -11,18 +12,20 @@ from importlib.metadata import version
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from unembed.data.pairs import Pairs
 from unembed.decoding import Decoding
 from unembed.decoding.strategy import options_of
 from unembed.encoders.base import Encoder
 from unembed.errors import ConfigError
-from unembed.evaluation import baselines
 from unembed.evaluation.cache import settings_digest
 from unembed.evaluation.metrics import Recovery
 from unembed.evaluation.samples import Sample
 from unembed.inverter import Inverter
+from unembed.tokenizer import TextTokenizer
 
 BATCH, CHUNK = 64, 1024
 
@@ -146,7 +149,7 @@ class Part:
     @property
     def shuffled(self) -> NDArray[np.float32]:
         """For each text the embedding of another."""
-        return self.vectors[baselines.derangement(len(self.samples))]
+        return self.vectors[derangement(len(self.samples))]
 
 
 Recover = Callable[[Part, int, int], list[Recovery]]  # part, start and stop within it
@@ -177,19 +180,19 @@ class Bench:
             yield name, self._decode(self.inverter, attack), BATCH, {"attack": attack.to_dict()}
         settings = {"attack": self.guesser.to_dict()}
         shuffled = self._decode(self.inverter, self.guesser, shuffled=True)
-        yield baselines.SHUFFLED, shuffled, BATCH, settings
-        blind = self._decode(baselines.unconditional(self.inverter), self.guesser)
-        yield baselines.BLIND, blind, BATCH, settings
+        yield SHUFFLED, shuffled, BATCH, settings
+        blind = self._decode(unconditional(self.inverter), self.guesser)
+        yield BLIND, blind, BATCH, settings
         if self.pairs is not None:
             yield (
-                baselines.NEAREST,
+                NEAREST,
                 self._nearest,
                 CHUNK + 1,
                 {"pairs": settings_digest(self.pairs.manifest)},
             )
         known = None if self.counts is None else settings_digest(self.counts.tolist())
-        drawing = baselines.RandomTokens(self.inverter.tokenizer, self.counts, self.seed)
-        yield baselines.RANDOM, self._drawing(drawing), BATCH, {"counts": known}
+        drawing = RandomTokens(self.inverter.tokenizer, self.counts, self.seed)
+        yield RANDOM, self._drawing(drawing), BATCH, {"counts": known}
 
     def show(self, row: str, done: int) -> None:
         """Report how many texts a row has."""
@@ -233,7 +236,7 @@ class Bench:
     def _nearest(self, part: Part, start: int, stop: int) -> list[Recovery]:
         assert self.pairs is not None
         pairs, total = self.pairs, len(self.pairs)
-        tokens, cosines = baselines.nearest_pairs(
+        tokens, cosines = nearest_pairs(
             pairs,
             part.vectors[start:stop],
             lambda done: self.report("searching the training texts", done, total),
@@ -246,7 +249,7 @@ class Bench:
             for text, ids, cosine in zip(texts, tokens, cosines, strict=True)
         ]
 
-    def _drawing(self, drawing: baselines.RandomTokens) -> Recover:
+    def _drawing(self, drawing: RandomTokens) -> Recover:
         def recover(part: Part, start: int, stop: int) -> list[Recovery]:
             chosen = part.samples[start:stop]
             tokens = [
@@ -274,3 +277,93 @@ def _cosines(
         for row, cosine in zip(rows, np.sum(again * vectors[rows], axis=1), strict=True):
             result[row] = float(cosine)
     return result
+
+
+SHUFFLED, BLIND = "shuffled embedding", "no embedding"
+NEAREST, RANDOM = "nearest training text", "random tokens"
+CONTROLS = (SHUFFLED, BLIND, NEAREST, RANDOM)
+_CHUNK_ROWS = 8192
+
+
+class _Unconditional:
+    """A denoiser that sees the null condition, the zero vector, whatever it is given."""
+
+    def __init__(self, denoiser: Any) -> None:
+        self._denoiser = denoiser
+        self.sizes = denoiser.sizes
+
+    def __call__(self, tokens: Tensor, embedding: Tensor, *rest: Any) -> Tensor:
+        logits: Tensor = self._denoiser(tokens, torch.zeros_like(embedding), *rest)
+        return logits
+
+
+def unconditional(inverter: Inverter) -> Inverter:
+    """The same inverter with a denoiser that never sees the embedding: what it writes unprompted.
+
+    No real vector is zero, so `Inverter.invert` refuses one; the denoiser is handed it here. One
+    trained without condition dropout has not seen it either, and may write nonsense.
+    """
+    blind = copy.copy(inverter)
+    # Nor may it see through another form of the network
+    vars(blind).update(denoiser=_Unconditional(inverter.denoiser))
+    return blind
+
+
+def derangement(count: int) -> NDArray[np.int64]:
+    """For each of some neighbouring texts the index of another, half of them further on.
+
+    Neighbours are often of one passage, and so is what they speak of.
+    """
+    return np.roll(np.arange(count), count // 2)
+
+
+class RandomTokens:
+    """Draws as many tokens as the original has.
+
+    Args:
+        tokenizer: Of the inverter.
+        counts: How often each token occurs in the training corpus, [V]; alike when None.
+        seed: Each text draws from (seed, its index).
+    """
+
+    def __init__(
+        self, tokenizer: TextTokenizer, counts: NDArray[np.int64] | None, seed: int
+    ) -> None:
+        shares = np.ones(tokenizer.size) if counts is None else counts.astype(np.float64)
+        shares[list(tokenizer.special_ids)] = 0.0
+        self._cumulative = np.cumsum(shares) / shares.sum()
+        self._seed = seed
+
+    def draw(self, index: int, count: int) -> list[int]:
+        """Token ids for the text ``index``."""
+        points = np.random.default_rng([self._seed, index]).random(count)
+        found: list[int] = np.searchsorted(self._cumulative, points, side="right").tolist()
+        return found
+
+
+def nearest_pairs(
+    pairs: Pairs, vectors: NDArray[np.float32], report: Callable[[int], None]
+) -> tuple[list[list[int]], list[float]]:
+    """Content tokens and cosine of the nearest prepared pair to each vector [N, D].
+
+    Args:
+        pairs: Searched from first to last.
+        vectors: Unit vectors.
+        report: Called with the number of pairs searched.
+    """
+    best = np.full(len(vectors), -np.inf, dtype=np.float32)
+    rows = np.zeros(len(vectors), dtype=np.int64)
+    for start in range(0, len(pairs), _CHUNK_ROWS):
+        index = np.arange(start, min(start + _CHUNK_ROWS, len(pairs)))
+        _, embeddings = pairs.rows(index)
+        similarity = vectors @ embeddings.T  # [N, rows]
+        winner = similarity.argmax(axis=1)
+        value = similarity[np.arange(len(vectors)), winner]
+        better = value > best
+        best[better], rows[better] = value[better], index[winner[better]]
+        report(int(index[-1]) + 1)
+    tokens, _ = pairs.rows(rows)
+    found = []
+    for row in tokens.tolist():
+        found.append([row[i] for i in pairs.tokenizer.content_positions(row)])
+    return found, [float(value) for value in best]

@@ -6,7 +6,7 @@ import pytest
 from unembed.data.pairs import Pairs
 from unembed.encoders.fake import FakeEncoder
 from unembed.evaluation import baselines as controls
-from unembed.evaluation.baselines import RandomTokens, derangement, nearest_pairs, unconditional
+from unembed.evaluation.rows import RandomTokens, derangement, nearest_pairs, unconditional
 
 
 def test_blindfolded_it_writes_the_same_whatever_the_vector(inverter, encoder):
