@@ -85,18 +85,9 @@ def invert(
     if text is None:
         _refuse_without("--text", "--embedding", svg=svg)
     else:
-        _refuse_without(
-            "--embedding",
-            "--text",
-            out=out,
-            key=key,
-            column=column,
-            skip_bad=skip_bad or None,
-            keep=keep,
-            ranges=ranges,
-            check=check or None,
-            batch_size=batch_size,
-        )
+        switches = {"skip_bad": skip_bad or None, "check": check or None}
+        files = {"out": out, "key": key, "column": column, "keep": keep, "ranges": ranges}
+        _refuse_without("--embedding", "--text", **files, **switches, batch_size=batch_size)
     from unembed.cli.display import save_picture, show_round_trip, watcher
     from unembed.vectors.invert import invert_text
 

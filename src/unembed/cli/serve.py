@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import webbrowser
+from functools import partial
 from typing import Annotated
 
 import typer
@@ -90,20 +91,13 @@ def serve(
         ),
         log_texts,
     )
-    hosts = server.hosts_of(host, allow_host or [])
-    app = create_app(demo, hosts, allow_origin or [])
+    app = create_app(demo, server.hosts_of(host, allow_host or []), allow_origin or [])
     address = server.address_of(bound)
-
     opening = f"open {address} (models: {', '.join(demo.models)}; Ctrl+C stops)"
     closing = f"finishing what runs, at most {max_seconds:g} s; again (Ctrl+C) to stop at once"
+    ready = partial(_announce, opening, address if open_page else None)
     server.write_log()
-    server.run(
-        app,
-        bound,
-        ready=lambda: _announce(opening, address if open_page else None),
-        stopping=lambda: typer.echo(closing),
-        proxies=proxies,
-    )
+    server.run(app, bound, ready=ready, stopping=lambda: typer.echo(closing), proxies=proxies)
 
 
 def _announce(message: str, address: str | None) -> None:
