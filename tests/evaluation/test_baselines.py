@@ -5,7 +5,7 @@ import pytest
 
 from unembed.data.pairs import Pairs
 from unembed.encoders.fake import FakeEncoder
-from unembed.evaluation import baselines as controls
+from unembed.evaluation import rows as controls
 from unembed.evaluation.rows import RandomTokens, derangement, nearest_pairs, unconditional
 
 
