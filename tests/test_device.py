@@ -2,34 +2,14 @@ import pytest
 import torch
 
 from unembed import device
-from unembed.device import Compute, choose_compute
+from unembed.device import choose_compute
 from unembed.errors import ConfigError
-
-
-def test_the_cpu_always_works():
-    compute = choose_compute("cpu", "float32")
-    assert compute == Compute(torch.device("cpu"), torch.float32)
-
-
-def test_a_device_is_described_for_the_record():
-    threads = torch.get_num_threads()
-    assert choose_compute("cpu", "bfloat16").describe() == f"CPU ({threads} threads), bfloat16"
 
 
 def test_auto_gives_a_usable_device_and_a_known_format():
     compute = choose_compute()
     assert torch.ones(2, device=compute.device).sum().item() == 2.0
     assert compute.dtype in (torch.float32, torch.bfloat16)
-
-
-@pytest.mark.parametrize(
-    ("cuda", "mps", "best"),
-    [(True, True, "cuda"), (False, True, "mps"), (False, False, "cpu")],
-)
-def test_cuda_comes_before_mps_and_mps_before_the_cpu(monkeypatch, cuda, mps, best):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
-    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
-    assert device._best_device() == best
 
 
 @pytest.mark.parametrize(("speedup", "expected"), [(4.3, torch.bfloat16), (0.5, torch.float32)])

@@ -4,6 +4,7 @@ import math
 import pytest
 import torch
 
+from tests.fakes import TableDenoiser
 from unembed.diffusion import (
     MIN_T,
     WEIGHTS,
@@ -26,21 +27,6 @@ SCHEDULES = [LogLinear(5.0), LogLinear(1.0), Linear()]
 
 def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
-
-
-class TableDenoiser:
-    """Logits that depend on the visible tokens, the embedding and t through fixed random tables."""
-
-    def __init__(self) -> None:
-        g = generator(7)
-        self.by_token = torch.randn(VOCABULARY, VOCABULARY, generator=g, dtype=torch.float64)
-        self.by_embedding = torch.randn(3, VOCABULARY, generator=g, dtype=torch.float64)
-
-    def __call__(self, tokens, embedding, t, where):
-        seen = self.by_token[tokens].sum(dim=1, keepdim=True)  # [B, 1, V]
-        own = self.by_token[tokens]
-        extra = embedding.double() @ self.by_embedding * (1.0 + t.double())[:, None]
-        return (seen + own + extra[:, None]).flatten(0, 1)[where.flatten()]
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
@@ -166,7 +152,7 @@ def test_the_loss_equals_a_brute_force_sum(schedule, weight):
     x0 = torch.randint(0, 4, (6, 5), generator=generator(3))
     embedding = torch.randn(6, 3, generator=generator(4))
     batch = corrupt_batch(x0, schedule, WEIGHTS[weight], MASK, generator(5))
-    denoiser = TableDenoiser()
+    denoiser = TableDenoiser(VOCABULARY)
     loss, losses = diffusion_loss(cross_entropy_of(denoiser), batch, embedding)
 
     total, count = 0.0, 0
@@ -198,7 +184,7 @@ def test_the_elbo_does_not_depend_on_the_schedule():
     """Its value is an integral over the mask ratio: any schedule that covers (0, 1) gives it."""
     x0 = torch.tensor([[0, 1]])
     embedding = torch.randn(1, 3, generator=generator(4))
-    denoiser = TableDenoiser()
+    denoiser = TableDenoiser(VOCABULARY)
 
     def exact(schedule) -> float:
         # enumerate the masks of both positions; integrate over t by the midpoint rule
@@ -225,7 +211,9 @@ def test_no_masked_position_is_a_zero_loss():
     x0 = torch.zeros(2, 3, dtype=torch.long)
     nothing = torch.zeros(2, 3, dtype=torch.bool)
     batch = CorruptedBatch.from_masks(x0, x0, nothing, torch.rand(2), torch.ones(2), 6)
-    loss, losses = diffusion_loss(cross_entropy_of(TableDenoiser()), batch, torch.zeros(2, 3))
+    loss, losses = diffusion_loss(
+        cross_entropy_of(TableDenoiser(VOCABULARY)), batch, torch.zeros(2, 3)
+    )
     assert float(loss) == 0.0 and len(losses) == 0
 
 

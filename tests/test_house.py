@@ -102,15 +102,6 @@ def test_imports_point_one_way():
         arrows = {name: names - leaves for name, names in arrows.items() if name not in leaves}
 
 
-def test_the_rules_that_are_dearest_are_in_the_table():
-    table = {name: set(names.split()) for name, names in IMPORTS.items()}
-    assert not table["diffusion"] & {"denoiser"}
-    assert not table["decoding"] & {"denoiser"}
-    assert not table["encoders"] & {"data", "training", "inverter", "evaluation", "cli"}
-    assert not table["data"] & {"training", "inverter", "denoiser", "decoding"}
-    assert [name for name, names in table.items() if "cli" in names] == ["__main__"]
-
-
 def test_the_import_reader_sees_every_kind_of_import():
     code = """
 import unembed.config

@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.fakes import WordDenoiser
 from unembed.decoding import Decoding, SequenceSpec
 from unembed.decoding.logits import (
     Guidance,
@@ -21,7 +22,6 @@ from .test_strategies import (
     MASK,
     PAD,
     VOCABULARY,
-    WordDenoiser,
     canvas_of,
     every_variant,
     run,

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.fakes import preset
+from tests.fakes import ConstantDenoiser, preset
 from unembed.backends.cpu import fast_form
 from unembed.decoding import SequenceSpec
 from unembed.decoding.entropy_bounded import EntropyBounded
@@ -23,17 +23,6 @@ from unembed.diffusion import Linear, LogLinear
 VOCABULARY, PAD, END, MASK = 9, 0, 1, 8
 
 
-class TableDenoiser:
-    """Says the same logits [L, V] about every sequence, whatever its tokens are."""
-
-    def __init__(self, table: torch.Tensor) -> None:
-        self.table, self.seen = table, []
-
-    def __call__(self, tokens, embedding, t, where):
-        self.seen.append((tokens.clone(), t.clone()))
-        return self.table.expand(len(tokens), -1, -1)[where].clone()
-
-
 def table_of(*rows: dict[int, float]) -> torch.Tensor:
     """Logits from probabilities: the rest is spread over the tokens not named, mask excluded."""
     table = torch.empty(len(rows), VOCABULARY)
@@ -46,7 +35,7 @@ def table_of(*rows: dict[int, float]) -> torch.Tensor:
 
 
 def decode(strategy, table, steps=8, batch=1, ends=False, **more):
-    denoiser = TableDenoiser(table)
+    denoiser = ConstantDenoiser(table)
     special = (END, PAD) if ends else (None, None)
     spec = SequenceSpec(len(table), MASK, Linear(), *special)
     decoded = strategy(denoiser, torch.zeros(batch, 2), spec, steps=steps, generators=[], **more)

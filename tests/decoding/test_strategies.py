@@ -1,14 +1,13 @@
 """What every registered strategy promises, on any length, batch, budget and seed."""
 
-from collections.abc import Sequence
 from itertools import pairwise
-from types import SimpleNamespace
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.fakes import WORD_MASK, FakeOracle, WordDenoiser
 from unembed.decoding import (
     STRATEGIES,
     Decoding,
@@ -21,7 +20,7 @@ from unembed.decoding.strategy import Strategy
 from unembed.diffusion import Linear, LogLinear
 from unembed.errors import ConfigError
 
-VOCABULARY, PAD, END, MASK = 11, 0, 1, 10
+VOCABULARY, PAD, END, MASK = WORD_MASK + 1, 0, 1, WORD_MASK
 
 # One or more settings of each vector-only strategy that take different paths through it.
 VARIANTS = [
@@ -46,66 +45,12 @@ VARIANTS = [
 VECTOR_ONLY = [name for name, kind in STRATEGIES.items() if not kind.needs_encoder]
 
 
-class WordDenoiser:
-    """Likes token (the row's own number + position) at each position, the middle most of all.
-
-    What it says depends on a row's own tokens and vector only, as that of a real one does; the
-    mask token is what it likes best, so that a strategy that forgets to rule it out is found out.
-    """
-
-    def __init__(self, length: int, sharpness: float = 2.0) -> None:
-        self.length, self.sharpness = length, sharpness
-        self.seen: list[SimpleNamespace] = []
-
-    def __call__(self, tokens, embedding, t, where):
-        self.seen.append(SimpleNamespace(tokens=tokens.clone(), t=t, where=where.clone()))
-        assert tokens.shape == where.shape == (len(embedding), self.length)
-        assert len(t) == len(embedding)
-        first = (embedding[:, 0] * 100).round().long()
-        shift = (tokens == MASK).sum(dim=1)[:, None]
-        wanted = (first[:, None] + torch.arange(self.length) + shift) % MASK
-        logits = torch.sin(torch.arange(VOCABULARY) * 1.7 + embedding[:, :1, None] * 9)
-        logits = logits.expand(-1, self.length, -1).clone()
-        sureness = self.sharpness - (torch.arange(self.length) - self.length // 2).abs() * 0.1
-        logits.scatter_add_(2, wanted[..., None], sureness.expand_as(wanted)[..., None].clone())
-        logits[..., MASK] = 50.0
-        return logits[where]
-
-
 def embeddings(batch: int) -> torch.Tensor:
     return (torch.arange(batch)[:, None] / 100).expand(-1, 3).clone()
 
 
 def generators(batch: int, seed: int = 0) -> list[torch.Generator]:
     return [torch.Generator().manual_seed(1000 * seed + row) for row in range(batch)]
-
-
-class Reads:
-    """A oracle without an encoder: the share of even tokens is the cosine."""
-
-    def __init__(self, batch: int, budget: int = 20) -> None:
-        self.known: list[dict[tuple[int, ...], float]] = [{} for _ in range(batch)]
-        self.budget = budget
-
-    def __call__(self, rows: Sequence[int], token_ids) -> torch.Tensor:
-        found = []
-        for row, ids in zip(rows, torch.as_tensor(token_ids).tolist(), strict=True):
-            key = tuple(ids)
-            if key not in self.known[row] and self.remaining(row) > 0:
-                self.known[row][key] = sum(token % 2 == 0 for token in ids) / len(ids)
-            found.append(self.known[row].get(key, float("-inf")))
-        return torch.tensor(found)
-
-    def vectors(self, rows: Sequence[int], token_ids):
-        cosines = self(rows, token_ids).clamp(-1.0, 1.0)
-        return torch.stack([cosines, (1.0 - cosines**2).sqrt()], dim=1).numpy()
-
-    def remaining(self, row: int) -> int:
-        return self.budget - len(self.known[row])
-
-    @property
-    def calls(self) -> torch.Tensor:
-        return torch.tensor([len(known) for known in self.known])
 
 
 def canvas_of(length: int, schedule=None) -> SequenceSpec:
@@ -115,7 +60,7 @@ def canvas_of(length: int, schedule=None) -> SequenceSpec:
 def run(strategy: Strategy, length: int, batch: int = 3, steps: int = 4, seed: int = 0, **more):
     rows = more.pop("rows", range(batch))
     denoiser = more.pop("denoiser", None) or WordDenoiser(length)
-    oracle = Reads(len(rows)) if strategy.needs_encoder else None
+    oracle = FakeOracle(len(rows)) if strategy.needs_encoder else None
     return strategy(
         denoiser,
         embeddings(batch)[list(rows)],

@@ -16,23 +16,6 @@ def test_what_is_not_there_is_not_found(name):
     assert find(name) is None
 
 
-@pytest.mark.parametrize(
-    ("name", "dimension"),
-    [
-        ("all-MiniLM-L6-v2", 384),
-        ("Qwen3-Embedding-0.6B", 1024),
-        ("jina-embeddings-v3", 1024),
-        ("EmbeddingGemma-300m", 768),
-    ],
-)
-def test_the_dimensions_are_those_of_the_model_cards(name, dimension):
-    assert find(name).dimension == dimension
-
-
-def test_only_the_model_with_its_own_code_asks_for_permission():
-    assert [entry.name for entry in CATALOG.values() if entry.remote_code] == ["jina-embeddings-v3"]
-
-
 def test_weights_that_come_from_a_package_index_are_checked():
     assert all(entry.weights_sha256 for entry in CATALOG.values() if entry.package)
 
