@@ -26,7 +26,6 @@ from typing import Any, cast
 import numpy as np
 import torch
 import torch.nn.functional as F
-from tests.fakes import preset
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -48,6 +47,11 @@ from unembed.training.metrics_log import step_operations
 from unembed.training.step import TrainState, draw_batch, make_state, step_generator, train_step
 
 VOCABULARY, DIMENSION, LENGTH, MASK = 30_522, 384, 32, 103
+SIZES = {
+    "tiny": {"hidden": 64, "layers": 2, "heads": 2, "feed_forward": 128},
+    "small": {"hidden": 384, "layers": 4, "heads": 6, "feed_forward": 1536},
+    "reference": {},  # the defaults of `DenoiserSizes`
+}
 STEPS_PER_ROUND = 2
 
 
@@ -110,7 +114,7 @@ def compare_steps(
     size: str, batch: int, rounds: int, device: str, fast_dtype: str, plain_dtype: str
 ) -> None:
     """Samples a second and share of the machine's rate, both sides."""
-    sizes = preset(size, vocab_size=VOCABULARY, embedding_dim=DIMENSION)
+    sizes = DenoiserSizes(VOCABULARY, DIMENSION, **SIZES[size])
     compute = choose_compute(device, fast_dtype)
     plain_compute = compute if plain_dtype == "same" else choose_compute(device, plain_dtype)
     config, pairs = config_of(batch, compute.device), synthetic_pairs(batch * 8)
@@ -185,7 +189,7 @@ def report_memory(size: str, vocabulary: int, batch: int, device: str, dtype: st
     runs alone, before anything else.
     """
     compute = choose_compute(device, dtype)
-    sizes = preset(size, vocab_size=vocabulary, embedding_dim=DIMENSION)
+    sizes = DenoiserSizes(vocabulary, DIMENSION, **SIZES[size])
     config, pairs = config_of(batch, compute.device), synthetic_pairs(batch + 1, vocabulary)
     this = fast_side(sizes, config, pairs, compute)
     weights = sum(p.nbytes for p in this.denoiser.parameters())

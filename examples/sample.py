@@ -58,12 +58,12 @@ def sample(embedding: torch.Tensor) -> str:
         confidence, prediction = logits.softmax(dim=-1).max(dim=-1)  # [L], [L]
 
         # Unmask the most confident positions, an equal share in every step left; of positions that
-        # predict the same token only the most confident, the others wait for a later step
-        confidence[~masked] = -1.0
+        # predict the same token all but the most confident come last
+        confidence[~masked] = -torch.inf
         predicted = set()
         for position in confidence.argsort(descending=True, stable=True)[: masked.sum()].tolist():
             if int(prediction[position]) in predicted:
-                confidence[position] = 0.0
+                confidence[position] -= 1.0
             predicted.add(int(prediction[position]))
         count = math.ceil(int(masked.sum()) / steps_left)
         chosen = confidence.argsort(descending=True, stable=True)[:count]

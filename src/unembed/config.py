@@ -246,9 +246,9 @@ class TrainingSection(Section):
     def _decay_fits(self) -> TrainingSection:
         if self.schedule != "wsd" and self.decay_steps is not None:
             raise ValueError(f"decay_steps ({self.decay_steps}) needs schedule: wsd")
-        if self.schedule == "wsd" and self.warmup_steps + self.decay_length > self.steps:
+        if self.warmup_steps + (self.decay_steps or 0) > self.steps:
             raise ValueError(
-                f"warmup_steps ({self.warmup_steps}) and decay_steps ({self.decay_length}) must be "
+                f"warmup_steps ({self.warmup_steps}) and decay_steps ({self.decay_steps}) must be "
                 f"at most steps ({self.steps})"
             )
         return self
@@ -266,11 +266,6 @@ class TrainingSection(Section):
         if self.shard and self.batch_size == "auto":
             raise ValueError("batch_size must be a number with shard: auto tries a whole copy")
         return self
-
-    @property
-    def decay_length(self) -> int:
-        """Steps of the decay of ``wsd``."""
-        return self.decay_steps if self.decay_steps is not None else max(1, self.steps // 10)
 
     @property
     def pairs_a_pass(self) -> int:

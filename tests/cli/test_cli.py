@@ -830,10 +830,10 @@ def test_serve_is_on_loopback_with_limits_unless_told_otherwise(served, inverter
     assert seen["demo"].log_texts is False and seen["proxies"] == []
 
 
-def test_serve_says_that_it_finishes_what_runs(served, inverter_folder, capsys):
+def test_serve_says_that_it_finishes_what_runs(served, inverter_folder, capfd):
     _, seen = served("--checkpoint", inverter_folder)
     seen["stopping"]()
-    assert "finishing what runs, at most 60 s" in capsys.readouterr().out
+    assert "finishing what runs, at most 60 s" in capfd.readouterr().out
 
 
 def test_serve_passes_its_options_on(served, inverter_folder, inverter, tmp_path):

@@ -10,8 +10,8 @@ from functools import partial
 import pytest
 import yaml
 
-from unembed.cli import display as terminal
 from unembed.cli import main as cli
+from unembed.cli import train as train_module
 from unembed.cli.display import TrainingDisplay
 from unembed.cli.train import StopSignal
 from unembed.training import loop
@@ -69,7 +69,7 @@ def test_stop_signal_stops_at_once_the_second_time_unless_it_is_an_echo(monkeypa
     request.addfinalizer(partial(signal.signal, signal.SIGINT, signal.getsignal(signal.SIGINT)))
     signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs of a shell ignore it
     now = [100.0]
-    monkeypatch.setattr(terminal.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(train_module.time, "monotonic", lambda: now[0])
     with StopSignal() as stop:
         assert not stop.requested()
         for now[0] in (100.0, 101.0):  # a batch system's, and the launcher's that follows it

@@ -62,7 +62,7 @@ def test_other_settings_are_decoded_anew(lookup, encoder, passages, tmp_path):
         lookup, encoder, passages, limit=20, folder=tmp_path, strategy=["greedy", "greedy:steps=2"]
     )
     new = [options["decoding"].steps for _, options in lookup.calls[3 * done :]]
-    assert set(new) == {2, None}
+    assert set(new) == {2, 8}
 
 
 PROGRAM = """

@@ -257,7 +257,9 @@ def test_padding_of_which_little_is_scored_is_as_rare_a_target():
     counts = (1e6 / np.arange(1, 2001)).astype(np.int64)
     counts[0] = before = counts.sum()  # padding
     pairs = SimpleNamespace(token_counts=counts, tokenizer=SimpleNamespace(pad_id=0))
-    sampler = step._sampler(pairs, make_config(sampled_vocabulary=64, scored_padding=0.1).training)
+    sampler = step.make_sampler(
+        pairs, make_config(sampled_vocabulary=64, scored_padding=0.1).training
+    )
     scored = torch.from_numpy(counts.astype(np.float64))
     scored[0] *= 0.1
     stands_for = []

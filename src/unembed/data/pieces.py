@@ -235,6 +235,8 @@ def _window_starts(layout: _Layout, settings: DataSection) -> list[int]:
         first = most * window // settings.windows
         if 0 < first < len(starts):
             first = _word_start(layout.words, 0, first)
+            if first < len(starts) and not layout.words[first]:
+                continue  # one word fills the window
             while first > 0 and starts[first] == starts[first - 1]:
                 first -= 1
             firsts.append(first)
@@ -252,7 +254,7 @@ def _spans(
     start, token = starts[first] if first else 0, first
     counts = _tokens_before(starts, ends)
     position = 0
-    while token < total:
+    while token < total and starts[token] < len(passage):  # the rest would be white space
         while ends[position] <= max(start, starts[token]):
             position += 1
         if counts[position] - token <= most:

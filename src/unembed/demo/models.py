@@ -245,6 +245,7 @@ class _Broadcast:
         self.before: DecodingStep | None = None
 
     def __call__(self, step: DecodingStep) -> None:
+        require_listener(self.jobs)
         seconds, row = time.perf_counter() - self.began, 0
         for job in self.jobs:
             if job.watched and not job.gone and is_news(step, self.before, row):

@@ -221,6 +221,7 @@ class Worker:
         """Take the job whose turn it is and those like it that fit; none when it is all over."""
         with self._changed:
             self._running = []
+            self._tell_places()
             if not self._waiting:
                 self._turns.clear()
                 self._changed.wait_for(lambda: self._waiting or self._closing)

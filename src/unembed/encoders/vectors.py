@@ -60,7 +60,9 @@ def to_unit_length(vectors: NDArray[np.float64], peaks: NDArray[np.float64]) -> 
 
 
 def _as_floats(embeddings: Any, dimension: int) -> NDArray[np.float64]:
-    expected = f"numbers, [{dimension}] or [N, {dimension}]"
+    expected = f"numbers of {dimension} dimensions, [{dimension}] or [N, {dimension}]"
+    if embeddings is None or isinstance(embeddings, (str, bytes)):
+        raise EmbeddingError(expected, repr(embeddings)[:80], "Encode texts first")
     try:
         if hasattr(embeddings, "detach"):  # torch; NumPy has no bfloat16
             tensor = embeddings.detach().cpu()

@@ -97,11 +97,6 @@ def make_state(
     processes.place(denoiser.train())
     optimizer = make_optimizer(denoiser, settings)  # freezes the table, which wrapping must see
     scorer = ChunkedCrossEntropy(denoiser, settings.compile)
-    sampler = None
-    if settings.sampled_vocabulary is not None:
-        counts = pairs.token_counts.astype(np.float64)
-        counts[pairs.tokenizer.pad_id] *= settings.scored_padding
-        sampler = CandidateSampler(counts, settings.sampled_vocabulary)
     return TrainState(
         config=config,
         pairs=pairs,
@@ -115,8 +110,17 @@ def make_state(
         optimizer=optimizer,
         guard=LossGuard(settings, device),
         facts=facts,
-        sampler=sampler,
+        sampler=make_sampler(pairs, settings),
     )
+
+
+def make_sampler(pairs: Pairs, settings: TrainingSection) -> CandidateSampler | None:
+    """Make what draws the tokens that a step scores; None where it scores all."""
+    if settings.sampled_vocabulary is None:
+        return None
+    counts = pairs.token_counts.astype(np.float64)
+    counts[pairs.tokenizer.pad_id] *= settings.scored_padding
+    return CandidateSampler(counts, settings.sampled_vocabulary)
 
 
 # The step
@@ -245,7 +249,7 @@ def learning_rate(step: int, settings: TrainingSection) -> float:
     if step < settings.warmup_steps:
         return settings.lr * (step + 1) / settings.warmup_steps
     if settings.schedule == "wsd":
-        decay = settings.decay_length
+        decay = settings.decay_steps or max(1, settings.steps // 10)
         done = max(0.0, (step - settings.steps + decay) / decay)
         share = 1.0 - math.sqrt(done)
     else:
