@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from contextlib import contextmanager, suppress
+from tempfile import TemporaryFile
 
 import httpx2 as httpx
 import pytest
@@ -31,17 +32,24 @@ SOON = 5.0  # seconds, on a machine that is busy with other things
 def running(folder, *arguments):
     """A server process and a client of it."""
     command = [sys.executable, "-m", "tests.demo.tiny", str(folder), *map(str, arguments)]
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding="utf-8"
-    )
-    try:
-        url = process.stdout.readline().strip()
-        assert url.startswith("http://127.0.0.1:"), process.stderr.read()
-        with httpx.Client(base_url=url, timeout=60, trust_env=False) as client:
-            yield process, client
-    finally:
-        process.kill()
-        process.communicate()
+    with TemporaryFile("w+", encoding="utf-8") as log:  # a pipe that nobody reads would fill
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=log, text=True, encoding="utf-8"
+        )
+
+        def read_log():
+            log.seek(0)
+            return log.read()
+
+        process.read_log = read_log
+        try:
+            url = process.stdout.readline().strip()
+            assert url.startswith("http://127.0.0.1:"), read_log()
+            with httpx.Client(base_url=url, timeout=60, trust_env=False) as client:
+                yield process, client
+        finally:
+            process.kill()
+            process.communicate()
 
 
 @pytest.fixture(scope="module")
@@ -193,7 +201,7 @@ def test_sigterm_finishes_what_runs_and_sends_the_others_away(folder):
         assert process.wait(timeout=120) == 0, "unloading torch takes long on a busy machine"
         with pytest.raises(httpx.ConnectError):
             client.get("/health")
-        log = process.stderr.read()
+        log = process.read_log()
     assert "Traceback" not in log and "red dog" not in log
 
 
@@ -274,7 +282,7 @@ def test_without_descriptors_others_are_served_and_the_log_stays_short(folder):
         until(lambda: client.get("/health").status_code == 200)
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=120) == 0
-        assert len(process.stderr.read()) < 10_000
+        assert len(process.read_log()) < 10_000
 
 
 @pytest.mark.slow

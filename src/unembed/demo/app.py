@@ -94,7 +94,10 @@ async def page() -> FileResponse:
 @pages.get("/docs", include_in_schema=False)
 async def reference(request: Request) -> HTMLResponse:
     """The API for readers."""
-    return HTMLResponse(reference_page(request.app.openapi()))
+    state = request.app.state
+    if not hasattr(state, "reference"):  # it never changes, and is long to write
+        state.reference = reference_page(request.app.openapi())
+    return HTMLResponse(state.reference)
 
 
 @api.get("/models", response_model_exclude_none=True)
