@@ -31,6 +31,7 @@ from unembed.encoders.vectors import as_unit_vectors
 _PING = 10.0  # seconds without an event after which the connection is kept open by a comment
 _SLACK = 5.0  # seconds that a reader may be behind
 _KEYS = 32  # of an object in a body
+_MOST_COLONS = 8192  # texts may hold JSON themselves
 _SMALL = 1 << 15  # bytes of a body that is read at once
 _JSON = re.compile(r"application/([\w.+-]+\+)?json")
 _STREAM_HEADERS = {"X-Accel-Buffering": "no"}  # nginx holds events back otherwise
@@ -51,6 +52,8 @@ async def read_body(request: Request, demo: Demo, schema: type[Body]) -> Body:
     content = await request.body()
     if not _JSON.fullmatch(kind):
         raise ProblemError(422, "expected a body declared with Content-Type: application/json")
+    if content.count(b'":') > _MOST_COLONS:  # looked at without parsing, which would take long
+        raise ProblemError(422, f"body: expected at most {_KEYS} keys; found thousands")
     if len(content) <= _SMALL:
         return parse_body(content, schema)
     loop = asyncio.get_running_loop()
