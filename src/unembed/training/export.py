@@ -216,8 +216,8 @@ def _front(inverter: Inverter) -> str:
         f"# Inverter for {encoder.name}, texts of up to {tokens} tokens\n\n"
         f"Recovers text from {encoder.dimension}-dimensional embeddings of `{encoder.name}` "
         f"(weights SHA-256 `{encoder.weights_digest[:_SHORT]}…`{prompt}) with a conditional "
-        "masked diffusion language model, from the vector alone. Vectors of another encoder are "
-        "refused.\n"
+        "masked diffusion language model, from the vector alone. Vectors of other dimensions are "
+        "refused; others that cannot be this encoder's are noted.\n"
     )
 
 
