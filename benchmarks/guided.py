@@ -42,8 +42,6 @@ STEPS = 8  # denoiser passes of the start
 
 # Parts of guided search: the option or the constant that leaves each out
 PARTS: dict[str, tuple[ModuleType | None, str, Any]] = {
-    "infills": (None, "infills", 0),
-    "probes": (None, "probes", 0),
     "exploration": (None, "exploration", 0.0),
     "gain": (None, "gain", 0.0),
     "combinations": (search, "_COMBINATIONS", 0),

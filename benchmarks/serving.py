@@ -46,7 +46,7 @@ ATTACKS: dict[str, tuple[str, dict[str, Any] | None]] = {
     "faults": ("/decode", {"text": "a", "options": {str(key): [] for key in range(80_000)}}),
     "vectors": ("/invert", {"embeddings": [[1] * 8000] * 40}),
     "search": ("/invert", {**_FULL, "strategy": "guided-search", "options": {"proposals": 1000}}),
-    "holes": ("/invert", {**_FULL, "strategy": "guided-search", "options": {"infills": 64}}),
+    "beam": ("/invert", {**_FULL, "strategy": "guided-search", "options": {"beam": 64}}),
     "samples": ("/invert", {**_FULL, "strategy": "best-of", "steps": 128}),
     "passes": ("/invert", {"texts": _TEXTS, "strategy": "euler", "steps": 128}),
     "many": ("/invert", {"texts": _TEXTS[:1], "steps": 64}),

@@ -12,6 +12,7 @@ The same value goes into the command line, Python, evaluation, demo and benchmar
 from __future__ import annotations
 
 import dataclasses
+import logging
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -41,8 +42,9 @@ MOST_CALLS = 1_000_000
 FORM = "NAME[:steps=N][:guidance=FIRST/LAST][:repetition=X][:encoder_calls=N][:OPTION=VALUE]…"
 
 _STRONGEST = 100.0  # of guidance and repetition penalty
-# Options by the names they had before 0.2
-ALIASES = {"curiosity": "exploration", "enough": "stop_cosine", "refills": "infills"}
+# Options by the names they had before 0.2, and those that are gone, which have no effect
+ALIASES = {"curiosity": "exploration", "enough": "stop_cosine"}
+WITHDRAWN = ("likelihood", "probes", "refills")
 
 
 @dataclass(frozen=True)
@@ -224,6 +226,9 @@ def make_strategy(name: str, options: Mapping[str, Any]) -> Strategy:
     defaults = {item.name: item.default for item in strategy_fields(name)}
     values: dict[str, Any] = {}
     for key, value in options.items():
+        if name == "guided-search" and key in WITHDRAWN:
+            logging.getLogger(__name__).warning("note: guided-search has no %s any more", key)
+            continue
         current = ALIASES.get(key, key)
         if current not in defaults:
             known = ", ".join(defaults) or "none"

@@ -1,6 +1,7 @@
 """Edits write what they say, and combine without touching each other."""
 
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -94,6 +95,17 @@ def test_single_edits_like_to_replace_a_doubted_token():
         if 7 in result
     }
     assert gains == pytest.approx({0: 4.5, 1: 2.5, 2: 0.5})
+
+
+def test_single_edits_never_write_what_cannot_be():
+    tokens = (1, 2, 3)
+    scores = scores_of(tokens)
+    impossible = np.full_like(scores.filler_scores, -np.inf)
+    edits = single_edits(
+        tokens, replace(scores, filler_scores=impossible), WORDS, np.random.default_rng(0)
+    )
+    assert np.isfinite(edits.gains).all()
+    assert len(edits.gains) < len(single_edits(tokens, scores, WORDS, np.random.default_rng(0))[2])
 
 
 @settings(max_examples=60, deadline=None)

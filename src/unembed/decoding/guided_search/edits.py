@@ -117,7 +117,9 @@ def single_edits(
     for k, kind in enumerate(kinds):
         moved = source[k] != target[k]
         parts.append(_two(_MOVE, *(x[k][moved] for x in kind)))
-    return Edits(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+    slots, written, gains = (np.concatenate(column) for column in zip(*parts, strict=True))
+    possible = gains > -np.inf  # of a small vocabulary the special tokens are among the fillers
+    return Edits(slots[possible], written[possible], gains[possible])
 
 
 def _writes(

@@ -8,7 +8,6 @@ all texts go through the denoiser together.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -16,17 +15,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from unembed.decoding.guided_search.edits import MaskedScores, Tokens
-from unembed.decoding.logits import sample
-from unembed.decoding.state import scatter_masked, tokens_per_step, topk_mask
 from unembed.decoding.strategy import SequenceSpec
 from unembed.diffusion import DenoiserFn
 
 _STRIDE, _GAPS, _GAPS_TOGETHER = 4, 6, 3
 _FILLERS, _INSERTS = 12, 6  # tokens kept for each position and gap
 _WORDS = 200  # tokens kept for a text as a whole
-_DRAWN = 64  # most probable tokens that an infill draws from
-_LONGEST_SPAN = 6
-_SCATTERED, _WHOLE = 0.3, 0.1  # how often single places, or everything, are masked instead
 _ROWS = 128  # sequences of a pass whose logits are held at once
 
 Words = tuple[NDArray[np.int64], NDArray[np.float64]]
@@ -147,114 +141,6 @@ def _views(
         sequences.append(longer)
         slots += [2 * j for j in some]
     return [row_of(sequence, spec) for sequence in sequences], np.array(slots)
-
-
-@dataclass(frozen=True)
-class Hole:
-    """A hypothesis with some places to fill.
-
-    Attributes:
-        row: Of the vector it is for.
-        tokens: Its tokens, the mask token where it is to be filled.
-        lost: Log-likelihood of the tokens that were there, in nats.
-    """
-
-    row: int
-    tokens: Tokens
-    lost: float
-
-
-def make_hole(
-    row: int,
-    tokens: Tokens,
-    own: NDArray[np.float64],
-    doubt: NDArray[np.float64],
-    spec: SequenceSpec,
-    rng: np.random.Generator,
-) -> Hole:
-    """Mask a span, some single places, or everything; a span may come back longer or shorter.
-
-    Args:
-        row: Of the vector.
-        tokens: A hypothesis of n tokens, from 1.
-        own: Log-probability of each of them [n].
-        doubt: How much each place is in question [n], from 0.
-        spec: Length and special tokens.
-        rng: Draws the places.
-    """
-    n, kind = len(tokens), rng.random()
-    shares = (doubt + 1e-3) / (doubt + 1e-3).sum()
-    if kind < _WHOLE:
-        chosen = np.ones(n, dtype=bool)
-    elif kind < _WHOLE + _SCATTERED:
-        count = int(rng.integers(1, max(n // 2, 1) + 1))
-        chosen = np.isin(np.arange(n), rng.choice(n, size=count, replace=False, p=shares))
-    else:
-        span = int(rng.integers(min(2, n), min(_LONGEST_SPAN, n) + 1))
-        start = int(np.clip(rng.choice(n, p=shares) - rng.integers(span), 0, n - span))
-        chosen = (np.arange(n) >= start) & (np.arange(n) < start + span)
-    changed = [spec.mask_id if gone else t for t, gone in zip(tokens, chosen, strict=True)]
-    place = int(chosen.argmax())
-    change = int(rng.integers(-1, 2)) if spec.end_id is not None else 0
-    if change > 0 and n + 1 < spec.length:
-        changed.insert(place, spec.mask_id)
-    elif change < 0 and chosen.sum() > 1:
-        del changed[place]
-    return Hole(row, tuple(changed), float(own[chosen].sum()))
-
-
-def infill(
-    denoiser: DenoiserFn,
-    embedding: Tensor,
-    spec: SequenceSpec,
-    holes: Sequence[Hole],
-    favoured: tuple[Tensor, Tensor],
-    rngs: Sequence[np.random.Generator],
-    passes: int = 2,
-) -> tuple[list[tuple[Tokens, float]], list[int]]:
-    """Fill all holes in a few sampled passes, the most confident share of each in each pass.
-
-    Args:
-        denoiser: See `Strategy`.
-        embedding: Unit vectors [B, D].
-        spec: Length and special tokens.
-        holes: What to fill.
-        favoured: For each vector, tokens [B, W] and the nats [B, W] that raise their logits in
-            the draw.
-        rngs: For each vector, the source of the draws.
-        passes: How many.
-
-    Returns:
-        For each hole the tokens, and how much likelier the denoiser finds them than what was
-        there, in nats; and the passes that each took.
-    """
-    device, rows = embedding.device, [hole.row for hole in holes]
-    tokens = torch.tensor([row_of(hole.tokens, spec) for hole in holes], device=device)
-    u = torch.tensor(np.stack([rngs[row].random((passes, spec.length)) for row in rows]))
-    gains = torch.tensor([-hole.lost for hole in holes], device=device)
-    spent = torch.zeros(len(holes), dtype=torch.long, device=device)
-    for index in range(passes):
-        masked = tokens == spec.mask_id  # [H, L]
-        spent += masked.any(dim=1)
-        draws, scores = [], []
-        for part in range(0, len(holes), _ROWS):
-            some = slice(part, part + _ROWS)
-            logits = _logits(denoiser, tokens[some], embedding[rows[some]], spec)
-            which = masked[some].nonzero()[:, 0]  # [M]
-            raised = logits.scatter_add(
-                1, favoured[0][rows[some]][which], favoured[1][rows[some]][which]
-            )
-            top = raised.topk(min(_DRAWN, logits.shape[1]), dim=-1)
-            drawn, _ = sample(top.values, u[some, index].to(device)[masked[some]])
-            draws.append(top.indices.gather(1, drawn[:, None]))
-            scores.append(logits.gather(1, draws[-1]) - logits.logsumexp(dim=-1, keepdim=True))
-        ids = scatter_masked(torch.cat(draws)[:, 0], masked, 0)
-        confidence = scatter_masked(torch.cat(scores)[:, 0], masked, -torch.inf)
-        chosen = topk_mask(confidence, masked, tokens_per_step(masked, passes - index))
-        tokens = torch.where(chosen, ids, tokens)
-        gains += confidence.masked_fill(~chosen, 0.0).sum(dim=1)
-    texts = [tuple(row[: len(h.tokens)]) for row, h in zip(tokens.tolist(), holes, strict=True)]
-    return list(zip(texts, gains.tolist(), strict=True)), spent.tolist()
 
 
 def _logits(denoiser: DenoiserFn, tokens: Tensor, embedding: Tensor, spec: SequenceSpec) -> Tensor:

@@ -8,7 +8,6 @@ docs/decoding.md describes it.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -33,9 +32,7 @@ from unembed.decoding.guided_search.edits import (
 from unembed.decoding.guided_search.proposals import (
     Words,
     content_of,
-    infill,
     likely_words,
-    make_hole,
     masked_scores,
     row_of,
 )
@@ -55,11 +52,6 @@ from unembed.diffusion import DenoiserFn
 _COMBINATIONS, _CROSSOVERS = 80, 12
 _GAIN_LIMITS = (-12.0, 6.0)  # nats beyond which an edit is not judged by the denoiser's word
 _PATIENCE = 5  # rounds in a row without a new text to embed
-_FAVOUR, _FAVOURERS = 3.0, 8  # nats for a word that all of so many nearest hypotheses have
-_HARM = 0.02  # of cosine, by which a token's doubt is multiplied by e
-_INFILLS_KEPT = 64
-_PASSES = 2
-_DOUBTS = True
 
 
 @dataclass(frozen=True)
@@ -75,8 +67,6 @@ class GuidedSearch:
         beam: See below.
         proposals: Fewer use each call better and take longer.
         gain: See below.
-        infills: They cost passes, no calls.
-        probes: They tell what words are worth; at most a sixth of the calls.
         exploration: It sinks to 0 as the calls are used up.
         stop_cosine: See below.
     """
@@ -88,18 +78,6 @@ class GuidedSearch:
         "Weight of an edit's gain in log-likelihood (nats) beside its predicted cosine.",
         low=0.0,
         high=1000.0,
-    )
-    infills: int = option(
-        8,
-        "Copies of the nearest hypotheses a round with a span masked that the denoiser fills in.",
-        low=0,
-        high=64,
-    )
-    probes: int = option(
-        48,
-        "Single words embedded at the start, the most probable by the denoiser.",
-        low=0,
-        high=1024,
     )
     exploration: float = option(
         0.1, "Weight of a prediction's standard deviation.", low=0.0, high=1000.0
@@ -157,7 +135,6 @@ class GuidedSearch:
                 return _decoded(texts, oracle.calls, spec, embedding)
             for text in searching:
                 text.fit()
-            self._infill(texts, denoiser, embedding, spec)
             batches = [self._propose(text, left[text.row], spec) for text in searching]
             _embed(searching, batches, spec, oracle)
 
@@ -179,45 +156,8 @@ class GuidedSearch:
             texts[row].scores[tokens] = one
             texts[row].passes += spent
 
-    def _infill(
-        self, texts: Sequence[_Text], denoiser: DenoiserFn, embedding: Tensor, spec: SequenceSpec
-    ) -> None:
-        """Have the denoiser fill holes in the hypotheses to edit."""
-        holes = []
-        ids = torch.zeros(len(texts), _FAVOURERS * spec.length, dtype=torch.long)
-        nats = torch.zeros(ids.shape)
-        for text in texts:
-            parents = [tokens for tokens in text.nearest(self.beam) if tokens]
-            if text.finished or len(text.known) < 2 or not parents or not self.infills:  # noqa: PLR2004 - the start and an answer
-                continue
-            best = text.nearest(_FAVOURERS)
-            counts = Counter(token for tokens in best for token in set(tokens))
-            ids[text.row, : len(counts)] = torch.tensor(list(counts))
-            nats[text.row, : len(counts)] = torch.tensor(list(counts.values())) / len(best)
-            doubts = _doubts(text, parents)
-            for k in range(self.infills):
-                tokens, doubt = parents[k % len(parents)], doubts[k % len(parents)]
-                own = text.scores[tokens].own
-                holes.append(make_hole(text.row, tokens, own, doubt, spec, text.rng))
-        if not holes:
-            return
-        favoured = ids.to(embedding.device), _FAVOUR * nats.to(embedding.device)
-        rngs = [text.rng for text in texts]
-        filled, passes = infill(denoiser, embedding, spec, holes, favoured, rngs, _PASSES)
-        for hole, (tokens, gain), spent in zip(holes, filled, passes, strict=True):
-            text = texts[hole.row]
-            text.passes += spent
-            text.infills[tokens] = gain
-        for text in texts:
-            text.infills = dict(list(text.infills.items())[-_INFILLS_KEPT:])
-
     def _propose(self, text: _Text, left: int, spec: SequenceSpec) -> list[Tokens]:
-        """Choose the edited copies most worth a call; at first the single words."""
-        if len(text.known) == 1 and spec.end_id is not None:
-            likely: list[int] = text.words[0][: min(self.probes, left // 6)].tolist()
-            probes: list[Tokens] = [(word,) for word in likely if (word,) != text.start]
-            if probes:
-                return probes
+        """Choose the edited copies most worth a call."""
         rows, gains = _candidates(text, text.nearest(self.beam), spec)
         if not len(rows):
             return []
@@ -249,7 +189,6 @@ class _Text:
         self.vectors: list[NDArray[np.float32]] = []
         self.made: list[int] = []  # passes spent when a hypothesis was made
         self.scores: dict[Tokens, MaskedScores] = {}
-        self.infills: dict[Tokens, float] = {}  # with the gain in nats, the latest last
         self.idle, self.calls, self.finished = 0, 0, False
         self.model: CosineModel
 
@@ -275,24 +214,6 @@ class _Text:
         self.model = CosineModel(rows, np.stack(self.vectors), np.array(self.cosines))
 
 
-def _doubts(text: _Text, parents: Sequence[Tokens]) -> list[NDArray[np.float64]]:
-    """Estimate how much each token of each parent is in question.
-
-    What the denoiser doubts, and what the encoder's answers so far say is better left out.
-    """
-    if not _DOUBTS:
-        return [np.ones(len(parent)) for parent in parents]
-    shorter = [parent[:j] + parent[j + 1 :] for parent in parents for j in range(len(parent))]
-    mean, _ = text.model.predict(to_rows(shorter, text.length))
-    doubts, start = [], 0
-    for parent in parents:
-        harm = mean[start : start + len(parent)] - text.cosines[text.known[parent]]
-        start += len(parent)
-        unlikely = 1.0 - np.exp(text.scores[parent].own)
-        doubts.append(unlikely * np.exp(np.clip(harm / _HARM, -4.0, 4.0)))
-    return doubts
-
-
 def _candidates(
     text: _Text, parents: Sequence[Tokens], spec: SequenceSpec
 ) -> tuple[Rows, NDArray[np.float64]]:
@@ -313,8 +234,6 @@ def _candidates(
         several = combined_edits(singles, _COMBINATIONS, text.rng)
         rows += [apply_edits(parent, edits, spec.length) for edits in (singles, several)]
         gains += [singles.gains, several.gains - 1.0]
-    rows.append(to_rows(list(text.infills), spec.length))
-    gains.append(np.array(list(text.infills.values())))
     rows.append(crossover(parents, _CROSSOVERS, spec.length, text.rng))
     gains.append(np.full(len(rows[-1]), -2.0))
     every, gain = np.concatenate(rows), np.concatenate(gains)
