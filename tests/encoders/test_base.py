@@ -108,3 +108,16 @@ def test_a_description_names_model_size_weights_and_prompt():
     expected = "some-model (8 dimensions, weights 0123456789ab, prompt 'passage: ')"
     assert IDENTITY.describe() == expected
     assert "prompt" not in replace(IDENTITY, prompt="").describe()
+
+
+def test_check_texts_returns_a_list_of_any_iterable():
+    assert check_texts(iter(["a dog", "a cat"])) == ["a dog", "a cat"]
+
+
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [("a dog", "a list of texts; found the single 'a dog'"), (["a", None], "None at position 1")],
+)
+def test_check_texts_refuses_a_lone_string_and_what_is_no_text(texts, message):
+    with pytest.raises(EmbeddingError, match=message):
+        check_texts(texts)

@@ -391,3 +391,11 @@ def test_a_local_folder_goes_by_its_name_and_takes_the_prompt_given(packaged, mo
     assert load_encoder(near).identity == replace(own, name=near)
     assert load_encoder(str(packaged), prompt="").identity.prompt == ""
     own.require_same(replace(own, name="all-MiniLM-L6-v2"), "vectors")
+
+
+def test_load_encoder_takes_the_packaged_one_though_a_folder_has_its_name(tmp_path, monkeypatch):
+    (tmp_path / "all-MiniLM-L6-v2").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert load_encoder("all-MiniLM-L6-v2").identity.weights_digest.startswith("53aa51172d14")
+    with pytest.raises(EncoderError, match="safetensors"):
+        load_encoder("./all-MiniLM-L6-v2")

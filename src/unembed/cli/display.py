@@ -276,7 +276,7 @@ def stream_inversions(
                 continue
             kept = {name: values[index] for name, values in chunk.columns.items()}
             record = {"row": chunk.rows[index], **asdict(item)} | named_columns(kept)
-            text = json.dumps(record, ensure_ascii=False, indent=2).replace("\n", "\n  ")
+            text = to_json(record).replace("\n", "\n  ")
             sys.stdout.write(f"{',' if begun else '['}\n  {text}")
             begun = True
         sys.stdout.flush()
@@ -400,4 +400,10 @@ def _counts(counts: dict[str, int], most: int | None = None) -> str:
 
 
 def _print_json(data: Any) -> None:
-    sys.stdout.write(json.dumps(data, ensure_ascii=False, indent=2) + "\n")
+    sys.stdout.write(to_json(data) + "\n")
+
+
+def to_json(data: Any) -> str:
+    """Write JSON with the signs that standard output can take, the others escaped."""
+    unicode = (sys.stdout.encoding or "").lower().startswith("utf")
+    return json.dumps(data, ensure_ascii=not unicode, indent=2)

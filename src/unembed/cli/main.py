@@ -6,6 +6,7 @@ Nothing heavy is imported before a command runs, so that ``unembed --help`` answ
 from __future__ import annotations
 
 import sys
+from io import TextIOWrapper
 from typing import Annotated
 
 import typer
@@ -56,6 +57,9 @@ serve = app.command()(_serve.serve)
 
 def main() -> None:
     """Run the command line; an error the user can act on is one line and exit code 2."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # what the console cannot write becomes a sign it can
+            stream.reconfigure(errors="replace")
     try:
         app()
     except (UnembedError, OSError) as error:  # OSError: no permission, a full disk, a wrong path

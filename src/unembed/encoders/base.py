@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -113,14 +113,21 @@ def known_as(name: str) -> str:
     return Path(name).name if Path(name).is_absolute() else name
 
 
-def check_texts(texts: Sequence[str]) -> None:
-    """Refuse what no encoder can embed meaningfully.
+def check_texts(texts: Iterable[str]) -> list[str]:
+    """Return the texts of any iterable as a list, or refuse what cannot be embedded meaningfully.
 
     Raises:
-        EmbeddingError: A text is empty or only white space.
+        EmbeddingError: A lone string, or a text that is none, is empty or only white space.
     """
-    for index, text in enumerate(texts):
-        if not str(text).strip():
+    if isinstance(texts, (str, bytes)):  # a string is a sequence of its letters
+        raise EmbeddingError("a list of texts", f"the single {texts!r:.80}", "Put it into a list")
+    checked = list(texts)
+    for index, text in enumerate(checked):
+        if not isinstance(text, str):
+            raise EmbeddingError(
+                "a text", f"{text!r:.80} at position {index}", "Leave it out, or make it a string"
+            )
+        if not text.strip():
             raise EmbeddingError(
                 "a text with at least one visible character",
                 f"{text!r} at position {index}",
@@ -132,6 +139,7 @@ def check_texts(texts: Sequence[str]) -> None:
                 f"{text[:80]!r} at position {index}, with half a surrogate pair or a stray byte",
                 "Correct its encoding",
             )
+    return checked
 
 
 def is_unicode(text: str) -> bool:

@@ -32,7 +32,7 @@ class FakeEncoder:
 
     def encode(self, texts: Sequence[str], progress: Progress | None = None) -> NDArray[np.float32]:
         """Embed texts; see `Encoder.encode`."""
-        check_texts(texts)
+        texts = check_texts(texts)
         vectors = np.zeros((len(texts), self.identity.dimension), dtype=np.float32)
         for row, ids in enumerate(self.tokenizer.encode(texts)):
             gains = 1.0 + 0.5 / (1.0 + np.arange(len(ids), dtype=np.float32))

@@ -74,7 +74,7 @@ class SentenceEncoder:
             EmbeddingError: A text is empty.
             EncoderError: The model returned a value that is not finite.
         """
-        check_texts(texts)
+        texts = check_texts(texts)
         vectors = np.empty((len(texts), self.identity.dimension), dtype=np.float32)
         threads = self._open_threads(len(texts))
         free: SimpleQueue[SentenceTransformer] = SimpleQueue()
@@ -158,7 +158,7 @@ class SentenceEncoder:
 
         Where the model's own files name the document prompt, the library picks it.
         """
-        check_texts(texts)
+        texts = check_texts(texts)
         exact = Compute(self._model.device, torch.float32)
         model = self._model if self._load is None else self._load(exact)
         options: dict[str, Any] = {"normalize_embeddings": True, "show_progress_bar": False}
@@ -279,12 +279,12 @@ def _resolve(
     name: str, entry: pipeline.CatalogEntry | None, revision: str | None
 ) -> tuple[Path, str | None]:
     """Folder with the model's files, and its commit when it came from the Hub."""
-    if Path(name).is_dir():
-        return Path(name), None
     if entry is not None and entry.package is not None and revision is None:
         folder = _packaged(entry.package)
-        if folder is not None:
+        if folder is not None and not name.startswith("."):  # a folder of that name is ./NAME
             return folder, None
+    if Path(name).is_dir():
+        return Path(name), None
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 

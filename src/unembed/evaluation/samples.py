@@ -107,6 +107,8 @@ class Samples:
         seed: int = 0,
         report: Callable[[int], None] = lambda done: None,
     ) -> None:
+        if isinstance(texts, str):
+            raise DataError("a list of texts", f"the single {texts!r:.80}", "Put it into a list")
         self._texts = list(texts) if iter(texts) is texts else texts
         self._tokenizer, self._settings = tokenizer, settings
         self._counts = array("L")  # pieces of each text

@@ -1,0 +1,40 @@
+"""The command line as a process: what the console cannot write does not end it."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import unembed
+
+
+def unembed_with(encoding, *arguments):
+    """Run a command whose standard output has an encoding."""
+    environment = {**os.environ, "PYTHONIOENCODING": encoding, "PYTHONUTF8": "0"}
+    environment["PYTHONPATH"] = str(Path(unembed.__file__).parents[1])
+    return subprocess.run(
+        [sys.executable, "-m", "unembed", *map(str, arguments)],
+        env=environment,
+        capture_output=True,
+        check=False,
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("encoding", ["cp1252", "ascii", "utf-8"])
+@pytest.mark.parametrize("command", [(), ("prepare",), ("invert",)])
+def test_help_is_written_in_any_encoding(encoding, command):
+    done = unembed_with(encoding, *command, "--help")
+    assert done.returncode == 0, done.stderr
+    assert b"Usage" in done.stdout and done.stderr == b""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("encoding", ["cp1252", "utf-8"])
+def test_json_is_valid_in_any_encoding(encoding):
+    done = unembed_with(encoding, "invert", "--text", "東京 → home", "--json", "--steps", 1)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.decode(encoding))["original"] == "東京 → home"
