@@ -75,8 +75,8 @@ class Storage:
     @property
     def shard_bytes(self) -> int:
         """The shard size in bytes; 0 if it is no size."""
-        found = _SIZE.fullmatch(self.shard_size.strip().upper())
-        return round(float(found[1]) * 1000 ** _UNITS.index(found[2])) if found else 0
+        match = _SIZE.fullmatch(self.shard_size.strip().upper())
+        return round(float(match[1]) * 1000 ** _UNITS.index(match[2])) if match else 0
 
 
 @dataclass
@@ -333,10 +333,10 @@ def load_weights(folder: Path) -> dict[str, Tensor]:
         shards = _shard_names(folder) if where.name == INDEX else {WEIGHTS: set[str]()}
         for name, expected in shards.items():
             where = folder / name
-            found = load_file(where)
-            if expected and set(found) != expected:
+            tensors = load_file(where)
+            if expected and set(tensors) != expected:
                 raise ValueError(f"other tensors than {INDEX} lists")
-            stored.update(found)
+            stored.update(tensors)
         return unpack(stored)
     except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(

@@ -269,7 +269,7 @@ class TrainingSection(Section):
 
     @property
     def pairs_a_pass(self) -> int:
-        """``batch_size`` once it is a number: ``auto`` is settled when a run starts."""
+        """``batch_size`` once it is a number: ``auto`` becomes one when a run starts."""
         assert isinstance(self.batch_size, int)
         return self.batch_size
 
@@ -346,10 +346,10 @@ def validate_config(data: dict[str, Any], where: str) -> Config:
                 f"{message} ({_allowed(section.model_json_schema()['properties'][names[-1]])})"
             )
         # Values that do not go together are named in the message
-        found = "these values" if first["type"] == "value_error" else repr(first["input"])
+        value = "these values" if first["type"] == "value_error" else repr(first["input"])
         raise ConfigError(
             f"{key}: {message[0].lower()}{message[1:]}",
-            f"{found} in {where}",
+            f"{value} in {where}",
             f"Correct {key}",
         ) from error
 

@@ -261,7 +261,7 @@ def corrupt_batch(
     masked = draw_masks((batch, length), 1.0 - schedule.alpha(t), generator)[rows]  # [b, L]
     t = t[rows]
 
-    # The number of scored positions is settled here, on the host, which need not ask a GPU
+    # The number of scored positions is known here, on the host, which need not ask a GPU
     index = masked.flatten().nonzero()[:, 0]  # [M]
     weights = weight(schedule, t)[index // length]  # [M]
     if padding is not None:

@@ -266,11 +266,11 @@ def encoder_settings(inverter: unembed.Inverter, where: str | None = None) -> di
     With ``where`` it is taken from there; whether it is the same one shows its digest.
     """
     identity = inverter.encoder
-    found = {"name": identity.name, "revision": identity.revision}
+    settings = {"name": identity.name, "revision": identity.revision}
     if where is not None:
-        found = {"name": where, "revision": None}
+        settings = {"name": where, "revision": None}
     made = {"pooling": identity.pooling, "truncate_dim": identity.truncate_dim}
-    return {**found, "prompt": identity.prompt, **made}
+    return {**settings, "prompt": identity.prompt, **made}
 
 
 def make_inverter(

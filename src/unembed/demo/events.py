@@ -67,7 +67,7 @@ def step_event(step: DecodingStep, row: int, speller: Speller, seconds: float) -
 
 
 def _tokens(step: DecodingStep, row: int, speller: Speller) -> list[dict[str, Any]]:
-    """A dictionary per position; what the denoiser would say where nothing is settled."""
+    """A dictionary per position; what the denoiser would say where nothing is unmasked."""
     ids, states = speller.tokenizer, _states(step, row, speller.tokenizer)
     tokens, sure = step.tokens[row].tolist(), step.confidences[row].tolist()
     if step.guesses is not None and step.guess_confidences is not None:

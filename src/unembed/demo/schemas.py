@@ -143,7 +143,7 @@ class EncodeOut(BaseModel):
 
 
 class Token(BaseModel):
-    """A recovered token and the probability it was given when it was settled."""
+    """A recovered token and the probability it was given when it was unmasked."""
 
     text: str
     confidence: float

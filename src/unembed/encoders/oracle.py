@@ -51,8 +51,10 @@ class EncoderOracle:
         ids = token_ids.tolist() if isinstance(token_ids, Tensor) else token_ids
         asked = list(zip(rows, self._tokenizer.decode(ids), strict=True))
         self._embed(self._affordable(asked))
-        found = [self._known[row].get(text, _UNPAID) if text else _INVISIBLE for row, text in asked]
-        return torch.tensor(found, dtype=torch.float32)
+        cosines = [
+            self._known[row].get(text, _UNPAID) if text else _INVISIBLE for row, text in asked
+        ]
+        return torch.tensor(cosines, dtype=torch.float32)
 
     def vectors(
         self, rows: Sequence[int], token_ids: Tensor | Sequence[Sequence[int]]
@@ -61,10 +63,10 @@ class EncoderOracle:
         ids = token_ids.tolist() if isinstance(token_ids, Tensor) else token_ids
         nothing = np.zeros(self._targets.shape[1], dtype=np.float32)
         texts = self._tokenizer.decode(ids)
-        found = [
+        embeddings = [
             self._vectors[row].get(text, nothing) for row, text in zip(rows, texts, strict=True)
         ]
-        return np.stack(found) if found else nothing[None][:0]
+        return np.stack(embeddings) if embeddings else nothing[None][:0]
 
     def _affordable(self, asked: Sequence[tuple[int, str]]) -> list[tuple[int, str]]:
         """The (row, text) that are new, each once, as far as each row's budget goes."""

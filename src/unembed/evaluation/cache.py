@@ -75,7 +75,7 @@ class Journal:
         Raises:
             DataError: What is on the disk belongs to other texts, or is damaged.
         """
-        found = []
+        recoveries = []
         for original in originals:
             line = next(self._finished, None)
             if line is None:
@@ -88,8 +88,8 @@ class Journal:
                 raise self._wrong(str(error)) from error
             if not same:
                 raise self._wrong("another text")
-            found.append(recovery)
-        return found
+            recoveries.append(recovery)
+        return recoveries
 
     def append(self, originals: Sequence[str], recoveries: Sequence[Recovery]) -> None:
         """Keep the recoveries of the next texts."""

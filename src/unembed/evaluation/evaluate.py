@@ -143,10 +143,10 @@ def evaluate(  # noqa: PLR0913 - the front door; all but the first three have a 
             part = Part(encoder, first, chunk)
             groups = [naming.of(sample) for sample in chunk]
             for row in rows:
-                places, found = row.recoveries(part, partial(bench.show, row.name))
-                row.add(part, groups, places, found, ruler)
+                places, recoveries = row.recoveries(part, partial(bench.show, row.name))
+                row.add(part, groups, places, recoveries, ruler)
                 if row.name in attacks:
-                    examples += row.examples(part, places, found, kept, ruler.tokenizer)
+                    examples += row.examples(part, places, recoveries, kept, ruler.tokenizer)
     examples.sort(key=lambda example: (list(attacks).index(example.row), example.index))
     return _conclude(bench, rows, examples, notes)
 
@@ -193,26 +193,26 @@ class _Row:
         places = np.flatnonzero(self.chosen[part.first : last]).tolist()
         mine = part if len(places) == len(part.samples) else part.some(places)
         originals = [sample.text for sample in mine.samples]
-        found = self.journal.read(originals)
-        for start in range(len(found), len(originals), self.batch):
+        recoveries = self.journal.read(originals)
+        for start in range(len(recoveries), len(originals), self.batch):
             show(part.first + places[start])
             stop = min(start + self.batch, len(originals))
             new = self.recover(mine, start, stop)
             self.journal.append(originals[start:stop], new)
-            found += new
+            recoveries += new
         show(last)
-        return places, found
+        return places, recoveries
 
     def add(
         self,
         part: Part,
         groups: Sequence[Sequence[tuple[str, str]]],
         places: Sequence[int],
-        found: Sequence[Recovery],
+        recoveries: Sequence[Recovery],
         ruler: Ruler,
     ) -> None:
         """Measure the recoveries of some texts of a chunk, whose groups are given."""
-        for place, recovery in zip(places, found, strict=True):
+        for place, recovery in zip(places, recoveries, strict=True):
             sample = part.samples[place]
             values, bins = ruler.measure(sample.text, sample.token_ids, recovery)
             self.bins += bins
@@ -224,14 +224,14 @@ class _Row:
         self,
         part: Part,
         places: Sequence[int],
-        found: Sequence[Recovery],
+        recoveries: Sequence[Recovery],
         kept: set[int],
         tokenizer: TextTokenizer,
     ) -> list[Example]:
         """The recoveries of a chunk that are kept, beside their originals."""
         return [
             make_example(part.first + i, self.name, part.samples[i], recovery, tokenizer)
-            for i, recovery in zip(places, found, strict=True)
+            for i, recovery in zip(places, recoveries, strict=True)
             if part.first + i in kept
         ]
 
@@ -248,13 +248,13 @@ class _Groups:
 
     def of(self, sample: Sample) -> list[tuple[str, str]]:
         """The groups of a text."""
-        found = []
+        groups = []
         for label, name in groups_of(sample):
             known = self._known.setdefault(label, set())
             if label == LENGTH or len(known) < _MOST_GROUPS:
                 known.add(name)
-            found.append((label, name if name in known else OTHERS))
-        return found
+            groups.append((label, name if name in known else OTHERS))
+        return groups
 
 
 def groups_of(sample: Sample) -> Iterator[tuple[str, str]]:

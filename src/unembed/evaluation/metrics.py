@@ -47,7 +47,7 @@ class Recovery:
     Attributes:
         text: The text.
         token_ids: Its content tokens.
-        confidences: Probability of each token when it was settled; None for what is not decoded.
+        confidences: Probability of each token when it was unmasked; None for what is not decoded.
         passes: Denoiser passes; None for what is not decoded.
         encoder_calls: Texts embedded on the way; None for what is not decoded.
         milliseconds: Share of its batch's decoding time; None for what is not decoded.
@@ -187,8 +187,8 @@ class Ruler:
             bins = calibration_sums(ids, got, recovery.confidences)
             sums = (*(bins[:, 1] - bins[:, 2]), bins[:, 0].sum())
             values |= dict(zip(CALIBRATION_PARTS, sums, strict=True))
-        found = [values.get(name) for name in COLUMNS]
-        return np.array([np.nan if v is None else v for v in found], dtype=np.float64), bins
+        numbers = [values.get(name) for name in COLUMNS]
+        return np.array([np.nan if v is None else v for v in numbers], dtype=np.float64), bins
 
     def _overlaps(self, reference: str, text: str) -> Iterator[tuple[str, float]]:
         """BLEU of the sentence (0 to 100), the sums that BLEU of the corpus needs, ROUGE-L."""
@@ -275,9 +275,9 @@ def find_spans(text: str) -> dict[str, set[str]]:
     Args:
         text: As it was written; a lower-cased one has no names.
     """
-    found: dict[str, set[str]] = {}
+    spans: dict[str, set[str]] = {}
     for kind, pattern in (("URLs", _URL), ("e-mail addresses", _ADDRESS), ("numbers", _NUMBER)):
-        found[kind] = set(pattern.findall(text))
+        spans[kind] = set(pattern.findall(text))
         text = pattern.sub(" _ ", text)  # a number inside a URL is not counted again
     names = set()
     for match in _WORD.finditer(text):
@@ -285,7 +285,7 @@ def find_spans(text: str) -> dict[str, set[str]]:
         inside = not _BEFORE_A_SENTENCE.search(text, 0, match.start())
         if word[0].isupper() and inside and not _PRONOUN.fullmatch(word):
             names.add(word.rstrip("'’-"))
-    return {**found, "names": names}
+    return {**spans, "names": names}
 
 
 def span_recalls(original: str, recovered: str, tokenizer: TextTokenizer) -> dict[str, float]:

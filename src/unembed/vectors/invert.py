@@ -207,9 +207,9 @@ def _with_cosines(inversions: list[Inversion], part: Chunk, encoder: Encoder) ->
     wanted = [i for i, item in enumerate(inversions) if item.text.strip()]
     checked = list(inversions)
     if wanted:
-        found = encoder.encode([inversions[i].text for i in wanted])
+        embeddings = encoder.encode([inversions[i].text for i in wanted])
         given = as_unit_vectors(part.vectors[wanted], part.vectors.shape[1])
-        for i, cosine in zip(wanted, (found * given).sum(axis=1), strict=True):
+        for i, cosine in zip(wanted, (embeddings * given).sum(axis=1), strict=True):
             checked[i] = replace(inversions[i], cosine=float(np.clip(cosine, -1, 1)))
     return checked
 

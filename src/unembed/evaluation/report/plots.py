@@ -33,7 +33,7 @@ def draw_plots(evaluation: Evaluation, folder: Path) -> tuple[dict[str, str], li
     except ImportError:
         line = install_line("plots")
         return {}, [f"plots: not drawn, matplotlib is not installed ({line})"]
-    found = {}
+    pictures = {}
     for name, draw in _wanted(evaluation).items():
         figure = Figure(figsize=(9, 4.5), layout="constrained")
         axes = figure.subplots()
@@ -46,8 +46,8 @@ def draw_plots(evaluation: Evaluation, folder: Path) -> tuple[dict[str, str], li
             figure.savefig(folder / f"{name}.png", format="png", dpi=120)
         svg = buffer.getvalue()
         (folder / f"{name}.svg").write_text(svg, encoding="utf-8")
-        found[name] = _inside_a_page(svg)
-    return found, []
+        pictures[name] = _inside_a_page(svg)
+    return pictures, []
 
 
 def _inside_a_page(svg: str) -> str:
@@ -135,7 +135,7 @@ def _calibration(ax: Any, evaluation: Evaluation) -> None:
     ax.plot([0, 1], [0, 1], color="0.7", linewidth=1)
     for row, bins in evaluation.calibration.items():
         if row in evaluation.settings["attacks"]:
-            points = [(found["confidence"], found["accuracy"]) for found in bins]
+            points = [(tenth["confidence"], tenth["accuracy"]) for tenth in bins]
             ax.plot(*zip(*points, strict=True), "o-", label=_plain(row))
     ax.set(xlabel="confidence", ylabel="share of tokens that is right", xlim=(0, 1), ylim=(0, 1))
     _legend(ax)
