@@ -44,7 +44,6 @@ STEPS = 8  # denoiser passes of the start
 PARTS: dict[str, tuple[ModuleType | None, str, Any]] = {
     "exploration": (None, "exploration", 0.0),
     "gain": (None, "gain", 0.0),
-    "combinations": (search, "_COMBINATIONS", 0),
     "crossovers": (search, "_CROSSOVERS", 0),
     "moves": (edits, "_MOVES", 0),
     "words": (edits, "_WORDS_TRIED", 0),

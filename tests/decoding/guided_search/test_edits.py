@@ -13,7 +13,6 @@ from unembed.decoding.guided_search.edits import (
     Edits,
     MaskedScores,
     apply_edits,
-    combined_edits,
     crossover,
     pack,
     single_edits,
@@ -106,25 +105,6 @@ def test_single_edits_never_write_what_cannot_be():
     )
     assert np.isfinite(edits.gains).all()
     assert len(edits.gains) < len(single_edits(tokens, scores, WORDS, np.random.default_rng(0))[2])
-
-
-@settings(max_examples=60, deadline=None)
-@given(texts, seeds)
-def test_combined_edits_write_into_different_slots(tokens, seed):
-    rng = np.random.default_rng(seed)
-    singles = single_edits(tokens, scores_of(tokens), WORDS, rng)
-    pairs = combined_edits(singles, 30, rng)
-    half = pairs.slots.shape[1] // 2
-    for slots in pairs.slots:
-        assert not set(slots[:half]) & set(slots[half:])
-
-
-def test_combined_edits_prefer_likely_ones():
-    edits = edits_of([(1, 7)], [(3, 7)], [(5, 7)])._replace(gains=np.array([5.0, 5.0, -25.0]))
-    pairs = combined_edits(edits, 200, np.random.default_rng(0))
-    counts = Counter(map(tuple, np.sort(pairs.slots, axis=1).tolist()))
-    assert set(counts) == {(1, 3)} and counts[1, 3] > 60
-    assert (pairs.gains == 10.0).all()
 
 
 @settings(max_examples=40, deadline=None)

@@ -25,7 +25,6 @@ _WORD, _DELETION, _NEIGHBOURS, _MOVE = -4.0, -3.0, -1.0, -2.0
 _INSERTION = 1.0  # what an inserted token may cost is what a longer text costs in any case
 _WORDS_TRIED = 2  # words of the text tried at each place
 _MOVES = 10
-_TEMPERATURE = 2.0  # at which edits are drawn to be combined
 
 
 class Edits(NamedTuple):
@@ -134,20 +133,6 @@ def _two(gain: float, *writes: NDArray[np.int64]) -> Edits:
     """Edits of two writes: slots and tokens of the first, then of the second, each [E]."""
     slots, tokens = np.stack(writes[::2], axis=1), np.stack(writes[1::2], axis=1)
     return Edits(slots, tokens, np.full(len(slots), gain))
-
-
-def combined_edits(edits: Edits, count: int, rng: np.random.Generator) -> Edits:
-    """Draw pairs of edits by their gains, without those that write into the same slot."""
-    logits = edits.gains / _TEMPERATURE
-    cumulative = np.exp(np.clip(logits - logits.max(), -30.0, 0.0)).cumsum()
-    first, second = np.searchsorted(cumulative, rng.random((2, count)) * cumulative[-1])
-    clash = (edits.slots[first][:, :, None] == edits.slots[second][:, None, :]).any(axis=(1, 2))
-    first, second = first[~clash], second[~clash]
-    return Edits(
-        np.concatenate([edits.slots[first], edits.slots[second]], axis=1),
-        np.concatenate([edits.tokens[first], edits.tokens[second]], axis=1),
-        edits.gains[first] + edits.gains[second],
-    )
 
 
 def crossover(parents: Sequence[Tokens], count: int, length: int, rng: np.random.Generator) -> Rows:

@@ -24,7 +24,6 @@ from unembed.decoding.guided_search.edits import (
     Rows,
     Tokens,
     apply_edits,
-    combined_edits,
     crossover,
     single_edits,
     to_rows,
@@ -49,7 +48,7 @@ from unembed.decoding.strategy import (
 )
 from unembed.diffusion import DenoiserFn
 
-_COMBINATIONS, _CROSSOVERS = 80, 12
+_CROSSOVERS = 12
 _GAIN_LIMITS = (-12.0, 6.0)  # nats beyond which an edit is not judged by the denoiser's word
 _PATIENCE = 5  # rounds in a row without a new text to embed
 
@@ -231,9 +230,8 @@ def _candidates(
             gains.append(np.zeros(len(rows[-1])))
             continue
         singles = single_edits(parent, text.scores[parent], text.words, text.rng)
-        several = combined_edits(singles, _COMBINATIONS, text.rng)
-        rows += [apply_edits(parent, edits, spec.length) for edits in (singles, several)]
-        gains += [singles.gains, several.gains - 1.0]
+        rows.append(apply_edits(parent, singles, spec.length))
+        gains.append(singles.gains)
     rows.append(crossover(parents, _CROSSOVERS, spec.length, text.rng))
     gains.append(np.full(len(rows[-1]), -2.0))
     every, gain = np.concatenate(rows), np.concatenate(gains)
