@@ -191,25 +191,29 @@ class Connection(H11Protocol):
 
     most: ClassVar[int]
     clients: ClassVar[Counter[str]]
-    _name = ""
+    _name = ""  # of the client of a connection that counts
     _timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Count the connection, or close it where there are too many."""
         super().connection_made(transport)
-        self._name = client_of((self.client or ("unknown", 0))[0])
-        self.clients[self._name] += 1
-        if len(self.connections) > self.most or 2 * self.clients[self._name] > self.most:
+        name = client_of((self.client or ("unknown", 0))[0])
+        # Those sent away do not count, though they may not be gone yet
+        if self.clients.total() >= self.most or 2 * (self.clients[name] + 1) > self.most:
             transport.abort()
+            return
+        self._name = name
+        self.clients[name] += 1
         self._await_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget the connection."""
         super().connection_lost(exc)
         self._cancel()
-        self.clients[self._name] -= 1
-        if not self.clients[self._name]:
-            del self.clients[self._name]
+        if self._name:
+            self.clients[self._name] -= 1
+            if not self.clients[self._name]:
+                del self.clients[self._name]
 
     def data_received(self, data: bytes) -> None:
         """Parse what has come, a little at a time."""
