@@ -367,3 +367,10 @@ def test_the_extras_are_those_of_pyproject():
     for name, packages in EXTRAS.items():
         stated = [re.split(r"[>\[=]", line)[0].replace("-", "_") for line in extras[name]]
         assert sorted(packages) == sorted(stated)
+
+
+def test_remove_unfinished_removes_what_atomic_left_and_nothing_else(tmp_path):
+    (tmp_path / "data.json").write_text("{}")
+    (tmp_path / ".data.json.0123456789abcdef.tmp").write_text("half")
+    sources.remove_unfinished(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["data.json"]

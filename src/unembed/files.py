@@ -95,6 +95,12 @@ def atomic(path: Path) -> Iterator[Path]:
         raise
 
 
+def remove_unfinished(folder: Path) -> None:
+    """Remove what `atomic` left in a folder when its process was killed; nobody else may write."""
+    for path in folder.glob(".*.tmp"):
+        path.unlink(missing_ok=True)
+
+
 def file_format(path: Path) -> str:
     """The format of a text file by its name: ``.parquet``, ``.jsonl``, ``.csv``, ``.txt``.
 

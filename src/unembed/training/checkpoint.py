@@ -28,7 +28,7 @@ from unembed.data.pairs import Pairs
 from unembed.denoiser import Denoiser
 from unembed.encoders.base import EncoderIdentity
 from unembed.errors import CheckpointError, TrainingError
-from unembed.files import atomic
+from unembed.files import atomic, remove_unfinished
 from unembed.inverter import Inverter
 from unembed.training.distributed import Processes, distribute_like, full_tensor
 from unembed.training.metrics_log import METRICS, read_records
@@ -274,6 +274,7 @@ def locked(run: Path, processes: Processes) -> Iterator[None]:
             run.mkdir(parents=True, exist_ok=True)
             try:
                 lock.acquire()
+                remove_unfinished(run)
             except Timeout:
                 free = False
     if not processes.broadcast(free):

@@ -31,7 +31,7 @@ from unembed.data.collect.mix import (
 from unembed.data.collect.sources import Weighted
 from unembed.data.manifest import difference, write_json
 from unembed.errors import DataError
-from unembed.files import atomic, file_digest, make_folder, require_apart
+from unembed.files import atomic, file_digest, make_folder, remove_unfinished, require_apart
 
 MANIFEST = "manifest.json"
 FORMAT = 1
@@ -137,6 +137,7 @@ def collect_texts(
     try:
         make_folder(out)
         with FileLock(out / ".lock", timeout=0):
+            remove_unfinished(out)
             manifest = _read_manifest(out, described)
             samples = _samples(streams, settings, duplicates, tally)
             _write_shards(out, manifest, samples, settings, tally, progress)
