@@ -30,7 +30,7 @@ from unembed.device import Compute, choose_compute
 from unembed.diffusion import DenoiserFn, make_schedule
 from unembed.encoders.base import Encoder, EncoderIdentity
 from unembed.encoders.fingerprint import Fingerprint
-from unembed.encoders.oracle import EncoderOracle
+from unembed.encoders.oracle import EncoderOracle, OnCall
 from unembed.encoders.vectors import as_unit_vectors
 from unembed.errors import CheckpointError, ConfigError
 from unembed.tokenizer import TextTokenizer
@@ -194,6 +194,7 @@ class Inverter(
         draws: Sequence[tuple[int, int]] | None = None,
         on_step: OnStep | None = None,
         before_pass: Callable[[], None] | None = None,
+        on_call: OnCall | None = None,
         **settings: Any,
     ) -> list[Inversion]:
         """Recover the text behind each vector, from the vector alone unless an encoder is given.
@@ -211,6 +212,8 @@ class Inverter(
             on_step: Called after every pass of every batch.
             before_pass: Called before every denoiser pass, those that are no step of their own
                 among them; what it raises ends the work.
+            on_call: Called after every encoder call with the index of the vector among those of
+                this call, the token ids of the text that was embedded, and its cosine.
             **settings: In place of ``decoding`` the keywords of `Decoding.of`: ``strategy``,
                 ``steps``, ``guidance``, ``repetition``, ``encoder_calls`` and the strategy's
                 options, each by its name or all in a mapping ``options``.
@@ -243,7 +246,8 @@ class Inverter(
             seeds = [_mix(*draw) for draw in draws[start : start + batch_size]]
             oracle = None
             if calls_encoder and encoder is not None:
-                oracle = EncoderOracle(encoder, self.tokenizer, part, decoding.encoder_calls)
+                tell = None if on_call is None else _from_row(on_call, start)
+                oracle = EncoderOracle(encoder, self.tokenizer, part, decoding.encoder_calls, tell)
             with self.compute.autocast():
                 decoded = decoding.strategy(
                     denoiser,
@@ -393,6 +397,11 @@ def export_folder(folder: Path, out: Path) -> None:
         ConfigError: The extra is not installed.
     """
     export_onnx(load_checkpoint(folder).denoiser, folder, out)
+
+
+def _from_row(on_call: OnCall, start: int) -> OnCall:
+    """Count the rows of a batch from its first."""
+    return lambda row, ids, cosine: on_call(start + row, ids, cosine)
 
 
 def _load(folder: Path) -> Inverter:

@@ -37,6 +37,7 @@ if TYPE_CHECKING:  # torch is 200 MB that collecting texts does not need
     from unembed.encoders.fingerprint import Preflight
     from unembed.evaluation.bootstrap import Figure
     from unembed.evaluation.evaluate import Evaluation
+    from unembed.evaluation.frontier import Frontier
     from unembed.inverter import Inversion
     from unembed.tokenizer import TextTokenizer
     from unembed.vectors.invert import RoundTrip
@@ -326,6 +327,32 @@ def show_evaluation(report: Evaluation, as_json: bool) -> None:
     console = Console()
     console.print(table)
     for note in report.notes:
+        console.print(Text(f"note: {note}"))
+
+
+def show_frontier(curve: Frontier, as_json: bool) -> None:
+    """A table of metrics by length and calls for each strategy."""
+    if as_json:
+        _print_json(curve.to_dict())
+        return
+    from unembed.evaluation.frontier import METRICS
+
+    console = Console()
+    for name, buckets in curve.points.items():
+        table = Table(
+            title=f"{name}, after so many encoder calls",
+            caption="mean (n), 95% bootstrap interval",
+            box=None,
+            padding=(0, 1, 0, 0),
+        )
+        for column in ("tokens", "calls", *METRICS):
+            table.add_column(column)
+        for bucket, marks in buckets.items():
+            for mark, figures in marks.items():
+                cells = (_figure(figures[metric]) for metric in METRICS)
+                table.add_row(bucket, str(mark), *cells)
+        console.print(table)
+    for note in curve.notes:
         console.print(Text(f"note: {note}"))
 
 

@@ -33,7 +33,16 @@ def evaluate(
             "--train-pairs", help="Prepared training pairs, for the nearest-text control."
         ),
     ] = None,
-    limit: Annotated[int, typer.Option("--limit", min=2, help="Pieces to evaluate.")] = 1000,
+    frontier: Annotated[
+        bool,
+        typer.Option("--frontier", help="What encoder calls buy: metrics after 0, 2, 7, 15, 31..."),
+    ] = False,
+    limit: Annotated[
+        int | None,
+        typer.Option(
+            "--limit", min=2, help="Pieces to evaluate (1000); with --frontier of each length (64)."
+        ),
+    ] = None,
     column: Annotated[str, typer.Option("--column", help="Column that holds the text.")] = "text",
     strategy: StrategyOption = "greedy",
     strategies: StrategiesOption = None,
@@ -50,11 +59,12 @@ def evaluate(
     trust_remote_code: TrustOption = False,
 ) -> None:
     """Measure what held-out texts' embeddings give away, beside controls."""
-    from unembed.cli.display import StageDisplay, show_evaluation
+    from unembed.cli.display import StageDisplay, show_evaluation, show_frontier
     from unembed.data.manifest import write_json
     from unembed.data.pairs import Pairs
     from unembed.errors import DataError
-    from unembed.evaluation.report import write_report
+    from unembed.evaluation.frontier import PER_LENGTH, measure_frontier
+    from unembed.evaluation.report import write_frontier, write_report
     from unembed.evaluation.samples import PassageFile
     from unembed.files import require_apart
 
@@ -68,14 +78,34 @@ def evaluate(
     pairs = Pairs.open(train_pairs) if train_pairs is not None else None
     inverter = make_inverter(checkpoint, None, device, dtype)
     model = make_encoder(encoder_settings(inverter, encoder), device, trust_remote_code)
+    names = strategies.split(",") if strategies is not None else None
+    if frontier:
+        with StageDisplay() as display:
+            curve = measure_frontier(
+                inverter,
+                model,
+                passages,
+                strategy=names or ("guided-search" if strategy == "greedy" else strategy),
+                steps=steps,
+                limit=limit or PER_LENGTH,
+                seed=seed,
+                folder=folder,
+                progress=display.update,
+            )
+        if folder is not None:
+            write_frontier(curve, folder)
+        elif out is not None:
+            write_json(out, curve.to_dict())
+        show_frontier(curve, as_json)
+        return
     with StageDisplay() as display:
         report = unembed.evaluate(
             inverter,
             model,
             passages,
             train_pairs=pairs,
-            limit=limit,
-            strategy=strategies.split(",") if strategies is not None else strategy,
+            limit=limit or 1000,
+            strategy=names if names is not None else strategy,
             steps=steps,
             seed=seed,
             folder=folder,

@@ -23,6 +23,7 @@ from unembed.decoding.entropy_bounded import EntropyBounded
 from unembed.decoding.euler import Euler, EulerRemask, TwoStage
 from unembed.decoding.guided_search.search import GuidedSearch
 from unembed.decoding.logits import REPETITION_PENALTY
+from unembed.decoding.residual import Residual
 from unembed.decoding.sequential import Sequential
 from unembed.decoding.strategy import Strategy
 from unembed.errors import ConfigError
@@ -34,6 +35,7 @@ STRATEGIES: dict[str, type[Strategy]] = {
     "euler-remask": EulerRemask,
     "two-stage": TwoStage,
     "best-of": BestOf,
+    "residual": Residual,
     "guided-search": GuidedSearch,
 }
 DEFAULT_STEPS = 8  # as good as one a position, and four times as fast (docs/results.md)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -14,6 +14,9 @@ from unembed.tokenizer import TextTokenizer
 
 _INVISIBLE, _UNPAID = -1.0, -np.inf
 
+# Row of the batch, token ids of the text that was embedded, its cosine
+OnCall = Callable[[int, Sequence[int], float], None]
+
 
 class EncoderOracle:
     """Cosines of hypotheses with the vectors they are for; see `unembed.decoding.Oracle`.
@@ -23,6 +26,7 @@ class EncoderOracle:
         tokenizer: Turns token ids into the text to embed.
         targets: Unit vectors [B, D].
         budget: Calls allowed for each vector.
+        on_call: Called after every call, in their order.
     """
 
     def __init__(
@@ -31,9 +35,10 @@ class EncoderOracle:
         tokenizer: TextTokenizer,
         targets: NDArray[np.float32],
         budget: int,
+        on_call: OnCall | None = None,
     ) -> None:
         self._encoder, self._tokenizer, self._targets = encoder, tokenizer, targets
-        self._budget = budget
+        self._budget, self._on_call = budget, on_call
         self._known: list[dict[str, float]] = [{} for _ in targets]
         self._vectors: list[dict[str, NDArray[np.float32]]] = [{} for _ in targets]
 
@@ -50,7 +55,11 @@ class EncoderOracle:
         """See `unembed.decoding.Oracle`."""
         ids = token_ids.tolist() if isinstance(token_ids, Tensor) else token_ids
         asked = list(zip(rows, self._tokenizer.decode(ids), strict=True))
-        self._embed(self._affordable(asked))
+        new = self._affordable(asked)
+        self._embed(list(new))
+        if self._on_call is not None:
+            for (row, text), place in new.items():
+                self._on_call(row, ids[place], self._known[row][text])
         cosines = [
             self._known[row].get(text, _UNPAID) if text else _INVISIBLE for row, text in asked
         ]
@@ -68,15 +77,15 @@ class EncoderOracle:
         ]
         return np.stack(embeddings) if embeddings else nothing[None][:0]
 
-    def _affordable(self, asked: Sequence[tuple[int, str]]) -> list[tuple[int, str]]:
-        """The (row, text) that are new, each once, as far as each row's budget goes."""
-        new: dict[tuple[int, str], None] = {}
+    def _affordable(self, asked: Sequence[tuple[int, str]]) -> dict[tuple[int, str], int]:
+        """The (row, text) that are new and where, each once, as far as each row's budget goes."""
+        new: dict[tuple[int, str], int] = {}
         left = {row: self.remaining(row) for row, _ in asked}
-        for row, text in asked:
+        for place, (row, text) in enumerate(asked):
             if text and text not in self._known[row] and (row, text) not in new and left[row] > 0:
-                new[row, text] = None
+                new[row, text] = place
                 left[row] -= 1
-        return list(new)
+        return new
 
     def _embed(self, pairs: Sequence[tuple[int, str]]) -> None:
         if not pairs:

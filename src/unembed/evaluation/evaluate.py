@@ -120,7 +120,7 @@ def evaluate(  # noqa: PLR0913 - the front door; all but the first three have a 
     samples = Samples(
         texts,
         inverter.tokenizer,
-        _cutting(inverter),
+        cutting(inverter),
         limit=limit,
         seed=seed,
         report=lambda done: report("cutting the texts", done, 0),
@@ -151,7 +151,7 @@ def evaluate(  # noqa: PLR0913 - the front door; all but the first three have a 
     return _conclude(bench, rows, examples, notes)
 
 
-def _cutting(inverter: Inverter) -> DataSection:
+def cutting(inverter: Inverter) -> DataSection:
     """How texts were cut in training."""
     return DataSection.model_validate(
         {"length": inverter.length, **inverter.trained.get("config", {}).get("data", {})}

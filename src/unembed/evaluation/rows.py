@@ -225,7 +225,9 @@ class Bench:
                 encoder=self.encoder if attack.decoding.encoder_calls else None,
             )
             each = (time.perf_counter() - began) * 1000 / len(inversions)
-            cosines = _cosines(self.encoder, [i.text for i in inversions], part.vectors[start:stop])
+            cosines = cosines_of(
+                self.encoder, [i.text for i in inversions], part.vectors[start:stop]
+            )
             return [
                 Recovery(i.text, i.token_ids, i.confidences, i.passes, i.encoder_calls, each, c)
                 for i, c in zip(inversions, cosines, strict=True)
@@ -257,7 +259,7 @@ class Bench:
                 for index, sample in enumerate(chosen, start=start)
             ]
             texts = self.inverter.tokenizer.decode(tokens)
-            cosines = _cosines(self.encoder, texts, part.vectors[start:stop])
+            cosines = cosines_of(self.encoder, texts, part.vectors[start:stop])
             return [
                 Recovery(text, ids, cosine=cosine)
                 for text, ids, cosine in zip(texts, tokens, cosines, strict=True)
@@ -266,7 +268,7 @@ class Bench:
         return recover
 
 
-def _cosines(
+def cosines_of(
     encoder: Encoder, texts: Sequence[str], vectors: NDArray[np.float32]
 ) -> list[float | None]:
     """Cosine of each re-encoded text with its target; None where there is no text to encode."""

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -62,32 +63,45 @@ def likely_words(denoiser: DenoiserFn, embedding: Tensor, spec: SequenceSpec) ->
     return words
 
 
+def steer(target: Tensor, vectors: Tensor, step: float) -> Tensor:
+    """Move targets e by a step of fixed length along the residuals e - ê: unit vectors [M, D].
+
+    The denoiser then sees more of what the hypotheses lack than the target itself shows: its
+    scores say which tokens are wrong and what would bring the hypothesis nearer.
+
+    Args:
+        target: Unit vectors e [M, D].
+        vectors: Embeddings ê of hypotheses [M, D].
+        step: Length of the step, from 0.
+    """
+    return F.normalize(target + step * F.normalize(target - vectors, dim=1), dim=1)
+
+
 def masked_scores(
     denoiser: DenoiserFn,
     embedding: Tensor,
     spec: SequenceSpec,
-    hypotheses: Sequence[tuple[int, Tokens]],
+    hypotheses: Sequence[Tokens],
     rngs: Sequence[np.random.Generator],
 ) -> tuple[list[MaskedScores], list[int]]:
-    """Score the tokens of hypotheses and what else could be there, in one denoiser pass.
+    """Score the tokens of M hypotheses and what else could be there, in one denoiser pass.
 
     Args:
         denoiser: See `Strategy`.
-        embedding: Unit vectors [B, D].
+        embedding: Unit vectors [M, D] to score them by.
         spec: Length and special tokens.
-        hypotheses: Which vector, and the tokens, from 1.
-        rngs: For each vector, which gaps are looked into.
+        hypotheses: Their tokens, from 1.
+        rngs: For each, which gaps are looked into.
 
     Returns:
         The scores of each hypothesis, and how many sequences each took.
     """
-    views = [_views(tokens, spec, rngs[row]) for row, tokens in hypotheses]
-    which = [row for (row, _), (seen, _) in zip(hypotheses, views, strict=True) for _ in seen]
+    views = [_views(tokens, spec, rng) for tokens, rng in zip(hypotheses, rngs, strict=True)]
+    counts = torch.tensor([len(sequences) for sequences, _ in views])
+    which = torch.arange(len(views)).repeat_interleave(counts).to(embedding.device)
     sequences = torch.tensor([ids for seen, _ in views for ids in seen], device=embedding.device)
-    own = [
-        row_of(h, spec) for (_, h), (seen, _) in zip(hypotheses, views, strict=True) for _ in seen
-    ]
-    wanted = torch.tensor(own, device=embedding.device)
+    rows = torch.tensor([row_of(tokens, spec) for tokens in hypotheses], device=embedding.device)
+    wanted = rows[which]
     parts = []
     for start in range(0, len(which), _ROWS):
         part = sequences[start : start + _ROWS]

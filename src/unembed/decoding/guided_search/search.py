@@ -34,8 +34,9 @@ from unembed.decoding.guided_search.proposals import (
     likely_words,
     masked_scores,
     row_of,
+    steer,
 )
-from unembed.decoding.sequential import Sequential
+from unembed.decoding.residual import SteeredVectors
 from unembed.decoding.strategy import (
     Decoded,
     DecodingStep,
@@ -50,6 +51,7 @@ from unembed.diffusion import DenoiserFn
 
 _CROSSOVERS = 12
 _GAIN_LIMITS = (-12.0, 6.0)  # nats beyond which an edit is not judged by the denoiser's word
+_CURIOUS = 50  # calls after which exploration weighs half
 _PATIENCE = 5  # rounds in a row without a new text to embed
 
 
@@ -72,8 +74,16 @@ class GuidedSearch:
 
     beam: int = option(4, "Hypotheses that are edited in each round.", low=1, high=64)
     proposals: int = option(8, "Texts embedded in each round.", low=1, high=1024)
+    rounds: int = option(6, "Rounds of residual steering before the first edit.", low=0, high=1024)
+    gamma: float = option(0.5, "Share of the residual added in each of them.", low=0.0, high=10.0)
+    steering: float = option(
+        0.8,
+        "Length of the step along the residual that proposals are made with.",
+        low=0.0,
+        high=10.0,
+    )
     gain: float = option(
-        0.001,
+        0.005,
         "Weight of an edit's gain in log-likelihood (nats) beside its predicted cosine.",
         low=0.0,
         high=1000.0,
@@ -106,15 +116,11 @@ class GuidedSearch:
             ConfigError: There is no oracle.
         """
         oracle = require_oracle(oracle, "guided-search")
-        start = Sequential()(denoiser, embedding, spec, steps=steps)
         words = likely_words(denoiser, embedding, spec)
         texts = [
-            _Text(row, content_of(ids, spec), spent + 1, words[row], generators[row], spec)
-            for row, (ids, spent) in enumerate(
-                zip(start.tokens.tolist(), start.passes.tolist(), strict=True)
-            )
+            _Text(row, words[row], generator, spec) for row, generator in enumerate(generators)
         ]
-        _embed(texts, [[text.start] for text in texts], spec, oracle)
+        self._start(texts, denoiser, embedding, spec, steps, oracle)
         shown, index = spec.masked(len(texts), torch.device("cpu")), 0
         while True:
             self._score(texts, denoiser, embedding, spec)
@@ -137,6 +143,34 @@ class GuidedSearch:
             batches = [self._propose(text, left[text.row], spec) for text in searching]
             _embed(searching, batches, spec, oracle)
 
+    def _start(
+        self,
+        texts: Sequence[_Text],
+        denoiser: DenoiserFn,
+        embedding: Tensor,
+        spec: SequenceSpec,
+        steps: int,
+        oracle: Oracle,
+    ) -> None:
+        """Embed the greedy text, then those of some rounds of residual steering."""
+        steered = SteeredVectors(embedding, self.gamma)
+        for _ in range(1 + self.rounds):
+            some = [t for t in texts if t.cosine < self.stop_cosine and oracle.remaining(t.row) > 0]
+            if not some:
+                return
+            rows = [text.row for text in some]
+            for text in some:
+                text.idle = 0  # the next round starts from another vector
+            decoded = steered.decode(rows, denoiser, spec, steps)
+            batches = [[content_of(ids, spec)] for ids in decoded.tokens.tolist()]
+            for text, passes in zip(some, decoded.passes.tolist(), strict=True):
+                text.passes += passes
+            _embed(some, batches, spec, oracle)
+            vectors = [
+                text.vectors[text.known[new]] for text, (new,) in zip(some, batches, strict=True)
+            ]
+            steered.update(rows, np.stack(vectors))
+
     def _score(
         self, texts: Sequence[_Text], denoiser: DenoiserFn, embedding: Tensor, spec: SequenceSpec
     ) -> None:
@@ -149,8 +183,12 @@ class GuidedSearch:
         ]
         if not new:
             return
-        rngs = [text.rng for text in texts]
-        scores, passes = masked_scores(denoiser, embedding, spec, new, rngs)
+        rows, hypotheses = zip(*new, strict=True)
+        vectors = [texts[row].vectors[texts[row].known[tokens]] for row, tokens in new]
+        target = embedding[list(rows)]
+        steered = steer(target, torch.from_numpy(np.stack(vectors)).to(target), self.steering)
+        rngs = [texts[row].rng for row in rows]
+        scores, passes = masked_scores(denoiser, steered, spec, hypotheses, rngs)
         for (row, tokens), one, spent in zip(new, scores, passes, strict=True):
             texts[row].scores[tokens] = one
             texts[row].passes += spent
@@ -161,7 +199,7 @@ class GuidedSearch:
         if not len(rows):
             return []
         mean, deviation = text.model.predict(rows)
-        share = left / (left + text.calls)
+        share = 1.0 / (1.0 + text.calls / _CURIOUS)
         worth = mean + self.exploration * share * deviation
         worth += self.gain * np.clip(gains, *_GAIN_LIMITS)
         best = np.argsort(-worth.round(6), kind="stable")[: min(self.proposals, left)]
@@ -174,13 +212,12 @@ class _Text:
     def __init__(
         self,
         row: int,
-        start: Tokens,
-        passes: int,
         words: Words,
         generator: torch.Generator,
         spec: SequenceSpec,
     ) -> None:
-        self.row, self.start, self.passes, self.words = row, start, passes, words
+        self.row, self.words = row, words
+        self.passes = 1  # for the words
         self.rng = np.random.default_rng(int(torch.randint(2**62, (), generator=generator)))
         self.length = spec.length
         self.known: dict[Tokens, int] = {}  # hypotheses embedded, numbered
@@ -201,7 +238,9 @@ class _Text:
         return sorted(self.known, key=lambda tokens: -self.cosines[self.known[tokens]])[:count]
 
     def learn(self, tokens: Tokens, cosine: float, vector: NDArray[np.float32]) -> None:
-        """Remember what the encoder said."""
+        """Remember what the encoder said of a new text."""
+        if tokens in self.known:
+            return
         self.known[tokens] = len(self.known)
         self.cosines.append(cosine)
         self.vectors.append(vector)
