@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from huggingface_hub import ModelCard, ModelHubMixin, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from numpy.typing import NDArray
 from torch import Tensor
 
 from unembed.backends.cpu import fast_form
@@ -36,6 +37,7 @@ from unembed.errors import CheckpointError, ConfigError
 from unembed.tokenizer import TextTokenizer
 
 DEFAULT = "minilm"
+Corpus = Callable[[NDArray[np.float32]], Sequence[Sequence[Sequence[int]]]]
 
 
 @dataclass(frozen=True)
@@ -182,7 +184,7 @@ class Inverter(
     # Inversion
 
     @torch.inference_mode()
-    def invert(
+    def invert(  # noqa: PLR0913 - the front door; all but the first have a default
         self,
         embeddings: Any,
         *,
@@ -195,6 +197,7 @@ class Inverter(
         on_step: OnStep | None = None,
         before_pass: Callable[[], None] | None = None,
         on_call: OnCall | None = None,
+        corpus: Corpus | None = None,
         **settings: Any,
     ) -> list[Inversion]:
         """Recover the text behind each vector, from the vector alone unless an encoder is given.
@@ -212,8 +215,10 @@ class Inverter(
             on_step: Called after every pass of every batch.
             before_pass: Called before every denoiser pass, those that are no step of their own
                 among them; what it raises ends the work.
-            on_call: Called after every encoder call with the index of the vector among those of
-                this call, the token ids of the text that was embedded, and its cosine.
+            on_call: Called after every text that was embedded with the index of its vector, its
+                token ids, its cosine, and the vector's calls so far.
+            corpus: Gives for unit vectors [B, D] token ids of texts like theirs, nearest first,
+                which guided search starts from beside the greedy text.
             **settings: In place of ``decoding`` the keywords of `Decoding.of`: ``strategy``,
                 ``steps``, ``guidance``, ``repetition``, ``encoder_calls`` and the strategy's
                 options, each by its name or all in a mapping ``options``.
@@ -247,7 +252,9 @@ class Inverter(
             oracle = None
             if calls_encoder and encoder is not None:
                 tell = None if on_call is None else _from_row(on_call, start)
-                oracle = EncoderOracle(encoder, self.tokenizer, part, decoding.encoder_calls, tell)
+                near = None if corpus is None else corpus(part)
+                calls = decoding.encoder_calls
+                oracle = EncoderOracle(encoder, self.tokenizer, part, calls, tell, near)
             with self.compute.autocast():
                 decoded = decoding.strategy(
                     denoiser,
@@ -401,7 +408,7 @@ def export_folder(folder: Path, out: Path) -> None:
 
 def _from_row(on_call: OnCall, start: int) -> OnCall:
     """Count the rows of a batch from its first."""
-    return lambda row, ids, cosine: on_call(start + row, ids, cosine)
+    return lambda row, ids, cosine, calls: on_call(start + row, ids, cosine, calls)
 
 
 def _load(folder: Path) -> Inverter:

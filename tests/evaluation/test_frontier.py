@@ -36,7 +36,7 @@ def test_a_search_with_fewer_calls_is_the_start_of_one_with_more(
         vectors,
         decoding=decoding,
         encoder=encoder,
-        on_call=lambda row, ids, cosine: seen[row].append((cosine, ids)),
+        on_call=lambda row, ids, cosine, calls: seen[row].append((cosine, ids)),
     )
     for mark in MARKS[1:]:
         few = inverter.invert(

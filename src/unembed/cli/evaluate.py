@@ -10,6 +10,7 @@ import typer
 import unembed
 from unembed.cli.options import (
     CheckpointOption,
+    CorpusOption,
     DenoiserDtypeOption,
     DeviceOption,
     EncoderOption,
@@ -43,6 +44,7 @@ def evaluate(
             "--limit", min=2, help="Pieces to evaluate (1000); with --frontier of each length (64)."
         ),
     ] = None,
+    corpus: CorpusOption = None,
     column: Annotated[str, typer.Option("--column", help="Column that holds the text.")] = "text",
     strategy: StrategyOption = "greedy",
     strategies: StrategiesOption = None,
@@ -76,6 +78,7 @@ def evaluate(
     passages = PassageFile(texts, column)
     next(iter(passages), None)  # a wrong file fails before the encoder is loaded
     pairs = Pairs.open(train_pairs) if train_pairs is not None else None
+    similar = Pairs.open(corpus) if corpus is not None else None
     inverter = make_inverter(checkpoint, None, device, dtype)
     model = make_encoder(encoder_settings(inverter, encoder), device, trust_remote_code)
     names = strategies.split(",") if strategies is not None else None
@@ -89,6 +92,7 @@ def evaluate(
                 steps=steps,
                 limit=limit or PER_LENGTH,
                 seed=seed,
+                corpus=similar,
                 folder=folder,
                 progress=display.update,
             )
@@ -104,6 +108,7 @@ def evaluate(
             model,
             passages,
             train_pairs=pairs,
+            corpus=similar,
             limit=limit or 1000,
             strategy=names if names is not None else strategy,
             steps=steps,

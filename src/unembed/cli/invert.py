@@ -15,6 +15,7 @@ from unembed.cli.options import (
     CallsOption,
     CheckOption,
     CheckpointOption,
+    CorpusOption,
     DenoiserDtypeOption,
     DeviceOption,
     EncoderOption,
@@ -62,6 +63,7 @@ def invert(
     guidance: GuidanceOption = None,
     repetition: RepetitionOption = None,
     encoder_calls: CallsOption = 0,
+    corpus: CorpusOption = None,
     steps: StepsOption = None,
     seed: SeedOption = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
@@ -101,6 +103,8 @@ def invert(
     if text is not None or decoding.encoder_calls or check:
         model = make_encoder(encoder_settings(inverter, encoder), device, trust_remote_code)
     options: dict[str, Any] = {"decoding": decoding, "seed": seed}
+    if corpus is not None:
+        options["corpus"] = _corpus(corpus, inverter)
     seen: list[Any] = []
     if svg is not None:
         options["on_step"] = seen.append
@@ -115,6 +119,15 @@ def invert(
     options |= {"encoder": model, "batch_size": batch_size or 64, "check": model if check else None}
     with _opened(source) as vectors:
         _invert_vectors(inverter, vectors, out, as_json, options)
+
+
+def _corpus(folder: Path, inverter: unembed.Inverter) -> Any:
+    from unembed.data.pairs import Pairs
+    from unembed.evaluation.rows import CorpusSearch
+
+    pairs = Pairs.open(folder)
+    inverter.encoder.require_same(pairs.encoder, "the corpus")
+    return CorpusSearch(pairs, inverter.tokenizer)
 
 
 def _source(

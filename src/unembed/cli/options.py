@@ -32,8 +32,8 @@ StrategyOption = Annotated[
     str,
     typer.Option(
         "--strategy",
-        help="greedy, entropy-bounded, euler, euler-remask, two-stage, best-of or guided-search, "
-        "also with settings: greedy:steps=16 (docs/decoding.md).",
+        help="greedy, entropy-bounded, euler, euler-remask, two-stage, best-of, residual or "
+        "guided-search, also with settings: greedy:steps=16 (docs/decoding.md).",
     ),
 ]
 OptionOption = Annotated[
@@ -68,6 +68,14 @@ StrategiesOption = Annotated[
     typer.Option(
         "--strategies",
         help="Several to compare: greedy,greedy:steps=8,… or all (docs/evaluation.md).",
+    ),
+]
+CorpusOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--corpus",
+        help="Prepared pairs of texts like those under attack: guided search starts from the "
+        "nearest. An access class of its own.",
     ),
 ]
 SeedOption = Annotated[int, typer.Option("--seed", min=0, help="Seed of everything drawn.")]

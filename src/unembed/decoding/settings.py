@@ -152,7 +152,9 @@ class Decoding:
 
     @property
     def threat_model(self) -> str:
-        """Whether the attacker has only the vector or may call the encoder too."""
+        """Whether the attacker has only the vector, may call the encoder, or has its weights."""
+        if getattr(self.strategy, "open_weights", False):
+            return "vector + encoder's weights"
         return "vector + encoder" if self.encoder_calls else "vector only"
 
     def check(self, has_encoder: bool) -> None:

@@ -137,6 +137,11 @@ class SentenceEncoder:
         return _THREADS_PER_GPU * len(self._models) if kind == "cuda" else 1
 
     @property
+    def differentiable(self) -> SentenceTransformer:
+        """The model, for those who have its weights (access class *open weights*)."""
+        return self._model
+
+    @property
     def most_tokens(self) -> int | None:
         """Content tokens the model reads of a text, beside prompt and special tokens.
 

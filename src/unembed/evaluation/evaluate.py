@@ -77,6 +77,7 @@ def evaluate(  # noqa: PLR0913 - the front door; all but the first three have a 
     strategy: Spec | Sequence[Spec] = "greedy",
     steps: int | None = None,
     train_pairs: Pairs | None = None,
+    corpus: Pairs | None = None,
     limit: int | None = 1000,
     seed: int = 0,
     folder: Path | None = None,
@@ -99,6 +100,8 @@ def evaluate(  # noqa: PLR0913 - the front door; all but the first three have a 
             ``greedy:steps=32``.
         steps: Denoiser passes per text where the strategy does not say; 8 if None.
         train_pairs: The training pairs, for the nearest text and the rarity of tokens.
+        corpus: Pairs whose nearest texts guided search starts from beside the greedy one: the
+            attacker has texts like those under attack.
         limit: Pieces to evaluate, drawn with the seed; all when None.
         seed: Of the draw, of the strategies that sample and of the bootstrap.
         folder: Keeps recovered texts as they come, so that the same call goes on after an
@@ -113,6 +116,8 @@ def evaluate(  # noqa: PLR0913 - the front door; all but the first three have a 
     inverter.require_encoder(encoder)
     if train_pairs is not None:
         inverter.encoder.require_same(train_pairs.encoder, "training pairs")
+    if corpus is not None:
+        inverter.encoder.require_same(corpus.encoder, "the corpus")
     attacks = name_attacks(strategy, steps)
     for attack in attacks.values():  # a wrong one is told before the others have taken hours
         attack.decoding.check(has_encoder=True)
@@ -127,7 +132,9 @@ def evaluate(  # noqa: PLR0913 - the front door; all but the first three have a 
     )
     known = train_pairs is not None and _same_tokens(inverter, train_pairs)
     counts = train_pairs.token_counts if known and train_pairs is not None else None
-    bench = Bench(inverter, encoder, attacks, train_pairs, counts, seed, report, len(samples))
+    bench = Bench(
+        inverter, encoder, attacks, train_pairs, counts, seed, report, len(samples), corpus
+    )
     ruler, notes = make_ruler(inverter.tokenizer, counts)
     if train_pairs is None:
         notes.append("nearest training text: not measured, no training pairs were given")
@@ -286,7 +293,7 @@ def _conclude(
         "strategy": first.decoding.name,
         "passes": None if passes is None else _whole(passes.mean),
         "seed": bench.seed,
-        "threat_model": first.decoding.threat_model,
+        "threat_model": first.decoding.threat_model + (" + corpus" if bench.corpus else ""),
         "encoder_calls": first.decoding.encoder_calls,
         "attacks": {name: attack.to_dict() for name, attack in bench.attacks.items()},
         "controls_decoded_by": bench.guesser.to_dict(),

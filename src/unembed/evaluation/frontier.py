@@ -14,17 +14,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from unembed.data.pairs import Pairs
 from unembed.decoding import Decoding
 from unembed.decoding.sequential import Sequential
 from unembed.encoders.base import Encoder
 from unembed.errors import ConfigError
 from unembed.evaluation.bootstrap import Figure, draw_blocks
-from unembed.evaluation.cache import Journal
+from unembed.evaluation.cache import Journal, settings_digest
 from unembed.evaluation.evaluate import cutting
 from unembed.evaluation.metrics import COLUMNS, Recovery, Ruler, make_ruler
 from unembed.evaluation.rows import Attack, Bench, ProgressFn, Spec, cosines_of, name_attacks
 from unembed.evaluation.samples import Passage, Sample, Samples
-from unembed.inverter import Inverter
+from unembed.inverter import Corpus, Inverter
 
 MARKS = (0, 2, 7, 15, 31, 53, 117, 245, 457)  # those of Vec2Text's frontier, and none
 METRICS = ("exact match", "token-set F1", "BLEU (sentence)", "cosine")
@@ -75,7 +76,7 @@ class Frontier:
         return "\n".join([*lines, *(f"- {note}" for note in self.notes), ""])
 
 
-def measure_frontier(
+def measure_frontier(  # noqa: PLR0913 - as `evaluate`
     inverter: Inverter,
     encoder: Encoder,
     texts: Iterable[str | Passage],
@@ -85,6 +86,7 @@ def measure_frontier(
     marks: Sequence[int] = MARKS,
     limit: int = PER_LENGTH,
     seed: int = 0,
+    corpus: Pairs | None = None,
     folder: Path | None = None,
     progress: ProgressFn | None = None,
 ) -> Frontier:
@@ -100,6 +102,7 @@ def measure_frontier(
         marks: Numbers of calls, ascending, from 0: the greedy text, without a call.
         limit: Texts drawn of each length bucket, with the seed.
         seed: Of the draw, the strategies and the bootstrap.
+        corpus: Pairs whose nearest texts the search starts from beside the greedy one.
         folder: Keeps recovered texts as they come, so that the same call goes on after a kill.
         progress: Called with (stage, done, total).
 
@@ -109,6 +112,8 @@ def measure_frontier(
         EncoderError: The inverter belongs to another encoder.
     """
     inverter.require_encoder(encoder)
+    if corpus is not None:
+        inverter.encoder.require_same(corpus.encoder, "the corpus")
     report = progress or (lambda stage, done, total: None)
     specs = [strategy] if isinstance(strategy, (str, Decoding, Attack)) else list(strategy)
     attacks = {
@@ -117,7 +122,7 @@ def measure_frontier(
     }
     samples = Samples(texts, inverter.tokenizer, cutting(inverter))
     chosen, shares = _draw(samples, inverter.length, limit, seed)
-    bench = Bench(inverter, encoder, attacks, None, None, seed, report, len(samples))
+    bench = Bench(inverter, encoder, attacks, None, None, seed, report, len(samples), corpus)
     ruler, notes = make_ruler(inverter.tokenizer, None)
     provenance = {} if folder is None else bench.provenance()
     points: dict[str, dict[str, dict[int, dict[str, Figure | None]]]] = {}
@@ -128,7 +133,9 @@ def measure_frontier(
             settings = {"attack": attack.to_dict(), "marks": reached, "bucket": bucket}
             settings |= {"texts": samples.digest, "limit": limit, "seed": seed} | provenance
             with Journal(folder, f"frontier {name} {bucket}", settings) as journal:
-                search = _Search(inverter, encoder, attack.decoding, reached, seed)
+                search = _Search(
+                    inverter, encoder, attack.decoding, reached, seed, bench.corpus_search
+                )
                 show = _reporter(report, f"{name}, {bucket} tokens", len(some))
                 values[bucket] = _values(search.recover_all(some, journal, show), some, ruler)
         points[name] = _figures(values, shares, reached, seed)
@@ -137,6 +144,7 @@ def measure_frontier(
         "encoder": encoder.identity.to_dict(),
         "attacks": {name: attack.to_dict() for name, attack in attacks.items()},
         "seed": seed,
+        "corpus": None if corpus is None else settings_digest(corpus.manifest),
     }
     return Frontier(points, shares, settings, [note for note in notes if "BLEU" in note])
 
@@ -187,6 +195,7 @@ class _Search:
     decoding: Decoding
     marks: Sequence[int]
     seed: int
+    corpus: Corpus | None = None
 
     def recover_all(
         self, samples: Sequence[Sample], journal: Journal, show: Any
@@ -209,14 +218,15 @@ class _Search:
 
     def _recover(self, samples: Sequence[Sample], first: int) -> list[list[Recovery]]:
         vectors = self.encoder.encode([sample.text for sample in samples])
-        calls: list[list[tuple[float, list[int]]]] = [[] for _ in samples]
+        calls: list[list[tuple[int, float, list[int]]]] = [[] for _ in samples]
         self.inverter.invert(
             vectors,
             seed=self.seed,
             first_index=first,
             decoding=self.decoding,
             encoder=self.encoder,
-            on_call=lambda row, ids, cosine: calls[row].append((cosine, list(ids))),
+            on_call=lambda row, ids, cosine, spent: calls[row].append((spent, cosine, list(ids))),
+            corpus=self.corpus,
         )
         greedy = self.inverter.invert(
             vectors, decoding=replace(self.decoding, strategy=Sequential(), encoder_calls=0)
@@ -232,13 +242,14 @@ class _Search:
             for start, cosine, seen in zip(greedy, cosines, calls, strict=True)
         ]
 
-    def _at(self, mark: int, seen: Sequence[tuple[float, list[int]]]) -> Recovery:
-        """The nearest of the first texts that were embedded."""
-        cosine, ids = max(seen[:mark], key=lambda call: call[0])
+    def _at(self, mark: int, seen: Sequence[tuple[int, float, list[int]]]) -> Recovery:
+        """The nearest of the texts that were embedded with so many calls."""
+        affordable = [call for call in seen if call[0] <= mark]
+        _, cosine, ids = max(affordable, key=lambda call: call[1])
         tokenizer = self.inverter.tokenizer
         content = [ids[k] for k in tokenizer.content_positions(ids)]
         (text,) = tokenizer.decode([ids])
-        return Recovery(text, content, encoder_calls=min(mark, len(seen)), cosine=cosine)
+        return Recovery(text, content, encoder_calls=affordable[-1][0], cosine=cosine)
 
 
 def _reporter(report: ProgressFn, stage: str, total: int) -> Any:

@@ -167,6 +167,12 @@ class Bench:
     seed: int
     report: ProgressFn
     total: int
+    corpus: Pairs | None = None
+
+    @property
+    def corpus_search(self) -> CorpusSearch | None:
+        """What guided search starts from beside the greedy text, where there is a corpus."""
+        return None if self.corpus is None else CorpusSearch(self.corpus, self.inverter.tokenizer)
 
     @property
     def guesser(self) -> Attack:
@@ -204,7 +210,8 @@ class Bench:
         for name, tensor in sorted(self.inverter.denoiser.state_dict().items()):
             digest.update(name.encode())
             digest.update(tensor.detach().float().cpu().numpy().tobytes())
-        return {
+        corpus = {} if self.corpus is None else {"corpus": settings_digest(self.corpus.manifest)}
+        return corpus | {
             "weights": digest.hexdigest(),
             "dtype": str(self.inverter.compute.dtype).removeprefix("torch."),
             "diffusion": self.inverter.diffusion,
@@ -223,6 +230,7 @@ class Bench:
                 first_index=part.first + start,
                 decoding=attack.decoding,
                 encoder=self.encoder if attack.decoding.encoder_calls else None,
+                corpus=self.corpus_search,
             )
             each = (time.perf_counter() - began) * 1000 / len(inversions)
             cosines = cosines_of(
@@ -341,6 +349,44 @@ class RandomTokens:
         points = np.random.default_rng([self._seed, index]).random(count)
         found: list[int] = np.searchsorted(self._cumulative, points, side="right").tolist()
         return found
+
+
+@dataclass(frozen=True, repr=False)
+class CorpusSearch:
+    """Finds texts of a corpus by their vectors: what an auditor with similar texts starts from.
+
+    Attributes:
+        pairs: Of the encoder under attack.
+        tokenizer: Of the inverter.
+        count: Texts for each vector.
+    """
+
+    pairs: Pairs
+    tokenizer: TextTokenizer
+    count: int = 4
+
+    def __repr__(self) -> str:
+        """Say which corpus it is: what the recovered texts depend on."""
+        return f"CorpusSearch({settings_digest(self.pairs.manifest)}, {self.count})"
+
+    def __call__(self, vectors: NDArray[np.float32]) -> list[list[list[int]]]:
+        """Token ids of the nearest texts of each unit vector [B, D], nearest first."""
+        best = np.full((len(vectors), 0), 0.0, dtype=np.float32)
+        rows = np.zeros((len(vectors), 0), dtype=np.int64)
+        for start in range(0, len(self.pairs), _CHUNK_ROWS):
+            index = np.arange(start, min(start + _CHUNK_ROWS, len(self.pairs)))
+            _, embeddings = self.pairs.rows(index)
+            best = np.concatenate([best, vectors @ embeddings.T], axis=1)
+            rows = np.concatenate(
+                [rows, np.broadcast_to(index, (len(vectors), len(index)))], axis=1
+            )
+            order = np.argsort(-best, axis=1, kind="stable")[:, : self.count]
+            best, rows = (np.take_along_axis(x, order, axis=1) for x in (best, rows))
+        tokens, _ = self.pairs.rows(rows.ravel())
+        texts = self.pairs.tokenizer.decode(tokens)
+        ids = self.tokenizer.encode(texts)  # which may be another's
+        each = rows.shape[1]
+        return [ids[k : k + each] for k in range(0, len(ids), each)]
 
 
 def nearest_pairs(

@@ -21,6 +21,7 @@ NOTHING = -1
 
 # Log-likelihoods given to edits the denoiser was not asked about
 _WORD, _DELETION = -4.0, -3.0
+_SUBSTITUTION = 0.0
 _INSERTION = 1.0  # what an inserted token may cost is what a longer text costs in any case
 _WORDS_TRIED = 2  # words of the text tried at each place
 
@@ -96,7 +97,11 @@ def single_edits(
     n = len(tokens)
     places, gaps = np.arange(n), scores.gaps
     parts = [
-        _writes(2 * places + 1, scores.fillers, scores.filler_scores - scores.own[:, None]),
+        _writes(
+            2 * places + 1,
+            scores.fillers,
+            scores.filler_scores - scores.own[:, None] + _SUBSTITUTION,
+        ),
         _writes(2 * gaps, scores.inserts, scores.insert_scores + _INSERTION),
         _writes(2 * places + 1, np.full((n, 1), NOTHING), _DELETION - scores.own[:, None]),
     ]

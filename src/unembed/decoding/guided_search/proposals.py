@@ -21,6 +21,7 @@ from unembed.diffusion import DenoiserFn
 
 _STRIDE, _GAPS, _GAPS_TOGETHER = 4, 6, 3
 _FILLERS, _INSERTS = 12, 6  # tokens kept for each position and gap
+_NATS_A_COSINE = 50.0  # what a first-order gain in cosine weighs beside log-probabilities
 _WORDS = 200  # tokens kept for a text as a whole
 _ROWS = 128  # sequences of a pass whose logits are held at once
 
@@ -83,6 +84,7 @@ def masked_scores(
     spec: SequenceSpec,
     hypotheses: Sequence[Tokens],
     rngs: Sequence[np.random.Generator],
+    gains: Sequence[NDArray[np.float32] | None] | None = None,
 ) -> tuple[list[MaskedScores], list[int]]:
     """Score the tokens of M hypotheses and what else could be there, in one denoiser pass.
 
@@ -92,6 +94,8 @@ def masked_scores(
         spec: Length and special tokens.
         hypotheses: Their tokens, from 1.
         rngs: For each, which gaps are looked into.
+        gains: Of an encoder with open weights, for each what every token would gain in cosine at
+            its n tokens [n, V], or None.
 
     Returns:
         The scores of each hypothesis, and how many sequences each took.
@@ -102,11 +106,17 @@ def masked_scores(
     sequences = torch.tensor([ids for seen, _ in views for ids in seen], device=embedding.device)
     rows = torch.tensor([row_of(tokens, spec) for tokens in hypotheses], device=embedding.device)
     wanted = rows[which]
-    parts = []
+    slots_of_all = np.concatenate([slots for _, slots in views])
+    owners = np.repeat(np.arange(len(views)), [len(slots) for _, slots in views])
+    parts, done = [], 0
     for start in range(0, len(which), _ROWS):
         part = sequences[start : start + _ROWS]
         logits = _logits(denoiser, part, embedding[which[start : start + _ROWS]], spec)
         normaliser = logits.logsumexp(dim=-1, keepdim=True)
+        if gains is not None:
+            here = slice(done, done + len(logits))
+            _add_gains(logits, gains, owners[here], slots_of_all[here])
+        done += len(logits)
         top = logits.topk(min(_FILLERS, logits.shape[1]), dim=-1)
         there = logits.gather(1, wanted[start : start + _ROWS][part == spec.mask_id][:, None])
         parts.append([top.indices, top.values - normaliser, (there - normaliser)[:, 0]])
@@ -129,6 +139,28 @@ def masked_scores(
             )
         )
     return results, [len(seen) for seen, _ in views]
+
+
+def _add_gains(
+    logits: Tensor,
+    gains: Sequence[NDArray[np.float32] | None],
+    owners: NDArray[np.int64],
+    slots: NDArray[np.int64],
+) -> None:
+    """Add what tokens would gain in cosine to the logits [M, V] of masks in tokens' places.
+
+    Args:
+        logits: Changed in place.
+        gains: See `masked_scores`.
+        owners: The hypothesis that each mask is of [M].
+        slots: And its slot [M].
+    """
+    for owner in np.unique(owners).tolist():
+        of_text = gains[owner]
+        if of_text is not None:
+            at = np.flatnonzero((owners == owner) & (slots % 2 == 1))
+            added = _NATS_A_COSINE * of_text[slots[at] // 2]
+            logits[torch.from_numpy(at)] += torch.from_numpy(added).to(logits)
 
 
 def _views(

@@ -91,6 +91,10 @@ class GuidedSearch:
     exploration: float = option(
         0.1, "Weight of a prediction's standard deviation.", low=0.0, high=1000.0
     )
+    open_weights: bool = option(
+        False,
+        "Use the encoder's gradient, which takes its weights; each counts as two calls.",
+    )
     stop_cosine: float = option(
         0.9999, "Cosine from which on a text is left alone.", low=-1.0, high=1.0
     )
@@ -123,7 +127,7 @@ class GuidedSearch:
         self._start(texts, denoiser, embedding, spec, steps, oracle)
         shown, index = spec.masked(len(texts), torch.device("cpu")), 0
         while True:
-            self._score(texts, denoiser, embedding, spec)
+            self._score(texts, denoiser, embedding, spec, oracle)
             left = [oracle.remaining(text.row) for text in texts]
             for text in texts:
                 text.finished |= text.cosine >= self.stop_cosine or left[text.row] < 1
@@ -137,6 +141,7 @@ class GuidedSearch:
                 shown = step.tokens.clone()
                 on_step(step)
             if not searching:
+                _confide(texts, denoiser, embedding, spec)
                 return _decoded(texts, oracle.calls, spec, embedding)
             for text in searching:
                 text.fit()
@@ -154,7 +159,7 @@ class GuidedSearch:
     ) -> None:
         """Embed the greedy text, then those of some rounds of residual steering."""
         steered = SteeredVectors(embedding, self.gamma)
-        for _ in range(1 + self.rounds):
+        for number in range(1 + self.rounds):
             some = [t for t in texts if t.cosine < self.stop_cosine and oracle.remaining(t.row) > 0]
             if not some:
                 return
@@ -163,16 +168,24 @@ class GuidedSearch:
                 text.idle = 0  # the next round starts from another vector
             decoded = steered.decode(rows, denoiser, spec, steps)
             batches = [[content_of(ids, spec)] for ids in decoded.tokens.tolist()]
+            if number == 0:
+                for text, batch in zip(some, batches, strict=True):
+                    batch.extend(text.read_corpus(oracle.starts(text.row)))
             for text, passes in zip(some, decoded.passes.tolist(), strict=True):
                 text.passes += passes
             _embed(some, batches, spec, oracle)
             vectors = [
-                text.vectors[text.known[new]] for text, (new,) in zip(some, batches, strict=True)
+                text.vectors[text.known[new]] for text, (new, *_) in zip(some, batches, strict=True)
             ]
             steered.update(rows, np.stack(vectors))
 
     def _score(
-        self, texts: Sequence[_Text], denoiser: DenoiserFn, embedding: Tensor, spec: SequenceSpec
+        self,
+        texts: Sequence[_Text],
+        denoiser: DenoiserFn,
+        embedding: Tensor,
+        spec: SequenceSpec,
+        oracle: Oracle,
     ) -> None:
         """Have the denoiser score the nearest hypotheses it has not seen."""
         new = [
@@ -188,7 +201,13 @@ class GuidedSearch:
         target = embedding[list(rows)]
         steered = steer(target, torch.from_numpy(np.stack(vectors)).to(target), self.steering)
         rngs = [texts[row].rng for row in rows]
-        scores, passes = masked_scores(denoiser, steered, spec, hypotheses, rngs)
+        gains = None
+        if self.open_weights:
+            gains = oracle.token_gains(rows, [row_of(tokens, spec) for tokens in hypotheses])
+            calls = oracle.calls.tolist()
+            for text in texts:
+                text.calls = calls[text.row]
+        scores, passes = masked_scores(denoiser, steered, spec, hypotheses, rngs, gains)
         for (row, tokens), one, spent in zip(new, scores, passes, strict=True):
             texts[row].scores[tokens] = one
             texts[row].passes += spent
@@ -236,6 +255,16 @@ class _Text:
     def nearest(self, count: int) -> list[Tokens]:
         """Find the hypotheses with the highest cosines, the first made before its equals."""
         return sorted(self.known, key=lambda tokens: -self.cosines[self.known[tokens]])[:count]
+
+    def read_corpus(self, texts: Sequence[Sequence[int]]) -> list[Tokens]:
+        """Take texts of a corpus for hypotheses, and their words for words of the text."""
+        if not texts:
+            return []
+        ids, weights = self.words
+        own = np.unique(np.concatenate([np.array(text, dtype=np.int64) for text in texts]))
+        shares = np.concatenate([weights, np.full(len(own), 1.0 / len(own))])  # half of the draws
+        self.words = np.concatenate([ids, own]), shares / shares.sum()
+        return [tuple(text[: self.length - 1]) for text in texts]
 
     def learn(self, tokens: Tokens, cosine: float, vector: NDArray[np.float32]) -> None:
         """Remember what the encoder said of a new text."""
@@ -306,6 +335,21 @@ def _embed(
         text.finished |= text.idle >= _PATIENCE
 
 
+def _confide(
+    texts: Sequence[_Text], denoiser: DenoiserFn, embedding: Tensor, spec: SequenceSpec
+) -> None:
+    """Score the nearest hypotheses by the vectors themselves: the confidences that are told."""
+    some = [text for text in texts if text.nearest(1)[0]]
+    if some:
+        rngs = [np.random.default_rng(0) for _ in some]  # gaps do not matter here
+        hypotheses = [text.nearest(1)[0] for text in some]
+        vectors = embedding[[text.row for text in some]]
+        scores, passes = masked_scores(denoiser, vectors, spec, hypotheses, rngs)
+        for text, tokens, one, spent in zip(some, hypotheses, scores, passes, strict=True):
+            text.scores[tokens] = one
+            text.passes += spent
+
+
 def _step(
     texts: Sequence[_Text], shown: Tensor, place: tuple[int, int], calls: Tensor, spec: SequenceSpec
 ) -> DecodingStep:
@@ -322,8 +366,9 @@ def _step(
 def _best(text: _Text, spec: SequenceSpec) -> tuple[list[int], list[float], int]:
     """Sequence, confidences and passes of the nearest hypothesis.
 
-    The confidence of a token is its probability where it was masked with some of the others. The
-    end and what follows it were not asked about; their confidence is 1.
+    The confidence of a token is its probability where it was masked with some of the others, given
+    the vector in the result and the steered vector on the way. The end and what follows it were not
+    asked about; their confidence is 1.
     """
     tokens = text.nearest(1)[0]
     own = text.scores[tokens].own if tokens else np.zeros(0)
