@@ -22,6 +22,7 @@ from unembed.cli.options import (
     encoder_settings,
     make_encoder,
     make_inverter,
+    require_search,
 )
 
 
@@ -78,17 +79,20 @@ def evaluate(
     passages = PassageFile(texts, column)
     next(iter(passages), None)  # a wrong file fails before the encoder is loaded
     pairs = Pairs.open(train_pairs) if train_pairs is not None else None
+    names = strategies.split(",") if strategies is not None else None
+    if frontier and names is None:
+        names = ["guided-search" if strategy == "greedy" else strategy]
+    require_search(corpus, names or [strategy])
     similar = Pairs.open(corpus) if corpus is not None else None
     inverter = make_inverter(checkpoint, None, device, dtype)
     model = make_encoder(encoder_settings(inverter, encoder), device, trust_remote_code)
-    names = strategies.split(",") if strategies is not None else None
     if frontier:
         with StageDisplay() as display:
             curve = measure_frontier(
                 inverter,
                 model,
                 passages,
-                strategy=names or ("guided-search" if strategy == "greedy" else strategy),
+                strategy=names or strategy,
                 steps=steps,
                 limit=limit or PER_LENGTH,
                 seed=seed,

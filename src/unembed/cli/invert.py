@@ -38,6 +38,7 @@ from unembed.cli.options import (
     make_encoder,
     make_inverter,
     read_decoding,
+    require_search,
 )
 
 
@@ -95,6 +96,7 @@ def invert(
 
     decoding = read_decoding(strategy, option, steps, guidance, repetition, encoder_calls)
     decoding.check(has_encoder=decoding.encoder_calls > 0)
+    require_search(corpus, [decoding.name])
     source = (
         None if embedding is None else _source(embedding, key or column, skip_bad, keep, ranges)
     )

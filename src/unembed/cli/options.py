@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -320,3 +321,13 @@ def read_decoding(
         if not equals or not name:
             raise ConfigError("an option of the form name=value", repr(option), "Correct --option")
     return Decoding.parse(":".join([strategy, *words, *(options or [])]))
+
+
+def require_search(corpus: Path | None, names: Sequence[str]) -> None:
+    """Refuse a corpus that no strategy would look at.
+
+    Raises:
+        ConfigError: There is one, and guided search is not among the strategies.
+    """
+    if corpus is not None and not any("guided-search" in name or name == "all" for name in names):
+        raise ConfigError("--corpus with guided-search", ", ".join(names), "Choose that strategy")

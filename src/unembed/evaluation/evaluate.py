@@ -293,9 +293,9 @@ def _conclude(
         "strategy": first.decoding.name,
         "passes": None if passes is None else _whole(passes.mean),
         "seed": bench.seed,
-        "threat_model": first.decoding.threat_model + (" + corpus" if bench.corpus else ""),
+        "threat_model": bench.describe(first)["threat_model"],
         "encoder_calls": first.decoding.encoder_calls,
-        "attacks": {name: attack.to_dict() for name, attack in bench.attacks.items()},
+        "attacks": {name: bench.describe(attack) for name, attack in bench.attacks.items()},
         "controls_decoded_by": bench.guesser.to_dict(),
         "bootstrap_resamples": RESAMPLES,
     }

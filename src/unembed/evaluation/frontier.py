@@ -130,7 +130,7 @@ def measure_frontier(  # noqa: PLR0913 - as `evaluate`
         reached = [mark for mark in marks if mark <= attack.decoding.encoder_calls]
         values = {}
         for bucket, some in chosen.items():
-            settings = {"attack": attack.to_dict(), "marks": reached, "bucket": bucket}
+            settings = {"attack": bench.describe(attack), "marks": reached, "bucket": bucket}
             settings |= {"texts": samples.digest, "limit": limit, "seed": seed} | provenance
             with Journal(folder, f"frontier {name} {bucket}", settings) as journal:
                 search = _Search(
@@ -142,7 +142,7 @@ def measure_frontier(  # noqa: PLR0913 - as `evaluate`
     settings = {
         "texts": {bucket: len(some) for bucket, some in chosen.items()},
         "encoder": encoder.identity.to_dict(),
-        "attacks": {name: attack.to_dict() for name, attack in attacks.items()},
+        "attacks": {name: bench.describe(attack) for name, attack in attacks.items()},
         "seed": seed,
         "corpus": None if corpus is None else settings_digest(corpus.manifest),
     }
@@ -155,6 +155,8 @@ def _with_calls(attack: Attack, calls: int) -> Attack:
         raise ConfigError(
             "strategies that call the encoder", attack.decoding.name, "Correct --strategies"
         )
+    if attack.limit is not None:
+        raise ConfigError("one limit for all strategies", str(attack), "Use --limit")
     if attack.decoding.encoder_calls:
         return attack
     return replace(attack, decoding=replace(attack.decoding, encoder_calls=calls))

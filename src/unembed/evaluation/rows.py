@@ -49,6 +49,7 @@ ALL = (
     "two-stage:temperature=0.5",
     "best-of:samples=1:encoder_calls=1:limit=32",
     "best-of:encoder_calls=16:limit=32",
+    "residual:encoder_calls=16:limit=32",
     "guided-search:encoder_calls=300:limit=32",
 )
 
@@ -174,6 +175,13 @@ class Bench:
         """What guided search starts from beside the greedy text, where there is a corpus."""
         return None if self.corpus is None else CorpusSearch(self.corpus, self.inverter.tokenizer)
 
+    def describe(self, attack: Attack) -> dict[str, Any]:
+        """Plain data of an attack, a corpus named among what the attacker has."""
+        plain = attack.to_dict()
+        if self.corpus is not None and attack.decoding.name == "guided-search":
+            plain["threat_model"] += " + corpus"
+        return plain
+
     @property
     def guesser(self) -> Attack:
         """The attack of the baselines, from the vector alone: the first such, or greedy."""
@@ -183,7 +191,12 @@ class Bench:
     def rows(self) -> Iterator[tuple[str, Recover, int, dict[str, Any]]]:
         """Name, maker, batch size and settings of every row."""
         for name, attack in self.attacks.items():
-            yield name, self._decode(self.inverter, attack), BATCH, {"attack": attack.to_dict()}
+            yield (
+                name,
+                self._decode(self.inverter, attack),
+                BATCH,
+                {"attack": self.describe(attack)},
+            )
         settings = {"attack": self.guesser.to_dict()}
         shuffled = self._decode(self.inverter, self.guesser, shuffled=True)
         yield SHUFFLED, shuffled, BATCH, settings

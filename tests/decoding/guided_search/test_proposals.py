@@ -62,12 +62,12 @@ def test_masked_scores_do_not_depend_on_the_company():
 def test_steer_moves_by_a_step_of_one_length_towards_what_is_missing():
     target = torch.eye(3)[:2]
     near = torch.nn.functional.normalize(torch.tensor([[1.0, 0.1, 0.0], [0.5, 1.0, 0.5]]), dim=1)
-    steered = steer(target, near, 0.8)
+    steered = steer(target, near, torch.tensor([0.8, 0.8]))
     torch.testing.assert_close(steered.norm(dim=1), torch.ones(2))
     before, after = ((vectors * near).sum(dim=1) for vectors in (target, steered))
     assert (after < before).all()  # away from the hypothesis
-    torch.testing.assert_close(steer(target, near, 0.0), target)
-    torch.testing.assert_close(steer(target, target, 0.8), target)  # nothing is missing
+    torch.testing.assert_close(steer(target, near, torch.zeros(2)), target)
+    torch.testing.assert_close(steer(target, target, torch.ones(2)), target)  # nothing is missing
 
 
 def test_masked_scores_adds_the_gains_of_open_weights_where_tokens_are_masked():

@@ -64,8 +64,8 @@ def likely_words(denoiser: DenoiserFn, embedding: Tensor, spec: SequenceSpec) ->
     return words
 
 
-def steer(target: Tensor, vectors: Tensor, step: float) -> Tensor:
-    """Move targets e by a step of fixed length along the residuals e - ê: unit vectors [M, D].
+def steer(target: Tensor, vectors: Tensor, steps: Tensor) -> Tensor:
+    """Move targets e by steps of fixed lengths along the residuals e - ê: unit vectors [M, D].
 
     The denoiser then sees more of what the hypotheses lack than the target itself shows: its
     scores say which tokens are wrong and what would bring the hypothesis nearer.
@@ -73,9 +73,9 @@ def steer(target: Tensor, vectors: Tensor, step: float) -> Tensor:
     Args:
         target: Unit vectors e [M, D].
         vectors: Embeddings ê of hypotheses [M, D].
-        step: Length of the step, from 0.
+        steps: Length of each step, from 0 [M].
     """
-    return F.normalize(target + step * F.normalize(target - vectors, dim=1), dim=1)
+    return F.normalize(target + steps[:, None] * F.normalize(target - vectors, dim=1), dim=1)
 
 
 def masked_scores(

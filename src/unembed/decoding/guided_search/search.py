@@ -124,60 +124,49 @@ class GuidedSearch:
         texts = [
             _Text(row, words[row], generator, spec) for row, generator in enumerate(generators)
         ]
-        self._start(texts, denoiser, embedding, spec, steps, oracle)
-        shown, index = spec.masked(len(texts), torch.device("cpu")), 0
+        steered = SteeredVectors(embedding, self.gamma)
+        searching, shown, index = texts, spec.masked(len(texts), torch.device("cpu")), 0
         while True:
-            self._score(texts, denoiser, embedding, spec, oracle)
-            left = [oracle.remaining(text.row) for text in texts]
-            for text in texts:
-                text.finished |= text.cosine >= self.stop_cosine or left[text.row] < 1
-            searching = [text for text in texts if not text.finished]
+            # A round: texts decoded from steered vectors first, then edits
+            if index <= self.rounds:
+                decoded = steered.decode([t.row for t in searching], denoiser, spec, steps)
+                batches = _drafts(searching, decoded, spec)
+                if index == 0:
+                    for text, batch in zip(searching, batches, strict=True):
+                        batch.extend(text.read_corpus(oracle.starts(text.row)))
+                _embed(searching, batches, spec, oracle)
+                latest = [
+                    text.vector_of(batch[0]) for text, batch in zip(searching, batches, strict=True)
+                ]
+                steered.update([text.row for text in searching], np.stack(latest))
+            else:
+                for text in searching:
+                    text.fit()
+                batches = [
+                    self._propose(text, oracle.remaining(text.row), spec) for text in searching
+                ]
+                _embed(searching, batches, spec, oracle)
             index += 1
+            # Who goes on, and what the next round needs
+            drafting = index <= self.rounds
+            for text in searching:
+                right, spent = text.cosine >= self.stop_cosine, oracle.remaining(text.row) < 1
+                text.finished = right or spent or (text.idle >= _PATIENCE and not drafting)
+            self._score(searching, denoiser, embedding, spec, oracle, drafting)
+            searching = [text for text in searching if not text.finished]
             if on_step is not None:
-                rounds = max(
-                    (-(-left[text.row] // self.proposals) for text in searching), default=0
-                )
+                left = [oracle.remaining(text.row) for text in searching]
+                rounds = max((self._rounds_left(index, calls) for calls in left), default=0)
                 step = _step(texts, shown, (index, index + rounds), oracle.calls, spec)
                 shown = step.tokens.clone()
                 on_step(step)
             if not searching:
-                _confide(texts, denoiser, embedding, spec)
                 return _decoded(texts, oracle.calls, spec, embedding)
-            for text in searching:
-                text.fit()
-            batches = [self._propose(text, left[text.row], spec) for text in searching]
-            _embed(searching, batches, spec, oracle)
 
-    def _start(
-        self,
-        texts: Sequence[_Text],
-        denoiser: DenoiserFn,
-        embedding: Tensor,
-        spec: SequenceSpec,
-        steps: int,
-        oracle: Oracle,
-    ) -> None:
-        """Embed the greedy text, then those of some rounds of residual steering."""
-        steered = SteeredVectors(embedding, self.gamma)
-        for number in range(1 + self.rounds):
-            some = [t for t in texts if t.cosine < self.stop_cosine and oracle.remaining(t.row) > 0]
-            if not some:
-                return
-            rows = [text.row for text in some]
-            for text in some:
-                text.idle = 0  # the next round starts from another vector
-            decoded = steered.decode(rows, denoiser, spec, steps)
-            batches = [[content_of(ids, spec)] for ids in decoded.tokens.tolist()]
-            if number == 0:
-                for text, batch in zip(some, batches, strict=True):
-                    batch.extend(text.read_corpus(oracle.starts(text.row)))
-            for text, passes in zip(some, decoded.passes.tolist(), strict=True):
-                text.passes += passes
-            _embed(some, batches, spec, oracle)
-            vectors = [
-                text.vectors[text.known[new]] for text, (new, *_) in zip(some, batches, strict=True)
-            ]
-            steered.update(rows, np.stack(vectors))
+    def _rounds_left(self, index: int, calls: int) -> int:
+        """Rounds at most after so many, with so many calls left."""
+        drafts = min(max(self.rounds + 1 - index, 0), calls)
+        return drafts - (drafts - calls) // self.proposals
 
     def _score(
         self,
@@ -186,31 +175,38 @@ class GuidedSearch:
         embedding: Tensor,
         spec: SequenceSpec,
         oracle: Oracle,
+        drafting: bool,
     ) -> None:
-        """Have the denoiser score the nearest hypotheses it has not seen."""
-        new = [
-            (text.row, tokens)
+        """Have the denoiser score what the next round edits and what is finished.
+
+        The nearest hypotheses are scored by steered vectors, which tell what is wrong with them;
+        the result of a text by its vector itself, which tells the confidences.
+        """
+        jobs = [
+            (text, tokens, 0.0 if text.finished else self.steering)
             for text in texts
-            for tokens in text.nearest(1 if text.finished else self.beam)
-            if tokens and tokens not in text.scores
+            for tokens in text.nearest(1 if text.finished else 0 if drafting else self.beam)
+            if tokens and (text.finished or tokens not in text.scores)
         ]
-        if not new:
+        if not jobs:
             return
-        rows, hypotheses = zip(*new, strict=True)
-        vectors = [texts[row].vectors[texts[row].known[tokens]] for row, tokens in new]
-        target = embedding[list(rows)]
-        steered = steer(target, torch.from_numpy(np.stack(vectors)).to(target), self.steering)
-        rngs = [texts[row].rng for row in rows]
+        which = [text.row for text, _, _ in jobs]
+        hypotheses = [tokens for _, tokens, _ in jobs]
+        vectors = np.stack([text.vector_of(tokens) for text, tokens, _ in jobs])
+        target, lengths = embedding[which], torch.tensor([length for _, _, length in jobs])
+        steered = steer(target, torch.from_numpy(vectors).to(target), lengths.to(target))
         gains = None
-        if self.open_weights:
-            gains = oracle.token_gains(rows, [row_of(tokens, spec) for tokens in hypotheses])
-            calls = oracle.calls.tolist()
-            for text in texts:
-                text.calls = calls[text.row]
+        if self.open_weights and not drafting:
+            open_rows = [k for k, (text, _, _) in enumerate(jobs) if not text.finished]
+            rows = [row_of(hypotheses[k], spec) for k in open_rows]
+            slopes = oracle.token_gains([which[k] for k in open_rows], rows)
+            known = dict(zip(open_rows, slopes, strict=True))
+            gains = [known.get(k) for k in range(len(jobs))]
+        rngs = [text.rng for text, _, _ in jobs]
         scores, passes = masked_scores(denoiser, steered, spec, hypotheses, rngs, gains)
-        for (row, tokens), one, spent in zip(new, scores, passes, strict=True):
-            texts[row].scores[tokens] = one
-            texts[row].passes += spent
+        for (text, tokens, _), one, spent in zip(jobs, scores, passes, strict=True):
+            text.scores[tokens] = one
+            text.passes += spent
 
     def _propose(self, text: _Text, left: int, spec: SequenceSpec) -> list[Tokens]:
         """Choose the edited copies most worth a call."""
@@ -243,6 +239,7 @@ class _Text:
         self.cosines: list[float] = []
         self.vectors: list[NDArray[np.float32]] = []
         self.made: list[int] = []  # passes spent when a hypothesis was made
+        self.drafts: dict[Tokens, list[float]] = {}  # confidences of what was decoded whole
         self.scores: dict[Tokens, MaskedScores] = {}
         self.idle, self.calls, self.finished = 0, 0, False
         self.model: CosineModel
@@ -255,6 +252,10 @@ class _Text:
     def nearest(self, count: int) -> list[Tokens]:
         """Find the hypotheses with the highest cosines, the first made before its equals."""
         return sorted(self.known, key=lambda tokens: -self.cosines[self.known[tokens]])[:count]
+
+    def vector_of(self, tokens: Tokens) -> NDArray[np.float32]:
+        """The embedding [D] of a hypothesis."""
+        return self.vectors[self.known[tokens]]
 
     def read_corpus(self, texts: Sequence[Sequence[int]]) -> list[Tokens]:
         """Take texts of a corpus for hypotheses, and their words for words of the text."""
@@ -316,6 +317,24 @@ def _candidates(
     return every[first], gain[first]
 
 
+def _drafts(texts: Sequence[_Text], decoded: Decoded, spec: SequenceSpec) -> list[list[Tokens]]:
+    """The texts that were decoded whole, one for each; their passes are counted."""
+    batches = []
+    for text, ids, sure, passes in zip(
+        texts,
+        decoded.tokens.tolist(),
+        decoded.confidences.tolist(),
+        decoded.passes.tolist(),
+        strict=True,
+    ):
+        tokens = content_of(ids, spec)
+        text.drafts.setdefault(tokens, sure[: len(tokens)])
+        text.idle = 0  # the next round starts from another vector
+        text.passes += passes
+        batches.append([tokens])
+    return batches
+
+
 def _embed(
     texts: Sequence[_Text], batches: Sequence[list[Tokens]], spec: SequenceSpec, oracle: Oracle
 ) -> None:
@@ -332,22 +351,6 @@ def _embed(
     for text in texts:
         text.idle = text.idle + 1 if calls[text.row] == text.calls else 0
         text.calls = calls[text.row]
-        text.finished |= text.idle >= _PATIENCE
-
-
-def _confide(
-    texts: Sequence[_Text], denoiser: DenoiserFn, embedding: Tensor, spec: SequenceSpec
-) -> None:
-    """Score the nearest hypotheses by the vectors themselves: the confidences that are told."""
-    some = [text for text in texts if text.nearest(1)[0]]
-    if some:
-        rngs = [np.random.default_rng(0) for _ in some]  # gaps do not matter here
-        hypotheses = [text.nearest(1)[0] for text in some]
-        vectors = embedding[[text.row for text in some]]
-        scores, passes = masked_scores(denoiser, vectors, spec, hypotheses, rngs)
-        for text, tokens, one, spent in zip(some, hypotheses, scores, passes, strict=True):
-            text.scores[tokens] = one
-            text.passes += spent
 
 
 def _step(
@@ -371,8 +374,10 @@ def _best(text: _Text, spec: SequenceSpec) -> tuple[list[int], list[float], int]
     asked about; their confidence is 1.
     """
     tokens = text.nearest(1)[0]
-    own = text.scores[tokens].own if tokens else np.zeros(0)
-    confidences = [*np.exp(own).tolist(), *[1.0] * (spec.length - len(tokens))]
+    confidences = text.drafts.get(tokens, [])
+    if tokens in text.scores:
+        confidences = np.exp(text.scores[tokens].own).tolist()
+    confidences = [*confidences, *[1.0] * (spec.length - len(confidences))]
     return row_of(tokens, spec), confidences, text.made[text.known[tokens]]
 
 
