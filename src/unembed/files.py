@@ -28,6 +28,7 @@ _READ_BUFFER = 1 << 20
 _SIDE_FILES = ("manifest.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json")
 _SIDE_BYTES = 1 << 20  # of a JSON file looked at whole, to tell a side file
 EXTRAS = {  # the extras of pyproject.toml → packages that are imported
+    "api": ("httpx2", "openai"),
     "dedup": ("datasketch",),
     "demo": ("fastapi", "prometheus_client", "uvicorn"),
     "distributed": ("ray",),

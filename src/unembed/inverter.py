@@ -29,7 +29,7 @@ from unembed.denoiser import Denoiser
 from unembed.device import Compute, choose_compute
 from unembed.diffusion import DenoiserFn, make_schedule
 from unembed.encoders.base import Encoder, EncoderIdentity
-from unembed.encoders.fingerprint import Fingerprint
+from unembed.encoders.fingerprint import Fingerprint, require_encoder
 from unembed.encoders.oracle import EncoderOracle
 from unembed.encoders.vectors import as_unit_vectors
 from unembed.errors import CheckpointError, ConfigError
@@ -174,10 +174,9 @@ class Inverter(
         Raises:
             EncoderError: Its weights or prompt differ, or it embeds the probe texts elsewhere.
         """
-        self.encoder.require_same(encoder.identity, "vectors")
-        if self.fingerprint is not None and self._proved is not encoder:
-            self.fingerprint.require_same(encoder, "vectors")
-            self._proved = encoder  # the probe texts are embedded once
+        if self._proved is not encoder:  # the probe texts are embedded once
+            require_encoder(encoder, self.encoder, self.fingerprint, "vectors")
+            self._proved = encoder
 
     # Inversion
 

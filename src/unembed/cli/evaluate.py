@@ -9,22 +9,28 @@ import typer
 
 import unembed
 from unembed.cli.options import (
+    ApiBaseOption,
     CheckpointOption,
     DenoiserDtypeOption,
     DeviceOption,
     EncoderOption,
+    MaxCallsOption,
+    PriceOption,
     SeedOption,
     StepsOption,
     StrategiesOption,
     StrategyOption,
     TrustOption,
+    api_settings,
     encoder_settings,
     make_encoder,
     make_inverter,
+    show_usage,
 )
 
 
 def evaluate(
+    context: typer.Context,
     texts: Annotated[Path, typer.Option("--texts", help="Held-out texts: Parquet, JSONL, txt.")],
     checkpoint: CheckpointOption = None,
     train_pairs: Annotated[
@@ -45,6 +51,9 @@ def evaluate(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     encoder: EncoderOption = None,
+    api_base: ApiBaseOption = None,
+    max_calls: MaxCallsOption = None,
+    price: PriceOption = None,
     device: DeviceOption = "auto",
     dtype: DenoiserDtypeOption = None,
     trust_remote_code: TrustOption = False,
@@ -67,7 +76,9 @@ def evaluate(
     next(iter(passages), None)  # a wrong file fails before the encoder is loaded
     pairs = Pairs.open(train_pairs) if train_pairs is not None else None
     inverter = make_inverter(checkpoint, None, device, dtype)
-    model = make_encoder(encoder_settings(inverter, encoder), device, trust_remote_code)
+    wanted = encoder_settings(inverter, encoder) | api_settings(api_base, max_calls, price)
+    model = make_encoder(wanted, device, trust_remote_code)
+    show_usage(context, model)
     with StageDisplay() as display:
         report = unembed.evaluate(
             inverter,

@@ -12,6 +12,7 @@ import typer
 
 import unembed
 from unembed.cli.options import (
+    ApiBaseOption,
     CallsOption,
     CheckOption,
     CheckpointOption,
@@ -21,7 +22,9 @@ from unembed.cli.options import (
     GuidanceOption,
     KeepOption,
     KeyOption,
+    MaxCallsOption,
     OptionOption,
+    PriceOption,
     RangesOption,
     RecoveredOption,
     RepetitionOption,
@@ -33,14 +36,17 @@ from unembed.cli.options import (
     VectorBatchOption,
     VectorColumnOption,
     VectorsOption,
+    api_settings,
     encoder_settings,
     make_encoder,
     make_inverter,
     read_decoding,
+    show_usage,
 )
 
 
 def invert(
+    context: typer.Context,
     text: Annotated[
         str | None, typer.Option("--text", help="Embed this, invert it, compare.")
     ] = None,
@@ -70,6 +76,9 @@ def invert(
         Path | None, typer.Option("--svg", help="With --text: save the recovery as a picture.")
     ] = None,
     encoder: EncoderOption = None,
+    api_base: ApiBaseOption = None,
+    max_calls: MaxCallsOption = None,
+    price: PriceOption = None,
     device: DeviceOption = "auto",
     dtype: DenoiserDtypeOption = None,
     trust_remote_code: TrustOption = False,
@@ -99,7 +108,9 @@ def invert(
     inverter = make_inverter(checkpoint, config, device, dtype)
     model: Any = None
     if text is not None or decoding.encoder_calls or check:
-        model = make_encoder(encoder_settings(inverter, encoder), device, trust_remote_code)
+        wanted = encoder_settings(inverter, encoder) | api_settings(api_base, max_calls, price)
+        model = make_encoder(wanted, device, trust_remote_code)
+        show_usage(context, model)
     options: dict[str, Any] = {"decoding": decoding, "seed": seed}
     seen: list[Any] = []
     if svg is not None:

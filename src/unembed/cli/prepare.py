@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from unembed.cli.options import (
+    ApiBaseOption,
     BatchOption,
     CharsOption,
     ConfigOption,
@@ -18,8 +19,10 @@ from unembed.cli.options import (
     DtypeOption,
     LangColumnOption,
     LangsOption,
+    MaxCallsOption,
     NearOption,
     PreparedOption,
+    PriceOption,
     RayOption,
     SamplesOption,
     SeedOption,
@@ -28,7 +31,9 @@ from unembed.cli.options import (
     StageOption,
     TrustOption,
     WorkersOption,
+    api_settings,
     make_encoder,
+    show_usage,
 )
 
 _STAGE_1 = ("langs", "n_samples", "lang_column", "chars", "near_duplicates", "seed")
@@ -42,6 +47,9 @@ _STAGE_2 = (
     "dtype",
     "encode_batch",
     "trust_remote_code",
+    "api_base",
+    "max_calls",
+    "price",
     "ray",
     "workers",
 )
@@ -68,6 +76,9 @@ def prepare(
     dtype: DtypeOption = "auto",
     encode_batch: BatchOption = None,
     trust_remote_code: TrustOption = False,
+    api_base: ApiBaseOption = None,
+    max_calls: MaxCallsOption = None,
+    price: PriceOption = None,
     langs: LangsOption = None,
     n_samples: SamplesOption = None,
     lang_column: LangColumnOption = "lang",
@@ -93,10 +104,12 @@ def prepare(
     source = _one_source(sources)
     chosen = load_config(config, settings or [])
     require_texts(source, column)  # before the encoder is loaded
-    wanted = {**chosen.encoder.model_dump(), "batch_size": encode_batch}
+    api = api_settings(api_base, max_calls, price)
+    wanted = {**chosen.encoder.model_dump(), "batch_size": encode_batch, **api}
     load = partial(make_encoder, wanted, device, trust_remote_code)
     with _cluster(ray, workers, device, dtype, load) as run:
         encoder = load(dtype)
+        show_usage(context, encoder)
         with PrepareDisplay(count_texts(source), limit) as display:
             manifest = prepare_pairs(
                 source,
@@ -115,6 +128,7 @@ def prepare(
 
 
 def preflight(
+    context: typer.Context,
     config: ConfigOption = "minilm",
     data: Annotated[
         Path | None, typer.Option("--data", help="Compare with the encoder of prepared pairs.")
@@ -124,6 +138,9 @@ def preflight(
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
     trust_remote_code: TrustOption = False,
+    api_base: ApiBaseOption = None,
+    max_calls: MaxCallsOption = None,
+    price: PriceOption = None,
 ) -> None:
     """Check an encoder on known texts: dimension, unit length, determinism, prompt, agreement."""
     from unembed.cli.display import show_preflight
@@ -134,10 +151,12 @@ def preflight(
 
     chosen = load_config(config, settings or [])
     pairs = Pairs.open(data) if data is not None else None
-    encoder = make_encoder(chosen.encoder.model_dump(), device, trust_remote_code, dtype)
-    if pairs is not None:
-        pairs.encoder.require_same(encoder.identity, "pairs")
+    wanted = {**chosen.encoder.model_dump(), **api_settings(api_base, max_calls, price)}
+    encoder = make_encoder(wanted, device, trust_remote_code, dtype)
+    show_usage(context, encoder)
     expected = pairs.fingerprint if pairs is not None else None
+    if pairs is not None:
+        pairs.encoder.require_same(encoder.identity, "pairs", has_vectors=expected is not None)
     report = run_preflight(encoder, PROBES, expected)
     show_preflight(report, as_json)
     if not report.passed:

@@ -6,21 +6,31 @@ import os
 import sys
 import webbrowser
 from functools import partial
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+import unembed
 from unembed.cli.options import (
+    ApiBaseOption,
     DeviceOption,
     EncoderOption,
+    MaxCallsOption,
+    PriceOption,
     TrustOption,
+    api_settings,
     encoder_settings,
     make_encoder,
     make_inverter,
+    show_usage,
 )
+
+if TYPE_CHECKING:
+    from unembed.encoders.base import Encoder
 
 
 def serve(
+    context: typer.Context,
     host: Annotated[str, typer.Option("--host", help="Address to listen at.")] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0: a free one.")] = 8080,
     checkpoint: Annotated[
@@ -28,6 +38,9 @@ def serve(
         typer.Option("--checkpoint", help="Shipped name, folder or Hub repository. Repeatable."),
     ] = None,
     encoder: EncoderOption = None,
+    api_base: ApiBaseOption = None,
+    max_calls: MaxCallsOption = None,
+    price: PriceOption = None,
     device: DeviceOption = "auto",
     trust_remote_code: TrustOption = False,
     open_page: Annotated[
@@ -82,13 +95,18 @@ def serve(
         seconds=max_seconds,
         encoder_calls=max_encoder_calls,
     )
+
+    def load_encoder(inverter: unembed.Inverter) -> Encoder:
+        wanted = encoder_settings(inverter, encoder) | api_settings(api_base, max_calls, price)
+        model: Encoder = make_encoder(wanted, device, trust_remote_code)
+        show_usage(context, model)
+        return model
+
     demo = load_demo(
         checkpoint or ["minilm"],
         limits,
         lambda name: make_inverter(name, None, device),
-        lambda inverter: make_encoder(
-            encoder_settings(inverter, encoder), device, trust_remote_code
-        ),
+        load_encoder,
         log_texts,
     )
     app = create_app(demo, server.hosts_of(host, allow_host or []), allow_origin or [])

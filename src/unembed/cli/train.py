@@ -25,6 +25,7 @@ from unembed.cli.options import (
     TrustOption,
     WeightsOption,
     make_encoder,
+    show_usage,
 )
 
 _STOP_SIGNALS = [
@@ -34,6 +35,7 @@ _SAME_REQUEST = 2.0  # seconds
 
 
 def train(
+    context: typer.Context,
     data: Annotated[Path, typer.Option("--data", help="Folder of prepared pairs.")],
     out: Annotated[Path, typer.Option("--out", help="Folder of the run.")],
     config: ConfigOption = "minilm",
@@ -65,6 +67,7 @@ def train(
         _require_own_tokenizer(pairs.manifest)
     if from_words or chosen.training.decoded_cosine:
         encoder = make_encoder(chosen.encoder.model_dump(), "cpu", trust_remote_code)
+        show_usage(context, encoder)
         pairs.require_encoder(encoder)
         words = encoder.word_embeddings() if from_words else None
     with TrainingDisplay(chosen.training.steps) as display, StopSignal() as stop:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from unembed.data.manifest import TOKENIZER, damaged_shards, read_manifest, shard_names
 from unembed.data.pieces import is_outdated
 from unembed.encoders.base import Encoder, EncoderIdentity
-from unembed.encoders.fingerprint import Fingerprint
+from unembed.encoders.fingerprint import Fingerprint, require_encoder
 from unembed.encoders.vectors import VectorStatistics
 from unembed.errors import DataError
 from unembed.tokenizer import TextTokenizer
@@ -135,9 +135,7 @@ class Pairs:
         Raises:
             EncoderError: Its weights or prompt differ, or it embeds the probe texts elsewhere.
         """
-        self.encoder.require_same(encoder.identity, "pairs")
-        if self.fingerprint is not None:
-            self.fingerprint.require_same(encoder, "pairs")
+        require_encoder(encoder, self.encoder, self.fingerprint, "pairs")
 
     @cached_property
     def token_counts(self) -> NDArray[np.int64]:
