@@ -2,21 +2,15 @@
 
 import base64
 import json
-import os
-import socket
 import sqlite3
-import subprocess
 import sys
-import urllib.request
 
 import numpy as np
 import pytest
-from typer.testing import CliRunner
 
 import unembed
-from unembed.cli.main import app
 from unembed.encoders import api, load_encoder
-from unembed.encoders.base import Encoder, EncoderIdentity
+from unembed.encoders.base import EncoderIdentity
 from unembed.encoders.batching import VectorCache
 from unembed.encoders.fake import FakeEncoder
 from unembed.encoders.fingerprint import PROBES, make_fingerprint, preflight, require_encoder
