@@ -113,10 +113,18 @@ def difference(wanted: Any, actual: Any) -> tuple[str, str]:
         keys = [key for key in {**wanted, **actual} if wanted.get(key) != actual.get(key)]
         wanted, actual = ({key: side.get(key) for key in keys} for side in (wanted, actual))
     first, second = (
-        text if len(text := str(side)) < _SHOWN else f"{text[:_SHOWN]} …"
+        text if len(text := _spelled(side)) < _SHOWN else f"{text[:_SHOWN]} …"
         for side in (wanted, actual)
     )
     return first, second
+
+
+def _spelled(side: Any) -> str:
+    """A setting for readers: of a mapping ``name mine.txt, bytes 12``, digests only if alone."""
+    if not isinstance(side, dict):
+        return str(side)
+    plain = {key: value for key, value in side.items() if key != DIGEST} or side
+    return ", ".join(f"{key} {value}" for key, value in plain.items())
 
 
 def shard_names(index: int) -> tuple[str, str]:

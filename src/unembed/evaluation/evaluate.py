@@ -228,10 +228,10 @@ def _stored_notes(bench: Bench, part: Part) -> list[str]:
     unlike = int((cosines < _SAME_VECTOR).sum())
     if unlike > _FEW_UNLIKE * len(cosines):
         notes.append(
-            f"stored vectors are not those of their texts as {name} embeds them here: cosine below "
-            f"{_SAME_VECTOR} for {unlike} of {len(cosines)}, median {float(np.median(cosines)):.3f} "
-            "(another prompt, pooling, truncation, quantisation, or texts cut or changed after they "
-            "were embedded)"
+            f"stored vectors are not those of their texts as {name} embeds them here: {unlike} of "
+            f"{len(cosines)} have a cosine below {_SAME_VECTOR}, median "
+            f"{float(np.median(cosines)):.3f} (another prompt, pooling, truncation, quantisation, "
+            "or texts cut or changed after they were embedded)"
         )
     return notes
 

@@ -6,7 +6,7 @@ import hashlib
 import json
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
@@ -20,7 +20,14 @@ from unembed.data.pieces import cut_pieces
 from unembed.encoders.base import is_unicode
 from unembed.encoders.vectors import as_unit_vectors
 from unembed.errors import DataError
-from unembed.files import file_format, open_parquet, read_lines, read_texts, text_files
+from unembed.files import (
+    csv_rows,
+    file_format,
+    open_parquet,
+    read_lines,
+    read_texts,
+    text_files,
+)
 from unembed.tokenizer import TextTokenizer
 from unembed.vectors.read import VectorFile
 
@@ -84,6 +91,9 @@ def _labels(path: Path) -> Iterator[Labels]:
         for batch in file.iter_batches(batch_size=_BATCH_ROWS, columns=names):
             for row in batch.to_pylist():
                 yield _known(row)
+        return
+    if kind in (".csv", ".tsv"):
+        yield from map(_known_of, csv_rows(path))
         return
     for line in read_lines(path):
         blank = kind == ".txt" or line is None or not line.strip()
@@ -185,7 +195,7 @@ class StoredPassages:
         )
 
 
-def _known_of(row: dict[str, Any]) -> Labels:
+def _known_of(row: Mapping[str, object]) -> Labels:
     return _known({name: row.get(name) for name in LABELS})
 
 

@@ -202,6 +202,12 @@ class VectorFile:
                 raise EmbeddingError(
                     "columns to --keep", f"{path}, which has none", "Use Parquet, CSV or JSON"
                 )
+            if self.key is not None and path.suffix.lower() == ".npy":
+                raise EmbeddingError(
+                    f"no key (--key, --column) for {path}, which holds one array without a name",
+                    repr(self.key),
+                    "Leave it out",
+                )
             return Npz(path, self.key) if kind == ".npz" else Npy(path, self.key)
         if kind == ".parquet":
             return Arrow(path, self.key, self.keep, self.optional)
