@@ -29,6 +29,7 @@ from rich.text import Text
 from unembed.cli.options import OUTPUT
 from unembed.encoders.base import EncoderIdentity
 from unembed.errors import DataError
+from unembed.files import install_line
 
 if TYPE_CHECKING:  # torch is 200 MB that collecting texts does not need
     from unembed.data.collect.collect import CollectProgress
@@ -378,7 +379,8 @@ def show_inspection(report: Inspection, as_json: bool) -> None:
     before = report.vocabulary.get("before_trimming")
     size = f"{report.vocabulary['size']:,}" + (f" (trimmed from {before:,})" if before else "")
     shards = f"{report.shards}, {report.bytes / 2**20:.1f} MiB"
-    languages = "not known: install unembed[languages] to detect them, or pass --source"
+    line = install_line("languages")
+    languages = f"not known: `{line}` to detect them, or pass --source"
     if report.languages:
         languages = f"{_counts(report.languages, _SHOWN)} ({report.languages_are})"
     rows = {

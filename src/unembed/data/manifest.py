@@ -123,7 +123,7 @@ def _spelled(side: Any) -> str:
     """A setting for readers: of a mapping ``name mine.txt, bytes 12``, digests only if alone."""
     if not isinstance(side, dict):
         return str(side)
-    plain = {key: value for key, value in side.items() if key != DIGEST} or side
+    plain = {key: value for key, value in side.items() if key != "digest"} or side
     return ", ".join(f"{key} {value}" for key, value in plain.items())
 
 

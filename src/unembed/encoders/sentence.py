@@ -67,6 +67,10 @@ class SentenceEncoder:
         self.identity = identity
         self.tokenizer = tokenizer
 
+    def __repr__(self) -> str:
+        """Say which model it is."""
+        return f"SentenceEncoder({self.identity.describe()})"
+
     def encode(self, texts: Sequence[str], progress: Progress | None = None) -> NDArray[np.float32]:
         """Embed texts; see `Encoder.encode`.
 

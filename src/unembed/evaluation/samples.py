@@ -201,7 +201,7 @@ def _known_of(row: Mapping[str, object]) -> Labels:
 
 def _as_passages(texts: Iterable[str | Passage]) -> Iterator[Passage]:
     if isinstance(texts, str):
-        raise DataError("a list of texts", f"the single {texts!r:.80}", "Put it into a list")
+        raise DataError("a list of texts", f"the lone string {texts!r:.80}", "Put it into a list")
     for text in texts:
         yield Passage(text) if isinstance(text, str) else text
 

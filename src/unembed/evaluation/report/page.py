@@ -68,6 +68,7 @@ def to_page(evaluation: Evaluation, plots: Mapping[str, str]) -> str:
             "<title>What the embeddings gave away</title>",
             f"<style>{_STYLE}</style></head><body>",
             "<h1>What the embeddings gave away</h1>",
+            f"<p><strong>{escape(evaluation.verdict)}</strong></p>",
             *_facts(evaluation),
             *_tables(evaluation),
             *(f"<figure>{svg}</figure>" for svg in plots.values()),
@@ -203,6 +204,7 @@ def described(evaluation: Evaluation) -> list[tuple[str, str]]:
     facts = [
         ("texts", f"{settings['texts']} pieces, seed {settings['seed']}"),
         ("encoder", f"{encoder['name']}, {encoder['dimension']} dimensions"),
+        ("vectors", f"{settings['vectors']}"),
     ]
     for name, attack in settings["attacks"].items():
         steps = f"{attack['steps']} steps"
@@ -229,7 +231,12 @@ def to_markdown(evaluation: Evaluation, plots: Sequence[str]) -> str:
         plots: Names of the files under ``plots/``, without their ends.
     """
     seed = evaluation.settings["seed"]
-    lines = ["# What the embeddings gave away", ""]
+    lines = [
+        "# What the embeddings gave away",
+        "",
+        f"**{escape_markdown(evaluation.verdict)}**",
+        "",
+    ]
     lines += [
         f"- {escape_markdown(name)}: {escape_markdown(fact)}"
         for name, fact in described(evaluation)
