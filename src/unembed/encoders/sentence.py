@@ -208,7 +208,8 @@ def load_encoder(
         truncate_dim: Keep the first so many dimensions of a Matryoshka model, at length 1 again.
         trust_remote_code: Run Python code that comes with the model. Needed by some models, and
             never done unless asked for.
-        compute: Device and number format; chosen when not given.
+        compute: Device and number format; float32 on the best device here when not given, so
+            that the vectors are the same on each.
         batch_size: Texts encoded at once; by their number of tokens when not given.
 
     Raises:
@@ -234,7 +235,7 @@ def load_encoder(
     if not trust_remote_code:
         require_known_code(folder)
     require_pooling(folder, pooling)
-    compute = compute or choose_compute(training=False)
+    compute = compute or choose_compute(dtype="float32", training=False)
     raw = partial(_load, folder, entry, trust_remote_code, pooling, truncate_dim)
 
     def load(compute: Compute) -> SentenceTransformer:
