@@ -5,9 +5,8 @@ import time
 import pytest
 
 from unembed.demo import requests
-from unembed.demo.problems import ProblemError
 from unembed.demo.requests import EventStream, parse_body
-from unembed.demo.schemas import DecodeRequest, InvertRequest
+from unembed.demo.schemas import DecodeRequest, InvertRequest, ProblemError
 
 from .tiny import tiny_demo
 

@@ -16,7 +16,7 @@ import pytest
 from benchmarks.serving import ATTACKS, load, under_attack
 from starlette.testclient import TestClient
 
-from unembed.demo.metrics import Metrics
+from unembed.demo.queue import Metrics
 from unembed.demo.server import configure, proxies_of
 from unembed.errors import ConfigError
 

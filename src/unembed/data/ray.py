@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from unembed import errors
-from unembed.data.manifest import shard_names
+from unembed.data.pairs import shard_names
 from unembed.data.shards import (
     Job,
     MadeShard,
