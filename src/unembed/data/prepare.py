@@ -34,17 +34,12 @@ from unembed.data.pairs import (
     write_json,
 )
 from unembed.data.pieces import CUTTER, cut_pieces, is_outdated
+from unembed.data.readers import read_texts, require_texts
 from unembed.data.shards import CutShard, Job, Reads, Runner, ShardTask, make_here
 from unembed.encoders.base import Encoder, EncoderIdentity, recorded_name
 from unembed.encoders.fingerprint import Fingerprint, make_fingerprint
 from unembed.errors import DataError
-from unembed.files import (
-    make_folder,
-    read_texts,
-    require_apart,
-    require_texts,
-    text_files,
-)
+from unembed.files import make_folder, remove_unfinished, require_apart, text_files
 from unembed.tokenizer import TextTokenizer, ids_of, load_tokenizer
 
 DIGEST = "digest"
@@ -231,7 +226,8 @@ def _begin(job: Job, manifest: dict[str, Any]) -> None:
 
 def _sweep(out: Path) -> None:
     """Remove what workers, of this start or one that was killed, have begun and not handed in."""
-    for pattern in ("*.npy.*.tmp", ".*.tmp", f"{MANIFEST}.tmp"):  # the last: of older versions
+    remove_unfinished(out)
+    for pattern in ("*.npy.*.tmp", f"{MANIFEST}.tmp"):  # of workers; of older versions
         for path in out.glob(pattern):
             path.unlink(missing_ok=True)
 

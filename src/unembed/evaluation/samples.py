@@ -11,20 +11,20 @@ import json
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, repeat
 from pathlib import Path
 
 import numpy as np
 
 from unembed.config import DataSection
 from unembed.data.pieces import cut_pieces
+from unembed.data.readers import json_lines, open_parquet, parquet_batches, read_texts
 from unembed.errors import DataError
 from unembed.evaluation.metrics import Recovery, token_set_f1
-from unembed.files import file_format, open_parquet, read_lines, read_texts, text_files
+from unembed.files import count_lines, file_format, text_files
 from unembed.tokenizer import TextTokenizer
 
 LABELS = ("domain", "lang")
-_BATCH_ROWS = 4096
 _REPORT_EVERY = 500
 
 Labels = dict[str, str]
@@ -52,7 +52,7 @@ class PassageFile:
     """The passages of a file or folder, read anew each time they are gone through.
 
     Attributes:
-        path: What `unembed.files.read_texts` takes.
+        path: What `unembed.data.readers.read_texts` takes.
         column: Column or key of the text; the columns ``domain`` and ``lang`` are labels.
     """
 
@@ -71,16 +71,14 @@ def _labels(path: Path) -> Iterator[Labels]:
     if kind == ".parquet":
         file = open_parquet(path)
         names = [name for name in LABELS if name in file.schema_arrow.names]
-        for batch in file.iter_batches(batch_size=_BATCH_ROWS, columns=names):
-            for row in batch.to_pylist():
-                yield _without_blanks(row)
-        return
-    for line in read_lines(path):
-        blank = kind == ".txt" or line is None or not line.strip()
-        row = {} if blank else json.loads(line or b"{}")
-        yield _without_blanks(
-            {name: row.get(name) for name in LABELS} if isinstance(row, dict) else {}
-        )
+        for batch in parquet_batches(path, names, file=file):
+            yield from map(_without_blanks, batch.to_pylist())
+    elif kind == ".jsonl":
+        for line in json_lines(path):
+            row = line.value if isinstance(line.value, dict) else {}
+            yield _without_blanks({name: row.get(name) for name in LABELS})
+    else:
+        yield from repeat({}, count_lines(path))
 
 
 def _without_blanks(labels: dict[str, object]) -> Labels:
