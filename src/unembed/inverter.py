@@ -295,7 +295,7 @@ class Inverter(
         if decoded.cosines is not None:
             cosines = decoded.cosines.tolist()
         inversions = []
-        for text, row, sure, passes, calls, order, cosine in zip(
+        for text, row, probabilities, passes, calls, order, cosine in zip(
             self.tokenizer.decode(rows),
             rows,
             decoded.confidences.tolist(),
@@ -306,7 +306,7 @@ class Inverter(
             strict=True,
         ):
             content = self.tokenizer.content_positions(row)
-            ids, confidences, turns = ([x[i] for i in content] for x in (row, sure, order))
+            ids, confidences, turns = ([x[i] for i in content] for x in (row, probabilities, order))
             inversions.append(Inversion(text, ids, confidences, passes, calls, turns, cosine))
         return inversions
 
@@ -413,8 +413,8 @@ def _may_be_a_repository(name: str) -> bool:
 
 def _require_whole(**values: tuple[Any, int]) -> None:
     for name, (value, low) in values.items():
-        whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
-        if not whole or value < low:
+        integral = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+        if not integral or value < low:
             raise ConfigError(
                 f"{name} as a whole number of at least {low}", repr(value), f"Correct {name}"
             )

@@ -285,21 +285,21 @@ def _fields(
 
     Only a body's fields have defaults and may be left out.
     """
-    whole = _resolve(document, schema)
-    if whole.get("type") == "array":
+    resolved = _resolve(document, schema)
+    if resolved.get("type") == "array":
         yield "<p>A list of:</p>"
-        whole = _resolve(document, whole["items"])
-    if "properties" not in whole:
+        resolved = _resolve(document, resolved["items"])
+    if "properties" not in resolved:
         return
-    required = whole.get("required", [])
-    default = "" if answer else "<th>Default"
-    yield f"<div class=wide><table><thead><tr><th>Field<th>Type{default}<th></tr></thead><tbody>"
-    for name, field in whole["properties"].items():
+    required = resolved.get("required", [])
+    head = "" if answer else "<th>Default"
+    yield f"<div class=wide><table><thead><tr><th>Field<th>Type{head}<th></tr></thead><tbody>"
+    for name, field in resolved["properties"].items():
         cells = [f"<code>{escape(name)}</code>", escape(_type(document, field))]
         description = field.get("description", "")
         if not answer:
-            given = "required" if name in required else json.dumps(field.get("default"))
-            cells.append(f"<code>{escape(given)}</code>")
+            default = "required" if name in required else json.dumps(field.get("default"))
+            cells.append(f"<code>{escape(default)}</code>")
         yield f"<tr><td>{'<td>'.join(cells)}<td>{escape(description)}</tr>"
     yield "</tbody></table></div>"
 

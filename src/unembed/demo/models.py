@@ -248,7 +248,7 @@ class _Broadcast:
         require_listener(self.jobs)
         seconds, row = time.perf_counter() - self.began, 0
         for job in self.jobs:
-            if job.watched and not job.gone and is_news(step, self.before, row):
+            if job.watched and not job.cancelled and is_news(step, self.before, row):
                 job.tell("step", step_event(step, row, self.speller, seconds))
             row += len(job)
         self.before = step

@@ -127,12 +127,14 @@ class PendingJob:
         last = "done" if self._job.decoding is not None else "start"
         name = ""
         while name not in (last, "error"):
-            left = self._end - time.monotonic()
+            remaining = self._end - time.monotonic()
             try:
-                name, data = await asyncio.wait_for(self._events.get(), max(0.0, min(left, _PING)))
+                name, data = await asyncio.wait_for(
+                    self._events.get(), max(0.0, min(remaining, _PING))
+                )
             except TimeoutError:
                 name, data = "ping", None
-                if left <= _PING:
+                if remaining <= _PING:
                     name, data = "error", _too_slow(self._demo.limits).to_dict()
             self._over = name in (last, "error")
             self._log(name, data)
@@ -150,15 +152,15 @@ class PendingJob:
             ProblemError: Of an ``error``; or the client has left.
         """
         answer = asyncio.ensure_future(self._last())
-        gone = asyncio.ensure_future(_disconnected(request))
+        disconnect = asyncio.ensure_future(_disconnected(request))
         try:
-            await asyncio.wait({answer, gone}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({answer, disconnect}, return_when=asyncio.FIRST_COMPLETED)
             if not answer.done():
                 raise ProblemError(408, "the client has left")
             return answer.result()
         finally:
             answer.cancel()
-            gone.cancel()
+            disconnect.cancel()
             self.leave()
 
     async def _last(self) -> dict[str, Any]:
