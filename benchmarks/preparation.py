@@ -33,10 +33,10 @@ from unembed.config import Config, validate_config
 from unembed.data.pairs import Pairs
 from unembed.data.pieces import cut_pieces
 from unembed.data.prepare import PrepareProgress, prepare_pairs
+from unembed.data.readers import read_texts
 from unembed.device import choose_compute
 from unembed.encoders.fake import FakeEncoder
 from unembed.encoders.sentence import SentenceEncoder, load_encoder
-from unembed.files import read_texts
 from unembed.tokenizer import TextTokenizer
 from unembed.training.step import training_rows
 

@@ -279,7 +279,7 @@ class Inverter(
         if not isinstance(network, Denoiser):  # whatever else was put in its place
             substitute: DenoiserFn = network
             return substitute
-        weights = [(p.data_ptr(), p._version) for p in self.denoiser.parameters()]
+        weights = _weights_version(self.denoiser)
         if self._onnx is not None and self.compute == choose_compute("cpu", "float32"):
             source, session = self._onnx
             if source == (self.denoiser, weights):
@@ -400,9 +400,14 @@ def _load(folder: Path) -> Inverter:
     inverter = Inverter.__new__(Inverter)
     inverter._set_up(checkpoint)
     if (folder / FILE).is_file() and onnx_is_here():
-        weights = [(p.data_ptr(), p._version) for p in inverter.denoiser.parameters()]
-        inverter._onnx = (inverter.denoiser, weights), OnnxDenoiser(folder / FILE)
+        source = inverter.denoiser, _weights_version(inverter.denoiser)
+        inverter._onnx = source, OnnxDenoiser(folder / FILE)
     return inverter
+
+
+def _weights_version(denoiser: Denoiser) -> list[tuple[int, int]]:
+    """Identify the weights: where each lies and how often it was written to."""
+    return [(p.data_ptr(), p._version) for p in denoiser.parameters()]
 
 
 def _may_be_a_repository(name: str) -> bool:

@@ -51,8 +51,7 @@ def evaluate(
 ) -> None:
     """Measure what held-out texts' embeddings give away, beside baselines."""
     from unembed.cli.display import StageDisplay, show_evaluation
-    from unembed.data.manifest import write_json
-    from unembed.data.pairs import Pairs
+    from unembed.data.pairs import Pairs, write_json
     from unembed.errors import DataError
     from unembed.evaluation.report import write_report
     from unembed.evaluation.samples import PassageFile

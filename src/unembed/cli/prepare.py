@@ -81,7 +81,7 @@ def prepare(
     from unembed.cli.display import PrepareDisplay
     from unembed.config import load_config
     from unembed.data.prepare import prepare_pairs
-    from unembed.files import count_texts, require_texts
+    from unembed.data.readers import count_texts, require_texts
 
     _refuse_other_stage(context, stage)
     out = out or Path("data", "raw" if stage == 1 else Path(config).stem)

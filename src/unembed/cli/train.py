@@ -99,7 +99,7 @@ def train(
 
 def _require_own_tokenizer(manifest: dict[str, Any]) -> None:
     """Words of the encoder start the table of its own tokenizer only."""
-    from unembed.data.manifest import piece_settings
+    from unembed.data.pairs import piece_settings
     from unembed.errors import ConfigError
 
     other = piece_settings(manifest)["vocabulary"]["tokenizer"]

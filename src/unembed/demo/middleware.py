@@ -14,9 +14,8 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from unembed.demo.limits import Limits, RateLimiter, client_of, parse_rate
-from unembed.demo.metrics import Metrics
-from unembed.demo.problems import ProblemError, too_large
-from unembed.demo.queue import describe, failure
+from unembed.demo.queue import Metrics, describe, failure
+from unembed.demo.schemas import ProblemError, too_large
 
 log = logging.getLogger(__name__)
 

@@ -19,11 +19,9 @@ from numpy.typing import NDArray
 from unembed.decoding import DEFAULT_STEPS, STRATEGIES, Decoding, DecodingStep, strategy_fields
 from unembed.demo.events import Speller, figures, is_news, step_event
 from unembed.demo.limits import Limits
-from unembed.demo.metrics import Metrics
 from unembed.demo.middleware import Clients
-from unembed.demo.problems import ProblemError
-from unembed.demo.queue import Job, Worker, require_listener
-from unembed.demo.schemas import ModelOut, Option, StrategyOut
+from unembed.demo.queue import Job, Metrics, Worker, require_listener
+from unembed.demo.schemas import ModelOut, Option, ProblemError, StrategyOut
 from unembed.encoders.base import Encoder, EncoderIdentity, Progress
 from unembed.errors import ConfigError
 from unembed.inverter import Inversion, Inverter

@@ -23,9 +23,15 @@ from unembed.decoding.settings import make_strategy
 from unembed.demo.limits import Limits
 from unembed.demo.middleware import client_name
 from unembed.demo.models import DEFAULT_CALLS, Demo, ServedModel
-from unembed.demo.problems import ProblemError, invalid
 from unembed.demo.queue import Job
-from unembed.demo.schemas import DecodeRequest, EncodeRequest, InvertRequest, RequestBody
+from unembed.demo.schemas import (
+    DecodeRequest,
+    EncodeRequest,
+    InvertRequest,
+    ProblemError,
+    RequestBody,
+    invalid,
+)
 from unembed.encoders.vectors import as_unit_vectors
 
 _PING = 10.0  # seconds without an event after which the connection is kept open by a comment

@@ -17,7 +17,6 @@ from unembed.data.pairs import Pairs
 from unembed.encoders.base import Encoder
 from unembed.evaluation.bootstrap import RESAMPLES, Figure, Tally, block_count, draw_blocks
 from unembed.evaluation.cache import RowCache
-from unembed.evaluation.examples import Example, draw_indices, make_example
 from unembed.evaluation.metrics import BINS, Recovery, Ruler, make_ruler
 from unembed.evaluation.rows import (
     CHUNK,
@@ -29,7 +28,15 @@ from unembed.evaluation.rows import (
     Spec,
     name_attacks,
 )
-from unembed.evaluation.samples import LABELS, Passage, Sample, Samples
+from unembed.evaluation.samples import (
+    LABELS,
+    Example,
+    Passage,
+    Sample,
+    Samples,
+    draw_indices,
+    make_example,
+)
 from unembed.inverter import Inverter
 from unembed.tokenizer import TextTokenizer
 

@@ -13,7 +13,7 @@ import torch
 import yaml
 
 from unembed.checkpoints import CURVES, Storage, is_inverter
-from unembed.data.manifest import TOKENIZER
+from unembed.data.pairs import TOKENIZER
 from unembed.denoiser import Denoiser, DenoiserSizes, parameter_counts
 from unembed.encoders.base import EncoderIdentity
 from unembed.encoders.fingerprint import Fingerprint

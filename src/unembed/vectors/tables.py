@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from unembed.data.readers import open_parquet, parquet_batches, text_lines
 from unembed.errors import EmbeddingError
-from unembed.files import open_parquet, read_lines
 from unembed.vectors.numbers import Reason
 from unembed.vectors.records import LINE_BYTES, NAMES
 
@@ -22,6 +22,7 @@ from unembed.vectors.records import LINE_BYTES, NAMES
 _EXCESS_VALUES = 8_000_000
 _BATCH_VALUES = 4_000_000
 _DELIMITERS = ",;\t|"
+_ONE_A_LINE = "Export one vector a line"
 # A block of rows: numbers [n, D], or each vector as it is spelled; columns to keep by name
 Block = tuple[NDArray[Any] | list[Any], dict[str, list[Any]]]
 
@@ -101,9 +102,8 @@ class Arrow:
         for group in range(file.metadata.num_row_groups):
             most = self._values_per_row(file.metadata.row_group(group), path, dimension)
             step = max(1, min(size, int(_BATCH_VALUES / max(1.0, most))))
-            yield from file.iter_batches(
-                batch_size=step, row_groups=[group], columns=list(dict.fromkeys(columns))
-            )
+            columns = list(dict.fromkeys(columns))
+            yield from parquet_batches(self.path, columns, size=step, group=group, file=file)
 
     def _values_per_row(self, group: Any, path: list[str], dimension: int) -> float:
         """Numbers (or 4-byte words) in a row on average, so that a few long ones are not read."""
@@ -313,7 +313,7 @@ class Csv:
         return names.index(name)
 
     def _rows(self) -> Iterator[list[str]]:
-        lines = self._lines()
+        lines = (f"{line}\n" for line in text_lines(self.path, LINE_BYTES, _ONE_A_LINE))
         first = next(lines, None)
         if first is None:
             return
@@ -327,16 +327,6 @@ class Csv:
             raise EmbeddingError(
                 f"a table of text in {self.path}", str(error), "Export it again"
             ) from error
-
-    def _lines(self) -> Iterator[str]:
-        for number, line in enumerate(read_lines(self.path, LINE_BYTES), start=1):
-            if line is None:
-                raise EmbeddingError(
-                    f"lines of at most {LINE_BYTES >> 20} MiB in {self.path}",
-                    f"a longer one, line {number}",
-                    "Export one vector a line",
-                )
-            yield line.decode("utf-8") + "\n"
 
 
 def _delimiter(line: str) -> str:

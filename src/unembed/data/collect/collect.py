@@ -29,7 +29,7 @@ from unembed.data.collect.mix import (
     source_names,
 )
 from unembed.data.collect.sources import Weighted
-from unembed.data.manifest import difference, write_json
+from unembed.data.pairs import difference, write_json
 from unembed.errors import DataError
 from unembed.files import atomic, file_digest, make_folder, remove_unfinished, require_apart
 
