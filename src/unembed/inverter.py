@@ -279,7 +279,7 @@ class Inverter(
         if not isinstance(network, Denoiser):  # whatever else was put in its place
             substitute: DenoiserFn = network
             return substitute
-        weights = [(p.data_ptr(), p._version) for p in self.denoiser.parameters()]
+        weights = _weights_version(self.denoiser)
         if self._onnx is not None and self.compute == choose_compute("cpu", "float32"):
             source, session = self._onnx
             if source == (self.denoiser, weights):
@@ -295,7 +295,7 @@ class Inverter(
         if decoded.cosines is not None:
             cosines = decoded.cosines.tolist()
         inversions = []
-        for text, row, sure, passes, calls, order, cosine in zip(
+        for text, row, probabilities, passes, calls, order, cosine in zip(
             self.tokenizer.decode(rows),
             rows,
             decoded.confidences.tolist(),
@@ -306,7 +306,7 @@ class Inverter(
             strict=True,
         ):
             content = self.tokenizer.content_positions(row)
-            ids, confidences, turns = ([x[i] for i in content] for x in (row, sure, order))
+            ids, confidences, turns = ([x[i] for i in content] for x in (row, probabilities, order))
             inversions.append(Inversion(text, ids, confidences, passes, calls, turns, cosine))
         return inversions
 
@@ -400,9 +400,14 @@ def _load(folder: Path) -> Inverter:
     inverter = Inverter.__new__(Inverter)
     inverter._set_up(checkpoint)
     if (folder / FILE).is_file() and onnx_is_here():
-        weights = [(p.data_ptr(), p._version) for p in inverter.denoiser.parameters()]
-        inverter._onnx = (inverter.denoiser, weights), OnnxDenoiser(folder / FILE)
+        source = inverter.denoiser, _weights_version(inverter.denoiser)
+        inverter._onnx = source, OnnxDenoiser(folder / FILE)
     return inverter
+
+
+def _weights_version(denoiser: Denoiser) -> list[tuple[int, int]]:
+    """Identify the weights: where each lies and how often it was written to."""
+    return [(p.data_ptr(), p._version) for p in denoiser.parameters()]
 
 
 def _may_be_a_repository(name: str) -> bool:
@@ -413,8 +418,8 @@ def _may_be_a_repository(name: str) -> bool:
 
 def _require_whole(**values: tuple[Any, int]) -> None:
     for name, (value, low) in values.items():
-        whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
-        if not whole or value < low:
+        integral = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+        if not integral or value < low:
             raise ConfigError(
                 f"{name} as a whole number of at least {low}", repr(value), f"Correct {name}"
             )

@@ -14,9 +14,8 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from unembed.demo.limits import TEXT_BYTES, Limits, RateLimiter, client_of, parse_rate
-from unembed.demo.metrics import Metrics
-from unembed.demo.problems import ProblemError, too_large
-from unembed.demo.queue import describe, failure
+from unembed.demo.queue import Metrics, describe, failure
+from unembed.demo.schemas import ProblemError, too_large
 
 log = logging.getLogger(__name__)
 
@@ -168,7 +167,7 @@ class _Body:
     """
 
     def __init__(self, receive: Receive, limits: Limits) -> None:
-        self.receive, self.left = receive, limits.body_bytes
+        self.receive, self.remaining = receive, limits.body_bytes
         self.end = time.monotonic() + limits.body_seconds
         self.complete = self.broken = False
 
@@ -181,8 +180,8 @@ class _Body:
         except TimeoutError as error:
             self.broken = True
             raise HTTPException(408, "the body took too long to come") from error
-        self.left -= len(message.get("body", b""))
-        if self.left < 0:
+        self.remaining -= len(message.get("body", b""))
+        if self.remaining < 0:
             self.broken = True
             raise HTTPException(413)
         self.complete = not message.get("more_body", False)

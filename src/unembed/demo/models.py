@@ -19,11 +19,9 @@ from numpy.typing import NDArray
 from unembed.decoding import DEFAULT_STEPS, STRATEGIES, Decoding, DecodingStep, strategy_fields
 from unembed.demo.events import Speller, figures, is_news, step_event
 from unembed.demo.limits import Limits
-from unembed.demo.metrics import Metrics
 from unembed.demo.middleware import Clients
-from unembed.demo.problems import ProblemError
-from unembed.demo.queue import Job, Worker, require_listener
-from unembed.demo.schemas import ModelOut, Option, StrategyOut
+from unembed.demo.queue import Job, Metrics, Worker, require_listener
+from unembed.demo.schemas import ModelOut, Option, ProblemError, StrategyOut
 from unembed.encoders.base import Encoder, EncoderIdentity, Progress
 from unembed.errors import ConfigError
 from unembed.inverter import Inversion, Inverter
@@ -249,7 +247,7 @@ class _Broadcast:
         require_listener(self.jobs)
         seconds, row = time.perf_counter() - self.began, 0
         for job in self.jobs:
-            if job.watched and not job.gone and is_news(step, self.before, row):
+            if job.watched and not job.cancelled and is_news(step, self.before, row):
                 job.tell("step", step_event(step, row, self.speller, seconds))
             row += len(job)
         self.before = step
