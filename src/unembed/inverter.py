@@ -212,8 +212,8 @@ class Inverter(
             before_pass: Called before every denoiser pass, those that are no step of their own
                 among them; what it raises ends the work.
             **settings: In place of ``decoding`` the keywords of `Decoding.of`: ``strategy``,
-                ``steps``, ``guidance``, ``repetition``, ``encoder_calls`` and the strategy's
-                options, each by its name or all in a mapping ``options``.
+                ``steps``, ``guidance``, ``repetition``, ``encoder_calls``, ``length`` and the
+                strategy's options, each by its name or all in a mapping ``options``.
 
         Returns:
             One result per vector, in order.
@@ -234,7 +234,7 @@ class Inverter(
             self.require_encoder(encoder)
         if draws is None:
             draws = [(seed, first_index + row) for row in range(len(vectors))]
-        denoiser = self._processed(decoding)
+        spec, denoiser = self._spec(decoding), self._processed(decoding)
         if before_pass is not None:
             denoiser = _watched(denoiser, before_pass)
         results: list[Inversion] = []
@@ -248,7 +248,7 @@ class Inverter(
                 decoded = decoding.strategy(
                     denoiser,
                     torch.from_numpy(part).to(self.compute.device),
-                    self.spec,
+                    spec,
                     steps=decoding.steps,
                     generators=[torch.Generator().manual_seed(k) for k in seeds],
                     on_step=on_step,
@@ -262,6 +262,18 @@ class Inverter(
     def warm_up(self) -> None:
         """Put the network into its fast form now, before several threads ask for it at once."""
         self._fast_denoiser()
+
+    def _spec(self, decoding: Decoding) -> SequenceSpec:
+        """What a decoding fills, the end of every text included where it says how long they are."""
+        if decoding.length is None:
+            return self.spec
+        if not self.spec.has_end or decoding.length >= self.length:
+            raise ConfigError(
+                f"a length of 1 to {self.length - 1} tokens, what this inverter writes",
+                str(decoding.length),
+                "Correct --length",
+            )
+        return replace(self.spec, content=decoding.length)
 
     def _processed(self, decoding: Decoding) -> DenoiserFn:
         """The network in its fast form, with what a decoding does to its logits."""

@@ -21,6 +21,7 @@ from unembed.cli.options import (
     GuidanceOption,
     KeepOption,
     KeyOption,
+    LengthOption,
     OptionOption,
     RangesOption,
     RecoveredOption,
@@ -63,6 +64,7 @@ def invert(
     repetition: RepetitionOption = None,
     encoder_calls: CallsOption = 0,
     steps: StepsOption = None,
+    length: LengthOption = None,
     seed: SeedOption = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     watch: Annotated[bool, typer.Option("--watch", help="Show the tokens appearing.")] = False,
@@ -91,7 +93,8 @@ def invert(
     from unembed.cli.display import save_picture, show_round_trip, watcher
     from unembed.vectors.invert import invert_text
 
-    decoding = read_decoding(strategy, option, steps, guidance, repetition, encoder_calls)
+    settings = steps, guidance, repetition, encoder_calls, length
+    decoding = read_decoding(strategy, option, *settings)
     decoding.check(has_encoder=decoding.encoder_calls > 0)
     source = (
         None if embedding is None else _source(embedding, key or column, skip_bad, keep, ranges)

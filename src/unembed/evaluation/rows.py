@@ -93,6 +93,7 @@ class Attack:
             "options": options_of(decoding.strategy),
             "guidance": decoding.guidance,
             "repetition": decoding.repetition_penalty,
+            "length": decoding.length,
             "limit": self.limit,
             "threat_model": decoding.threat_model,
         }

@@ -185,7 +185,14 @@ def _marked(piece: str, mark: str) -> str:
 
 _TABLES = {
     "Tokens": (*METRICS[:5], "informative recall"),
-    "Texts": ("BLEU (sentence)", "BLEU (corpus)", "ROUGE-L", "cosine", "length error"),
+    "Texts": (
+        "BLEU (sentence)",
+        "BLEU (corpus)",
+        "ROUGE-L",
+        "cosine",
+        "length error",
+        "length bias",
+    ),
     "What stands in them": KINDS,
     "Confidence and cost": ("calibration error", "passes", "encoder calls", "milliseconds"),
 }
@@ -193,7 +200,7 @@ _BY = {LENGTH: "tokens", "domain": "domain", "lang": "language"}
 MISSING = "missing"
 HOW_TO_READ = (
     "Mean [95% bootstrap interval] (texts it could be computed for). BLEU is 0 to 100, length "
-    "error in tokens, shares and cosines 0 to 1."
+    "error and bias (below 0: too short) in tokens, shares and cosines 0 to 1."
 )
 
 
