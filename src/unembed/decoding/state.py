@@ -128,7 +128,8 @@ class DenoisingState:
         An end that was given stays.
         """
         if self.end_given:
-            positions = positions & (self.tokens != self.spec.end_id) & (self.tokens != self.spec.pad_id)
+            over = (self.tokens == self.spec.end_id) | (self.tokens == self.spec.pad_id)
+            positions = positions & ~over
         elif self.spec.end_id is not None:
             ends = positions & (self.tokens == self.spec.end_id)
             positions = positions | (ends.cumsum(dim=1) > 0)
