@@ -51,7 +51,7 @@ def evaluate(
     train_pairs: Annotated[
         Path | None,
         typer.Option(
-            "--train-pairs", help="Prepared training pairs, for the nearest-text control."
+            "--train-pairs", help="Prepared training pairs, for the nearest-text baseline."
         ),
     ] = None,
     limit: Annotated[int, typer.Option("--limit", min=2, help="Pieces to evaluate.")] = 1000,
@@ -82,13 +82,12 @@ def evaluate(
     quiet: QuietOption = False,
     verbose: VerboseOption = False,
 ) -> None:
-    """Measure what held-out texts' embeddings give away, beside controls.
+    """Measure what held-out texts' embeddings give away, beside baselines.
 
     --embedding: stored vectors with the texts beside them (--text-column), or in --texts.
     """
     from unembed.cli.display import StageDisplay, show_evaluation
-    from unembed.data.manifest import write_json
-    from unembed.data.pairs import Pairs
+    from unembed.data.pairs import Pairs, write_json
     from unembed.evaluation.report import write_report
 
     folder = _folder(out, [path for path in (texts, embedding) if path is not None])

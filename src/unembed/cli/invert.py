@@ -18,6 +18,7 @@ from unembed.cli.options import (
     GuidanceOption,
     KeepOption,
     KeyOption,
+    LengthOption,
     OptionOption,
     QuietOption,
     RangesOption,
@@ -72,6 +73,7 @@ def invert(
     repetition: RepetitionOption = None,
     encoder_calls: CallsOption = 0,
     steps: StepsOption = None,
+    length: LengthOption = None,
     seed: SeedOption = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     watch: Annotated[bool, typer.Option("--watch", help="Show the tokens appearing.")] = False,
@@ -90,7 +92,8 @@ def invert(
     _refuse_all_idle(context, text, out)
     if svg is not None:
         require_place(svg, "--svg", ".svg")
-    decoding = read_decoding(strategy, option, steps, guidance, repetition, encoder_calls)
+    settings = steps, guidance, repetition, encoder_calls, length
+    decoding = read_decoding(strategy, option, *settings)
     decoding.check(has_encoder=decoding.encoder_calls > 0)
     source = (
         None if embedding is None else _source(embedding, key or column, skip_bad, keep, ranges)
@@ -237,9 +240,9 @@ def _write(inverter: unembed.Inverter, source: Any, out: Path, options: dict[str
 
     with StageDisplay() as display:
 
-        def progress(stage: str, done: int, total: int) -> None:
+        def progress(stage: str, count: int, total: int) -> None:
             show_notes(source)  # before hours are spent on the rest
-            display.update(stage, done, total)
+            display.update(stage, count, total)
 
         count = invert_to_file(inverter, source, out, progress=progress, **options)
     typer.echo(f"{count} texts in {out}")

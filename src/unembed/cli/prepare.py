@@ -159,23 +159,24 @@ def prepare(
     from unembed.cli.display import PrepareDisplay
     from unembed.config import load_config
     from unembed.data.prepare import prepare_pairs
-    from unembed.files import count_texts, file_format, require_texts, text_files
+    from unembed.data.readers import count_texts, require_texts
+    from unembed.files import file_format, text_files
 
     _refuse_other_stage(context, stage)
     out = out or Path("data", "raw" if stage == 1 else Path(config).stem)
     if stage == 1:
         specs = [(spec, column, lang_column) for spec in sources or ["c4"]]
-        wanted = {"seed": seed or 0, "near_duplicates": near_duplicates}
+        options = {"seed": seed or 0, "near_duplicates": near_duplicates}
         with interruptible("the same command goes on after the last finished shard"):
-            _collect(specs, out, langs, n_samples, chars, wanted)
+            _collect(specs, out, langs, n_samples, chars, options)
         return
     source = _one_source(sources)
-    chosen = load_config(config, settings or [])
+    configuration = load_config(config, settings or [])
     require_texts(source, column)  # before the encoder is loaded
     if {file_format(file) for file in text_files(source)} == {".txt"}:
         refuse_idle(context, "for texts in columns only", str(source), "column")
-    wanted = {**chosen.encoder.model_dump(), "batch_size": encode_batch}
-    load = partial(make_encoder, wanted, device, trust_remote_code)
+    options = {**configuration.encoder.model_dump(), "batch_size": encode_batch}
+    load = partial(make_encoder, options, device, trust_remote_code)
     way_on = "the same command goes on after the last finished shard"
     with interruptible(way_on), _cluster(ray, workers, device, dtype, load) as run:
         encoder = load(dtype)
@@ -183,7 +184,7 @@ def prepare(
             manifest = prepare_pairs(
                 source,
                 out,
-                chosen,
+                configuration,
                 encoder,
                 column=column,
                 limit=limit,
@@ -216,9 +217,9 @@ def preflight(
     from unembed.encoders.fingerprint import PROBES
     from unembed.encoders.fingerprint import preflight as run_preflight
 
-    chosen = load_config(config, settings or [])
+    configuration = load_config(config, settings or [])
     pairs = Pairs.open(data) if data is not None else None
-    encoder = make_encoder(chosen.encoder.model_dump(), device, trust_remote_code, dtype)
+    encoder = make_encoder(configuration.encoder.model_dump(), device, trust_remote_code, dtype)
     if pairs is not None:
         pairs.encoder.require_same(encoder.identity, "pairs")
     expected = pairs.fingerprint if pairs is not None else None
@@ -315,7 +316,7 @@ def _collect(
     langs: str | None,
     samples: int | None,
     chars: tuple[int, int],
-    wanted: dict[str, Any],
+    options: dict[str, Any],
 ) -> None:
     """Stage 1 of `prepare`."""
     from unembed.cli.display import CollectDisplay, show_collection
@@ -331,7 +332,7 @@ def _collect(
             "--langs and --n-samples with --stage 1", missing, "Add --langs en,de --n-samples 10000"
         )
     names = tuple(name.strip() for name in langs.split(","))
-    settings = CollectSettings(names, samples, limits=Limits(*chars), **wanted)
+    settings = CollectSettings(names, samples, limits=Limits(*chars), **options)
     with CollectDisplay(samples) as display:
         manifest = collect_texts(
             [parse_source(*spec) for spec in specs], out, settings, display.update

@@ -95,6 +95,7 @@ class Attack:
             "options": options_of(decoding.strategy),
             "guidance": decoding.guidance,
             "repetition": decoding.repetition_penalty,
+            "length": decoding.length,
             "limit": self.limit,
             "threat_model": decoding.threat_model,
         }
@@ -210,13 +211,13 @@ class Bench:
                 CHUNK + 1,
                 {"pairs": settings_digest(self.pairs.manifest)},
             )
-        known = None if self.counts is None else settings_digest(self.counts.tolist())
+        digest = None if self.counts is None else settings_digest(self.counts.tolist())
         drawing = RandomTokens(self.inverter.tokenizer, self.counts, self.seed)
-        yield RANDOM, self._drawing(drawing), BATCH, {"counts": known}
+        yield RANDOM, self._drawing(drawing), BATCH, {"counts": digest}
 
-    def show(self, row: str, done: int) -> None:
+    def show(self, row: str, count: int) -> None:
         """Report how many texts a row has."""
-        self.report(row, done, self.total)
+        self.report(row, count, self.total)
 
     def seconds(self, part: Part, attack: Attack, texts: int) -> float:
         """Estimate the time of an attack and of embedding what it recovers, by a trial.
@@ -231,7 +232,11 @@ class Bench:
         each = self._trial(lambda: self.inverter.invert(vectors, decoding="greedy:steps=1"))
         calls = decoding.encoder_calls if decoding.strategy.needs_encoder else 0
         options = options_of(decoding.strategy)
-        passes = decoding.steps * int(options.get("lengths", 1)) * (2 if decoding.guidance else 1)
+        passes = (
+            decoding.steps
+            * max(1, int(options.get("lengths", 1)))
+            * (2 if decoding.guidance else 1)
+        )
         if calls:
             each_call = _PASSES_A_CALL if decoding.name == "guided-search" else _PASSES_A_SAMPLE
             passes = max(passes, round(calls * each_call))
@@ -267,10 +272,10 @@ class Bench:
 
     def _decode(self, inverter: Inverter, attack: Attack, shuffled: bool = False) -> Recover:
         def recover(part: Part, start: int, stop: int) -> list[Recovery]:
-            given = (part.shuffled if shuffled else part.vectors)[start:stop]
+            embeddings = (part.shuffled if shuffled else part.vectors)[start:stop]
             began = time.perf_counter()
             inversions = inverter.invert(
-                given,
+                embeddings,
                 seed=self.seed,
                 first_index=part.first + start,
                 decoding=attack.decoding,
@@ -291,7 +296,7 @@ class Bench:
         tokens, cosines = nearest_pairs(
             pairs,
             part.vectors[start:stop],
-            lambda done: self.report("searching the training texts", done, total),
+            lambda count: self.report("searching the training texts", count, total),
         )
         texts = pairs.tokenizer.decode(tokens)
         if self.counts is None:  # of another tokenizer
@@ -303,10 +308,10 @@ class Bench:
 
     def _drawing(self, drawing: RandomTokens) -> Recover:
         def recover(part: Part, start: int, stop: int) -> list[Recovery]:
-            chosen = part.samples[start:stop]
+            batch = part.samples[start:stop]
             tokens = [
                 drawing.draw(part.first + index, len(sample.token_ids))
-                for index, sample in enumerate(chosen, start=start)
+                for index, sample in enumerate(batch, start=start)
             ]
             texts = self.inverter.tokenizer.decode(tokens)
             cosines = _cosines(self.encoder, texts, part.vectors[start:stop])
@@ -333,7 +338,7 @@ def _cosines(
 
 SHUFFLED, BLIND = "shuffled embedding", "no embedding"
 NEAREST, RANDOM = "nearest training text", "random tokens"
-CONTROLS = (SHUFFLED, BLIND, NEAREST, RANDOM)
+BASELINES = (SHUFFLED, BLIND, NEAREST, RANDOM)
 _CHUNK_ROWS = 8192
 
 
@@ -389,8 +394,8 @@ class RandomTokens:
     def draw(self, index: int, count: int) -> list[int]:
         """Token ids for the text ``index``."""
         points = np.random.default_rng([self._seed, index]).random(count)
-        found: list[int] = np.searchsorted(self._cumulative, points, side="right").tolist()
-        return found
+        tokens: list[int] = np.searchsorted(self._cumulative, points, side="right").tolist()
+        return tokens
 
 
 def nearest_pairs(
@@ -415,7 +420,7 @@ def nearest_pairs(
         best[better], rows[better] = value[better], index[winner[better]]
         report(int(index[-1]) + 1)
     tokens, _ = pairs.rows(rows)
-    found = []
+    texts = []
     for row in tokens.tolist():
-        found.append([row[i] for i in pairs.tokenizer.content_positions(row)])
-    return found, [float(value) for value in best]
+        texts.append([row[i] for i in pairs.tokenizer.content_positions(row)])
+    return texts, [float(value) for value in best]
