@@ -198,9 +198,9 @@ def test_a_stopped_evaluation_of_stored_vectors_goes_on(stored, encoder, texts, 
 
 
 def test_announce_tells_before_anything_is_kept_how_long_it_takes(stored, encoder, texts, vectors):
-    told = []
-    evaluate(stored, encoder, texts, vectors=vectors, announce=told.append)
-    (line,) = told
+    lines = []
+    evaluate(stored, encoder, texts, vectors=vectors, announce=lines.append)
+    (line,) = lines
     assert line.startswith("40 texts, each decoded up to 3 times: about ")
 
 

@@ -123,8 +123,8 @@ def _require_one(text: str | None, embedding: Path | None) -> None:
     if text is not None and not text.strip():
         raise EmbeddingError("a text with at least one visible character", repr(text), "Type one")
     if (text is None) == (embedding is None):
-        found = "neither" if text is None else "both"
-        raise EmbeddingError("either --text or --embedding", found, "Pass one of them")
+        actual = "neither" if text is None else "both"
+        raise EmbeddingError("either --text or --embedding", actual, "Pass one of them")
 
 
 def _note_idle(context: typer.Context, strategy: str, with_encoder: bool) -> None:
@@ -176,8 +176,8 @@ def _invert_text(
     tokens, most = len(inverter.tokenizer.encode([text])[0]), inverter.length - 1
     if tokens > most:
         note(f"the text has {tokens} tokens, and this inverter writes at most {most} of them")
-    seen: list[Any] = []
-    callbacks = [seen.append] if svg is not None else []
+    trace: list[Any] = []
+    callbacks = [trace.append] if svg is not None else []
     callbacks += [_watcher(inverter)] if watch else []
 
     def on_step(step: Any) -> None:
@@ -188,7 +188,7 @@ def _invert_text(
     trip = invert_text(inverter, encoder, text, **options, **with_steps)
     show_round_trip(trip, as_json)
     if svg is not None:
-        save_picture(svg, trip, seen, inverter.tokenizer)
+        save_picture(svg, trip, trace, inverter.tokenizer)
 
 
 def _require_apart(source: Any, out: Path) -> None:

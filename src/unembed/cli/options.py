@@ -215,13 +215,13 @@ def given(context: typer.Context, name: str) -> bool:
     return source is not None and source.name == "COMMANDLINE"
 
 
-def refuse_idle(context: typer.Context, needed: str, found: str, *names: str) -> None:
+def refuse_idle(context: typer.Context, needed: str, actual: str, *names: str) -> None:
     """Refuse options that have no effect without another, or beside it.
 
     Args:
         context: Of the command.
         needed: What they need: ``with --embedding only``.
-        found: What is there in its place.
+        actual: What is there in its place.
         *names: Of their parameters.
 
     Raises:
@@ -230,7 +230,7 @@ def refuse_idle(context: typer.Context, needed: str, found: str, *names: str) ->
     flags = {parameter.name: parameter.opts[0] for parameter in context.command.params}
     for name in names:
         if given(context, name):
-            raise ConfigError(f"{flags[name]} {needed}", found, "Leave it out")
+            raise ConfigError(f"{flags[name]} {needed}", actual, "Leave it out")
 
 
 def note_idle(context: typer.Context, why: str, *names: str) -> None:

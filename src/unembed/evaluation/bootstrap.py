@@ -155,17 +155,17 @@ def put_in_words(
         attacks: The rows that are attacks; of several the one of the highest recall is described.
         notes: Of the evaluation; that of vectors of another encoder goes before all.
     """
-    known = {name: rows[name]["token-set recall"] for name in attacks}
-    best = max(attacks, key=lambda name: -1.0 if (f := known[name]) is None else f.mean)
-    recall, figures = known[best], rows[best]
+    recalls = {name: rows[name]["token-set recall"] for name in attacks}
+    best = max(attacks, key=lambda name: -1.0 if (f := recalls[name]) is None else f.mean)
+    recall, figures = recalls[best], rows[best]
     if recall is None:
         return "Nothing could be measured."
     parts = [f"{_fraction(recall.mean)} of the words come back{_by(best, attacks)}"]
     parts[0] += f" ({recall.mean:.0%}, n = {recall.n}), {_whole_texts(figures['exact match'])}"
     spans = [(kind, figures.get(kind)) for kind in _TELLING]
-    told = [f"{figure.mean:.0%} of the {kind}" for kind, figure in spans if figure is not None]
-    if told:
-        parts.append(f"of what stands in the texts, {', '.join(told)}")
+    shares = [f"{figure.mean:.0%} of the {kind}" for kind, figure in spans if figure is not None]
+    if shares:
+        parts.append(f"of what stands in the texts, {', '.join(shares)}")
     guess = rows.get(SHUFFLED, {}).get("token-set recall")
     if guess is not None:
         beyond = recall.low > guess.high
