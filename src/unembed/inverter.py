@@ -31,6 +31,7 @@ from unembed.diffusion import DenoiserFn, make_schedule
 from unembed.encoders.base import Encoder, EncoderIdentity
 from unembed.encoders.fingerprint import Fingerprint
 from unembed.encoders.oracle import EncoderOracle
+from unembed.encoders.pipeline import licence_lines, licence_note
 from unembed.encoders.vectors import as_unit_vectors
 from unembed.errors import CheckpointError, ConfigError
 from unembed.tokenizer import TextTokenizer
@@ -228,7 +229,7 @@ class Inverter(
         decoding = as_decoding(decoding, settings)
         decoding.check(has_encoder=encoder is not None)
         _require_whole(seed=(seed, 0), batch_size=(batch_size, 1), first_index=(first_index, 0))
-        vectors = as_unit_vectors(embeddings, self.encoder.dimension)
+        vectors = as_unit_vectors(embeddings, self.encoder.dimension, self.encoder.name)
         calls_encoder = decoding.strategy.needs_encoder and encoder is not None
         if calls_encoder and encoder is not None:
             self.require_encoder(encoder)
@@ -387,9 +388,10 @@ class Inverter(
         if self.card is not None:
             return ModelCard(self.card)
         return ModelCard(
-            "---\nlibrary_name: unembed\nlicense: apache-2.0\n---\n"
+            f"---\nlibrary_name: unembed\n{licence_lines(self.encoder.name)}\n---\n"
             f"# Inverter for {self.encoder.name}\n\nRecovers text from embeddings of "
-            f"{self.encoder.describe()}, at most {self.length - 1} tokens.\n"
+            f"{self.encoder.describe()}, at most {self.length - 1} tokens.\n\n"
+            f"{licence_note(self.encoder.name)}\n"
         )
 
 

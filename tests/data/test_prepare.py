@@ -8,7 +8,15 @@ import numpy as np
 import pytest
 
 from unembed.config import Config
-from unembed.data.pairs import MANIFEST, TOKENIZER, Pairs, read_manifest, shard_names, source_digest
+from unembed.data.pairs import (
+    MANIFEST,
+    TOKENIZER,
+    Pairs,
+    difference,
+    read_manifest,
+    shard_names,
+    source_digest,
+)
 from unembed.data.pieces import cut_pieces
 from unembed.data.prepare import PrepareProgress, prepare_pairs
 from unembed.encoders.fake import FakeEncoder
@@ -365,3 +373,11 @@ def test_a_folder_without_the_younger_keys_is_read_and_gone_on_with(
     after = contents(out)
     assert {**after, MANIFEST: b""} == {**before, MANIFEST: b""}
     Pairs.open(out).require_encoder(encoder)
+
+
+def test_difference_is_told_in_words_and_without_digests():
+    mine = {"name": "mine.txt", "bytes": 9, "column": "text", "digest": "a" * 64}
+    other = {**mine, "name": "other.txt", "digest": "b" * 64}
+    assert difference(mine, other) == ("name mine.txt", "name other.txt")
+    assert difference(mine, {**mine, "digest": "b"})[1] == "digest b"
+    assert difference("a", None) == ("a", "None")

@@ -291,7 +291,8 @@ def _convert(name: str, value: Any, kind: type) -> Any:
 
 def _require_whole(name: str, value: Any, low: int, high: int) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-        _refuse(f"{name} as a whole number of at least {low} and at most {high}", value, name)
+        expected = f"{name} as a whole number of at least {low} and at most {high}"
+        _refuse(expected, value, f"the strategy's {name}")
 
 
 def _require_strength(name: str, value: Any) -> None:

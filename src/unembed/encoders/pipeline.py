@@ -227,3 +227,25 @@ def find(name: str) -> CatalogEntry | None:
     if key in CATALOG:
         return CATALOG[key]
     return next((e for e in CATALOG.values() if e.repository.lower() == key), None)
+
+
+def licence_lines(name: str) -> str:
+    """Name a licence for weights that start from an encoder's words: front matter of a card.
+
+    Args:
+        name: The encoder's. Of one outside the catalogue nobody here knows the licence.
+    """
+    entry = find(name)
+    if entry is None:
+        return "license: other\nlicense_name: see-the-encoder"
+    return f"license: {entry.licence.lower()}"
+
+
+def licence_note(name: str) -> str:
+    """Say in a card what the licence depends on."""
+    entry = find(name)
+    known = "is not known here: look it up" if entry is None else f"is {entry.licence}"
+    return (
+        f"The token table of these weights may start from the words of `{name}`, whose licence "
+        f"{known}. It can limit what may be done with them; the code of unembed is Apache-2.0."
+    )

@@ -103,6 +103,7 @@ def to_page(evaluation: Evaluation, plots: Mapping[str, str]) -> str:
             "<title>What the embeddings gave away</title>",
             f"<style>{_STYLE}</style></head><body>",
             "<h1>What the embeddings gave away</h1>",
+            f"<p><strong>{escape(evaluation.verdict)}</strong></p>",
             *_facts(evaluation),
             *_tables(evaluation),
             *(f"<figure>{svg}</figure>" for svg in plots.values()),
@@ -245,6 +246,7 @@ def described(evaluation: Evaluation) -> list[tuple[str, str]]:
     facts = [
         ("texts", f"{settings['texts']} pieces, seed {settings['seed']}"),
         ("encoder", f"{encoder['name']}, {encoder['dimension']} dimensions"),
+        ("vectors", f"{settings['vectors']}"),
     ]
     for name, attack in settings["attacks"].items():
         steps = f"{attack['steps']} steps"
@@ -271,7 +273,8 @@ def to_markdown(evaluation: Evaluation, plots: Sequence[str]) -> str:
         plots: Names of the files under ``plots/``, without their ends.
     """
     seed = evaluation.settings["seed"]
-    lines = ["# What the embeddings gave away", ""]
+    verdict = f"**{escape_markdown(evaluation.verdict)}**"
+    lines = ["# What the embeddings gave away", "", verdict, ""]
     lines += [
         f"- {escape_markdown(name)}: {escape_markdown(fact)}"
         for name, fact in described(evaluation)
