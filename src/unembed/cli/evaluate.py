@@ -60,8 +60,8 @@ def evaluate(
     if out is not None and not out.parent.is_dir():
         raise DataError(f"a folder for {out}", f"nothing at {out.parent}", "Create it first")
     folder = out if out is not None and out.suffix != ".json" else None
-    if folder is not None:
-        require_apart(texts, folder)
+    if out is not None:
+        require_apart(texts, out)
     passages = PassageFile(texts, column)
     next(iter(passages), None)  # a wrong file fails before the encoder is loaded
     pairs = Pairs.open(train_pairs) if train_pairs is not None else None

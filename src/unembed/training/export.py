@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -18,6 +17,7 @@ from unembed.denoiser import Denoiser, DenoiserSizes, parameter_counts
 from unembed.encoders.base import EncoderIdentity
 from unembed.encoders.fingerprint import Fingerprint
 from unembed.errors import CheckpointError, ConfigError, DataError, TrainingError
+from unembed.files import read_json
 from unembed.inverter import Inverter
 from unembed.tokenizer import TextTokenizer
 from unembed.training.checkpoint import read_state
@@ -150,7 +150,7 @@ def read_evaluation(path: Path, encoder: EncoderIdentity) -> dict[str, Any]:
         DataError: It is no such file, or is about another encoder.
     """
     try:
-        report = json.loads(path.read_text(encoding="utf-8"))
+        report = read_json(path)
         theirs = EncoderIdentity.from_dict(report["settings"]["encoder"])
         figures_table(report)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
