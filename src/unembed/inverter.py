@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -15,7 +15,13 @@ from torch import Tensor
 
 from unembed.backends.cpu import fast_form
 from unembed.backends.onnx import FILE, OnnxDenoiser, export_onnx, onnx_is_here
-from unembed.checkpoints import Checkpoint, load_checkpoint, save_checkpoint, shipped_inverters
+from unembed.checkpoints import (
+    CARD,
+    Checkpoint,
+    load_checkpoint,
+    save_checkpoint,
+    shipped_inverters,
+)
 from unembed.decoding import Decoded, Decoding, SequenceSpec
 from unembed.decoding.logits import (
     Guidance,
@@ -205,7 +211,7 @@ class Inverter(
             decoding: How to decode: a `Decoding`, or the text of one (``"greedy:steps=16"``).
             encoder: The encoder that made the vectors, for a strategy that calls it.
             seed: Of the strategies that sample; each vector draws from (seed, its index).
-            batch_size: Vectors decoded together; changes the speed, not the texts.
+            batch_size: Vectors decoded together; changes the speed, and logits to rounding only.
             first_index: Index of the first vector, for callers that hand over a part at a time.
             draws: For each vector the (seed, index) it draws from, in place of the two above: for
                 callers that put vectors of several calls together.
@@ -367,21 +373,26 @@ class Inverter(
     def _from_pretrained(cls, *, model_id: str, **kwargs: Any) -> Inverter:
         return _load(Path(snapshot_download(model_id, **kwargs)))
 
-    def _save_pretrained(self, save_directory: Path) -> None:
-        save_checkpoint(
-            Checkpoint(
-                self.denoiser,
-                self.tokenizer,
-                self.encoder,
-                self.diffusion,
-                self.trained,
-                self.card,
-                self.fingerprint,
-                self.storage,
-                self.curves,
-            ),
-            save_directory,
-        )
+    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> str | None:
+        """Write the inverter's folder; an earlier one there stays whole if that fails.
+
+        Args:
+            save_directory: The folder, made where it is not there.
+            kwargs: ``push_to_hub=True``, ``repo_id`` and others of `ModelHubMixin.push_to_hub`.
+
+        Raises:
+            CheckpointError: The weights do not fit the format, or the disk refused.
+        """
+        folder = Path(save_directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        old = self.card is None and (folder / CARD).exists()
+        card = None if old else str(self.generate_model_card())
+        parts = (self.denoiser, self.tokenizer, self.encoder, self.diffusion, self.trained, card)
+        save_checkpoint(Checkpoint(*parts, self.fingerprint, self.storage, self.curves), folder)
+        if not kwargs.pop("push_to_hub", False):
+            return None
+        name = kwargs.pop("repo_id", None) or folder.name
+        return cast(str, self.push_to_hub(repo_id=name, **kwargs))
 
     def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
         """Return the card given at construction, or a short one from the facts at hand."""

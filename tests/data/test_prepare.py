@@ -247,12 +247,23 @@ def test_a_wrong_column_is_refused_before_anything_is_written(tmp_path, tiny_con
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("name", ["tokenizer.json", "manifest.json"])
+def test_prepare_pairs_refuses_a_source_that_it_would_write_over(
+    tmp_path, tiny_config, encoder, name
+):
+    source = tmp_path / name
+    source.write_text('{"text": "the cat sleeps by the river."}\n', encoding="utf-8")
+    with pytest.raises(DataError, match="an --out outside of"):
+        prepare_pairs(source, tmp_path, tiny_config, encoder)
+    assert source.read_text().startswith('{"text"')
+
+
 @pytest.mark.parametrize("inside", [".", "pairs", "deep/pairs"])
 def test_pairs_are_not_written_among_their_texts(tmp_path, tiny_config, encoder, inside):
     source = tmp_path / "texts"
     source.mkdir()
     (source / "a.txt").write_text("the cat sleeps by the river.\n", encoding="utf-8")
-    with pytest.raises(DataError, match="an --out folder outside of"):
+    with pytest.raises(DataError, match="an --out outside of"):
         prepare_pairs(source, source / inside, tiny_config, encoder)
     assert [path.name for path in source.iterdir()] == ["a.txt"]
 

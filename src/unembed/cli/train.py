@@ -183,10 +183,11 @@ def export(
 
 def _read_card(path: Path) -> str:
     from unembed.errors import DataError
+    from unembed.files import read_bounded
 
     try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        return read_bounded(path).decode("utf-8")
+    except (OSError, ValueError) as error:
         raise DataError(f"Markdown in UTF-8 at {path}", str(error), "Correct --card") from error
 
 

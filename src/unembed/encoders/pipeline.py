@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from unembed.errors import EncoderError
+from unembed.files import read_json
 
 MODULES = "modules.json"
 POOLINGS = ("mean", "cls", "max", "lasttoken", "weightedmean", "mean_sqrt_len_tokens")
@@ -51,10 +51,8 @@ def _settings(path: Path) -> Any:
     if not path.is_file():
         return None
     try:
-        if path.stat().st_size > _MOST_BYTES:
-            raise ValueError(f"more than {_MOST_BYTES} bytes")
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        return read_json(path, _MOST_BYTES)
+    except (OSError, ValueError) as error:
         raise EncoderError(f"JSON in {path}", str(error), "Copy the model again") from error
 
 

@@ -49,6 +49,7 @@ from unembed.evaluation.samples import (
     make_example,
     paired,
 )
+from unembed.files import locked, make_folder
 from unembed.inverter import Inverter
 from unembed.tokenizer import TextTokenizer
 
@@ -172,6 +173,9 @@ def evaluate(  # noqa: PLR0913 - the front door; all but the first three have a 
     if train_pairs is None:
         notes.append("nearest training text: not measured, no training pairs were given")
     with ExitStack() as stack:
+        if folder is not None:
+            make_folder(folder)
+            stack.enter_context(locked(folder))
         rows, provenance = [], {} if folder is None else bench.provenance()
         for name, recover, batch, settings in bench.rows():
             identity = {**settings, "texts": samples.digest, "limit": limit, "seed": seed}

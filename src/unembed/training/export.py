@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -19,6 +18,7 @@ from unembed.encoders.base import EncoderIdentity
 from unembed.encoders.fingerprint import Fingerprint
 from unembed.encoders.pipeline import licence_lines, licence_note
 from unembed.errors import CheckpointError, ConfigError, DataError, TrainingError
+from unembed.files import read_json
 from unembed.inverter import Inverter
 from unembed.tokenizer import TextTokenizer
 from unembed.training.checkpoint import read_state
@@ -151,7 +151,7 @@ def read_evaluation(path: Path, encoder: EncoderIdentity) -> dict[str, Any]:
         DataError: It is no such file, or is about another encoder.
     """
     try:
-        report = json.loads(path.read_text(encoding="utf-8"))
+        report = read_json(path)
         theirs = EncoderIdentity.from_dict(report["settings"]["encoder"])
         figures_table(report)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
