@@ -36,33 +36,39 @@ from unembed.cli.options import (
 )
 from unembed.errors import ConfigError, DataError, EncoderError
 
+TextsOption = Annotated[
+    Path | None,
+    typer.Option("--texts", help="Held-out texts: Parquet, JSONL, CSV, plain; or a folder."),
+]
+TrainPairsOption = Annotated[
+    Path | None,
+    typer.Option("--train-pairs", help="Prepared training pairs, for the nearest-text baseline."),
+]
+ColumnOption = Annotated[
+    str | None,
+    typer.Option(
+        "--column",
+        "--key",
+        help="Column or key of the texts (text if not set); with --embedding of the vectors.",
+    ),
+]
+ReportOption = Annotated[
+    Path | None,
+    typer.Option("--out", help="FILE.json: the figures. A folder: the report; goes on there."),
+]
+
 # What nobody means as the name of a folder
 _FILES = (".csv", ".html", ".jsonl", ".md", ".npy", ".parquet", ".pdf", ".tsv", ".txt", ".yaml")
 
 
 def evaluate(
     context: typer.Context,
-    texts: Annotated[
-        Path | None,
-        typer.Option("--texts", help="Held-out texts: Parquet, JSONL, CSV, plain; or a folder."),
-    ] = None,
+    texts: TextsOption = None,
     embedding: VectorsOption = None,
     checkpoint: CheckpointOption = None,
-    train_pairs: Annotated[
-        Path | None,
-        typer.Option(
-            "--train-pairs", help="Prepared training pairs, for the nearest-text baseline."
-        ),
-    ] = None,
+    train_pairs: TrainPairsOption = None,
     limit: Annotated[int, typer.Option("--limit", min=2, help="Pieces to evaluate.")] = 1000,
-    column: Annotated[
-        str | None,
-        typer.Option(
-            "--column",
-            "--key",
-            help="Column or key of the texts (text if not set); with --embedding of the vectors.",
-        ),
-    ] = None,
+    column: ColumnOption = None,
     text_column: TextColumnOption = None,
     ranges: RangesOption = None,
     skip_bad: SkipBadOption = False,
@@ -70,10 +76,7 @@ def evaluate(
     strategies: StrategiesOption = None,
     steps: StepsOption = None,
     seed: SeedOption = 0,
-    out: Annotated[
-        Path | None,
-        typer.Option("--out", help="FILE.json: the figures. A folder: the report; goes on there."),
-    ] = None,
+    out: ReportOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     encoder: EncoderOption = None,
     device: DeviceOption = "auto",
