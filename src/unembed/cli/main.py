@@ -17,6 +17,7 @@ from unembed.cli import invert as _invert
 from unembed.cli import prepare as _prepare
 from unembed.cli import serve as _serve
 from unembed.cli import train as _train
+from unembed.cli import words as _words
 from unembed.errors import UnembedError
 
 app = typer.Typer(
@@ -52,6 +53,7 @@ plot = app.command()(_train.plot)
 export = app.command()(_train.export)
 invert = app.command()(_invert.invert)
 evaluate = app.command()(_evaluate.evaluate)
+words = app.command()(_words.words)
 serve = app.command()(_serve.serve)
 
 
