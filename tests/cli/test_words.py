@@ -7,7 +7,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.cli.test_cli import refused, run, with_fake_encoder  # noqa: F401 - fixtures
 from unembed.encoders.fake import FakeEncoder
 from unembed.vectors.words import WordProbe
 
@@ -39,19 +38,19 @@ def test_words_learns_from_texts_and_tells_the_words_of_one(
     run,
     stories,
     tmp_path,
-    with_fake_encoder,  # noqa: F811
+    with_fake_encoder,
 ):
     path, out = tmp_path / "texts.txt", tmp_path / "probe"
     path.write_text("\n".join(stories), encoding="utf-8")
     code, said, _ = run("words", "--fit", path, "--out", out, "--encoder", "fake")
-    assert code == 0 and "2 of them names, from 260 texts" in said.replace("3 of", "2 of")
+    assert code == 0 and "names, from 260 texts" in said
     assert WordProbe.from_pretrained(out).encoder == FakeEncoder().identity
     code, said, _ = run("words", "--text", stories[0], "--probe", out, "--common", "--top", 3)
     assert code == 0 and "vector 0" in said
     assert len([line for line in said.splitlines() if "0." in line or "1." in line]) == 3
 
 
-def test_words_learns_from_stored_vectors_without_an_encoder(run, probe_folder, tmp_path):  # noqa: F811
+def test_words_learns_from_stored_vectors_without_an_encoder(run, probe_folder, tmp_path):
     out = tmp_path / "probe"
     command = ("words", "--fit", probe_folder / "pairs.parquet", "--column", "vector")
     code, said, _ = run(*command, "--encoder", "some-api", "--out", out)
@@ -76,10 +75,10 @@ def test_words_learns_from_stored_vectors_without_an_encoder(run, probe_folder, 
         (("--fit", "y.parquet", "--out", "z"), "y.parquet"),
     ],
 )
-def test_words_refuses_what_it_cannot_do(refused, with_fake_encoder, arguments, message):  # noqa: F811
+def test_words_refuses_what_it_cannot_do(refused, with_fake_encoder, arguments, message):
     assert message in refused("words", *arguments, "--encoder", "fake")
 
 
-def test_words_refuses_a_column_that_is_not_there(refused, probe_folder, tmp_path):  # noqa: F811
+def test_words_refuses_a_column_that_is_not_there(refused, probe_folder, tmp_path):
     command = ("words", "--fit", probe_folder / "pairs.parquet", "--out", tmp_path / "o")
     assert "embedding" in refused(*command, "--column", "embedding")

@@ -13,7 +13,9 @@ import typer
 from unembed.cli.options import (
     DeviceOption,
     EncoderOption,
+    QuietOption,
     TrustOption,
+    VerboseOption,
     encoder_settings,
     make_encoder,
     make_inverter,
@@ -64,6 +66,8 @@ def serve(
     log_texts: Annotated[
         bool, typer.Option("--log-texts", help="Write texts and recoveries to the log.")
     ] = False,
+    quiet: QuietOption = False,
+    verbose: VerboseOption = False,
 ) -> None:
     """Serve the live demo: a page on which a vector turns back into text, and its API."""
     from unembed.files import require_extra

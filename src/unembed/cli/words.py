@@ -112,20 +112,19 @@ def _fit(
 ) -> None:
     """Learn a probe from texts that are embedded here, or from stored vectors."""
     from unembed.cli.display import StageDisplay
+    from unembed.errors import DataError
+    from unembed.files import read_texts
     from unembed.vectors.words import chunks_of, fit_words
 
     if out.exists() and not out.is_dir():
-        from unembed.errors import DataError
-
         raise DataError(f"a folder at {out}", "a file", "Choose another --out")
+    if stored is not None:
+        identity, chunks, vectors = _stored_pairs(texts, text_column, *stored, limit, seed)
+    else:
+        passages = list(read_texts(texts, text_column))
+        model, chunks = make(), chunks_of(passages, limit, seed)
     with StageDisplay() as display:
-        if stored is not None:
-            identity, chunks, vectors = _stored_pairs(texts, text_column, *stored, limit, seed)
-        else:
-            from unembed.files import read_texts
-
-            model = make()
-            chunks = chunks_of(list(read_texts(texts, text_column)), limit, seed)
+        if stored is None:
             finished = 0
 
             def count(some: int) -> None:

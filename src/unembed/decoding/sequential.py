@@ -110,8 +110,8 @@ class Sequential:
             scores = places.expand_as(confidences)
         masked = state.masked
         scores = duplicates_last(tokens, scores, masked)
-        chosen = topk_mask(scores, masked, tokens_per_step(masked, passes))
-        state.unmask(chosen, tokens, confidences)
+        positions = topk_mask(scores, masked, tokens_per_step(masked, passes))
+        state.unmask(positions, tokens, confidences)
 
     def _read(self, logits: Tensor, _: slice) -> tuple[Tensor, ...]:
         leads = (margins(logits),) if self.order == "margin" else ()

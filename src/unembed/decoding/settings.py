@@ -157,7 +157,9 @@ class Decoding:
     def name(self) -> str:
         """The strategy's name; of one that is not registered, its class's."""
         kind = type(self.strategy)
-        return next((name for name, known in STRATEGIES.items() if known is kind), kind.__name__)
+        return next(
+            (name for name, strategy in STRATEGIES.items() if strategy is kind), kind.__name__
+        )
 
     @property
     def threat_model(self) -> str:
@@ -244,8 +246,8 @@ def make_strategy(name: str, options: Mapping[str, Any]) -> Strategy:
             continue
         current = ALIASES.get(key, key)
         if current not in defaults:
-            known = ", ".join(defaults) or "none"
-            _refuse(f"an option of the strategy {name} ({known})", key, "the option")
+            names = ", ".join(defaults) or "none"
+            _refuse(f"an option of the strategy {name} ({names})", key, "the option")
         if current in values:
             _refuse(f"the option {current} once", options, "the option")
         values[current] = _convert(key, value, type(defaults[current]))
@@ -289,7 +291,8 @@ def _convert(name: str, value: Any, kind: type) -> Any:
 
 def _require_whole(name: str, value: Any, low: int, high: int) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-        _refuse(f"{name} as a whole number of at least {low} and at most {high}", value, name)
+        expected = f"{name} as a whole number of at least {low} and at most {high}"
+        _refuse(expected, value, f"the strategy's {name}")
 
 
 def _require_strength(name: str, value: Any) -> None:
