@@ -21,7 +21,7 @@ FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 # What each part imports of the others. A part is a folder or a file of the package; the table is
 # compared for equality, so that an arrow which is no longer needed goes as well.
 IMPORTS = {
-    "__init__": "encoders errors evaluation inverter",
+    "__init__": "encoders errors evaluation inverter vectors",
     "__main__": "cli",
     "backends": "denoiser device diffusion errors files",
     "checkpoints": "denoiser diffusion encoders errors files tokenizer",
