@@ -369,9 +369,9 @@ def validate_config(data: dict[str, Any], where: str) -> Config:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"]) or "the file"
         if first["type"] == "extra_forbidden":
-            keys = ", ".join(_section_of(first["loc"][:-1])[0].model_fields)
+            fields = ", ".join(_section_of(first["loc"][:-1])[0].model_fields)
             raise ConfigError(
-                f"one of the keys {keys}", f"unknown key {key!r} in {where}", "Correct the key"
+                f"one of the keys {fields}", f"unknown key {key!r} in {where}", "Correct the key"
             ) from error
         section, keys = _section_of(first["loc"])
         key = ".".join(keys) or "the file"

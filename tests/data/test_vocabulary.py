@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from unembed.config import Config, DataSection
-from unembed.data import vocabulary
+from unembed.data import prepare
 from unembed.data.pairs import MANIFEST, Pairs, read_manifest
 from unembed.data.pieces import cut_pieces
 from unembed.data.prepare import choose_tokens, count_tokens, prepare_pairs
@@ -47,7 +47,7 @@ def test_counts_are_those_of_the_pieces():
 
 
 def test_counting_reports_and_reads_no_further_than_asked(monkeypatch):
-    monkeypatch.setattr(vocabulary, "_BATCH", 3)
+    monkeypatch.setattr(prepare, "_BATCH", 3)
     whole, seen = WHOLE["bert"], []
     texts = iter(["The cat sleeps."] * 10)
 

@@ -1,6 +1,6 @@
 import pytest
 
-from unembed.evaluation import examples as module
+from unembed.evaluation import samples as module
 from unembed.evaluation.metrics import Recovery
 from unembed.evaluation.samples import (
     Sample,
