@@ -18,9 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.machine import print_table
+from unembed.data.readers import read_texts
 from unembed.device import choose_compute
 from unembed.encoders.sentence import load_encoder
-from unembed.files import read_texts
 from unembed.vectors.words import COMMON, LONGEST, SHORTEST, WordProbe, chunks_of, words_of
 
 BUCKETS = ((24, 47), (48, 95), (96, 190))  # words

@@ -241,7 +241,7 @@ class Inverter(
             self.require_encoder(encoder)
         if draws is None:
             draws = [(seed, first_index + row) for row in range(len(vectors))]
-        spec, denoiser = self._spec(decoding), self._processed(decoding)
+        spec, denoiser = self.spec.with_length(decoding.length), self._processed(decoding)
         if before_pass is not None:
             denoiser = _watched(denoiser, before_pass)
         results: list[Inversion] = []
@@ -269,18 +269,6 @@ class Inverter(
     def warm_up(self) -> None:
         """Put the network into its fast form now, before several threads ask for it at once."""
         self._fast_denoiser()
-
-    def _spec(self, decoding: Decoding) -> SequenceSpec:
-        """What a decoding fills, the end of every text included where it says how long they are."""
-        if decoding.length is None:
-            return self.spec
-        if not self.spec.has_end or decoding.length >= self.length:
-            raise ConfigError(
-                f"a length of 1 to {self.length - 1} tokens, what this inverter writes",
-                str(decoding.length),
-                "Correct --length",
-            )
-        return replace(self.spec, content=decoding.length)
 
     def _processed(self, decoding: Decoding) -> DenoiserFn:
         """The network in its fast form, with what a decoding does to its logits."""

@@ -112,8 +112,8 @@ def _fit(
 ) -> None:
     """Learn a probe from texts that are embedded here, or from stored vectors."""
     from unembed.cli.display import StageDisplay
+    from unembed.data.readers import read_texts
     from unembed.errors import DataError
-    from unembed.files import read_texts
     from unembed.vectors.words import chunks_of, fit_words
 
     if out.exists() and not out.is_dir():
@@ -150,9 +150,9 @@ def _stored_pairs(
     """
     import numpy as np
 
+    from unembed.data.readers import missing_column, open_parquet
     from unembed.encoders.base import EncoderIdentity
     from unembed.encoders.vectors import as_unit_vectors
-    from unembed.files import missing_column, open_parquet
 
     file = open_parquet(path)
     for column in (text_column, vector_column):

@@ -54,6 +54,22 @@ class SequenceSpec:
             return blank
         return self.with_end(blank, torch.full((batch,), self.content, device=device))
 
+    def with_length(self, content: int | None) -> SequenceSpec:
+        """The same with a number of content tokens that is given; itself when None.
+
+        Raises:
+            ConfigError: More tokens than L - 1, or texts have no end.
+        """
+        if content is None:
+            return self
+        if not self.has_end or content >= self.length:
+            raise ConfigError(
+                f"a length of 1 to {self.length - 1} tokens, what this inverter writes",
+                str(content),
+                "Correct --length",
+            )
+        return dataclasses.replace(self, content=content)
+
     def with_end(self, tokens: Tensor, content: Tensor) -> Tensor:
         """Put end and padding behind so many tokens [B] of each sequence [B, L]."""
         places = torch.arange(self.length, device=tokens.device)
