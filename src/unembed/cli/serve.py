@@ -19,6 +19,7 @@ from unembed.cli.options import (
     encoder_settings,
     make_encoder,
     make_inverter,
+    note,
 )
 
 
@@ -114,3 +115,5 @@ def _announce(message: str, address: str | None) -> None:
     windows = sys.platform in ("darwin", "win32") or any(map(os.environ.get, screens))
     if address is not None and windows:
         webbrowser.open(address)
+    elif address is not None:
+        note("--open has no effect: there is no screen")

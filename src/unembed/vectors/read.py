@@ -85,8 +85,8 @@ class VectorFile:
             lines that are no JSON), and count them in ``left_out``, by reason; else the first one
             is an error.
         keep: Columns or keys whose values go with each vector.
-        optional: Those of ``keep`` that a file may lack; None stands for them.
         ranges: Of a quantisation to 8 bits, to undo it.
+        optional: Those of ``keep`` that a file may lack; None stands for them.
         left_out: Filled while reading.
         rows_left_out: The first ten rows of each reason.
         notes: What was taken for what; filled while reading.
@@ -98,8 +98,8 @@ class VectorFile:
     key: str | None = None
     skip_bad: bool = False
     keep: Sequence[str] = ()
-    optional: Sequence[str] = ()
     ranges: Ranges | None = None
+    optional: Sequence[str] = ()
     left_out: Counter[str] = field(default_factory=Counter)
     rows_left_out: dict[str, list[int]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
@@ -126,6 +126,7 @@ class VectorFile:
         """
         if not self.path.is_dir() or file_kind(self.path) is not None:
             _require_file(self.path)
+            self._refuse_idle_key([self.path])
             return [self.path]
         files = sorted(
             file
@@ -138,6 +139,7 @@ class VectorFile:
                 "none",
                 f"Put there {', '.join(_SUFFIXES)}",
             )
+        self._refuse_idle_key(files)
         return files
 
     def chunks(self, dimension: int) -> Iterator[Chunk]:
@@ -183,6 +185,15 @@ class VectorFile:
         if text is not None and text not in self.notes:
             self.notes.append(text)
 
+    def _refuse_idle_key(self, files: list[Path]) -> None:
+        nameless = [path for path in files if path.suffix.lower() == ".npy"]
+        if self.key is not None and nameless:
+            raise EmbeddingError(
+                f"no key (--key, --column) for {nameless[0]}, which holds one array without a name",
+                repr(self.key),
+                "Leave it out",
+            )
+
     def _leave_out(self, row: int, reason: str, dimension: int) -> None:
         if not self.skip_bad:
             raise EmbeddingError(
@@ -200,13 +211,9 @@ class VectorFile:
         if kind in (".npy", ".npz"):
             if set(self.keep) - set(self.optional):
                 raise EmbeddingError(
-                    "columns to --keep", f"{path}, which has none", "Use Parquet, CSV or JSON"
-                )
-            if self.key is not None and path.suffix.lower() == ".npy":
-                raise EmbeddingError(
-                    f"no key (--key, --column) for {path}, which holds one array without a name",
-                    repr(self.key),
-                    "Leave it out",
+                    "columns beside the vectors (--keep, --text-column)",
+                    f"{path}, which has none",
+                    "Use Parquet, CSV or JSON",
                 )
             return Npz(path, self.key) if kind == ".npz" else Npy(path, self.key)
         if kind == ".parquet":

@@ -22,6 +22,7 @@ LINE_BYTES = 16 << 20
 _DOCUMENT_BYTES = 256 << 20
 _VALUES, _BRACKETS, _DEPTH = 16_000_000, 1_000_000, 6
 _MISSING = object()
+CORRECT_KEEP = "Correct --keep, or --text-column"
 
 Record = tuple[Any, Any]  # a vector in whatever spelling, and the object it stands in
 
@@ -210,7 +211,7 @@ class Json:
                 raise EmbeddingError(
                     f"the keys {', '.join(map(repr, absent))} beside each vector of {self.path}",
                     f"the keys {_names(record or {})}",
-                    "Correct --keep",
+                    CORRECT_KEEP,
                 )
             yield vector, [None if is_missing(value) else value for value in values]
 

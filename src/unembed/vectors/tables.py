@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from unembed.data.readers import open_parquet, parquet_batches, text_lines
 from unembed.errors import EmbeddingError
 from unembed.vectors.numbers import Reason
-from unembed.vectors.records import LINE_BYTES, NAMES
+from unembed.vectors.records import CORRECT_KEEP, LINE_BYTES, NAMES
 
 # What decoding a column may cost beyond its rows of D numbers; metadata says how many there are
 _EXCESS_VALUES = 8_000_000
@@ -82,7 +82,7 @@ class Arrow:
         if path is None and name in self.optional:
             return [None] * int(batch.num_rows)
         if path is None:
-            raise _no_column(self.path, name, batch.schema.names, "Correct --keep")
+            raise _no_column(self.path, name, batch.schema.names, CORRECT_KEEP)
         values: list[Any] = _field(batch.column(path[0]), path[1:]).to_pylist()
         return values
 
@@ -296,7 +296,7 @@ class Csv:
         positions = [
             -1
             if name in self.optional and name not in names
-            else self._position(names, name, "Correct --keep")
+            else self._position(names, name, CORRECT_KEEP)
             for name in self.keep
         ]
         for row in chain([first] if bare is not None else [], rows):
