@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -15,7 +15,13 @@ from torch import Tensor
 
 from unembed.backends.cpu import fast_form
 from unembed.backends.onnx import FILE, OnnxDenoiser, export_onnx, onnx_is_here
-from unembed.checkpoints import Checkpoint, load_checkpoint, save_checkpoint, shipped_inverters
+from unembed.checkpoints import (
+    CARD,
+    Checkpoint,
+    load_checkpoint,
+    save_checkpoint,
+    shipped_inverters,
+)
 from unembed.decoding import Decoded, Decoding, SequenceSpec
 from unembed.decoding.logits import (
     Guidance,
@@ -31,6 +37,7 @@ from unembed.diffusion import DenoiserFn, make_schedule
 from unembed.encoders.base import Encoder, EncoderIdentity
 from unembed.encoders.fingerprint import Fingerprint, require_encoder
 from unembed.encoders.oracle import EncoderOracle
+from unembed.encoders.pipeline import licence_lines, licence_note
 from unembed.encoders.vectors import as_unit_vectors
 from unembed.errors import CheckpointError, ConfigError
 from unembed.tokenizer import TextTokenizer
@@ -203,7 +210,7 @@ class Inverter(
             decoding: How to decode: a `Decoding`, or the text of one (``"greedy:steps=16"``).
             encoder: The encoder that made the vectors, for a strategy that calls it.
             seed: Of the strategies that sample; each vector draws from (seed, its index).
-            batch_size: Vectors decoded together; changes the speed, not the texts.
+            batch_size: Vectors decoded together; changes the speed, and logits to rounding only.
             first_index: Index of the first vector, for callers that hand over a part at a time.
             draws: For each vector the (seed, index) it draws from, in place of the two above: for
                 callers that put vectors of several calls together.
@@ -211,8 +218,8 @@ class Inverter(
             before_pass: Called before every denoiser pass, those that are no step of their own
                 among them; what it raises ends the work.
             **settings: In place of ``decoding`` the keywords of `Decoding.of`: ``strategy``,
-                ``steps``, ``guidance``, ``repetition``, ``encoder_calls`` and the strategy's
-                options, each by its name or all in a mapping ``options``.
+                ``steps``, ``guidance``, ``repetition``, ``encoder_calls``, ``length`` and the
+                strategy's options, each by its name or all in a mapping ``options``.
 
         Returns:
             One result per vector, in order.
@@ -227,13 +234,13 @@ class Inverter(
         decoding = as_decoding(decoding, settings)
         decoding.check(has_encoder=encoder is not None)
         _require_whole(seed=(seed, 0), batch_size=(batch_size, 1), first_index=(first_index, 0))
-        vectors = as_unit_vectors(embeddings, self.encoder.dimension)
+        vectors = as_unit_vectors(embeddings, self.encoder.dimension, self.encoder.name)
         calls_encoder = decoding.strategy.needs_encoder and encoder is not None
         if calls_encoder and encoder is not None:
             self.require_encoder(encoder)
         if draws is None:
             draws = [(seed, first_index + row) for row in range(len(vectors))]
-        denoiser = self._processed(decoding)
+        spec, denoiser = self.spec.with_length(decoding.length), self._processed(decoding)
         if before_pass is not None:
             denoiser = _watched(denoiser, before_pass)
         results: list[Inversion] = []
@@ -247,7 +254,7 @@ class Inverter(
                 decoded = decoding.strategy(
                     denoiser,
                     torch.from_numpy(part).to(self.compute.device),
-                    self.spec,
+                    spec,
                     steps=decoding.steps,
                     generators=[torch.Generator().manual_seed(k) for k in seeds],
                     on_step=on_step,
@@ -278,7 +285,7 @@ class Inverter(
         if not isinstance(network, Denoiser):  # whatever else was put in its place
             substitute: DenoiserFn = network
             return substitute
-        weights = [(p.data_ptr(), p._version) for p in self.denoiser.parameters()]
+        weights = _weights_version(self.denoiser)
         if self._onnx is not None and self.compute == choose_compute("cpu", "float32"):
             source, session = self._onnx
             if source == (self.denoiser, weights):
@@ -294,7 +301,7 @@ class Inverter(
         if decoded.cosines is not None:
             cosines = decoded.cosines.tolist()
         inversions = []
-        for text, row, sure, passes, calls, order, cosine in zip(
+        for text, row, probabilities, passes, calls, order, cosine in zip(
             self.tokenizer.decode(rows),
             rows,
             decoded.confidences.tolist(),
@@ -305,7 +312,7 @@ class Inverter(
             strict=True,
         ):
             content = self.tokenizer.content_positions(row)
-            ids, confidences, turns = ([x[i] for i in content] for x in (row, sure, order))
+            ids, confidences, turns = ([x[i] for i in content] for x in (row, probabilities, order))
             inversions.append(Inversion(text, ids, confidences, passes, calls, turns, cosine))
         return inversions
 
@@ -353,30 +360,36 @@ class Inverter(
     def _from_pretrained(cls, *, model_id: str, **kwargs: Any) -> Inverter:
         return _load(Path(snapshot_download(model_id, **kwargs)))
 
-    def _save_pretrained(self, save_directory: Path) -> None:
-        save_checkpoint(
-            Checkpoint(
-                self.denoiser,
-                self.tokenizer,
-                self.encoder,
-                self.diffusion,
-                self.trained,
-                self.card,
-                self.fingerprint,
-                self.storage,
-                self.curves,
-            ),
-            save_directory,
-        )
+    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> str | None:
+        """Write the inverter's folder; an earlier one there stays whole if that fails.
+
+        Args:
+            save_directory: The folder, made where it is not there.
+            kwargs: ``push_to_hub=True``, ``repo_id`` and others of `ModelHubMixin.push_to_hub`.
+
+        Raises:
+            CheckpointError: The weights do not fit the format, or the disk refused.
+        """
+        folder = Path(save_directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        old = self.card is None and (folder / CARD).exists()
+        card = None if old else str(self.generate_model_card())
+        parts = (self.denoiser, self.tokenizer, self.encoder, self.diffusion, self.trained, card)
+        save_checkpoint(Checkpoint(*parts, self.fingerprint, self.storage, self.curves), folder)
+        if not kwargs.pop("push_to_hub", False):
+            return None
+        name = kwargs.pop("repo_id", None) or folder.name
+        return cast(str, self.push_to_hub(repo_id=name, **kwargs))
 
     def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
         """Return the card given at construction, or a short one from the facts at hand."""
         if self.card is not None:
             return ModelCard(self.card)
         return ModelCard(
-            "---\nlibrary_name: unembed\nlicense: apache-2.0\n---\n"
+            f"---\nlibrary_name: unembed\n{licence_lines(self.encoder.name)}\n---\n"
             f"# Inverter for {self.encoder.name}\n\nRecovers text from embeddings of "
-            f"{self.encoder.describe()}, at most {self.length - 1} tokens.\n"
+            f"{self.encoder.describe()}, at most {self.length - 1} tokens.\n\n"
+            f"{licence_note(self.encoder.name)}\n"
         )
 
 
@@ -399,9 +412,14 @@ def _load(folder: Path) -> Inverter:
     inverter = Inverter.__new__(Inverter)
     inverter._set_up(checkpoint)
     if (folder / FILE).is_file() and onnx_is_here():
-        weights = [(p.data_ptr(), p._version) for p in inverter.denoiser.parameters()]
-        inverter._onnx = (inverter.denoiser, weights), OnnxDenoiser(folder / FILE)
+        source = inverter.denoiser, _weights_version(inverter.denoiser)
+        inverter._onnx = source, OnnxDenoiser(folder / FILE)
     return inverter
+
+
+def _weights_version(denoiser: Denoiser) -> list[tuple[int, int]]:
+    """Identify the weights: where each lies and how often it was written to."""
+    return [(p.data_ptr(), p._version) for p in denoiser.parameters()]
 
 
 def _may_be_a_repository(name: str) -> bool:
@@ -412,8 +430,8 @@ def _may_be_a_repository(name: str) -> bool:
 
 def _require_whole(**values: tuple[Any, int]) -> None:
     for name, (value, low) in values.items():
-        whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
-        if not whole or value < low:
+        integral = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+        if not integral or value < low:
             raise ConfigError(
                 f"{name} as a whole number of at least {low}", repr(value), f"Correct {name}"
             )

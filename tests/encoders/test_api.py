@@ -240,12 +240,12 @@ def test_encoder_oracle_and_invert_call_the_api(server, encoder, inverter, monke
 
 
 def test_preflight_states_the_noise_of_an_api(server, encoder):
-    noise = np.random.default_rng(0)
+    noise, scale = np.random.default_rng(0), 1e-3
 
     def answer(handler, right):
         for row in right["data"]:
             vector = np.frombuffer(base64.b64decode(row["embedding"]), "<f4")
-            row["embedding"] = (vector + noise.normal(0, 1e-3, vector.shape)).tolist()
+            row["embedding"] = (vector + noise.normal(0, scale, vector.shape)).tolist()
         handler.send(json.dumps(right).encode())
 
     server.always = answer
@@ -257,7 +257,7 @@ def test_preflight_states_the_noise_of_an_api(server, encoder):
         "one text 10 times: 10 different answers, least cosine 0.999"
     )
     assert sum(request["input"] == [PROBES[0]] for request in server.requests) == 11
-    noise.normal = lambda mean, scale, shape: np.random.standard_normal(shape)
+    scale = 1.0
     checks = {check.name: check for check in preflight(load(server)).checks}
     assert checks["noise"].passed is False
 

@@ -26,8 +26,10 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from unembed.cli.options import OUTPUT
 from unembed.encoders.base import EncoderIdentity
 from unembed.errors import DataError
+from unembed.files import install_line
 
 if TYPE_CHECKING:  # torch is 200 MB that collecting texts does not need
     from unembed.data.collect.collect import CollectProgress
@@ -45,7 +47,7 @@ if TYPE_CHECKING:  # torch is 200 MB that collecting texts does not need
 _SURE, _UNSURE = 0.7, 0.3
 _VERDICTS = {True: "[green]passed[/]", False: "[red]failed[/]", None: ""}
 _PICTURE_COLUMNS, _FRAMES = 110, 7
-_SHOWN = 12  # languages
+_MOST_LANGUAGES = 12  # languages
 
 
 def _bar(*columns: str) -> Progress:
@@ -66,13 +68,21 @@ class _Display:
 
     def __init__(self, *columns: str) -> None:
         self.bar = _bar(*columns)
+        self.bar.disable = OUTPUT.quiet
+        self.started = False
 
     def __enter__(self) -> Any:
-        self.bar.start()
         return self
 
     def __exit__(self, *error: object) -> None:
-        self.bar.stop()
+        if self.started:
+            self.bar.stop()
+
+    def start(self) -> None:
+        """Show it; before there is progress an error would stand below an empty bar."""
+        if not self.started:
+            self.bar.start()
+            self.started = True
 
 
 class PrepareDisplay(_Display):
@@ -87,6 +97,7 @@ class PrepareDisplay(_Display):
 
     def update(self, progress: PrepareProgress) -> None:
         """Show how far the preparation is."""
+        self.start()
         if self.first is None:
             self.first = progress
         elapsed = self.bar.tasks[0].elapsed or 1.0
@@ -99,26 +110,20 @@ class PrepareDisplay(_Display):
 
 
 class CollectDisplay(_Display):
-    """Texts kept and read, and time left; nothing before the first of them."""
+    """Texts kept and read, and time left."""
 
     def __init__(self, samples: int) -> None:
         super().__init__("{task.fields[read]} read")
         self.task = self.bar.add_task("collecting", total=samples, read=0)
-        self.started = False
-
-    def __enter__(self) -> CollectDisplay:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self.started:
-            self.bar.stop()
 
     def update(self, progress: CollectProgress) -> None:
         """Show how far the collection is."""
-        if not self.started:
-            self.bar.start()
-            self.started = True
-        self.bar.update(self.task, completed=progress.kept, read=progress.read)
+        self.start()
+        self.bar.update(self.task, completed=progress.samples, read=progress.read)
+
+    def finish(self, count: int) -> None:
+        """Show that all are there; progress comes now and then only."""
+        self.bar.update(self.task, completed=count)
 
 
 class StageDisplay(_Display):
@@ -130,9 +135,15 @@ class StageDisplay(_Display):
 
     def update(self, stage: str, done: int, total: int) -> None:
         """Show how far a stage is."""
+        self.start()
         if stage not in self.tasks:
             self.tasks[stage] = self.bar.add_task(escape(stage), total=total or None)
         self.bar.update(self.tasks[stage], completed=done)
+
+    def say(self, text: str) -> None:
+        """Write a remark above the bars."""
+        if not OUTPUT.quiet:
+            self.bar.console.print(Text(text), soft_wrap=True)
 
 
 class TrainingDisplay(_Display):
@@ -143,7 +154,8 @@ class TrainingDisplay(_Display):
 
     def __init__(self, steps: int) -> None:
         super().__init__("{task.fields[figures]}")
-        self.bar.disable = os.environ.get("RANK", "0") != "0"  # of several processes the first
+        # Of several processes the first
+        self.bar.disable = OUTPUT.quiet or os.environ.get("RANK", "0") != "0"
         self.task = self.bar.add_task("training", total=steps, figures="")
 
     def __exit__(self, *error: object) -> None:
@@ -154,7 +166,8 @@ class TrainingDisplay(_Display):
         """Show a record of ``metrics.jsonl``."""
         step = int(record["step"])
         with suppress(OSError):
-            if "validation_loss" in record:
+            self.start()
+            if "validation_loss" in record and not OUTPUT.quiet:
                 figures = ", ".join(f"{k} {v:.4f}" for k, v in record.items() if k != "step")
                 self.bar.console.print(f"step {step}: {figures}")
                 return
@@ -178,9 +191,9 @@ def watcher(tokenizer: TextTokenizer) -> OnStep:
 
 def _step_line(step: DecodingStep, tokenizer: TextTokenizer) -> Text:
     """The first sequence of a batch: masks as blocks, tokens coloured by confidence."""
-    ids, sure = step.tokens[0].tolist(), step.confidences[0].tolist()
+    ids, confidences = step.tokens[0].tolist(), step.confidences[0].tolist()
     line = Text(f"{step.index:3d}/{step.total}  ")
-    for name, token, confidence in zip(tokenizer.token_strings(ids), ids, sure, strict=True):
+    for name, token, confidence in zip(tokenizer.token_strings(ids), ids, confidences, strict=True):
         if token == tokenizer.mask_id:
             line.append("░░ ", style="dim")
         elif token not in tokenizer.special_ids:
@@ -197,8 +210,8 @@ def save_picture(
         DataError: The file cannot be written.
     """
     console = Console(record=True, width=_PICTURE_COLUMNS, file=StringIO(), force_terminal=True)
-    shown = sorted({round(i * (len(steps) - 1) / (_FRAMES - 1)) for i in range(_FRAMES)})
-    for index in shown:
+    frames = sorted({round(i * (len(steps) - 1) / (_FRAMES - 1)) for i in range(_FRAMES)})
+    for index in frames:
         console.print(_step_line(steps[index], tokenizer))
         console.print()
     console.print(_round_trip_table(trip))
@@ -245,14 +258,17 @@ def _round_trip_table(trip: RoundTrip) -> Table:
 def show_collection(manifest: dict[str, Any], out: Path) -> None:
     """Texts of each language, what was left out and why, and what was not to be had."""
     counts, shards = manifest["counts"], manifest["shards"]
-    sys.stdout.write(f"{counts['kept']} texts in {len(shards)} shards in {out}\n")
-    kept = ", ".join(f"{lang} {found.get('kept', 0)}" for lang, found in counts["langs"].items())
-    sys.stdout.write(f"languages: {kept}\n")
+    count = f"{len(shards)} shard{'s' * (len(shards) != 1)}"
+    sys.stdout.write(f"{counts['kept']} texts in {count} in {out}\n")
+    summary = ", ".join(
+        f"{lang} {numbers.get('kept', 0)}" for lang, numbers in counts["langs"].items()
+    )
+    sys.stdout.write(f"languages: {summary}\n")
     reasons = ", ".join(f"{name} {times}" for name, times in counts["left_out"].items())
     sys.stdout.write(f"left out of {counts['read']} read: {reasons or 'none'}\n")
-    for lang, found in counts["langs"].items():
-        if found.get("kept", 0) < found["wanted"]:
-            sys.stdout.write(f"note: {lang}: the sources end before {found['wanted']} texts\n")
+    for lang, numbers in counts["langs"].items():
+        if numbers.get("kept", 0) < numbers["wanted"]:
+            sys.stdout.write(f"note: {lang}: the sources end before {numbers['wanted']} texts\n")
     for item in counts["missing"]:
         sys.stdout.write(f"note: {item['source']} has no texts in {item['lang']}\n")
     if counts["not_remembered"]:
@@ -274,8 +290,8 @@ def stream_inversions(
             if not as_json:
                 sys.stdout.write(item.text + "\n")
                 continue
-            kept = {name: values[index] for name, values in chunk.columns.items()}
-            record = {"row": chunk.rows[index], **asdict(item)} | named_columns(kept)
+            columns = {name: values[index] for name, values in chunk.columns.items()}
+            record = {"row": chunk.rows[index], **asdict(item)} | named_columns(columns)
             text = to_json(record).replace("\n", "\n  ")
             sys.stdout.write(f"{',' if begun else '['}\n  {text}")
             begun = True
@@ -324,6 +340,8 @@ def show_evaluation(report: Evaluation, as_json: bool) -> None:
             *(_plain_mean(figures[name]) for name in ("passes", "encoder calls")),
         )
     console = Console()
+    console.print(Text(report.verdict))
+    console.print()
     console.print(table)
     for note in report.notes:
         console.print(Text(f"note: {note}"))
@@ -363,9 +381,10 @@ def show_inspection(report: Inspection, as_json: bool) -> None:
     before = report.vocabulary.get("before_trimming")
     size = f"{report.vocabulary['size']:,}" + (f" (trimmed from {before:,})" if before else "")
     shards = f"{report.shards}, {report.bytes / 2**20:.1f} MiB"
-    languages = "not known: install unembed[languages] to detect them, or pass --source"
+    line = install_line("languages")
+    languages = f"not known: `{line}` to detect them, or pass --source"
     if report.languages:
-        languages = f"{_counts(report.languages, _SHOWN)} ({report.languages_are})"
+        languages = f"{_counts(report.languages, _MOST_LANGUAGES)} ({report.languages_are})"
     rows = {
         "pairs": f"{report.pairs:,}",
         "shards": shards if report.complete else f"{shards}, not complete",
@@ -392,11 +411,11 @@ def show_inspection(report: Inspection, as_json: bool) -> None:
 
 def _counts(counts: dict[str, int], most: int | None = None) -> str:
     items = list(counts.items())
-    shown = [f"{name} {count:,}" for name, count in items[:most]]
-    rest = items[len(shown) :]
+    parts = [f"{name} {count:,}" for name, count in items[:most]]
+    rest = items[len(parts) :]
     if rest:
-        shown.append(f"{len(rest)} others {sum(count for _, count in rest):,}")
-    return ", ".join(shown)
+        parts.append(f"{len(rest)} others {sum(count for _, count in rest):,}")
+    return ", ".join(parts)
 
 
 def _print_json(data: Any) -> None:

@@ -6,7 +6,7 @@ import os
 import sys
 import webbrowser
 from functools import partial
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -17,11 +17,14 @@ from unembed.cli.options import (
     EncoderOption,
     MaxCallsOption,
     PriceOption,
+    QuietOption,
     TrustOption,
+    VerboseOption,
     api_settings,
     encoder_settings,
     make_encoder,
     make_inverter,
+    note,
     show_usage,
 )
 
@@ -77,6 +80,8 @@ def serve(
     log_texts: Annotated[
         bool, typer.Option("--log-texts", help="Write texts and recoveries to the log.")
     ] = False,
+    quiet: QuietOption = False,
+    verbose: VerboseOption = False,
 ) -> None:
     """Serve the live demo: a page on which a vector turns back into text, and its API."""
     from unembed.files import require_extra
@@ -95,18 +100,12 @@ def serve(
         seconds=max_seconds,
         encoder_calls=max_encoder_calls,
     )
-
-    def load_encoder(inverter: unembed.Inverter) -> Encoder:
-        wanted = encoder_settings(inverter, encoder) | api_settings(api_base, max_calls, price)
-        model: Encoder = make_encoder(wanted, device, trust_remote_code)
-        show_usage(context, model)
-        return model
-
+    api = api_settings(api_base, max_calls, price)
     demo = load_demo(
         checkpoint or ["minilm"],
         limits,
         lambda name: make_inverter(name, None, device),
-        load_encoder,
+        partial(_load_encoder, context, encoder, api, device, trust_remote_code),
         log_texts,
     )
     app = create_app(demo, server.hosts_of(host, allow_host or []), allow_origin or [])
@@ -116,6 +115,21 @@ def serve(
     ready = partial(_announce, opening, address if open_page else None)
     server.write_log()
     server.run(app, bound, ready=ready, stopping=lambda: typer.echo(closing), proxies=proxies)
+
+
+def _load_encoder(
+    context: typer.Context,
+    where: str | None,
+    api: dict[str, Any],
+    device: str,
+    trust_remote_code: bool,
+    inverter: unembed.Inverter,
+) -> Encoder:
+    """The encoder of an inverter."""
+    settings = encoder_settings(inverter, where) | api
+    encoder: Encoder = make_encoder(settings, device, trust_remote_code)
+    show_usage(context, encoder)
+    return encoder
 
 
 def _announce(message: str, address: str | None) -> None:
@@ -128,3 +142,5 @@ def _announce(message: str, address: str | None) -> None:
     windows = sys.platform in ("darwin", "win32") or any(map(os.environ.get, screens))
     if address is not None and windows:
         webbrowser.open(address)
+    elif address is not None:
+        note("--open has no effect: there is no screen")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from typing import Any
 
 from unembed.device import Compute
 from unembed.errors import ConfigError, EncoderError
-from unembed.files import file_digest
+from unembed.files import file_digest, read_json
 
 MODULES = "modules.json"
 POOLINGS = ("mean", "cls", "max", "lasttoken", "weightedmean", "mean_sqrt_len_tokens")
@@ -21,7 +20,7 @@ _LIBRARY, _TORCH = "sentence_transformers.", "torch."
 _MOST_BYTES = 1 << 20  # of a settings file
 
 
-def require_known_code(folder: Path) -> None:
+def refuse_foreign_code(folder: Path) -> None:
     """Refuse a model whose files name classes of other packages than the two it is loaded with.
 
     Some versions of the library import such a class from the model's own folder, others refuse.
@@ -55,10 +54,8 @@ def _settings(path: Path) -> Any:
     if not path.is_file():
         return None
     try:
-        if path.stat().st_size > _MOST_BYTES:
-            raise ValueError(f"more than {_MOST_BYTES} bytes")
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        return read_json(path, _MOST_BYTES)
+    except (OSError, ValueError) as error:
         raise EncoderError(f"JSON in {path}", str(error), "Copy the model again") from error
 
 
@@ -174,12 +171,12 @@ def mend_padding(model: Any) -> str | None:
     return f"{tokenizer.pad_token!r}, the end token: made up, as the tokenizer has no padding token"
 
 
-def describe(model: Any, made_up: dict[str, str]) -> list[tuple[str, str]]:
+def describe(model: Any, defaults: dict[str, str]) -> list[tuple[str, str]]:
     """Names and values of what a loaded model does with a text, for people to compare.
 
     Args:
         model: A `SentenceTransformer`.
-        made_up: Of what its files do not say: name → what was taken in its place.
+        defaults: Of what its files do not say: name → what was taken in its place.
     """
     modules = list(model)
     rows = {"modules": " → ".join(type(module).__name__ for module in modules)}
@@ -193,7 +190,7 @@ def describe(model: Any, made_up: dict[str, str]) -> list[tuple[str, str]]:
     rows["longest text"] = "no limit" if limit is None else f"{limit} tokens, special ones included"
     truncated = getattr(model, "truncate_dim", None)
     rows["truncation"] = "none" if truncated is None else f"the first {truncated} dimensions"
-    return [*(rows | made_up).items()]
+    return [*(rows | defaults).items()]
 
 
 def _pooling_mode(module: Any) -> str | None:
@@ -278,7 +275,29 @@ CATALOG: dict[str, CatalogEntry] = {
 
 def find(name: str) -> CatalogEntry | None:
     """The entry for a short name or a Hub repository, in any case."""
-    wanted = name.lower()
-    if wanted in CATALOG:
-        return CATALOG[wanted]
-    return next((e for e in CATALOG.values() if e.repository.lower() == wanted), None)
+    key = name.lower()
+    if key in CATALOG:
+        return CATALOG[key]
+    return next((e for e in CATALOG.values() if e.repository.lower() == key), None)
+
+
+def licence_lines(name: str) -> str:
+    """Name a licence for weights that start from an encoder's words: front matter of a card.
+
+    Args:
+        name: The encoder's. Of one outside the catalogue nobody here knows the licence.
+    """
+    entry = find(name)
+    if entry is None:
+        return "license: other\nlicense_name: see-the-encoder"
+    return f"license: {entry.licence.lower()}"
+
+
+def licence_note(name: str) -> str:
+    """Say in a card what the licence depends on."""
+    entry = find(name)
+    known = "is not known here: look it up" if entry is None else f"is {entry.licence}"
+    return (
+        f"The token table of these weights may start from the words of `{name}`, whose licence "
+        f"{known}. It can limit what may be done with them; the code of unembed is Apache-2.0."
+    )

@@ -16,13 +16,13 @@ from numpy.typing import NDArray
 
 from unembed.device import Compute, choose_compute, replica_devices
 from unembed.encoders import pipeline
-from unembed.encoders.base import EncoderIdentity, Progress, check_texts, known_as
+from unembed.encoders.base import EncoderIdentity, Progress, check_texts, recorded_name
 from unembed.encoders.batching import one_ahead, plan_batches, run_batches
 from unembed.encoders.pipeline import (
     describe,
     longest_text,
     mend_padding,
-    require_known_code,
+    refuse_foreign_code,
     require_pooling,
 )
 from unembed.errors import EncoderError
@@ -57,16 +57,20 @@ class SentenceEncoder:
         load: Callable[[Compute], SentenceTransformer] | None = None,
         replicas: Sequence[Compute] = (),
         batch_size: int | None = None,
-        made_up: dict[str, str] | None = None,
+        defaults: dict[str, str] | None = None,
     ) -> None:
         self._model = model
-        self._made_up = made_up or {}
+        self._defaults = defaults or {}
         self._load = load
         self._waiting = list(replicas)
         self._models = [model]
         self._batch_size = batch_size
         self.identity = identity
         self.tokenizer = tokenizer
+
+    def __repr__(self) -> str:
+        """Say which model it is."""
+        return f"SentenceEncoder({self.identity.describe()})"
 
     def encode(self, texts: Sequence[str], progress: Progress | None = None) -> NDArray[np.float32]:
         """Embed texts; see `Encoder.encode`.
@@ -152,7 +156,7 @@ class SentenceEncoder:
     @property
     def pipeline(self) -> list[tuple[str, str]]:
         """What the model does with a text: modules, pooling, longest text, truncation."""
-        return describe(self._model, self._made_up)
+        return describe(self._model, self._defaults)
 
     def official(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Vectors [B, D] by the library alone: the files loaded apart, in float32, its batching.
@@ -206,7 +210,8 @@ def load_encoder(  # noqa: PLR0913 - what may differ from a model's files
         truncate_dim: Keep the first so many dimensions of a Matryoshka model, at length 1 again.
         trust_remote_code: Run Python code that comes with the model. Needed by some models, and
             never done unless asked for.
-        compute: Device and number format; chosen when not given.
+        compute: Device and number format; float32 on the best device here when not given, so
+            that the vectors are the same on each.
         batch_size: Texts encoded at once; by their number of tokens when not given.
         backend: ``onnx`` runs the .onnx file of the folder (package optimum-onnx); PyTorch runs
             the safetensors when not given.
@@ -226,17 +231,11 @@ def load_encoder(  # noqa: PLR0913 - what may differ from a model's files
         )
     backend = pipeline.require_backend(backend)
     folder, commit = _resolve(name, entry, revision, backend)
-    digest = _weights_digest(folder) if backend is None else pipeline.onnx_digest(folder)
-    if backend is None and entry is not None and entry.weights_sha256 not in (None, digest):
-        raise EncoderError(
-            f"the official weights of {entry.name} (SHA-256 {entry.weights_sha256})",
-            f"SHA-256 {digest} in {folder}",
-            "Reinstall the model from a source you trust",
-        )
+    digest = _checked_digest(folder, entry) if backend is None else pipeline.onnx_digest(folder)
     if not trust_remote_code:
-        require_known_code(folder)
+        refuse_foreign_code(folder)
     require_pooling(folder, pooling)
-    compute = compute or choose_compute(training=False)
+    compute = compute or choose_compute(dtype="float32", training=False)
     raw = partial(_load, folder, entry, trust_remote_code, pooling, truncate_dim, backend)
 
     def load(compute: Compute) -> SentenceTransformer:
@@ -246,10 +245,10 @@ def load_encoder(  # noqa: PLR0913 - what may differ from a model's files
 
     model = raw(compute)
     padding = mend_padding(model)
-    prompt = _chosen_prompt(model, prompt, prompt_name)
+    prompt = _find_prompt(model, prompt, prompt_name)
     dimension = _dimension(model, entry, truncate_dim)
     identity = EncoderIdentity(
-        name=entry.name if entry is not None else known_as(name),
+        name=entry.name if entry is not None else recorded_name(name),
         revision=commit,
         dimension=dimension,
         weights_digest=digest,
@@ -260,13 +259,13 @@ def load_encoder(  # noqa: PLR0913 - what may differ from a model's files
     )
     others = [Compute(each, compute.dtype) for each in replica_devices(compute.device)[1:]]
     tokenizer = from_transformers(model.tokenizer)
-    made_up = {} if padding is None else {"padding": padding}
+    defaults = {} if padding is None else {"padding": padding}
     if prompt is None and not identity.prompt and (query := _query_default(model)):
-        made_up["prompt of documents"] = (
+        defaults["prompt of documents"] = (
             f"none: the model's default prompt, {query!r}, is for queries. If the texts were "
             "embedded with it all the same, set encoder.prompt_name"
         )
-    return SentenceEncoder(model, identity, tokenizer, load, others, batch_size, made_up)
+    return SentenceEncoder(model, identity, tokenizer, load, others, batch_size, defaults)
 
 
 def _dimension(
@@ -325,6 +324,18 @@ def _packaged(package: str) -> Path | None:
         return None
     folder = Path(spec.origin).parent / "model"
     return folder if folder.is_dir() else None
+
+
+def _checked_digest(folder: Path, entry: pipeline.CatalogEntry | None) -> str:
+    """The digest of the weights, which are the official ones where these are known."""
+    digest = _weights_digest(folder)
+    if entry is not None and entry.weights_sha256 not in (None, digest):
+        raise EncoderError(
+            f"the official weights of {entry.name} (SHA-256 {entry.weights_sha256})",
+            f"SHA-256 {digest} in {folder}",
+            "Reinstall the model from a source you trust",
+        )
+    return digest
 
 
 def _weights_digest(folder: Path) -> str:
@@ -387,7 +398,7 @@ def _document_prompt(model: SentenceTransformer, entry: pipeline.CatalogEntry | 
     return _own_prompt(model) or (entry.prompt if entry is not None else "")
 
 
-def _chosen_prompt(model: SentenceTransformer, prompt: str | None, name: str | None) -> str | None:
+def _find_prompt(model: SentenceTransformer, prompt: str | None, name: str | None) -> str | None:
     """The prompt asked for, by its text or by its name; None where neither was given."""
     texts = getattr(model, "prompts", {})
     if name is not None and name not in texts:
