@@ -31,6 +31,13 @@ from unembed.cli.options import (
 if TYPE_CHECKING:
     from unembed.encoders.base import Encoder
 
+OpenOption = Annotated[
+    bool, typer.Option("--open", help="Open the page in the browser of this machine.")
+]
+LogTextsOption = Annotated[
+    bool, typer.Option("--log-texts", help="Write texts and recoveries to the log.")
+]
+
 
 def serve(
     context: typer.Context,
@@ -46,9 +53,7 @@ def serve(
     price: PriceOption = None,
     device: DeviceOption = "auto",
     trust_remote_code: TrustOption = False,
-    open_page: Annotated[
-        bool, typer.Option("--open", help="Open the page in the browser of this machine.")
-    ] = False,
+    open_page: OpenOption = False,
     allow_host: Annotated[
         list[str] | None,
         typer.Option("--allow-host", help="Another name that it is reached by. Repeatable."),
@@ -77,9 +82,7 @@ def serve(
     max_encoder_calls: Annotated[
         int, typer.Option("--max-encoder-calls", min=1, help="Encoder calls of a text.")
     ] = 1000,
-    log_texts: Annotated[
-        bool, typer.Option("--log-texts", help="Write texts and recoveries to the log.")
-    ] = False,
+    log_texts: LogTextsOption = False,
     quiet: QuietOption = False,
     verbose: VerboseOption = False,
 ) -> None:
