@@ -20,7 +20,7 @@ from pydantic import BaseModel, ValidationError
 from unembed.config import DataSection
 from unembed.data.pieces import is_outdated
 from unembed.encoders.base import Encoder, EncoderIdentity
-from unembed.encoders.fingerprint import Fingerprint
+from unembed.encoders.fingerprint import Fingerprint, require_encoder
 from unembed.encoders.vectors import VectorStatistics
 from unembed.errors import DataError
 from unembed.files import MANIFEST_BYTES, atomic, file_digest, read_json, text_files
@@ -148,9 +148,7 @@ class Pairs:
         Raises:
             EncoderError: Its weights or prompt differ, or it embeds the probe texts elsewhere.
         """
-        self.encoder.require_same(encoder.identity, "pairs")
-        if self.fingerprint is not None:
-            self.fingerprint.require_same(encoder, "pairs")
+        require_encoder(encoder, self.encoder, self.fingerprint, "pairs")
 
     @cached_property
     def token_counts(self) -> NDArray[np.int64]:

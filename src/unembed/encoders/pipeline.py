@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from unembed.errors import EncoderError
-from unembed.files import read_json
+from unembed.device import Compute
+from unembed.errors import ConfigError, EncoderError
+from unembed.files import file_digest, read_json
 
 MODULES = "modules.json"
 POOLINGS = ("mean", "cls", "max", "lasttoken", "weightedmean", "mean_sqrt_len_tokens")
@@ -93,6 +96,57 @@ def require_pooling(folder: Path, pooling: str | None) -> None:
             f"Copy {MODULES} and 1_Pooling/ of the model too, or say what its card says: "
             "--set encoder.pooling=mean (or cls, lasttoken, max)",
         )
+
+
+def require_backend(backend: str | None) -> str | None:
+    """Check what is to run a model; None is PyTorch.
+
+    Raises:
+        ConfigError: It is unknown, or its packages are missing.
+    """
+    if backend in (None, "torch"):
+        return None
+    if backend != "onnx":
+        raise ConfigError("encoder.backend torch or onnx", repr(backend), "Correct it")
+    if any(importlib.util.find_spec(name) is None for name in ("onnxruntime", "optimum")):
+        raise ConfigError(
+            "the packages optimum-onnx and onnxruntime for encoder.backend onnx",
+            "that they are not installed",
+            "Run `pip install 'sentence-transformers[onnx]'`",
+        )
+    return backend
+
+
+def onnx_file(folder: Path) -> Path:
+    """The .onnx file of a model: ``model.onnx`` in the folder or in ``onnx/``, or the only one.
+
+    Raises:
+        EncoderError: There is none, or one among several must be chosen.
+    """
+    usual = [folder / "model.onnx", folder / "onnx" / "model.onnx"]
+    files = [path for path in usual if path.is_file()] or sorted(folder.rglob("*.onnx"))
+    if len(files) == 1 or (files and files[0] in usual):
+        return files[0]
+    names = ", ".join(str(path.relative_to(folder)) for path in files)
+    raise EncoderError(
+        f"one model.onnx in {folder} or in its folder onnx",
+        names or "no .onnx file",
+        "Give one that name, or leave encoder.backend out",
+    )
+
+
+def onnx_digest(folder: Path) -> str:
+    """SHA-256 of the .onnx file; of its digest and those of the files with its weights, if any."""
+    path = onnx_file(folder)
+    digests = [file_digest(each) for each in sorted(path.parent.glob(f"{path.name}*"))]
+    return digests[0] if len(digests) == 1 else sha256("".join(digests).encode()).hexdigest()
+
+
+def onnx_options(folder: Path, compute: Compute) -> dict[str, Any]:
+    """What the library needs to run the .onnx file there."""
+    path = onnx_file(folder).relative_to(folder)
+    provider = {"cuda": "CUDAExecutionProvider"}.get(compute.device.type, "CPUExecutionProvider")
+    return {"file_name": path.as_posix(), "provider": provider, "export": False}
 
 
 def mend_padding(model: Any) -> str | None:

@@ -37,6 +37,7 @@ _QUERY_PROMPTS = ("query", "question", "search_query")
 _WINDOW = 16_384  # texts sorted by length together
 _FEW = 256  # texts not worth loading copies of the model for
 _THREADS_PER_GPU = 2
+_NEVER = ("openvino/*", "*.bin", "*.h5", "*.msgpack", "*.ot")  # read of a Hub repository
 _TOKENS_PER_BATCH = 16_384
 _TOKENS_PER_BATCH_CPU = 1024  # activations stay in the cache
 
@@ -184,7 +185,7 @@ class SentenceEncoder:
         return np.asarray(weight.detach().float().cpu().numpy())
 
 
-def load_encoder(
+def load_encoder(  # noqa: PLR0913 - what may differ from a model's files
     name: str = "all-MiniLM-L6-v2",
     *,
     revision: str | None = None,
@@ -195,8 +196,9 @@ def load_encoder(
     trust_remote_code: bool = False,
     compute: Compute | None = None,
     batch_size: int | None = None,
+    backend: str | None = None,
 ) -> SentenceEncoder:
-    """Load an embedding model.
+    """Load an embedding model of this machine.
 
     Args:
         name: A catalogue name, a local folder, or a Hub repository.
@@ -211,8 +213,11 @@ def load_encoder(
         compute: Device and number format; float32 on the best device here when not given, so
             that the vectors are the same on each.
         batch_size: Texts encoded at once; by their number of tokens when not given.
+        backend: ``onnx`` runs the .onnx file of the folder (package optimum-onnx); PyTorch runs
+            the safetensors when not given.
 
     Raises:
+        ConfigError: The backend is unknown or not installed.
         EncoderError: The model cannot be found or loaded, its weights are not the official ones,
             it needs remote code that was not allowed, the prompt is one it does not know, its
             files do not say the pooling, or it cannot embed a text at all.
@@ -224,19 +229,14 @@ def load_encoder(
             "none given",
             "Read that code, then pass --trust-remote-code (trust_remote_code=True)",
         )
-    folder, commit = _resolve(name, entry, revision)
-    digest = _weights_digest(folder)
-    if entry is not None and entry.weights_sha256 not in (None, digest):
-        raise EncoderError(
-            f"the official weights of {entry.name} (SHA-256 {entry.weights_sha256})",
-            f"SHA-256 {digest} in {folder}",
-            "Reinstall the model from a source you trust",
-        )
+    backend = pipeline.require_backend(backend)
+    folder, commit = _resolve(name, entry, revision, backend)
+    digest = _checked_digest(folder, entry) if backend is None else pipeline.onnx_digest(folder)
     if not trust_remote_code:
         refuse_foreign_code(folder)
     require_pooling(folder, pooling)
     compute = compute or choose_compute(dtype="float32", training=False)
-    raw = partial(_load, folder, entry, trust_remote_code, pooling, truncate_dim)
+    raw = partial(_load, folder, entry, trust_remote_code, pooling, truncate_dim, backend)
 
     def load(compute: Compute) -> SentenceTransformer:
         copy = raw(compute)
@@ -246,15 +246,15 @@ def load_encoder(
     model = raw(compute)
     padding = mend_padding(model)
     prompt = _find_prompt(model, prompt, prompt_name)
-    dimension = _dimension(model, entry, truncate_dim)
     identity = EncoderIdentity(
         name=entry.name if entry is not None else recorded_name(name),
         revision=commit,
-        dimension=dimension,
+        dimension=_dimension(model, entry, truncate_dim),
         weights_digest=digest,
         prompt=_document_prompt(model, entry) if prompt is None else prompt,
         pooling=pooling,
         truncate_dim=truncate_dim,
+        backend=backend,
     )
     others = [Compute(each, compute.dtype) for each in replica_devices(compute.device)[1:]]
     tokenizer = from_transformers(model.tokenizer)
@@ -281,7 +281,7 @@ def _dimension(
 
 
 def _resolve(
-    name: str, entry: pipeline.CatalogEntry | None, revision: str | None
+    name: str, entry: pipeline.CatalogEntry | None, revision: str | None, backend: str | None
 ) -> tuple[Path, str | None]:
     """Folder with the model's files, and its commit when it came from the Hub."""
     if entry is not None and entry.package is not None and revision is None:
@@ -299,7 +299,7 @@ def _resolve(
             snapshot_download(
                 repository,
                 revision=revision,
-                ignore_patterns=["onnx/*", "openvino/*", "*.bin", "*.h5", "*.msgpack", "*.ot"],
+                ignore_patterns=[*_NEVER, "*.safetensors" if backend else "onnx/*"],
             )
         )
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
@@ -325,6 +325,18 @@ def _packaged(package: str) -> Path | None:
     return folder if folder.is_dir() else None
 
 
+def _checked_digest(folder: Path, entry: pipeline.CatalogEntry | None) -> str:
+    """The digest of the weights, which are the official ones where these are known."""
+    digest = _weights_digest(folder)
+    if entry is not None and entry.weights_sha256 not in (None, digest):
+        raise EncoderError(
+            f"the official weights of {entry.name} (SHA-256 {entry.weights_sha256})",
+            f"SHA-256 {digest} in {folder}",
+            "Reinstall the model from a source you trust",
+        )
+    return digest
+
+
 def _weights_digest(folder: Path) -> str:
     """SHA-256 of the safetensors file; of the files' digests when there are several."""
     files = sorted(folder.rglob("*.safetensors"))
@@ -344,6 +356,7 @@ def _load(
     trust_remote_code: bool,
     pooling: str | None,
     truncate_dim: int | None,
+    backend: str | None,
     compute: Compute,
 ) -> SentenceTransformer:
     from sentence_transformers import SentenceTransformer
@@ -351,13 +364,18 @@ def _load(
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    options = {"default_task": entry.task} if entry is not None and entry.task else {}
+    options: dict[str, Any] = {"dtype": compute.dtype}
+    if backend is not None:
+        options = pipeline.onnx_options(folder, compute)
+    if entry is not None and entry.task:
+        options["default_task"] = entry.task
     try:
         model = SentenceTransformer(
             str(folder),
             device=str(compute.device),
             trust_remote_code=trust_remote_code,
-            model_kwargs={"dtype": compute.dtype, **options},
+            model_kwargs=options,
+            backend="onnx" if backend else "torch",
             local_files_only=not trust_remote_code,
             truncate_dim=truncate_dim,
         )
