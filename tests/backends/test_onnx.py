@@ -51,6 +51,7 @@ def watch_session(inverter: Inverter) -> list:
     return calls
 
 
+@pytest.mark.slow
 def test_invert_another_denoiser_is_not_decoded_with_the_session_of_the_first(folder):
     vectors = FakeEncoder().encode(TEXTS)
     inverter = Inverter.from_pretrained(folder)

@@ -80,6 +80,7 @@ def temporary():
         yield Path(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed")
 def test_two_workers_one_of_them_killed_make_the_bytes_of_a_single_process(
     passages, tiny_config, tmp_path, temporary
@@ -331,6 +332,7 @@ def test_a_source_is_read_in_any_order(text_file, passages):
 # Connecting
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("address", ["nowhere", "host:", ":6379", "host:port", ""])
 def test_ray_runner_an_address_must_be_one(address):
     with pytest.raises(ConfigError, match="--ray local, auto or HOST:PORT"), no_ray(address):

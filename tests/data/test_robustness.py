@@ -235,6 +235,7 @@ prepare_pairs(Path(source), Path(out), config, Slow(), progress=tell)
 """
 
 
+@pytest.mark.slow
 def test_prepare_pairs_killed_at_random_moments_it_ends_with_the_same_bytes(
     passages, tiny_config, tmp_path
 ):

@@ -146,6 +146,7 @@ def test_strategy_a_text_does_not_depend_on_its_company(strategy, inverter, enco
     assert torch.equal(together.encoder_calls, torch.cat([one.encoder_calls for one in apart]))
 
 
+@pytest.mark.slow
 def test_the_same_seed_asks_the_same_and_another_seed_does_not(strategy, inverter, encoder):
     targets = out_of_reach(2)
     asked = [
@@ -169,6 +170,7 @@ def test_strategy_a_text_that_is_right_is_left_alone(strategy, inverter, encoder
         assert calls[row] == 1 or start[0] < 0.9999
 
 
+@pytest.mark.slow
 def test_guided_search_makes_more_of_its_calls_than_sampling(inverter, encoder):
     targets, cosines = encoder.encode(TEXTS), {}
     plans = {"greedy": BestOf(samples=1), "best": BestOf(samples=120), "guided": GuidedSearch()}
@@ -178,6 +180,7 @@ def test_guided_search_makes_more_of_its_calls_than_sampling(inverter, encoder):
     assert cosines["greedy"] <= cosines["best"] < cosines["guided"] - 0.1
 
 
+@pytest.mark.slow
 @settings(max_examples=15, deadline=None)
 @given(length=st.integers(1, 6), budget=st.integers(1, 8), end=st.booleans())
 def test_any_length_and_budget_with_and_without_an_end(inverter, encoder, length, budget, end):

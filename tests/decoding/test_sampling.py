@@ -52,6 +52,7 @@ def test_nucleus_floor_a_wide_nucleus_is_found_too():
     torch.testing.assert_close(floor, torch.tensor([1e-3, 1.0]))
 
 
+@pytest.mark.slow
 def test_sample_rare_tokens_are_drawn_as_often_as_they_should_be():
     """The tail that coarse noise cuts off: a thousand tokens of 1e-5 each."""
     p = torch.full((1, 1001), 1e-5)

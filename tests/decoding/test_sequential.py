@@ -193,6 +193,7 @@ def plain_twin(denoiser, vector, spec, penalty):
     return tokens
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch", [1, 12])
 @pytest.mark.parametrize("quick", [False, True])
 @pytest.mark.parametrize("penalty", [0.0, 2.0])

@@ -76,9 +76,11 @@ def every_variant(test):
     """Each variant of the vector-only strategies, and every other registered strategy as it is."""
     covered = {name for name, _ in VARIANTS}
     rest = [(name, {}) for name in STRATEGIES if name not in covered]
-    cases = [
-        pytest.param(n, o, id="-".join([n, *map(str, o.values())])) for n, o in VARIANTS + rest
-    ]
+    cases = []
+    for name, options in VARIANTS + rest:
+        marks = [pytest.mark.slow] if STRATEGIES[name].needs_encoder else []
+        variant = "-".join([name, *map(str, options.values())])
+        cases.append(pytest.param(name, options, id=variant, marks=marks))
     return pytest.mark.parametrize(("name", "options"), cases)(test)
 
 

@@ -104,6 +104,7 @@ def test_a_damaged_fingerprint_is_refused(data):
         Fingerprint.from_dict(data)
 
 
+@pytest.mark.slow
 def test_preflight_the_real_encoder_passes_and_agrees_with_the_library(minilm):
     report = preflight(minilm)
     assert report.passed, [check for check in report.checks if check.passed is False]

@@ -70,6 +70,7 @@ def test_encode_vectors_are_unit_float32(vectors):
     assert np.linalg.norm(vectors, axis=1) == pytest.approx(1.0, abs=1e-3)
 
 
+@pytest.mark.slow
 def test_load_encoder_vectors_are_of_unit_length_in_bfloat16_too():
     """The library normalises in the network's format, which is up to 0.004 off."""
     encoder = load_encoder(compute=Compute(torch.device("cpu"), torch.bfloat16))
@@ -210,6 +211,7 @@ def test_without_any_document_prompt_there_is_none():
     assert sentence._document_prompt(StubModel(prompts={"query": "q: "}), None) == ""
 
 
+@pytest.mark.slow
 def test_load_encoder_the_name_of_a_prompt_is_not_taken_for_its_text(
     packaged, monkeypatch, encoder
 ):
@@ -399,6 +401,7 @@ def test_load_encoder_a_local_folder_goes_by_its_name_and_takes_the_prompt_given
     own.require_same(replace(own, name="all-MiniLM-L6-v2"), "vectors")
 
 
+@pytest.mark.slow
 def test_load_encoder_takes_the_packaged_one_though_a_folder_has_its_name(tmp_path, monkeypatch):
     (tmp_path / "all-MiniLM-L6-v2").mkdir()
     monkeypatch.chdir(tmp_path)

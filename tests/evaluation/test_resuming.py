@@ -87,6 +87,7 @@ evaluate(inverter, FakeEncoder(), Path(texts).read_text().splitlines(), folder=P
 """
 
 
+@pytest.mark.slow
 def test_evaluate_a_killed_process_goes_on(
     inverter_folder, encoder, passages, text_file, tmp_path, monkeypatch
 ):

@@ -327,6 +327,7 @@ def test_train_the_mask_ratios_of_a_run_are_those_of_its_schedule(
     assert (occurring > 0).all()  # from none of a text to all of it
 
 
+@pytest.mark.slow
 def test_train_self_generated_contexts_change_the_run_and_resume_exactly(pairs, tmp_path):
     config = make_config(self_context=0.5)
     loop.train(make_config(), pairs, tmp_path / "plain", CPU)

@@ -237,6 +237,7 @@ def test_candidate_sampler_gradients_over_some_candidates_are_those_of_the_plain
         torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_train_a_run_with_candidates_resumes_exactly_and_differs_from_one_without(pairs, tmp_path):
     config = make_config(sampled_vocabulary=8)
     loop.train(config, pairs, tmp_path / "whole", CPU)

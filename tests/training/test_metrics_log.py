@@ -149,6 +149,7 @@ def test_without_tensorboard_one_line_says_so(tmp_path, monkeypatch, caplog):
     assert len(same(tmp_path)) == 1 and not (tmp_path / EVENTS).exists()
 
 
+@pytest.mark.slow
 def test_importing_and_a_log_without_it_load_no_tensorboard(tmp_path):
     code = f"""
 import sys
@@ -171,6 +172,7 @@ print([name for name in sys.modules if "tensorboard" in name])
 # Speed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("frozen", [False, True])
 def test_step_operations_operations_are_those_that_pytorch_counts(frozen):
     sizes = preset("small", vocab_size=500, embedding_dim=48, length=16)

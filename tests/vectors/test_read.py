@@ -193,6 +193,7 @@ def test_vector_file_text_in_an_array_is_refused(tmp_path):
         list(VectorFile(tmp_path / "v.npy").chunks(D))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["v.npy", "v.npz"])
 def test_vector_file_memory_does_not_grow_with_the_file(tmp_path, name):
     peaks = []

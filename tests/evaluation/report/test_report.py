@@ -61,6 +61,7 @@ def read(page):
     return reader
 
 
+@pytest.mark.slow
 def test_write_report_a_report_is_a_folder(evaluation, tmp_path):
     write_report(evaluation, tmp_path / "report")
     files = {p.relative_to(tmp_path / "report").as_posix() for p in tmp_path.rglob("*.*")}
@@ -93,6 +94,7 @@ def test_a_missing_figure_is_called_missing():
     assert cell(Figure(123.4, 99.0, 150.0, 9)) == "123.4 [99.0, 150.0] (9)"
 
 
+@pytest.mark.slow
 def test_write_report_the_page_needs_nothing_else(evaluation, tmp_path):
     write_report(evaluation, tmp_path)
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
@@ -152,6 +154,7 @@ def test_write_report_without_matplotlib_the_plots_are_missing_and_said_to_be(
         assert "matplotlib is not installed" in (tmp_path / name).read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_write_report_calls_have_a_plot_where_there_are_some(
     lookup, encoder, passages, pairs_folder, tmp_path
 ):
