@@ -19,7 +19,7 @@ Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
 
 class Section(BaseModel):
-    """What every section shares: no unknown keys, no changes after loading, no guessed types."""
+    """Base of every section: no unknown keys, no changes after loading, no guessed types."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
@@ -54,7 +54,7 @@ class EncoderSection(Section):
 
 
 class VocabularySection(Section):
-    """Which tokens the denoiser knows.
+    """Settings of the vocabulary: which tokens the denoiser knows.
 
     Attributes:
         min_count: Keep the tokens that occur at least this often in the pieces, and the single
@@ -68,7 +68,7 @@ class VocabularySection(Section):
 
 
 class DataSection(Section):
-    """How raw text becomes pieces.
+    """Settings of the data: how raw text becomes pieces.
 
     Attributes:
         length: Positions L of the denoiser: content, end token and padding.
@@ -275,7 +275,7 @@ class TrainingSection(Section):
 
 
 class Config(Section):
-    """Everything a run is made from; each section has the defaults of the reference size."""
+    """Configuration of a run; each section has the defaults of the reference size."""
 
     encoder: EncoderSection = EncoderSection()
     data: DataSection = DataSection()
@@ -384,7 +384,7 @@ _BOUNDS = {
 
 
 def _allowed(schema: dict[str, Any]) -> str:
-    """What a key's JSON schema allows, in words: its kind and its whole range."""
+    """Say in words what a key's JSON schema allows: its kind and its whole range."""
     if "anyOf" in schema:
         return " or ".join(map(_allowed, schema["anyOf"]))
     if "const" in schema or "enum" in schema:

@@ -40,7 +40,7 @@ DEFAULT = "minilm"
 
 @dataclass(frozen=True)
 class Inversion:
-    """One recovered text.
+    """Inversion: a recovered text.
 
     Attributes:
         text: The text.
@@ -141,7 +141,7 @@ class Inverter(
 
     @property
     def spec(self) -> SequenceSpec:
-        """What a strategy fills: length, special tokens, schedule."""
+        """Sequence that a strategy fills: length, special tokens, schedule."""
         ids = self.tokenizer
         schedule = make_schedule(self.diffusion["schedule"], self.diffusion["rate"])
         return SequenceSpec(self.length, ids.mask_id, schedule, ids.end_id, ids.pad_id)

@@ -76,7 +76,7 @@ class TextTokenizer:
 
     @cached_property
     def carries_spaces(self) -> bool:
-        """Whether tokens cover the white space before them: byte-level BPE, Metaspace, Unigram."""
+        """True if tokens cover the white space before them: byte-level BPE, Metaspace, Unigram."""
         text = "a b c"
         (encoding,) = self.encodings([text])
         return any(text[start:stop].startswith(" ") for start, stop in encoding.offsets)
@@ -99,7 +99,7 @@ class TextTokenizer:
         return [[ours for token in ids for ours in spelling[token]] for ids in contents]
 
     def spelled_lengths(self, ids: Sequence[int]) -> list[int]:
-        """How many of a trimmed vocabulary's tokens each of the backend's ids becomes."""
+        """Count the trimmed vocabulary's tokens that each of the backend's ids becomes."""
         spelling = self._spelling
         return [len(spelling[token]) for token in ids]
 
@@ -141,7 +141,7 @@ class TextTokenizer:
         return [text.strip() for text in texts]
 
     def decodes_back(self, texts: Sequence[str], contents: Sequence[list[int]]) -> list[bool]:
-        """Whether each text's tokens stand for that text and no other.
+        """Tell whether each text's tokens stand for that text and no other.
 
         Decoded and tokenised again they must be the same ids, and the decoded text must be the
         text up to the tokenizer's normalisation and white space. It is not where there is an
@@ -161,7 +161,7 @@ class TextTokenizer:
         return good
 
     def _same_text(self, one: str, other: str) -> bool:
-        """Whether two texts differ only in what the normalisation and white space make of them."""
+        """Tell whether two texts differ only in what normalisation and white space make of them."""
         plain = ("".join(text.lower().split()) for text in (one, other))
         return next(plain) == next(plain) or self._normal_form(one) == self._normal_form(other)
 
@@ -229,9 +229,9 @@ class TextTokenizer:
             CheckpointError: The file is missing or is not a tokenizer.
         """
         try:
-            if "kept" in ids:
-                ids = {**ids, "kept": ids_of(ids["kept"])}
-            tokenizer = cls(path.read_text(encoding="utf-8"), **ids)
+            special = {name: value for name, value in ids.items() if name != "kept"}
+            source_ids = ids_of(ids["kept"]) if "kept" in ids else None
+            tokenizer = cls(path.read_text(encoding="utf-8"), **special, source_ids=source_ids)
             _ = tokenizer.backend  # builds it
             for name in ("mask_id", "pad_id", "end_id"):
                 if getattr(tokenizer, name) not in range(tokenizer.size):

@@ -26,7 +26,7 @@ ORDERS = ("confidence", "margin", "left-to-right")
 
 @dataclass(frozen=True)
 class Sequential:
-    """Each pass unmasks the most confident positions with their most probable tokens.
+    """Unmasks the most confident positions in each pass with their most probable tokens.
 
     Nothing is drawn. What is masked is spread evenly over the passes left: one position a pass when
     ``steps`` is L or more. Positions that would get the same token as a more confident one in the

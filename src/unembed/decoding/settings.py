@@ -1,4 +1,4 @@
-"""How to decode, as one value: the strategy with its options, the passes, what changes the logits.
+"""Settings of decoding, as one value: strategy, options, passes, and what changes the logits.
 
 The same value goes into the command line, Python, evaluation, demo and benchmarks:
 
@@ -49,7 +49,7 @@ WITHDRAWN = ("likelihood", "probes", "refills")
 
 @dataclass(frozen=True)
 class Decoding:
-    """How vectors are turned into texts; checked when it is made.
+    """Settings of decoding vectors into texts; checked when it is made.
 
     Attributes:
         strategy: With its options.
@@ -152,7 +152,7 @@ class Decoding:
 
     @property
     def threat_model(self) -> str:
-        """Whether the attacker has only the vector or may call the encoder too."""
+        """Threat model: the attacker has only the vector, or may call the encoder too."""
         return "vector + encoder" if self.encoder_calls else "vector only"
 
     def check(self, has_encoder: bool) -> None:

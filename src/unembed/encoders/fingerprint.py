@@ -85,7 +85,7 @@ class Fingerprint:
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that must hold of an encoder.
+    """Check of something that must hold of an encoder.
 
     Attributes:
         name: What is checked.
@@ -100,7 +100,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Preflight:
-    """What a preflight found; ``passed`` when no check failed."""
+    """Report of a preflight; ``passed`` when no check failed."""
 
     encoder: dict[str, Any]
     checks: list[Check]
@@ -108,7 +108,7 @@ class Preflight:
 
     @property
     def passed(self) -> bool:
-        """Whether no check failed."""
+        """True when no check failed."""
         return all(check.passed is not False for check in self.checks)
 
     def to_dict(self) -> dict[str, Any]:
@@ -198,7 +198,7 @@ def _least_cosine(one: NDArray[Any], other: NDArray[Any]) -> float:
 
 
 def _distinct(encoder: Encoder, texts: Sequence[str], vectors: NDArray[np.float32]) -> bool:
-    """Whether no two texts point the same way, as those of a broken pooling do.
+    """Tell whether no two texts point the same way, as those of a broken pooling do.
 
     Texts of the same tokens may: a vocabulary of one language has one token for all others.
     """
