@@ -1,3 +1,4 @@
+import os
 import re
 import sys
 import tomllib
@@ -6,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from unembed import files as sources
-from unembed.errors import ConfigError
+from unembed.errors import ConfigError, DataError
 from unembed.files import EXTRAS, atomic, has_extra, install_line, require_extra
 
 
@@ -68,3 +69,46 @@ def test_remove_unfinished_removes_what_atomic_left_and_nothing_else(tmp_path):
     (tmp_path / ".data.json.0123456789abcdef.tmp").write_text("half")
     sources.remove_unfinished(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["data.json"]
+
+
+def test_read_bounded_reads_no_pipe_and_nothing_without_an_end(tmp_path):
+    (tmp_path / "good").write_bytes(b"12345")
+    assert sources.read_bounded(tmp_path / "good", 5) == b"12345"
+    with pytest.raises(ValueError, match="more than 4 bytes"):
+        sources.read_bounded(tmp_path / "good", 4)
+    with pytest.raises(FileNotFoundError):
+        sources.read_bounded(tmp_path / "nothing")
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("/dev/zero")
+    for name in ("pipe", "link", "."):
+        with pytest.raises(ValueError, match="no regular file"):
+            sources.read_bounded(tmp_path / name)
+
+
+@pytest.mark.parametrize("depth", [50, 51, 100_000])
+def test_read_json_has_a_depth(tmp_path, depth):
+    path = tmp_path / "nested.json"
+    path.write_text("[" * depth + "]" * depth)
+    if depth == 50:
+        sources.read_json(path)
+        return
+    with pytest.raises(ValueError, match="nested"):
+        sources.read_json(path)
+
+
+def test_locked_folders_are_for_one_process(tmp_path):
+    refused = pytest.raises(DataError, match="another process")
+    with sources.locked(tmp_path), refused, sources.locked(tmp_path):
+        pytest.fail("it was free")
+    with sources.locked(tmp_path):
+        pass
+
+
+def test_require_apart_knows_a_file_by_any_name(tmp_path):
+    (tmp_path / "texts.json").write_text("{}")
+    (tmp_path / "link.json").symlink_to("texts.json")
+    os.link(tmp_path / "texts.json", tmp_path / "hard.json")
+    for name in ("texts.json", "link.json", "hard.json"):
+        with pytest.raises(DataError, match="an --out outside of"):
+            sources.require_apart(tmp_path / "texts.json", tmp_path / name)
+    sources.require_apart(tmp_path / "texts.json", tmp_path / "other.json")

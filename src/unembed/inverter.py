@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -15,7 +15,13 @@ from torch import Tensor
 
 from unembed.backends.cpu import fast_form
 from unembed.backends.onnx import FILE, OnnxDenoiser, export_onnx, onnx_is_here
-from unembed.checkpoints import Checkpoint, load_checkpoint, save_checkpoint, shipped_inverters
+from unembed.checkpoints import (
+    CARD,
+    Checkpoint,
+    load_checkpoint,
+    save_checkpoint,
+    shipped_inverters,
+)
 from unembed.decoding import Decoded, Decoding, SequenceSpec
 from unembed.decoding.logits import (
     Guidance,
@@ -31,6 +37,7 @@ from unembed.diffusion import DenoiserFn, make_schedule
 from unembed.encoders.base import Encoder, EncoderIdentity
 from unembed.encoders.fingerprint import Fingerprint
 from unembed.encoders.oracle import EncoderOracle
+from unembed.encoders.pipeline import licence_lines, licence_note
 from unembed.encoders.vectors import as_unit_vectors
 from unembed.errors import CheckpointError, ConfigError
 from unembed.tokenizer import TextTokenizer
@@ -204,7 +211,7 @@ class Inverter(
             decoding: How to decode: a `Decoding`, or the text of one (``"greedy:steps=16"``).
             encoder: The encoder that made the vectors, for a strategy that calls it.
             seed: Of the strategies that sample; each vector draws from (seed, its index).
-            batch_size: Vectors decoded together; changes the speed, not the texts.
+            batch_size: Vectors decoded together; changes the speed, and logits to rounding only.
             first_index: Index of the first vector, for callers that hand over a part at a time.
             draws: For each vector the (seed, index) it draws from, in place of the two above: for
                 callers that put vectors of several calls together.
@@ -212,8 +219,8 @@ class Inverter(
             before_pass: Called before every denoiser pass, those that are no step of their own
                 among them; what it raises ends the work.
             **settings: In place of ``decoding`` the keywords of `Decoding.of`: ``strategy``,
-                ``steps``, ``guidance``, ``repetition``, ``encoder_calls`` and the strategy's
-                options, each by its name or all in a mapping ``options``.
+                ``steps``, ``guidance``, ``repetition``, ``encoder_calls``, ``length`` and the
+                strategy's options, each by its name or all in a mapping ``options``.
 
         Returns:
             One result per vector, in order.
@@ -228,13 +235,13 @@ class Inverter(
         decoding = as_decoding(decoding, settings)
         decoding.check(has_encoder=encoder is not None)
         _require_whole(seed=(seed, 0), batch_size=(batch_size, 1), first_index=(first_index, 0))
-        vectors = as_unit_vectors(embeddings, self.encoder.dimension)
+        vectors = as_unit_vectors(embeddings, self.encoder.dimension, self.encoder.name)
         calls_encoder = decoding.strategy.needs_encoder and encoder is not None
         if calls_encoder and encoder is not None:
             self.require_encoder(encoder)
         if draws is None:
             draws = [(seed, first_index + row) for row in range(len(vectors))]
-        denoiser = self._processed(decoding)
+        spec, denoiser = self.spec.with_length(decoding.length), self._processed(decoding)
         if before_pass is not None:
             denoiser = _watched(denoiser, before_pass)
         results: list[Inversion] = []
@@ -248,7 +255,7 @@ class Inverter(
                 decoded = decoding.strategy(
                     denoiser,
                     torch.from_numpy(part).to(self.compute.device),
-                    self.spec,
+                    spec,
                     steps=decoding.steps,
                     generators=[torch.Generator().manual_seed(k) for k in seeds],
                     on_step=on_step,
@@ -354,30 +361,36 @@ class Inverter(
     def _from_pretrained(cls, *, model_id: str, **kwargs: Any) -> Inverter:
         return _load(Path(snapshot_download(model_id, **kwargs)))
 
-    def _save_pretrained(self, save_directory: Path) -> None:
-        save_checkpoint(
-            Checkpoint(
-                self.denoiser,
-                self.tokenizer,
-                self.encoder,
-                self.diffusion,
-                self.trained,
-                self.card,
-                self.fingerprint,
-                self.storage,
-                self.curves,
-            ),
-            save_directory,
-        )
+    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> str | None:
+        """Write the inverter's folder; an earlier one there stays whole if that fails.
+
+        Args:
+            save_directory: The folder, made where it is not there.
+            kwargs: ``push_to_hub=True``, ``repo_id`` and others of `ModelHubMixin.push_to_hub`.
+
+        Raises:
+            CheckpointError: The weights do not fit the format, or the disk refused.
+        """
+        folder = Path(save_directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        old = self.card is None and (folder / CARD).exists()
+        card = None if old else str(self.generate_model_card())
+        parts = (self.denoiser, self.tokenizer, self.encoder, self.diffusion, self.trained, card)
+        save_checkpoint(Checkpoint(*parts, self.fingerprint, self.storage, self.curves), folder)
+        if not kwargs.pop("push_to_hub", False):
+            return None
+        name = kwargs.pop("repo_id", None) or folder.name
+        return cast(str, self.push_to_hub(repo_id=name, **kwargs))
 
     def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
         """Return the card given at construction, or a short one from the facts at hand."""
         if self.card is not None:
             return ModelCard(self.card)
         return ModelCard(
-            "---\nlibrary_name: unembed\nlicense: apache-2.0\n---\n"
+            f"---\nlibrary_name: unembed\n{licence_lines(self.encoder.name)}\n---\n"
             f"# Inverter for {self.encoder.name}\n\nRecovers text from embeddings of "
-            f"{self.encoder.describe()}, at most {self.length - 1} tokens.\n"
+            f"{self.encoder.describe()}, at most {self.length - 1} tokens.\n\n"
+            f"{licence_note(self.encoder.name)}\n"
         )
 
 

@@ -13,10 +13,13 @@ import typer
 from unembed.cli.options import (
     DeviceOption,
     EncoderOption,
+    QuietOption,
     TrustOption,
+    VerboseOption,
     encoder_settings,
     make_encoder,
     make_inverter,
+    note,
 )
 
 
@@ -64,6 +67,8 @@ def serve(
     log_texts: Annotated[
         bool, typer.Option("--log-texts", help="Write texts and recoveries to the log.")
     ] = False,
+    quiet: QuietOption = False,
+    verbose: VerboseOption = False,
 ) -> None:
     """Serve the live demo: a page on which a vector turns back into text, and its API."""
     from unembed.files import require_extra
@@ -110,3 +115,5 @@ def _announce(message: str, address: str | None) -> None:
     windows = sys.platform in ("darwin", "win32") or any(map(os.environ.get, screens))
     if address is not None and windows:
         webbrowser.open(address)
+    elif address is not None:
+        note("--open has no effect: there is no screen")

@@ -23,7 +23,7 @@ from unembed.encoders.base import Encoder, EncoderIdentity
 from unembed.encoders.fingerprint import Fingerprint
 from unembed.encoders.vectors import VectorStatistics
 from unembed.errors import DataError
-from unembed.files import atomic, file_digest, text_files
+from unembed.files import MANIFEST_BYTES, atomic, file_digest, read_json, text_files
 from unembed.tokenizer import TextTokenizer
 
 MANIFEST = "manifest.json"
@@ -228,12 +228,12 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """
     path = folder / MANIFEST
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest = read_json(path, MANIFEST_BYTES)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise DataError(
             f"prepared pairs in {folder}", "no manifest.json", "Run `unembed prepare` first"
         ) from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise DataError(f"JSON in {path}", str(error), "Prepare the pairs again") from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         version = manifest.get("format") if isinstance(manifest, dict) else type(manifest).__name__
@@ -279,10 +279,18 @@ def difference(expected: Any, actual: Any) -> tuple[str, str]:
         keys = [key for key in {**expected, **actual} if expected.get(key) != actual.get(key)]
         expected, actual = ({key: side.get(key) for key in keys} for side in (expected, actual))
     first, second = (
-        text if len(text := str(side)) < _MOST_CHARS else f"{text[:_MOST_CHARS]} …"
+        text if len(text := _spelled(side)) < _MOST_CHARS else f"{text[:_MOST_CHARS]} …"
         for side in (expected, actual)
     )
     return first, second
+
+
+def _spelled(side: Any) -> str:
+    """A setting for readers: of a mapping ``name mine.txt, bytes 12``, digests only if alone."""
+    if not isinstance(side, dict):
+        return str(side)
+    plain = {key: value for key, value in side.items() if key != "digest"} or side
+    return ", ".join(f"{key} {value}" for key, value in plain.items())
 
 
 def shard_names(index: int) -> tuple[str, str]:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from unembed.inverter import Inversion, Inverter
 from unembed.tokenizer import TextTokenizer
 
 DEFAULT_CALLS = 128  # where a strategy asks the encoder and the request does not say how often
+_OTHER_COMMAS = 1024  # of a body, beside those of its vectors or texts
 _PART = 16  # texts that the shared encoder embeds before others have their turn
 
 
@@ -273,6 +274,12 @@ class Demo:
     parser: ThreadPoolExecutor = field(
         default_factory=lambda: ThreadPoolExecutor(1, thread_name_prefix="unembed bodies")
     )
+
+    @cached_property
+    def most_commas(self) -> int:
+        """Count the commas that a body with as many vectors or texts as are taken may have."""
+        widest = max(model.encoder.identity.dimension for model in self.models.values())
+        return self.limits.vectors * (max(widest, self.limits.text_chars) + 1) + _OTHER_COMMAS
 
     def find(self, name: str | None) -> ServedModel:
         """A model by its name; the default one without.

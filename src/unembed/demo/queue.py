@@ -55,7 +55,7 @@ class Job:
         """Denoiser passes over all its vectors, about: what it costs beside other jobs."""
         if self.decoding is None:
             return len(self)
-        lengths: int = getattr(self.decoding.strategy, "lengths", 1)
+        lengths: int = max(1, getattr(self.decoding.strategy, "lengths", 1))
         guided = 1 if self.decoding.guidance is None else 2
         return len(self) * self.decoding.steps * lengths * guided
 

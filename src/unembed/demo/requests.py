@@ -58,8 +58,11 @@ async def read_body(request: Request, demo: Demo, schema: type[Body]) -> Body:
     content = await request.body()
     if not _JSON.fullmatch(kind):
         raise ProblemError(422, "expected a body declared with Content-Type: application/json")
-    if content.count(b'":') > _MOST_COLONS:  # looked at without parsing, which would take long
+    # Looked at without parsing, which would take long
+    if content.count(b'":') > _MOST_COLONS:
         raise ProblemError(422, f"body: expected at most {_KEYS} keys; found thousands")
+    if content.count(b",") > demo.most_commas:
+        raise ProblemError(422, f"body: expected at most {demo.most_commas} values; found more")
     if len(content) <= _SMALL:
         return parse_body(content, schema)
     loop = asyncio.get_running_loop()
@@ -274,7 +277,7 @@ def invert(demo: Demo, body: InvertRequest, scope: Scope) -> PendingJob:
             _check_text(text, demo.limits)
     else:
         inputs = as_unit_vectors(body.embeddings, model.encoder.identity.dimension)
-    problem = demo.clients.charge(scope, count, paid=1) if count > 1 else None
+    problem = demo.clients.charge(scope, count)
     if problem is not None:
         raise problem
     return PendingJob(demo, model, decoding, inputs, client_name(scope), body.seed)

@@ -86,6 +86,7 @@ class VectorFile:
             is an error.
         keep: Columns or keys whose values go with each vector.
         ranges: Of a quantisation to 8 bits, to undo it.
+        optional: Those of ``keep`` that a file may lack; None stands for them.
         left_out: Filled while reading.
         rows_left_out: The first ten rows of each reason.
         notes: What was taken for what; filled while reading.
@@ -98,6 +99,7 @@ class VectorFile:
     skip_bad: bool = False
     keep: Sequence[str] = ()
     ranges: Ranges | None = None
+    optional: Sequence[str] = ()
     left_out: Counter[str] = field(default_factory=Counter)
     rows_left_out: dict[str, list[int]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
@@ -124,6 +126,7 @@ class VectorFile:
         """
         if not self.path.is_dir() or file_kind(self.path) is not None:
             _require_file(self.path)
+            self._refuse_idle_key([self.path])
             return [self.path]
         files = sorted(
             file
@@ -136,6 +139,7 @@ class VectorFile:
                 "none",
                 f"Put there {', '.join(_SUFFIXES)}",
             )
+        self._refuse_idle_key(files)
         return files
 
     def chunks(self, dimension: int) -> Iterator[Chunk]:
@@ -181,6 +185,15 @@ class VectorFile:
         if text is not None and text not in self.notes:
             self.notes.append(text)
 
+    def _refuse_idle_key(self, files: list[Path]) -> None:
+        nameless = [path for path in files if path.suffix.lower() == ".npy"]
+        if self.key is not None and nameless:
+            raise EmbeddingError(
+                f"no key (--key, --column) for {nameless[0]}, which holds one array without a name",
+                repr(self.key),
+                "Leave it out",
+            )
+
     def _leave_out(self, row: int, reason: str, dimension: int) -> None:
         if not self.skip_bad:
             raise EmbeddingError(
@@ -196,16 +209,18 @@ class VectorFile:
     def _source(self, path: Path) -> Npy | Npz | Arrow | Json | Csv:
         kind = file_kind(path)
         if kind in (".npy", ".npz"):
-            if self.keep:
+            if set(self.keep) - set(self.optional):
                 raise EmbeddingError(
-                    "columns to --keep", f"{path}, which has none", "Use Parquet, CSV or JSON"
+                    "columns beside the vectors (--keep, --text-column)",
+                    f"{path}, which has none",
+                    "Use Parquet, CSV or JSON",
                 )
             return Npz(path, self.key) if kind == ".npz" else Npy(path, self.key)
         if kind == ".parquet":
-            return Arrow(path, self.key, self.keep)
+            return Arrow(path, self.key, self.keep, self.optional)
         if kind == ".csv":
-            return Csv(path, self.key, self.keep)
-        return Json(path, self.key, self.skip_bad, self.keep)
+            return Csv(path, self.key, self.keep, self.optional)
+        return Json(path, self.key, self.skip_bad, self.keep, self.optional)
 
     def _rows(self, dimension: int) -> Iterator[Rows]:
         for path in self.parts():
@@ -214,7 +229,8 @@ class VectorFile:
                 convert = partial(self._converted, dimension=dimension, path=path)
                 if isinstance(source, (Npy, Npz)):
                     for array in source.blocks(dimension, CHUNK):
-                        yield convert(array, {})
+                        nothing: list[Any] = [None] * len(array)
+                        yield convert(array, dict.fromkeys(self.keep, nothing))
                 elif isinstance(source, Arrow):
                     for block, columns in source.blocks(dimension, CHUNK):
                         yield convert(block, columns)

@@ -22,6 +22,7 @@ LINE_BYTES = 16 << 20
 _DOCUMENT_BYTES = 256 << 20
 _VALUES, _BRACKETS, _DEPTH = 16_000_000, 1_000_000, 6
 _MISSING = object()
+CORRECT_KEEP = "Correct --keep, or --text-column"
 
 Record = tuple[Any, Any]  # a vector in whatever spelling, and the object it stands in
 
@@ -177,12 +178,14 @@ class Json:
         key: See `find_vectors`.
         skip_bad: A line that is no JSON, or has no vector, is a reason in place of a record.
         keep: Keys whose values go with each vector.
+        optional: Those of ``keep`` that a record may lack.
     """
 
     path: Path
     key: str | None = None
     skip_bad: bool = False
     keep: Sequence[str] = ()
+    optional: Sequence[str] = ()
 
     def count(self) -> int:
         """Vectors of a document; lines that are not blank, of which each may hold several."""
@@ -202,11 +205,13 @@ class Json:
         records = self._lines() if document is None else self._records(document[0], str(self.path))
         for vector, record in records:
             values = [look_up(record, name) for name in self.keep]
-            if not self.skip_bad and any(map(is_missing, values)):
+            needed = zip(self.keep, values, strict=True)
+            absent = [n for n, value in needed if is_missing(value) and n not in self.optional]
+            if absent and not self.skip_bad:
                 raise EmbeddingError(
-                    f"the keys {', '.join(map(repr, self.keep))} beside each vector of {self.path}",
+                    f"the keys {', '.join(map(repr, absent))} beside each vector of {self.path}",
                     f"the keys {_names(record or {})}",
-                    "Correct --keep",
+                    CORRECT_KEEP,
                 )
             yield vector, [None if is_missing(value) else value for value in values]
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from unembed.data.readers import open_parquet, parquet_batches, text_lines
 from unembed.errors import EmbeddingError
 from unembed.vectors.numbers import Reason
-from unembed.vectors.records import LINE_BYTES, NAMES
+from unembed.vectors.records import CORRECT_KEEP, LINE_BYTES, NAMES
 
 # What decoding a column may cost beyond its rows of D numbers; metadata says how many there are
 _EXCESS_VALUES = 8_000_000
@@ -35,11 +35,13 @@ class Arrow:
         path: ``.parquet``, or ``.arrow`` and ``.feather`` (Arrow's file or stream format).
         key: Column, or path of a field inside structs.
         keep: Columns whose values go with each vector.
+        optional: Those of ``keep`` that may be absent.
     """
 
     path: Path
     key: str | None = None
     keep: Sequence[str] = ()
+    optional: Sequence[str] = ()
 
     def count(self) -> int:
         """Rows; of a Parquet file by its footer."""
@@ -77,8 +79,10 @@ class Arrow:
 
     def _values_of(self, batch: Any, name: str) -> list[Any]:
         path = _path_of(batch.schema, name)
+        if path is None and name in self.optional:
+            return [None] * int(batch.num_rows)
         if path is None:
-            raise _no_column(self.path, name, batch.schema.names, "Correct --keep")
+            raise _no_column(self.path, name, batch.schema.names, CORRECT_KEEP)
         values: list[Any] = _field(batch.column(path[0]), path[1:]).to_pylist()
         return values
 
@@ -260,11 +264,13 @@ class Csv:
         path: Also ``.gz`` or ``.zst``.
         key: Column, by the header.
         keep: Columns whose values go with each vector.
+        optional: Those of ``keep`` that may be absent.
     """
 
     path: Path
     key: str | None = None
     keep: Sequence[str] = ()
+    optional: Sequence[str] = ()
 
     def count(self) -> int:
         """Rows without the header."""
@@ -287,11 +293,16 @@ class Csv:
         bare = _column_of_vectors(first)
         names = [str(i) for i in range(len(first))] if bare is not None else first
         columns = self._columns(names, bare, dimension)
-        positions = [self._position(names, name, "Correct --keep") for name in self.keep]
+        positions = [
+            -1
+            if name in self.optional and name not in names
+            else self._position(names, name, CORRECT_KEEP)
+            for name in self.keep
+        ]
         for row in chain([first] if bare is not None else [], rows):
             cells = [row[i] if i < len(row) else "" for i in columns]
             vector: Any = (cells[0] or None) if len(cells) == 1 else f"[{','.join(cells)}]"
-            yield vector, [row[i] if i < len(row) else None for i in positions]
+            yield vector, [row[i] if 0 <= i < len(row) else None for i in positions]
 
     def _columns(self, names: list[str], bare: int | None, dimension: int) -> list[int]:
         if self.key is not None:

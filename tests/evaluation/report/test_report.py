@@ -79,6 +79,16 @@ def test_write_report_a_report_is_a_folder(evaluation, tmp_path):
     write_report(evaluation, tmp_path / "report")
 
 
+def test_a_report_begins_with_its_verdict(evaluation, tmp_path):
+    verdict = evaluation.verdict
+    assert to_markdown(evaluation, []).splitlines()[2] == f"**{escape_markdown(verdict)}**"
+    reader = read(to_page(evaluation, {}))
+    assert reader.tags.index("strong") < reader.tags.index("ul")
+    assert verdict in "".join(reader.text)
+    write_report(evaluation, tmp_path)
+    assert next(iter(json.loads((tmp_path / "report.json").read_text("utf-8")))) == "verdict"
+
+
 def test_tables_have_every_metric_and_row(evaluation):
     found = list(tables(evaluation))
     assert [table.title for table in found][-2:] == ["By tokens", "By domain"]

@@ -103,6 +103,7 @@ def to_page(evaluation: Evaluation, plots: Mapping[str, str]) -> str:
             "<title>What the embeddings gave away</title>",
             f"<style>{_STYLE}</style></head><body>",
             "<h1>What the embeddings gave away</h1>",
+            f"<p><strong>{escape(evaluation.verdict)}</strong></p>",
             *_facts(evaluation),
             *_tables(evaluation),
             *(f"<figure>{svg}</figure>" for svg in plots.values()),
@@ -185,7 +186,14 @@ def _marked(piece: str, mark: str) -> str:
 
 _TABLES = {
     "Tokens": (*METRICS[:5], "informative recall"),
-    "Texts": ("BLEU (sentence)", "BLEU (corpus)", "ROUGE-L", "cosine", "length error"),
+    "Texts": (
+        "BLEU (sentence)",
+        "BLEU (corpus)",
+        "ROUGE-L",
+        "cosine",
+        "length error",
+        "length bias",
+    ),
     "What stands in them": KINDS,
     "Confidence and cost": ("calibration error", "passes", "encoder calls", "milliseconds"),
 }
@@ -193,7 +201,7 @@ _BY = {LENGTH: "tokens", "domain": "domain", "lang": "language"}
 MISSING = "missing"
 HOW_TO_READ = (
     "Mean [95% bootstrap interval] (texts it could be computed for). BLEU is 0 to 100, length "
-    "error in tokens, shares and cosines 0 to 1."
+    "error and bias (below 0: too short) in tokens, shares and cosines 0 to 1."
 )
 
 
@@ -238,6 +246,7 @@ def described(evaluation: Evaluation) -> list[tuple[str, str]]:
     facts = [
         ("texts", f"{settings['texts']} pieces, seed {settings['seed']}"),
         ("encoder", f"{encoder['name']}, {encoder['dimension']} dimensions"),
+        ("vectors", f"{settings['vectors']}"),
     ]
     for name, attack in settings["attacks"].items():
         steps = f"{attack['steps']} steps"
@@ -264,7 +273,8 @@ def to_markdown(evaluation: Evaluation, plots: Sequence[str]) -> str:
         plots: Names of the files under ``plots/``, without their ends.
     """
     seed = evaluation.settings["seed"]
-    lines = ["# What the embeddings gave away", ""]
+    verdict = f"**{escape_markdown(evaluation.verdict)}**"
+    lines = ["# What the embeddings gave away", "", verdict, ""]
     lines += [
         f"- {escape_markdown(name)}: {escape_markdown(fact)}"
         for name, fact in described(evaluation)
