@@ -258,15 +258,11 @@ class TrainingSection(Section):
         return self
 
     @model_validator(mode="after")
-    def _milestones_are_reached(self) -> TrainingSection:
+    def _milestones_and_shards_are_possible(self) -> TrainingSection:
         if max(self.milestones, default=0) > self.steps:
             raise ValueError(
                 f"milestones ({max(self.milestones)}) must be at most steps ({self.steps})"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _a_shard_has_a_batch_size(self) -> TrainingSection:
         if self.shard and self.batch_size == "auto":
             raise ValueError("batch_size must be a number with shard: auto tries a whole copy")
         return self
@@ -341,11 +337,7 @@ class _Loader(yaml.SafeLoader):
 
 
 def _load_yaml(text: str) -> Any:
-    """Read YAML.
-
-    Raises:
-        YAMLError, ValueError: It is none, or a value of it is.
-    """
+    """Read YAML, or raise YAMLError or ValueError where it is none."""
     try:
         return yaml.load(text, _Loader)
     except RecursionError as error:

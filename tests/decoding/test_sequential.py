@@ -6,7 +6,6 @@ import torch
 from tests.fakes import ConstantDenoiser, preset
 from unembed.backends.cpu import fast_form
 from unembed.decoding import SequenceSpec
-from unembed.decoding.entropy_bounded import EntropyBounded
 from unembed.decoding.logits import (
     RepetitionPenalty,
     entropies,
@@ -14,7 +13,7 @@ from unembed.decoding.logits import (
     most_probable,
     with_processors,
 )
-from unembed.decoding.sequential import Sequential
+from unembed.decoding.sequential import EntropyBounded, Sequential
 from unembed.decoding.state import DenoisingState, topk_mask
 from unembed.denoiser import Denoiser
 from unembed.device import Compute

@@ -19,11 +19,10 @@ from dataclasses import dataclass, field
 from typing import Any, NoReturn, cast
 
 from unembed.decoding.best_of import BestOf
-from unembed.decoding.entropy_bounded import EntropyBounded
 from unembed.decoding.euler import Euler, EulerRemask, TwoStage
 from unembed.decoding.guided_search.search import GuidedSearch
 from unembed.decoding.logits import REPETITION_PENALTY
-from unembed.decoding.sequential import Sequential
+from unembed.decoding.sequential import EntropyBounded, Sequential
 from unembed.decoding.strategy import Strategy
 from unembed.errors import ConfigError
 
