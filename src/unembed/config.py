@@ -23,7 +23,7 @@ Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
 
 class Section(BaseModel):
-    """What every section shares: no unknown keys, no changes after loading, no guessed types."""
+    """Base of every section: no unknown keys, no changes after loading, no guessed types."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
@@ -70,7 +70,7 @@ class EncoderSection(Section):
 
 
 class VocabularySection(Section):
-    """Which tokens the denoiser knows.
+    """Settings of the vocabulary: which tokens the denoiser knows.
 
     Attributes:
         min_count: Keep the tokens that occur at least this often in the pieces, and the single
@@ -84,7 +84,7 @@ class VocabularySection(Section):
 
 
 class DataSection(Section):
-    """How raw text becomes pieces.
+    """Settings of the data: how raw text becomes pieces.
 
     Attributes:
         length: Positions L of the denoiser: content, end token and padding.
@@ -270,15 +270,11 @@ class TrainingSection(Section):
         return self
 
     @model_validator(mode="after")
-    def _milestones_are_reached(self) -> TrainingSection:
+    def _milestones_and_shards_are_possible(self) -> TrainingSection:
         if max(self.milestones, default=0) > self.steps:
             raise ValueError(
                 f"milestones ({max(self.milestones)}) must be at most steps ({self.steps})"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _a_shard_has_a_batch_size(self) -> TrainingSection:
         if self.shard and self.batch_size == "auto":
             raise ValueError("batch_size must be a number with shard: auto tries a whole copy")
         return self
@@ -291,7 +287,7 @@ class TrainingSection(Section):
 
 
 class Config(Section):
-    """Everything a run is made from; each section has the defaults of the reference size."""
+    """Configuration of a run; each section has the defaults of the reference size."""
 
     encoder: EncoderSection = EncoderSection()
     data: DataSection = DataSection()
@@ -353,11 +349,7 @@ class _Loader(yaml.SafeLoader):
 
 
 def _load_yaml(text: str) -> Any:
-    """Read YAML.
-
-    Raises:
-        YAMLError, ValueError: It is none, or a value of it is.
-    """
+    """Read YAML, or raise YAMLError or ValueError where it is none."""
     try:
         return yaml.load(text, _Loader)
     except RecursionError as error:
@@ -431,7 +423,7 @@ _BOUNDS = {
 
 
 def _allowed(schema: dict[str, Any]) -> str:
-    """What a key's JSON schema allows, in words: its kind and its whole range."""
+    """Say in words what a key's JSON schema allows: its kind and its whole range."""
     if "anyOf" in schema:
         return " or ".join(map(_allowed, schema["anyOf"]))
     if "const" in schema or "enum" in schema:

@@ -329,6 +329,7 @@ def test_the_format_of_the_denoiser_can_be_named(run, refused, inverter_folder, 
 # prepare, train, export, evaluate
 
 
+@pytest.mark.slow
 def test_from_texts_to_an_inverter_and_its_evaluation(
     run, text_file, config_file, with_fake_encoder, tmp_path
 ):

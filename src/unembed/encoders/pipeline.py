@@ -1,4 +1,4 @@
-"""What a model's files say of its pipeline: which code it needs, how it pools, how far it reads."""
+"""Pipeline of a model by its files: which code it needs, how it pools, how far it reads."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def refuse_foreign_code(folder: Path) -> None:
 
 
 def _types(settings: Any) -> Iterator[str]:
-    """Every class that modules.json or a router's settings name."""
+    """Yield every class that modules.json or a router's settings name."""
     if isinstance(settings, list):
         yield from (str(module.get("type")) for module in settings if isinstance(module, dict))
     elif isinstance(settings, dict) and isinstance(settings.get("types"), dict):

@@ -126,7 +126,7 @@ class SentenceEncoder:
         )
 
     def _open_threads(self, texts: int) -> int:
-        """How many batches may run at once: one on each core, or two on each GPU.
+        """Count the batches that may run at once: one on each core, or two on each GPU.
 
         A GPU's second thread tokenises its next batch while the device works. Copies of the model
         for further GPUs are loaded when there is first work for them.
@@ -155,7 +155,7 @@ class SentenceEncoder:
 
     @property
     def pipeline(self) -> list[tuple[str, str]]:
-        """What the model does with a text: modules, pooling, longest text, truncation."""
+        """Facts of the pipeline: modules, pooling, longest text, truncation."""
         return describe(self._model, self._defaults)
 
     def official(self, texts: Sequence[str]) -> NDArray[np.float32]:
