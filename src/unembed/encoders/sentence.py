@@ -221,12 +221,8 @@ def load_encoder(
         )
     folder, commit = _resolve(name, entry, revision)
     digest = _weights_digest(folder)
-    if entry is not None and entry.weights_sha256 not in (None, digest):
-        raise EncoderError(
-            f"the official weights of {entry.name} (SHA-256 {entry.weights_sha256})",
-            f"SHA-256 {digest} in {folder}",
-            "Reinstall the model from a source you trust",
-        )
+    if entry is not None:
+        _require_official(entry, folder, digest)
     if not trust_remote_code:
         refuse_foreign_code(folder)
     require_pooling(folder, pooling)
@@ -260,6 +256,20 @@ def load_encoder(
             "embedded with it all the same, set encoder.prompt_name"
         )
     return SentenceEncoder(model, identity, tokenizer, load, others, batch_size, defaults)
+
+
+def _require_official(entry: pipeline.CatalogEntry, folder: Path, weights: str) -> None:
+    """Refuse other files than a model's authors gave, as far as the catalogue knows them."""
+    checks = [("weights", entry.weights_sha256, weights)]
+    if entry.package is not None and folder == _packaged(entry.package):
+        checks.append(("files", entry.package_sha256, pipeline.settings_digest(folder)))
+    for what, expected, actual in checks:
+        if expected not in (None, actual):
+            raise EncoderError(
+                f"the official {what} of {entry.name} (SHA-256 {expected})",
+                f"SHA-256 {actual} in {folder}",
+                "Reinstall the model from a source you trust",
+            )
 
 
 def _dimension(

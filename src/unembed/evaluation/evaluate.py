@@ -16,7 +16,7 @@ from unembed.config import DataSection
 from unembed.data.pairs import Pairs
 from unembed.encoders.base import Encoder
 from unembed.evaluation.bootstrap import RESAMPLES, Figure, Tally, block_count, draw_blocks
-from unembed.evaluation.cache import RowCache
+from unembed.evaluation.cache import FOLDER, RowCache
 from unembed.evaluation.metrics import BINS, Recovery, Ruler, make_ruler
 from unembed.evaluation.rows import (
     CHUNK,
@@ -141,8 +141,8 @@ def evaluate(  # noqa: PLR0913 - the front door; all but the first three have a 
         notes.append("nearest training text: not measured, no training pairs were given")
     with ExitStack() as stack:
         if folder is not None:
-            make_folder(folder)
-            stack.enter_context(locked(folder))
+            make_folder(folder / FOLDER)
+            stack.enter_context(locked(folder / FOLDER))
         rows, provenance = [], {} if folder is None else bench.provenance()
         for name, recover, batch, settings in bench.rows():
             identity = {**settings, "texts": samples.digest, "limit": limit, "seed": seed}
