@@ -205,6 +205,15 @@ class _Shard(BaseModel):
     passages: int
     pairs: int
     sha256: dict[str, str]
+    dropped: dict[str, int] = {}
+
+
+class _Vocabulary(BaseModel):
+    before: int
+
+
+class _Fingerprint(BaseModel):
+    sha256: str
 
 
 class _Manifest(BaseModel):
@@ -216,6 +225,11 @@ class _Manifest(BaseModel):
     pieces: _Pieces
     complete: bool
     shards: list[_Shard]
+    # Not in every manifest
+    vocabulary: _Vocabulary = _Vocabulary(before=0)
+    fingerprint: _Fingerprint = _Fingerprint(sha256="")
+    cutter: int = 1
+    round_trip: bool = False
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

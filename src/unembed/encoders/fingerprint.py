@@ -63,7 +63,7 @@ class Fingerprint:
             vectors, more = flat.reshape(data["shape"]).astype(np.float16), data.get("statistics")
             statistics = None if more is None else VectorStatistics.from_dict(more)
             return cls(str(data["sha256"]), vectors, statistics)
-        except (KeyError, ValueError, TypeError) as error:
+        except (KeyError, ValueError, TypeError, AttributeError) as error:
             raise EncoderError(
                 "a fingerprint of an encoder", f"{error}", "Prepare the pairs again"
             ) from error

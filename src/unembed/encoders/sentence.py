@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -26,7 +25,6 @@ from unembed.encoders.pipeline import (
     require_pooling,
 )
 from unembed.errors import EncoderError
-from unembed.files import file_digest
 from unembed.tokenizer import TextTokenizer, from_transformers
 
 if TYPE_CHECKING:
@@ -231,7 +229,12 @@ def load_encoder(  # noqa: PLR0913 - what may differ from a model's files
         )
     backend = pipeline.require_backend(backend)
     folder, commit = _resolve(name, entry, revision, backend)
-    digest = _checked_digest(folder, entry) if backend is None else pipeline.onnx_digest(folder)
+    if backend is None:
+        digest = _weights_digest(folder)
+        if entry is not None:
+            _require_official(entry, folder, digest)
+    else:
+        digest = pipeline.onnx_digest(folder)
     if not trust_remote_code:
         refuse_foreign_code(folder)
     require_pooling(folder, pooling)
@@ -265,6 +268,20 @@ def load_encoder(  # noqa: PLR0913 - what may differ from a model's files
             "embedded with it all the same, set encoder.prompt_name"
         )
     return SentenceEncoder(model, identity, tokenizer, load, others, batch_size, defaults)
+
+
+def _require_official(entry: pipeline.CatalogEntry, folder: Path, weights: str) -> None:
+    """Refuse other files than a model's authors gave, as far as the catalogue knows them."""
+    checks = [("weights", entry.weights_sha256, weights)]
+    if entry.package is not None and folder == _packaged(entry.package):
+        checks.append(("files", entry.package_sha256, pipeline.settings_digest(folder)))
+    for what, expected, actual in checks:
+        if expected not in (None, actual):
+            raise EncoderError(
+                f"the official {what} of {entry.name} (SHA-256 {expected})",
+                f"SHA-256 {actual} in {folder}",
+                "Reinstall the model from a source you trust",
+            )
 
 
 def _dimension(
@@ -325,18 +342,6 @@ def _packaged(package: str) -> Path | None:
     return folder if folder.is_dir() else None
 
 
-def _checked_digest(folder: Path, entry: pipeline.CatalogEntry | None) -> str:
-    """The digest of the weights, which are the official ones where these are known."""
-    digest = _weights_digest(folder)
-    if entry is not None and entry.weights_sha256 not in (None, digest):
-        raise EncoderError(
-            f"the official weights of {entry.name} (SHA-256 {entry.weights_sha256})",
-            f"SHA-256 {digest} in {folder}",
-            "Reinstall the model from a source you trust",
-        )
-    return digest
-
-
 def _weights_digest(folder: Path) -> str:
     """SHA-256 of the safetensors file; of the files' digests when there are several."""
     files = sorted(folder.rglob("*.safetensors"))
@@ -344,10 +349,7 @@ def _weights_digest(folder: Path) -> str:
         raise EncoderError(
             f"weights as .safetensors in {folder}", "none", "Convert the weights to safetensors"
         )
-    digests = [file_digest(path) for path in files]
-    if len(digests) == 1:
-        return digests[0]
-    return hashlib.sha256("".join(digests).encode()).hexdigest()
+    return pipeline.joint_digest(files)
 
 
 def _load(
