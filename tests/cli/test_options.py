@@ -104,7 +104,6 @@ def test_note_idle_tells_of_options_that_may_stand_in_any_command(
 @pytest.mark.parametrize("command", [(), *((name,) for name in COMMANDS)])
 def test_help_answers_to_h_and_cuts_nothing_at_80_columns(run, monkeypatch, command):
     monkeypatch.setenv("COLUMNS", "80")
-    monkeypatch.setenv("TERMINAL_WIDTH", "80")
     code, out, _ = run(*command, "-h")
     assert (code, run(*command, "--help")[1]) == (0, out)
     meant = ("en,zh,…", "8,… or", "minute, …", "in docs…")
@@ -113,14 +112,13 @@ def test_help_answers_to_h_and_cuts_nothing_at_80_columns(run, monkeypatch, comm
 
 
 @pytest.mark.parametrize("command", ["invert", "evaluate"])
-def test_help_lists_strategies_with_their_options_and_defaults(run, monkeypatch, command):
-    monkeypatch.setenv("TERMINAL_WIDTH", "200")
+def test_help_lists_strategies_with_their_options_and_defaults(run, command):
     registry = {
         name: " ".join(f"{item.name}={item.default}" for item in strategy_fields(name))
         for name in STRATEGIES
     }
     assert registry == STRATEGY_OPTIONS
-    out = run(command, "--help")[1]
+    out = " ".join(run(command, "--help")[1].split())
     assert all(f"{name}: {options}" in out for name, options in registry.items())
 
 
