@@ -105,7 +105,9 @@ def evaluate(
     if embedding is None:
         idle = ("text_column", "ranges", "skip_bad")
         refuse_idle(context, "with --embedding only", "--texts alone", *idle)
-        passages = _passages(texts, column)
+    passages = None
+    if embedding is None or texts is not None:
+        passages = _passages(texts, column if embedding is None else text_column)
     specs = _strategies(context, strategy, strategies, steps)
     source = None if embedding is None else _source(embedding, column, skip_bad, ranges)
     pairs = Pairs.open(train_pairs) if train_pairs is not None else None
@@ -117,7 +119,7 @@ def evaluate(
     way_on = "the same command goes on" if folder else "with --out FOLDER it could have gone on"
     with interruptible(way_on), opened(source) as vectors, StageDisplay() as display:
         if vectors is not None:
-            passages = _stored(vectors, inverter, text_column, texts)
+            passages = _stored(vectors, inverter, text_column or "text", passages)
         report = unembed.evaluate(
             inverter,
             model,
@@ -189,12 +191,11 @@ def _source(path: Path, column: str | None, skip_bad: bool, ranges: str | None) 
     return source
 
 
-def _stored(source: Any, inverter: unembed.Inverter, column: str | None, texts: Path | None) -> Any:
+def _stored(source: Any, inverter: unembed.Inverter, column: str, passages: Any) -> Any:
     """The stored vectors with their texts, of the same table or of a file of their own."""
     from unembed.evaluation.samples import StoredPassages
 
-    lines = None if texts is None else _passages(texts, column)
-    return StoredPassages(source, inverter.encoder.dimension, column or "text", lines)
+    return StoredPassages(source, inverter.encoder.dimension, column, passages)
 
 
 def _strategies(

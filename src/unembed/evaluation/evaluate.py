@@ -265,7 +265,9 @@ def duration(seconds: float) -> str:
     for unit, size in (("hours", 3600.0), ("minutes", 60.0)):
         if seconds >= 1.5 * size:
             return f"about {seconds / size:.0f} {unit}"
-    return "about a minute" if seconds > 45.0 else f"about {max(1, round(seconds))} seconds"  # noqa: PLR2004
+    if seconds > 45.0:  # noqa: PLR2004
+        return "about a minute"
+    return f"about {round(seconds)} seconds" if seconds >= 1.5 else "a second"  # noqa: PLR2004
 
 
 def _cutting(inverter: Inverter) -> DataSection:
