@@ -59,7 +59,7 @@ def files(tmp_path, encoder, passages):
         ("evaluate --texts t.jsonl --skip-bad", "--skip-bad with --embedding only"),
         ("evaluate --texts t.jsonl --ranges=-1,1", "--ranges with --embedding only"),
         ("evaluate --texts t.jsonl --out figures.csv", "the name of a .csv file"),
-        ("evaluate --embedding t.jsonl --out t.jsonl", "what is read"),
+        ("evaluate --embedding t.jsonl --out t.jsonl", "an --out outside of t.jsonl"),
         ("evaluate --embedding none.parquet", "found nothing there"),
         ("evaluate --embedding v.npy --texts t.txt --text-column a", "texts in columns only"),
         ("prepare --source t.txt --column body --out d", "--column for texts in columns only"),

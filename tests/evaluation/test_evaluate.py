@@ -229,6 +229,7 @@ def test_evaluate_the_report_says_how_it_was_made(lookup, encoder, passages):
         "attacks": {"inverter": GREEDY},
         "controls_decoded_by": GREEDY,
         "bootstrap_resamples": 1000,
+        "vectors": "embedded here",
     }
     assert len(report.examples) == 10
     assert all(options["decoding"] == Decoding(steps=3) for _, options in lookup.calls)

@@ -153,8 +153,6 @@ def _folder(out: Path | None, sources: list[Path]) -> Path | None:
         raise DataError(f"a folder for {out}", f"nothing at {out.parent}", "Create it first")
     for source in sources:
         require_apart(source, out)
-        if out.resolve() == source.resolve():
-            raise DataError(f"a place to write {out}", "what is read", "Choose another --out")
     if out.suffix == ".json":
         if out.is_dir():
             raise DataError(f"a file at {out}", "a folder", "Choose another --out")

@@ -95,7 +95,7 @@ MaxCallsOption = Annotated[
 ]
 PriceOption = Annotated[
     float | None,
-    typer.Option("--price", min=0.0, help="With openai:MODEL: of a million tokens."),
+    typer.Option("--price", min=0.0, metavar="X", help="With openai:MODEL: of a million tokens."),
 ]
 StrategyOption = Annotated[
     str,

@@ -229,12 +229,9 @@ def load_encoder(  # noqa: PLR0913 - what may differ from a model's files
         )
     backend = pipeline.require_backend(backend)
     folder, commit = _resolve(name, entry, revision, backend)
-    if backend is None:
-        digest = _weights_digest(folder)
-        if entry is not None:
-            _require_official(entry, folder, digest)
-    else:
-        digest = pipeline.onnx_digest(folder)
+    digest = _weights_digest(folder) if backend is None else pipeline.onnx_digest(folder)
+    if entry is not None and backend is None:
+        _require_official(entry, folder, digest)
     if not trust_remote_code:
         refuse_foreign_code(folder)
     require_pooling(folder, pooling)
@@ -262,11 +259,8 @@ def load_encoder(  # noqa: PLR0913 - what may differ from a model's files
     others = [Compute(each, compute.dtype) for each in replica_devices(compute.device)[1:]]
     tokenizer = from_transformers(model.tokenizer)
     defaults = {} if padding is None else {"padding": padding}
-    if prompt is None and not identity.prompt and (query := _query_default(model)):
-        defaults["prompt of documents"] = (
-            f"none: the model's default prompt, {query!r}, is for queries. If the texts were "
-            "embedded with it all the same, set encoder.prompt_name"
-        )
+    if prompt is None and not identity.prompt:
+        defaults |= _note_on_prompt(model)
     return SentenceEncoder(model, identity, tokenizer, load, others, batch_size, defaults)
 
 
@@ -429,6 +423,16 @@ def _own_prompt(model: SentenceTransformer) -> str:
     default = str(getattr(model, "default_prompt_name", ""))
     keys = [*_DOCUMENT_PROMPTS, *([] if _query_default(model) else [default])]
     return next((str(model.prompts[key]) for key in keys if model.prompts.get(key)), "")
+
+
+def _note_on_prompt(model: SentenceTransformer) -> dict[str, str]:
+    """Say of documents that go without the default prompt why they do."""
+    query = _query_default(model)
+    if query is None:
+        return {}
+    without = f"none: the model's default prompt, {query!r}, is for queries"
+    way_on = "If the texts were embedded with it all the same, set encoder.prompt_name"
+    return {"prompt of documents": f"{without}. {way_on}"}
 
 
 def _query_default(model: SentenceTransformer) -> str | None:

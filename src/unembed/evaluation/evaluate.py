@@ -176,12 +176,8 @@ def evaluate(  # noqa: PLR0913 - the front door; all but the first three have a 
         if folder is not None:
             make_folder(folder / FOLDER)
             stack.enter_context(locked(folder / FOLDER))
-        rows, provenance = [], {} if folder is None else bench.provenance()
-        for name, recover, batch, settings in bench.rows():
-            identity = {**settings, "texts": samples.digest, "limit": limit, "seed": seed}
-            cache = stack.enter_context(RowCache(folder, name, identity | provenance))
-            mask = _attack_mask(attacks.get(name), len(samples), seed)
-            rows.append(_Row(name, recover, batch, cache, len(samples), mask))
+        identity = {"texts": samples.digest, "limit": limit, "seed": seed}
+        rows = _open_rows(stack, bench, folder, identity)
         if announce is not None:
             announce(_forecast(bench, rows, next(samples.chunks(BATCH))))
         indices, examples, naming = draw_indices(len(samples), seed), [], _Groups()
@@ -195,6 +191,18 @@ def evaluate(  # noqa: PLR0913 - the front door; all but the first three have a 
                     examples += row.examples(part, places, recoveries, indices, ruler.tokenizer)
     examples.sort(key=lambda example: (list(attacks).index(example.row), example.index))
     return _conclude(bench, rows, examples, notes, samples.stored)
+
+
+def _open_rows(
+    stack: ExitStack, bench: Bench, folder: Path | None, identity: dict[str, Any]
+) -> list[_Row]:
+    """Open each row of the table with what an earlier run recovered for it."""
+    rows, provenance = [], {} if folder is None else bench.provenance()
+    for name, recover, batch, settings in bench.rows():
+        cache = RowCache(folder, name, {**settings, **identity, **provenance})
+        mask = _attack_mask(bench.attacks.get(name), bench.total, bench.seed)
+        rows.append(_Row(name, recover, batch, stack.enter_context(cache), bench.total, mask))
+    return rows
 
 
 def _checked(
