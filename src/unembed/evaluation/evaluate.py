@@ -16,6 +16,7 @@ from unembed.config import DataSection
 from unembed.data.pairs import Pairs
 from unembed.encoders.base import Encoder
 from unembed.evaluation.bootstrap import (
+    OTHER_VECTORS,
     RESAMPLES,
     Figure,
     Tally,
@@ -236,7 +237,7 @@ def _stored_notes(bench: Bench, part: Part) -> list[str]:
     unlike = int((cosines < _SAME_VECTOR).sum())
     if unlike > _FEW_UNLIKE * len(cosines):
         notes.append(
-            f"stored vectors are not those of their texts as {name} embeds them here: {unlike} of "
+            f"{OTHER_VECTORS} as {name} embeds them here: {unlike} of "
             f"{len(cosines)} have a cosine below {_SAME_VECTOR}, median "
             f"{float(np.median(cosines)):.3f} (another prompt, pooling, truncation, quantisation, "
             "or texts cut or changed after they were embedded)"
