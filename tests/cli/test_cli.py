@@ -329,6 +329,7 @@ def test_the_format_of_the_denoiser_can_be_named(run, refused, inverter_folder, 
 # prepare, train, export, evaluate
 
 
+@pytest.mark.slow
 def test_from_texts_to_an_inverter_and_its_evaluation(
     run, text_file, config_file, with_fake_encoder, tmp_path
 ):
@@ -723,7 +724,14 @@ def test_evaluate_refuses_to_write_among_the_texts(refused, tmp_path):
     (tmp_path / "texts").mkdir()
     (tmp_path / "texts" / "a.txt").write_text("the cat sleeps by the river.\n", encoding="utf-8")
     message = refused("evaluate", "--texts", tmp_path / "texts", "--out", tmp_path / "texts")
-    assert "an --out folder outside of" in message
+    assert "an --out outside of" in message
+
+
+def test_evaluate_refuses_to_write_over_the_texts(refused, tmp_path):
+    texts = tmp_path / "texts.json"
+    texts.write_text('{"text": "the cat sleeps by the river."}\n', encoding="utf-8")
+    assert "an --out outside of" in refused("evaluate", "--texts", texts, "--out", texts)
+    assert texts.read_text().startswith('{"text"')
 
 
 def test_evaluate_refuses_texts_without_a_piece(run, inverter_folder, with_fake_encoder, tmp_path):

@@ -10,10 +10,13 @@ import typer
 
 import unembed
 from unembed.cli.options import (
+    ApiBaseOption,
     CheckpointOption,
     DenoiserDtypeOption,
     DeviceOption,
     EncoderOption,
+    MaxCallsOption,
+    PriceOption,
     QuietOption,
     RangesOption,
     SeedOption,
@@ -25,6 +28,7 @@ from unembed.cli.options import (
     TrustOption,
     VectorsOption,
     VerboseOption,
+    api_settings,
     encoder_settings,
     interruptible,
     make_encoder,
@@ -33,8 +37,30 @@ from unembed.cli.options import (
     opened,
     refuse_idle,
     refuse_idle_calls,
+    show_usage,
 )
 from unembed.errors import ConfigError, DataError, EncoderError
+
+TextsOption = Annotated[
+    Path | None,
+    typer.Option("--texts", help="Held-out texts: Parquet, JSONL, CSV, plain; or a folder."),
+]
+TrainPairsOption = Annotated[
+    Path | None,
+    typer.Option("--train-pairs", help="Prepared training pairs, for the nearest-text baseline."),
+]
+ColumnOption = Annotated[
+    str | None,
+    typer.Option(
+        "--column",
+        "--key",
+        help="Column or key of the texts (text if not set); with --embedding of the vectors.",
+    ),
+]
+ReportOption = Annotated[
+    Path | None,
+    typer.Option("--out", help="FILE.json: the figures. A folder: the report; goes on there."),
+]
 
 # What nobody means as the name of a folder
 _FILES = (".csv", ".html", ".jsonl", ".md", ".npy", ".parquet", ".pdf", ".tsv", ".txt", ".yaml")
@@ -42,27 +68,12 @@ _FILES = (".csv", ".html", ".jsonl", ".md", ".npy", ".parquet", ".pdf", ".tsv", 
 
 def evaluate(
     context: typer.Context,
-    texts: Annotated[
-        Path | None,
-        typer.Option("--texts", help="Held-out texts: Parquet, JSONL, CSV, plain; or a folder."),
-    ] = None,
+    texts: TextsOption = None,
     embedding: VectorsOption = None,
     checkpoint: CheckpointOption = None,
-    train_pairs: Annotated[
-        Path | None,
-        typer.Option(
-            "--train-pairs", help="Prepared training pairs, for the nearest-text baseline."
-        ),
-    ] = None,
+    train_pairs: TrainPairsOption = None,
     limit: Annotated[int, typer.Option("--limit", min=2, help="Pieces to evaluate.")] = 1000,
-    column: Annotated[
-        str | None,
-        typer.Option(
-            "--column",
-            "--key",
-            help="Column or key of the texts (text if not set); with --embedding of the vectors.",
-        ),
-    ] = None,
+    column: ColumnOption = None,
     text_column: TextColumnOption = None,
     ranges: RangesOption = None,
     skip_bad: SkipBadOption = False,
@@ -70,12 +81,12 @@ def evaluate(
     strategies: StrategiesOption = None,
     steps: StepsOption = None,
     seed: SeedOption = 0,
-    out: Annotated[
-        Path | None,
-        typer.Option("--out", help="FILE.json: the figures. A folder: the report; goes on there."),
-    ] = None,
+    out: ReportOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     encoder: EncoderOption = None,
+    api_base: ApiBaseOption = None,
+    max_calls: MaxCallsOption = None,
+    price: PriceOption = None,
     device: DeviceOption = "auto",
     dtype: DenoiserDtypeOption = None,
     trust_remote_code: TrustOption = False,
@@ -104,8 +115,9 @@ def evaluate(
     pairs = Pairs.open(train_pairs) if train_pairs is not None else None
     inverter = make_inverter(checkpoint, None, device, dtype)
     needed = source is None or encoder is not None or _ask_encoder(specs, steps)
-    where = encoder_settings(inverter, encoder)
+    where = encoder_settings(inverter, encoder) | api_settings(api_base, max_calls, price)
     model = _encoder(inverter, needed, where, device, trust_remote_code)
+    show_usage(context, model)
     way_on = "the same command goes on" if folder else "with --out FOLDER it could have gone on"
     with interruptible(way_on), opened(source) as vectors, StageDisplay() as display:
         if vectors is not None:

@@ -18,6 +18,7 @@ from unembed.cli import invert as _invert
 from unembed.cli import prepare as _prepare
 from unembed.cli import serve as _serve
 from unembed.cli import train as _train
+from unembed.cli import words as _words
 from unembed.cli.options import OUTPUT, STRATEGIES_EPILOG
 from unembed.errors import UnembedError
 
@@ -56,6 +57,7 @@ plot = app.command()(_train.plot)
 export = app.command()(_train.export)
 invert = app.command(epilog=STRATEGIES_EPILOG)(_invert.invert)
 evaluate = app.command(epilog=STRATEGIES_EPILOG)(_evaluate.evaluate)
+words = app.command()(_words.words)
 serve = app.command()(_serve.serve)
 
 

@@ -66,7 +66,7 @@ class Tally:
         self.counts[block] += ~missing
 
     def figures(self, weights: NDArray[np.float64]) -> dict[str, Figure | None]:
-        """Every metric, None where no text has it.
+        """Compute every metric, None where no text has it.
 
         Args:
             weights: How often each block is drawn in each resample [R, blocks], of `draw_blocks`.
@@ -102,7 +102,7 @@ def block_count(texts: int) -> int:
 
 
 def draw_blocks(blocks: int, seed: int, resamples: int = RESAMPLES) -> NDArray[np.float64]:
-    """How often each block is drawn in each bootstrap resample, [R, blocks].
+    """Draw how often each block is in each bootstrap resample, [R, blocks].
 
     One draw serves every row and metric of a table, so that their differences are paired.
     """

@@ -24,7 +24,7 @@ from unembed.evaluation.bootstrap import (
     draw_blocks,
     put_in_words,
 )
-from unembed.evaluation.cache import RowCache
+from unembed.evaluation.cache import FOLDER, RowCache
 from unembed.evaluation.metrics import BINS, Recovery, Ruler, make_ruler
 from unembed.evaluation.rows import (
     BATCH,
@@ -50,6 +50,7 @@ from unembed.evaluation.samples import (
     make_example,
     paired,
 )
+from unembed.files import locked, make_folder
 from unembed.inverter import Inverter
 from unembed.tokenizer import TextTokenizer
 
@@ -173,6 +174,9 @@ def evaluate(  # noqa: PLR0913 - the front door; all but the first three have a 
     if train_pairs is None:
         notes.append("nearest training text: not measured, no training pairs were given")
     with ExitStack() as stack:
+        if folder is not None:
+            make_folder(folder / FOLDER)
+            stack.enter_context(locked(folder / FOLDER))
         rows, provenance = [], {} if folder is None else bench.provenance()
         for name, recover, batch, settings in bench.rows():
             identity = {**settings, "texts": samples.digest, "limit": limit, "seed": seed}
@@ -268,7 +272,7 @@ def duration(seconds: float) -> str:
 
 
 def _cutting(inverter: Inverter) -> DataSection:
-    """How texts were cut in training."""
+    """Find how texts were cut in training."""
     return DataSection.model_validate(
         {"length": inverter.length, **inverter.trained.get("config", {}).get("data", {})}
     )
@@ -279,7 +283,7 @@ def _same_tokens(inverter: Inverter, pairs: Pairs) -> bool:
 
 
 def _attack_mask(attack: Attack | None, texts: int, seed: int) -> NDArray[np.bool_]:
-    """Which texts a row is of: all, or as many as its attack is limited to, drawn with the seed."""
+    """Choose the texts of a row: all, or as many as its attack is limited to, by the seed."""
     mask = np.ones(texts, dtype=bool)
     if attack is not None and attack.limit is not None and attack.limit < texts:
         indices = np.random.default_rng(seed).choice(texts, size=attack.limit, replace=False)
@@ -290,7 +294,7 @@ def _attack_mask(attack: Attack | None, texts: int, seed: int) -> NDArray[np.boo
 
 @dataclass
 class _Row:
-    """One row of the tables while it fills; ``mask`` [N] says which texts it is of."""
+    """Row of the tables while it fills; ``mask`` [N] says which texts it is of."""
 
     name: str
     recover: Recover
@@ -304,7 +308,7 @@ class _Row:
     def recoveries(
         self, part: Part, show: Callable[[int], None]
     ) -> tuple[list[int], list[Recovery]]:
-        """Those of a chunk, with their places in it: what is on the disk, and the rest."""
+        """Get the recoveries of a chunk, with their places in it: from the disk, and the rest."""
         last = part.first + len(part.samples)
         places = np.flatnonzero(self.mask[part.first : last]).tolist()
         mine = part if len(places) == len(part.samples) else part.some(places)
@@ -352,7 +356,7 @@ class _Row:
         ]
 
     def figures(self, group: tuple[str, str], weights: NDArray[np.float64]) -> Figures:
-        """Of the row's texts that are of a group; all missing where there are none."""
+        """Compute the figures of a row's texts of a group; all missing where there are none."""
         return self.groups.get(group, Tally(self.texts)).figures(weights)
 
 
@@ -414,7 +418,7 @@ def _conclude(
 
 
 def _whole(number: float) -> float:
-    """Without a fraction where there is none: 16 passes."""
+    """Write a number without a fraction where there is none: 16 passes."""
     return int(number) if number.is_integer() else number
 
 
