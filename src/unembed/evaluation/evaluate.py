@@ -185,17 +185,24 @@ def evaluate(  # noqa: PLR0913 - the front door; all but the first three have a 
             rows.append(_Row(name, recover, batch, cache, len(samples), mask))
         if announce is not None:
             announce(_forecast(bench, rows, next(samples.chunks(BATCH))))
-        indices, examples, naming = draw_indices(len(samples), seed), [], _Groups()
-        for first, chunk in samples.chunks(CHUNK):
-            part = Part(encoder, first, chunk)
-            groups = [naming.of(sample) for sample in chunk]
-            for row in rows:
-                places, recoveries = row.recoveries(part, partial(bench.show, row.name))
-                row.add(part, groups, places, recoveries, ruler)
-                if row.name in attacks:
-                    examples += row.examples(part, places, recoveries, indices, ruler.tokenizer)
-    examples.sort(key=lambda example: (list(attacks).index(example.row), example.index))
+        examples = _fill(bench, rows, samples, ruler)
     return _conclude(bench, rows, examples, notes, samples.stored)
+
+
+def _fill(bench: Bench, rows: list[_Row], samples: Samples, ruler: Ruler) -> list[Example]:
+    """Measure the recoveries of every row, a chunk of the texts at a time; return the examples."""
+    indices, naming = draw_indices(len(samples), bench.seed), _Groups()
+    examples: list[Example] = []
+    for first, chunk in samples.chunks(CHUNK):
+        part = Part(bench.encoder, first, chunk)
+        groups = [naming.of(sample) for sample in chunk]
+        for row in rows:
+            places, recoveries = row.recoveries(part, partial(bench.show, row.name))
+            row.add(part, groups, places, recoveries, ruler)
+            if row.name in bench.attacks:
+                examples += row.examples(part, places, recoveries, indices, ruler.tokenizer)
+    order = list(bench.attacks)
+    return sorted(examples, key=lambda example: (order.index(example.row), example.index))
 
 
 def _checked(
