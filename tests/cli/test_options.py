@@ -61,6 +61,8 @@ def files(tmp_path, encoder, passages):
         ("evaluate --texts t.jsonl --out figures.csv", "the name of a .csv file"),
         ("evaluate --embedding t.jsonl --out t.jsonl", "an --out outside of t.jsonl"),
         ("evaluate --embedding none.parquet", "found nothing there"),
+        ("evaluate --embedding v.npy", "--texts with v.npy, which holds vectors alone"),
+        ("invert --text a --strategy best-of", "for the strategy best-of; found 0 encoder calls"),
         ("evaluate --embedding v.npy --texts t.txt --text-column a", "texts in columns only"),
         ("prepare --source t.txt --column body --out d", "--column for texts in columns only"),
         ("prepare --stage 1 --source t.txt --out d", "found no --langs and no --n-samples"),
@@ -193,6 +195,16 @@ def test_evaluate_measures_stored_vectors_of_a_table(
     assert code == 2, "an encoder that was asked for must be there"
     code, _, err = run("evaluate", "--texts", "t.jsonl", "--checkpoint", inverter_folder)
     assert code == 2, "texts without vectors cannot do without it"
+
+
+def test_evaluate_lists_all_columns_when_that_of_the_texts_is_another(
+    run, files, inverter_folder, with_fake_encoder
+):
+    arguments = ("evaluate", "--embedding", "t.parquet", "--text-column", "body")
+    code, _, err = run(*arguments, "--checkpoint", inverter_folder)
+    assert code == 2
+    assert "a column 'body' in t.parquet; found the columns 'id', 'text', 'vector'" in err
+    assert "--text-column" in err
 
 
 def test_evaluate_tells_what_it_left_out_of_a_table(run, files, inverter_folder, with_fake_encoder):

@@ -76,6 +76,7 @@ def test_evaluate_does_not_embed_the_texts_again(stored, encoder, texts, vectors
     assert report.rows["inverter"]["exact match"].mean == 0.0
     (note,) = [note for note in report.notes if "stored vectors are not those" in note]
     assert "40 of 40 have a cosine below 0.99" in note
+    assert report.verdict.startswith("The stored vectors are not the encoder's of these texts")
     assert "prompt, pooling, truncation" in note
 
 

@@ -249,8 +249,8 @@ def _round_trip_table(trip: RoundTrip) -> Table:
     table.add_row("tokens leaked", f"{trip.token_recall:.0%} of the distinct tokens")
     table.add_row(
         "time",
-        f"{trip.seconds:.2f} s, {inversion.passes} denoiser passes, "
-        f"{inversion.encoder_calls} encoder calls",
+        f"{trip.seconds:.2f} s, {inversion.passes} denoiser pass{'es' * (inversion.passes != 1)}, "
+        f"{inversion.encoder_calls} encoder call{'s' * (inversion.encoder_calls != 1)}",
     )
     return table
 

@@ -110,6 +110,8 @@ def evaluate(
         passages = _passages(texts, column if embedding is None else text_column)
     specs = _strategies(context, strategy, strategies, steps)
     source = None if embedding is None else _source(embedding, column, skip_bad, ranges)
+    if source is not None and texts is None:
+        _require_texts(source)
     pairs = Pairs.open(train_pairs) if train_pairs is not None else None
     inverter = make_inverter(checkpoint, None, device, dtype)
     needed = source is None or encoder is not None or _ask_encoder(specs, steps)
@@ -187,6 +189,19 @@ def _source(path: Path, column: str | None, skip_bad: bool, ranges: str | None) 
     if str(path) != STDIN:
         source.parts()  # a wrong path fails before the inverter is loaded
     return source
+
+
+def _require_texts(source: Any) -> None:
+    """Refuse vectors that have no texts beside them, and no file of texts either."""
+    from unembed.vectors.read import STDIN, file_kind
+
+    bare = str(source.path) != STDIN and {file_kind(path) for path in source.parts()}
+    if bare and bare <= {".npy", ".npz"}:
+        raise ConfigError(
+            f"--texts with {source.path}, which holds vectors alone",
+            "none",
+            "Pass a file with one text a vector, in the same order",
+        )
 
 
 def _stored(source: Any, inverter: unembed.Inverter, column: str, passages: Any) -> Any:

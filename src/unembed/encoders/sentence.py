@@ -208,8 +208,7 @@ def load_encoder(  # noqa: PLR0913 - what may differ from a model's files
         truncate_dim: Keep the first so many dimensions of a Matryoshka model, at length 1 again.
         trust_remote_code: Run Python code that comes with the model. Needed by some models, and
             never done unless asked for.
-        compute: Device and number format; float32 on the best device here when not given, so
-            that the vectors are the same on each.
+        compute: Device and number format; float32 on the best device here when not given.
         batch_size: Texts encoded at once; by their number of tokens when not given.
         backend: ``onnx`` runs the .onnx file of the folder (package optimum-onnx); PyTorch runs
             the safetensors when not given.
@@ -222,11 +221,7 @@ def load_encoder(  # noqa: PLR0913 - what may differ from a model's files
     """
     entry = pipeline.find(name)
     if entry is not None and entry.remote_code and not trust_remote_code:
-        raise EncoderError(
-            f"permission to run the Python code that comes with {entry.repository}",
-            "none given",
-            "Read that code, then pass --trust-remote-code (trust_remote_code=True)",
-        )
+        raise _no_permission(entry)
     backend = pipeline.require_backend(backend)
     folder, commit = _resolve(name, entry, revision, backend)
     digest = _weights_digest(folder) if backend is None else pipeline.onnx_digest(folder)
@@ -262,6 +257,14 @@ def load_encoder(  # noqa: PLR0913 - what may differ from a model's files
     if prompt is None and not identity.prompt:
         defaults |= _note_on_prompt(model)
     return SentenceEncoder(model, identity, tokenizer, load, others, batch_size, defaults)
+
+
+def _no_permission(entry: pipeline.CatalogEntry) -> EncoderError:
+    return EncoderError(
+        f"permission to run the Python code that comes with {entry.repository}",
+        "none given",
+        "Read that code, then pass --trust-remote-code (trust_remote_code=True)",
+    )
 
 
 def _require_official(entry: pipeline.CatalogEntry, folder: Path, weights: str) -> None:

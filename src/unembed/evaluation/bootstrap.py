@@ -142,6 +142,7 @@ _FRACTIONS = (
     (0.635, "about three fifths"), (0.71, "about two thirds"), (0.78, "about three quarters"),
     (0.87, "about four fifths"), (0.97, "nearly all"),
 )  # fmt: skip
+OTHER_VECTORS = "stored vectors are not those of their texts"  # how a note begins
 _TELLING = ("numbers", "e-mail addresses", "URLs", "names")
 
 
@@ -177,6 +178,8 @@ def put_in_words(
     if search is not None:
         parts.append(f"the nearest training text has {search.mean:.0%}")
     text = "; ".join(parts)
+    if any(note.startswith(OTHER_VECTORS) for note in notes):
+        text = f"the stored vectors are not the encoder's of these texts (see the note); {text}"
     doubt = "The vectors do not look like the encoder's, so these figures mean nothing: "
     strange = any("do not look like" in note for note in notes)
     end = ". A stronger attack may recover more." if not strange else "."

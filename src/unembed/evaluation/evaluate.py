@@ -16,6 +16,7 @@ from unembed.config import DataSection
 from unembed.data.pairs import Pairs
 from unembed.encoders.base import Encoder
 from unembed.evaluation.bootstrap import (
+    OTHER_VECTORS,
     RESAMPLES,
     Figure,
     Tally,
@@ -180,16 +181,7 @@ def evaluate(  # noqa: PLR0913 - the front door; all but the first three have a 
         rows = _open_rows(stack, bench, folder, identity)
         if announce is not None:
             announce(_forecast(bench, rows, next(samples.chunks(BATCH))))
-        indices, examples, naming = draw_indices(len(samples), seed), [], _Groups()
-        for first, chunk in samples.chunks(CHUNK):
-            part = Part(encoder, first, chunk)
-            groups = [naming.of(sample) for sample in chunk]
-            for row in rows:
-                places, recoveries = row.recoveries(part, partial(bench.show, row.name))
-                row.add(part, groups, places, recoveries, ruler)
-                if row.name in attacks:
-                    examples += row.examples(part, places, recoveries, indices, ruler.tokenizer)
-    examples.sort(key=lambda example: (list(attacks).index(example.row), example.index))
+        examples = _fill(bench, rows, samples, ruler)
     return _conclude(bench, rows, examples, notes, samples.stored)
 
 
@@ -203,6 +195,22 @@ def _open_rows(
         mask = _attack_mask(bench.attacks.get(name), bench.total, bench.seed)
         rows.append(_Row(name, recover, batch, stack.enter_context(cache), bench.total, mask))
     return rows
+
+
+def _fill(bench: Bench, rows: list[_Row], samples: Samples, ruler: Ruler) -> list[Example]:
+    """Measure the recoveries of every row, a chunk of the texts at a time; return the examples."""
+    indices, naming = draw_indices(len(samples), bench.seed), _Groups()
+    examples: list[Example] = []
+    for first, chunk in samples.chunks(CHUNK):
+        part = Part(bench.encoder, first, chunk)
+        groups = [naming.of(sample) for sample in chunk]
+        for row in rows:
+            places, recoveries = row.recoveries(part, partial(bench.show, row.name))
+            row.add(part, groups, places, recoveries, ruler)
+            if row.name in bench.attacks:
+                examples += row.examples(part, places, recoveries, indices, ruler.tokenizer)
+    order = list(bench.attacks)
+    return sorted(examples, key=lambda example: (order.index(example.row), example.index))
 
 
 def _checked(
@@ -248,7 +256,7 @@ def _stored_notes(bench: Bench, part: Part) -> list[str]:
     unlike = int((cosines < _SAME_VECTOR).sum())
     if unlike > _FEW_UNLIKE * len(cosines):
         notes.append(
-            f"stored vectors are not those of their texts as {name} embeds them here: {unlike} of "
+            f"{OTHER_VECTORS} as {name} embeds them here: {unlike} of "
             f"{len(cosines)} have a cosine below {_SAME_VECTOR}, median "
             f"{float(np.median(cosines)):.3f} (another prompt, pooling, truncation, quantisation, "
             "or texts cut or changed after they were embedded)"

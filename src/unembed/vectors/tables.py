@@ -102,6 +102,8 @@ class Arrow:
         columns = [path[0]]
         for name in self.keep:
             other = _path_of(file.schema_arrow, name)
+            if other is None and name not in self.optional:
+                raise _no_column(self.path, name, file.schema_arrow.names, CORRECT_KEEP)
             columns += [] if other is None else [other[0]]
         for group in range(file.metadata.num_row_groups):
             most = self._values_per_row(file.metadata.row_group(group), path, dimension)
