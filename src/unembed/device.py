@@ -22,7 +22,7 @@ _FLOAT16_UNITS = (7, 0)  # CUDA capability from which there are tensor cores
 
 @dataclass(frozen=True)
 class Compute:
-    """Where tensors live, and the format matrix products run in.
+    """Device that tensors live on, and the format matrix products run in.
 
     Attributes:
         device: The torch device.
@@ -39,7 +39,7 @@ class Compute:
         return torch.autocast(self.device.type, self.dtype)
 
     def describe(self) -> str:
-        """For the record: the device by its name, and the format."""
+        """Describe the device by its name, and the format, for the record."""
         kind = self.device.type
         name = f"CPU ({torch.get_num_threads()} threads)" if kind == "cpu" else kind
         if kind == "cuda":
@@ -65,8 +65,8 @@ def choose_compute(device: str = "auto", dtype: str = "auto", *, training: bool 
     if device == "auto":
         device = _best_device()
     try:
-        chosen = torch.device(device)
-        torch.empty(1, device=_own(chosen))
+        torch_device = torch.device(device)
+        torch.empty(1, device=_own(torch_device))
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise ConfigError(
@@ -75,11 +75,11 @@ def choose_compute(device: str = "auto", dtype: str = "auto", *, training: bool 
             "Use --device auto or --device cpu",
         ) from error
     if dtype == "auto":
-        return Compute(chosen, _quickest_format(chosen, training))
+        return Compute(torch_device, _quickest_format(torch_device, training))
     if dtype not in _FORMATS:
-        known = ", ".join(_FORMATS)
-        raise ConfigError(f"a dtype of auto, {known}", repr(dtype), "Correct the dtype")
-    return Compute(chosen, _FORMATS[dtype])
+        names = ", ".join(_FORMATS)
+        raise ConfigError(f"a dtype of auto, {names}", repr(dtype), "Correct the dtype")
+    return Compute(torch_device, _FORMATS[dtype])
 
 
 def _own(device: torch.device) -> torch.device:
@@ -91,7 +91,7 @@ def _own(device: torch.device) -> torch.device:
 
 
 def replica_devices(device: torch.device) -> list[torch.device]:
-    """Where copies of a model may work: every CUDA device, if ``cuda`` was chosen without a number.
+    """List devices for copies of a model: every CUDA device, if ``cuda`` had no number.
 
     The device given comes first.
     """
@@ -123,7 +123,7 @@ def _bfloat16_is_quicker(device: torch.device) -> bool:
 
 @cache
 def _cpu_speedup() -> float:
-    """How many times as fast this CPU multiplies bfloat16 matrices as float32 ones."""
+    """Measure how many times as fast this CPU multiplies bfloat16 matrices as float32 ones."""
     sides = [torch.ones(_PROBE_SIZE, _PROBE_SIZE, dtype=d) for d in (torch.float32, torch.bfloat16)]
     best = [float("inf"), float("inf")]
     for turn in range(_PROBE_ROUNDS):  # in turn, the best of each: other work slows both alike
@@ -153,9 +153,9 @@ def free_bytes(device: torch.device) -> int:
     free = int(psutil.virtual_memory().available)
     try:
         limit = (_GROUP / "memory.max").read_text(encoding="ascii").strip()
-        used = int((_GROUP / "memory.current").read_text(encoding="ascii"))
+        usage = int((_GROUP / "memory.current").read_text(encoding="ascii"))
         facts = (_GROUP / "memory.stat").read_text(encoding="ascii").split()
-        used -= int(facts[facts.index("inactive_file") + 1])  # files read, dropped when need be
+        usage -= int(facts[facts.index("inactive_file") + 1])  # files read, dropped when need be
     except (OSError, ValueError):
         return free
-    return free if limit == "max" else max(0, min(free, int(limit) - used))
+    return free if limit == "max" else max(0, min(free, int(limit) - usage))

@@ -5,18 +5,23 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from huggingface_hub import ModelCard, ModelHubMixin, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-from numpy.typing import NDArray
 from torch import Tensor
 
 from unembed.backends.cpu import fast_form
 from unembed.backends.onnx import FILE, OnnxDenoiser, export_onnx, onnx_is_here
-from unembed.checkpoints import Checkpoint, load_checkpoint, save_checkpoint, shipped_inverters
+from unembed.checkpoints import (
+    CARD,
+    Checkpoint,
+    load_checkpoint,
+    save_checkpoint,
+    shipped_inverters,
+)
 from unembed.decoding import Decoded, Decoding, SequenceSpec
 from unembed.decoding.logits import (
     Guidance,
@@ -30,19 +35,19 @@ from unembed.denoiser import Denoiser
 from unembed.device import Compute, choose_compute
 from unembed.diffusion import DenoiserFn, make_schedule
 from unembed.encoders.base import Encoder, EncoderIdentity
-from unembed.encoders.fingerprint import Fingerprint
-from unembed.encoders.oracle import EncoderOracle, OnCall
+from unembed.encoders.fingerprint import Fingerprint, require_encoder
+from unembed.encoders.oracle import Corpus, EncoderOracle, OnCall
+from unembed.encoders.pipeline import licence_lines, licence_note
 from unembed.encoders.vectors import as_unit_vectors
 from unembed.errors import CheckpointError, ConfigError
 from unembed.tokenizer import TextTokenizer
 
 DEFAULT = "minilm"
-Corpus = Callable[[NDArray[np.float32]], Sequence[Sequence[Sequence[int]]]]
 
 
 @dataclass(frozen=True)
 class Inversion:
-    """One recovered text.
+    """Inversion: a recovered text.
 
     Attributes:
         text: The text.
@@ -143,7 +148,7 @@ class Inverter(
 
     @property
     def spec(self) -> SequenceSpec:
-        """What a strategy fills: length, special tokens, schedule."""
+        """Sequence that a strategy fills: length, special tokens, schedule."""
         ids = self.tokenizer
         schedule = make_schedule(self.diffusion["schedule"], self.diffusion["rate"])
         return SequenceSpec(self.length, ids.mask_id, schedule, ids.end_id, ids.pad_id)
@@ -176,10 +181,9 @@ class Inverter(
         Raises:
             EncoderError: Its weights or prompt differ, or it embeds the probe texts elsewhere.
         """
-        self.encoder.require_same(encoder.identity, "vectors")
-        if self.fingerprint is not None and self._proved is not encoder:
-            self.fingerprint.require_same(encoder, "vectors")
-            self._proved = encoder  # the probe texts are embedded once
+        if self._proved is not encoder:  # the probe texts are embedded once
+            require_encoder(encoder, self.encoder, self.fingerprint, "vectors")
+            self._proved = encoder
 
     # Inversion
 
@@ -206,22 +210,18 @@ class Inverter(
             embeddings: One vector [D] or many [N, D]: NumPy, torch or nested lists. They are
                 normalised to unit length.
             decoding: How to decode: a `Decoding`, or the text of one (``"greedy:steps=16"``).
-            encoder: The encoder that made the vectors, for a strategy that calls it.
+            encoder: What made the vectors, for a strategy that calls it.
             seed: Of the strategies that sample; each vector draws from (seed, its index).
-            batch_size: Vectors decoded together; changes the speed, not the texts.
+            batch_size: Vectors decoded together; changes the speed, and logits to rounding only.
             first_index: Index of the first vector, for callers that hand over a part at a time.
-            draws: For each vector the (seed, index) it draws from, in place of the two above: for
-                callers that put vectors of several calls together.
+            draws: For each vector the (seed, index) it draws from, in place of the two above.
             on_step: Called after every pass of every batch.
-            before_pass: Called before every denoiser pass, those that are no step of their own
-                among them; what it raises ends the work.
-            on_call: Called after every text that was embedded with the index of its vector, its
-                token ids, its cosine, and the vector's calls so far.
-            corpus: Gives for unit vectors [B, D] token ids of texts like theirs, nearest first,
-                which guided search starts from beside the greedy text.
+            before_pass: Called before every single denoiser pass; what it raises ends the work.
+            on_call: Called after every encoder call, see `unembed.encoders.oracle.OnCall`.
+            corpus: Gives texts like those behind vectors, which guided search starts from.
             **settings: In place of ``decoding`` the keywords of `Decoding.of`: ``strategy``,
-                ``steps``, ``guidance``, ``repetition``, ``encoder_calls`` and the strategy's
-                options, each by its name or all in a mapping ``options``.
+                ``steps``, ``guidance``, ``repetition``, ``encoder_calls``, ``length`` and the
+                strategy's options, each by its name or all in a mapping ``options``.
 
         Returns:
             One result per vector, in order.
@@ -236,30 +236,28 @@ class Inverter(
         decoding = as_decoding(decoding, settings)
         decoding.check(has_encoder=encoder is not None)
         _require_whole(seed=(seed, 0), batch_size=(batch_size, 1), first_index=(first_index, 0))
-        vectors = as_unit_vectors(embeddings, self.encoder.dimension)
-        calls_encoder = decoding.strategy.needs_encoder and encoder is not None
-        if calls_encoder and encoder is not None:
-            self.require_encoder(encoder)
+        vectors = as_unit_vectors(embeddings, self.encoder.dimension, self.encoder.name)
+        target = encoder if decoding.strategy.needs_encoder else None
+        if target is not None:
+            self.require_encoder(target)
         if draws is None:
             draws = [(seed, first_index + row) for row in range(len(vectors))]
-        denoiser = self._processed(decoding)
+        spec, denoiser = self.spec.with_length(decoding.length), self._processed(decoding)
         if before_pass is not None:
             denoiser = _watched(denoiser, before_pass)
         results: list[Inversion] = []
         for start in range(0, len(vectors), batch_size):
             part = vectors[start : start + batch_size]
             seeds = [_mix(*draw) for draw in draws[start : start + batch_size]]
-            oracle = None
-            if calls_encoder and encoder is not None:
-                tell = None if on_call is None else _from_row(on_call, start)
-                near = None if corpus is None else corpus(part)
-                calls = decoding.encoder_calls
-                oracle = EncoderOracle(encoder, self.tokenizer, part, calls, tell, near)
+            limits = decoding.encoder_calls, on_call, corpus, start
+            oracle = (
+                None if target is None else EncoderOracle(target, self.tokenizer, part, *limits)
+            )
             with self.compute.autocast():
                 decoded = decoding.strategy(
                     denoiser,
                     torch.from_numpy(part).to(self.compute.device),
-                    self.spec,
+                    spec,
                     steps=decoding.steps,
                     generators=[torch.Generator().manual_seed(k) for k in seeds],
                     on_step=on_step,
@@ -288,14 +286,13 @@ class Inverter(
         """The network as it decodes quickest; made again when it or its weights are others."""
         network: Any = self.denoiser
         if not isinstance(network, Denoiser):  # whatever else was put in its place
-            substitute: DenoiserFn = network
-            return substitute
-        weights = [(p.data_ptr(), p._version) for p in self.denoiser.parameters()]
+            return cast(DenoiserFn, network)
+        version = _version(self.denoiser)
         if self._onnx is not None and self.compute == choose_compute("cpu", "float32"):
             source, session = self._onnx
-            if source == (self.denoiser, weights):
+            if source == version:
                 return session
-        recipe = (self.denoiser, self.compute, weights)
+        recipe = (*version, self.compute)
         if self._fast is None or self._fast[0] != recipe:
             self._fast = recipe, fast_form(self.denoiser, self.compute)
         return self._fast[1]
@@ -306,7 +303,7 @@ class Inverter(
         if decoded.cosines is not None:
             cosines = decoded.cosines.tolist()
         inversions = []
-        for text, row, sure, passes, calls, order, cosine in zip(
+        for text, row, probabilities, passes, calls, order, cosine in zip(
             self.tokenizer.decode(rows),
             rows,
             decoded.confidences.tolist(),
@@ -317,7 +314,7 @@ class Inverter(
             strict=True,
         ):
             content = self.tokenizer.content_positions(row)
-            ids, confidences, turns = ([x[i] for i in content] for x in (row, sure, order))
+            ids, confidences, turns = ([x[i] for i in content] for x in (row, probabilities, order))
             inversions.append(Inversion(text, ids, confidences, passes, calls, turns, cosine))
         return inversions
 
@@ -365,30 +362,36 @@ class Inverter(
     def _from_pretrained(cls, *, model_id: str, **kwargs: Any) -> Inverter:
         return _load(Path(snapshot_download(model_id, **kwargs)))
 
-    def _save_pretrained(self, save_directory: Path) -> None:
-        save_checkpoint(
-            Checkpoint(
-                self.denoiser,
-                self.tokenizer,
-                self.encoder,
-                self.diffusion,
-                self.trained,
-                self.card,
-                self.fingerprint,
-                self.storage,
-                self.curves,
-            ),
-            save_directory,
-        )
+    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> str | None:
+        """Write the inverter's folder; an earlier one there stays whole if that fails.
+
+        Args:
+            save_directory: The folder, made where it is not there.
+            kwargs: ``push_to_hub=True``, ``repo_id`` and others of `ModelHubMixin.push_to_hub`.
+
+        Raises:
+            CheckpointError: The weights do not fit the format, or the disk refused.
+        """
+        folder = Path(save_directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        old = self.card is None and (folder / CARD).exists()
+        card = None if old else str(self.generate_model_card())
+        parts = (self.denoiser, self.tokenizer, self.encoder, self.diffusion, self.trained, card)
+        save_checkpoint(Checkpoint(*parts, self.fingerprint, self.storage, self.curves), folder)
+        if not kwargs.pop("push_to_hub", False):
+            return None
+        name = kwargs.pop("repo_id", None) or folder.name
+        return cast(str, self.push_to_hub(repo_id=name, **kwargs))
 
     def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
         """Return the card given at construction, or a short one from the facts at hand."""
         if self.card is not None:
             return ModelCard(self.card)
         return ModelCard(
-            "---\nlibrary_name: unembed\nlicense: apache-2.0\n---\n"
+            f"---\nlibrary_name: unembed\n{licence_lines(self.encoder.name)}\n---\n"
             f"# Inverter for {self.encoder.name}\n\nRecovers text from embeddings of "
-            f"{self.encoder.describe()}, at most {self.length - 1} tokens.\n"
+            f"{self.encoder.describe()}, at most {self.length - 1} tokens.\n\n"
+            f"{licence_note(self.encoder.name)}\n"
         )
 
 
@@ -406,19 +409,18 @@ def export_folder(folder: Path, out: Path) -> None:
     export_onnx(load_checkpoint(folder).denoiser, folder, out)
 
 
-def _from_row(on_call: OnCall, start: int) -> OnCall:
-    """Count the rows of a batch from its first."""
-    return lambda row, ids, cosine, calls: on_call(start + row, ids, cosine, calls)
-
-
 def _load(folder: Path) -> Inverter:
     checkpoint = load_checkpoint(folder)
     inverter = Inverter.__new__(Inverter)
     inverter._set_up(checkpoint)
     if (folder / FILE).is_file() and onnx_is_here():
-        weights = [(p.data_ptr(), p._version) for p in inverter.denoiser.parameters()]
-        inverter._onnx = (inverter.denoiser, weights), OnnxDenoiser(folder / FILE)
+        inverter._onnx = _version(inverter.denoiser), OnnxDenoiser(folder / FILE)
     return inverter
+
+
+def _version(denoiser: Denoiser) -> tuple[Denoiser, list[tuple[int, int]]]:
+    """Identify a network with its weights: where each lies and how often it was written to."""
+    return denoiser, [(p.data_ptr(), p._version) for p in denoiser.parameters()]
 
 
 def _may_be_a_repository(name: str) -> bool:
@@ -429,8 +431,8 @@ def _may_be_a_repository(name: str) -> bool:
 
 def _require_whole(**values: tuple[Any, int]) -> None:
     for name, (value, low) in values.items():
-        whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
-        if not whole or value < low:
+        integral = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+        if not integral or value < low:
             raise ConfigError(
                 f"{name} as a whole number of at least {low}", repr(value), f"Correct {name}"
             )

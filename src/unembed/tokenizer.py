@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,7 +16,13 @@ from numpy.typing import NDArray
 from tokenizers import Encoding, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from unembed.errors import CheckpointError, EncoderError
+from unembed.files import read_bounded
 
+_MOST_BYTES = 128 << 20  # of a tokenizer.json
+_LONGEST_TOKEN = 4096
+_MOST_IDS = 1 << 22
+_MOST_GROWTH = 16.0
+_SPECIAL = 3  # special tokens
 _SPACE_SIGN = "\u2581"  # how SentencePiece writes a space
 
 
@@ -32,8 +39,8 @@ class TextTokenizer:
         mask_id: Stands at every position not yet decided.
         pad_id: Fills the positions after the end.
         end_id: Ends the text.
-        kept: Of a trimmed vocabulary: the backend's id of each of our ids, ascending. A token that
-            is not kept is spelled with shorter ones that are.
+        source_ids: Of a trimmed vocabulary: the backend's id of each of our ids, ascending. A token
+            that is not among them is spelled with shorter ones that are.
     """
 
     definition: str
@@ -41,7 +48,7 @@ class TextTokenizer:
     mask_id: int
     pad_id: int
     end_id: int
-    kept: tuple[int, ...] | None = None
+    source_ids: tuple[int, ...] | None = None
 
     @classmethod
     def from_backend(
@@ -54,9 +61,9 @@ class TextTokenizer:
         vocabulary = backend.get_vocab(with_added_tokens=True)
         size = max(vocabulary.values()) + 1
         ids = []
-        for given in (mask_id, pad_id, end_id):
-            ids.append(size if given is None else given)
-            size += given is None
+        for special in (mask_id, pad_id, end_id):
+            ids.append(size if special is None else special)
+            size += special is None
         if len(set(ids)) != len(ids):
             # Some models pad with their end token; the denoiser needs to tell the two apart.
             ids[1] = size
@@ -76,7 +83,7 @@ class TextTokenizer:
 
     @cached_property
     def carries_spaces(self) -> bool:
-        """Whether tokens cover the white space before them: byte-level BPE, Metaspace, Unigram."""
+        """True if tokens cover the white space before them: byte-level BPE, Metaspace, Unigram."""
         text = "a b c"
         (encoding,) = self.encodings([text])
         return any(text[start:stop].startswith(" ") for start, stop in encoding.offsets)
@@ -85,21 +92,21 @@ class TextTokenizer:
     def digest(self) -> str:
         """SHA-256 over the tokenizer's definition and our ids."""
         ids = f"{self.size},{self.mask_id},{self.pad_id},{self.end_id}"
-        if self.kept is not None:
-            ids += f",{ranges_of(self.kept)}"
+        if self.source_ids is not None:
+            ids += f",{ranges_of(self.source_ids)}"
         return hashlib.sha256((self.definition + ids).encode()).hexdigest()
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Content ids of each text, without special tokens."""
         encodings = self.backend.encode_batch_fast(list(texts), add_special_tokens=False)
         contents = [encoding.ids for encoding in encodings]  # the fast way works out no offsets
-        if self.kept is None:
+        if self.source_ids is None:
             return contents
         spelling = self._spelling
         return [[ours for token in ids for ours in spelling[token]] for ids in contents]
 
     def spelled_lengths(self, ids: Sequence[int]) -> list[int]:
-        """How many of a trimmed vocabulary's tokens each of the backend's ids becomes."""
+        """Count the trimmed vocabulary's tokens that each of the backend's ids becomes."""
         spelling = self._spelling
         return [len(spelling[token]) for token in ids]
 
@@ -135,13 +142,13 @@ class TextTokenizer:
         return self._text_of(contents)
 
     def _text_of(self, contents: Sequence[list[int]]) -> list[str]:
-        if self.kept is not None:
-            contents = [[self.kept[token] for token in ids] for ids in contents]
+        if self.source_ids is not None:
+            contents = [[self.source_ids[token] for token in ids] for ids in contents]
         texts: list[str] = self.backend.decode_batch(contents, skip_special_tokens=True)
         return [text.strip() for text in texts]
 
     def decodes_back(self, texts: Sequence[str], contents: Sequence[list[int]]) -> list[bool]:
-        """Whether each text's tokens stand for that text and no other.
+        """Tell whether each text's tokens stand for that text and no other.
 
         Decoded and tokenised again they must be the same ids, and the decoded text must be the
         text up to the tokenizer's normalisation and white space. It is not where there is an
@@ -161,7 +168,7 @@ class TextTokenizer:
         return good
 
     def _same_text(self, one: str, other: str) -> bool:
-        """Whether two texts differ only in what the normalisation and white space make of them."""
+        """Tell whether two texts differ only in what normalisation and white space make of them."""
         plain = ("".join(text.lower().split()) for text in (one, other))
         return next(plain) == next(plain) or self._normal_form(one) == self._normal_form(other)
 
@@ -170,39 +177,39 @@ class TextTokenizer:
         normal = text if normalizer is None else normalizer.normalize_str(text)
         return "".join(normal.replace(_SPACE_SIGN, " ").split())
 
-    def trim(self, kept: Sequence[int]) -> TextTokenizer:
+    def trim(self, token_ids: Sequence[int]) -> TextTokenizer:
         """The same tokenizer with a smaller vocabulary.
 
         Args:
-            kept: Ids to keep; the three special ones are kept in any case.
+            token_ids: Ids to keep; the three special ones are kept in any case.
         """
-        assert self.kept is None, "a vocabulary is trimmed once"
-        chosen = tuple(sorted({*kept, *self.special_ids}))
-        ours = {token: index for index, token in enumerate(chosen)}
+        assert self.source_ids is None, "a vocabulary is trimmed once"
+        ids = tuple(sorted({*token_ids, *self.special_ids}))
+        ours = {token: index for index, token in enumerate(ids)}
         mask_id, pad_id, end_id = (ours[i] for i in (self.mask_id, self.pad_id, self.end_id))
-        return TextTokenizer(self.definition, len(chosen), mask_id, pad_id, end_id, chosen)
+        return TextTokenizer(self.definition, len(ids), mask_id, pad_id, end_id, ids)
 
     def rows_of(self, words: NDArray[np.float32]) -> NDArray[np.float32]:
         """The rows of an encoder's word embeddings [V', H'] that belong to our ids, in our order.
 
         Special ids beyond V' come last and have none.
         """
-        if self.kept is None:
+        if self.source_ids is None:
             return words
-        return words[[token for token in self.kept if token < len(words)]]
+        return words[[token for token in self.source_ids if token < len(words)]]
 
     @cached_property
     def _spelling(self) -> _Spelling:
-        assert self.kept is not None
-        return _Spelling(self.backend, self.definition, self.kept)
+        assert self.source_ids is not None
+        return _Spelling(self.backend, self.definition, self.source_ids)
 
     def token_strings(self, ids: Sequence[int]) -> list[str]:
         """The vocabulary's own spelling of each id, for displays."""
         names = {self.mask_id: "[MASK]", self.pad_id: "[PAD]", self.end_id: "[END]"}
 
         def spell(token: int) -> str:
-            if self.kept is not None and token < len(self.kept):
-                token = self.kept[token]
+            if self.source_ids is not None and token < len(self.source_ids):
+                token = self.source_ids[token]
             return self.backend.id_to_token(token) or "�"
 
         return [names.get(int(i)) or spell(int(i)) for i in ids]
@@ -215,7 +222,7 @@ class TextTokenizer:
             "pad_id": self.pad_id,
             "end_id": self.end_id,
         }
-        return ids if self.kept is None else {**ids, "kept": ranges_of(self.kept)}
+        return ids if self.source_ids is None else {**ids, "kept": ranges_of(self.source_ids)}
 
     def save(self, path: Path) -> None:
         """Write the tokenizer's definition (``tokenizer.json``)."""
@@ -229,18 +236,28 @@ class TextTokenizer:
             CheckpointError: The file is missing or is not a tokenizer.
         """
         try:
-            if "kept" in ids:
-                ids = {**ids, "kept": ids_of(ids["kept"])}
-            tokenizer = cls(path.read_text(encoding="utf-8"), **ids)
-            _ = tokenizer.backend  # builds it
+            numbers = {name: value for name, value in ids.items() if name != "kept"}
+            source_ids = ids_of(ids["kept"]) if "kept" in ids else None
+            definition = read_bounded(path, _MOST_BYTES).decode("utf-8")
+            require_bounded_growth(definition)
+            tokenizer = cls(definition, **numbers, source_ids=source_ids)
+            longest = max(map(len, tokenizer.backend.get_vocab()), default=0)
+            if longest > _LONGEST_TOKEN:
+                raise ValueError(f"a token of {longest} characters")
+            if source_ids is not None and len(source_ids) != tokenizer.size:
+                raise ValueError(f"{len(source_ids)} tokens kept of {tokenizer.size}")
             for name in ("mask_id", "pad_id", "end_id"):
                 if getattr(tokenizer, name) not in range(tokenizer.size):
                     problem = f"{name} {getattr(tokenizer, name)!r} in {tokenizer.size} tokens"
                     raise ValueError(problem)
+            if len(tokenizer.special_ids) < _SPECIAL:
+                raise ValueError("one id for two of mask, padding and end")
             return tokenizer
         except Exception as error:  # the Rust library raises bare Exception
             raise CheckpointError(
-                f"a tokenizer in {path}", str(error).splitlines()[0], "Copy the folder again"
+                f"a tokenizer in {path}",
+                " ".join(str(error).split())[:300] or type(error).__name__,
+                "Copy the folder again",
             ) from error
 
 
@@ -251,12 +268,12 @@ class _Spelling(dict[int, tuple[int, ...]]):
     stands for it, or nothing where there is none, and `decodes_back` finds such a text.
     """
 
-    def __init__(self, backend: Tokenizer, definition: str, kept: Sequence[int]) -> None:
-        super().__init__({token: (ours,) for ours, token in enumerate(kept)})
+    def __init__(self, backend: Tokenizer, definition: str, source_ids: Sequence[int]) -> None:
+        super().__init__({token: (ours,) for ours, token in enumerate(source_ids)})
         model = json.loads(definition)["model"]
         self._backend = backend
         self._prefix: str = model.get("continuing_subword_prefix") or ""
-        self._ours = {backend.id_to_token(token): ours for ours, token in enumerate(kept)}
+        self._ours = {backend.id_to_token(token): ours for ours, token in enumerate(source_ids)}
         unknown = model.get("unk_token")
         if isinstance(model.get("unk_id"), int):
             unknown = backend.id_to_token(model["unk_id"])
@@ -283,8 +300,8 @@ class _Spelling(dict[int, tuple[int, ...]]):
             if ours is not None:
                 return [ours], stop
         signs = [self._ours.get(f"<0x{byte:02X}>") for byte in name[0].encode("utf-8")]
-        known_bytes = [sign for sign in signs if sign is not None]
-        return (known_bytes, 1) if len(known_bytes) == len(signs) else None
+        byte_values = [sign for sign in signs if sign is not None]
+        return (byte_values, 1) if len(byte_values) == len(signs) else None
 
 
 def ranges_of(ids: Sequence[int]) -> str:
@@ -299,12 +316,46 @@ def ranges_of(ids: Sequence[int]) -> str:
 
 
 def ids_of(ranges: str) -> tuple[int, ...]:
-    """The numbers that ``ranges_of`` wrote."""
+    """The numbers that ``ranges_of`` wrote.
+
+    Raises:
+        ValueError: They are none, or millions.
+    """
     ids: list[int] = []
     for run in ranges.split():
         first, _, last = run.partition("-")
-        ids.extend(range(int(first), int(last or first) + 1))
+        start, stop = int(first), int(last or first) + 1
+        if len(ids) + stop - start > _MOST_IDS or stop > _MOST_IDS:
+            raise ValueError(f"tokens {run}, more than there are")
+        ids.extend(range(start, stop))
     return tuple(ids)
+
+
+def require_bounded_growth(definition: str) -> None:
+    """Refuse a tokenizer whose steps, one after another, make a text many times longer.
+
+    Raises:
+        ValueError: They do, or it is no JSON.
+    """
+    try:
+        data = json.loads(definition)
+        growth = max(_growth(data.get("normalizer")), _growth(data.get("decoder")))
+    except (RecursionError, AttributeError, TypeError) as error:
+        raise ValueError(f"{type(error).__name__}: no tokenizer") from error
+    if growth > _MOST_GROWTH:
+        raise ValueError("a normalizer or decoder that makes texts many times longer")
+
+
+def _growth(step: Any) -> float:
+    """How much longer a step of a tokenizer can make a text, at most."""
+    if not isinstance(step, dict):
+        return 1.0
+    parts = [*(step.get("decoders") or ()), *(step.get("normalizers") or ())]
+    growth = math.prod(map(_growth, parts), start=1.0)
+    if step.get("type") == "Replace":
+        pattern = step["pattern"].get("String") or " "  # a regular expression may match a letter
+        growth *= max(1.0, len(step["content"]) / len(pattern))
+    return growth
 
 
 def from_transformers(tokenizer: Any) -> TextTokenizer:

@@ -8,8 +8,7 @@ import torch
 from sentence_transformers import SentenceTransformer
 
 from unembed.config import Config
-from unembed.data.manifest import read_manifest
-from unembed.data.pairs import Pairs
+from unembed.data.pairs import Pairs, read_manifest
 from unembed.data.prepare import prepare_pairs
 from unembed.device import choose_compute
 from unembed.encoders.fingerprint import preflight
@@ -101,6 +100,7 @@ def test_the_token_table_covers_the_vocabulary(model):
     assert len(words) >= model.tokenizer.backend.get_vocab_size()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("min_count", [None, 2])
 def test_from_texts_to_an_inverter(model, source, tmp_path, min_count):
     """Prepare, train three steps, export, save, load, invert."""
@@ -138,7 +138,7 @@ def test_the_table_starts_from_the_words_that_were_kept(model, source, tmp_path,
     )
     words = model.word_embeddings()
     train(chosen, tmp_path / "pairs", tmp_path / "run", CPU, words=words)
-    inside = [token for token in tokenizer.kept if token < len(words)]
+    inside = [token for token in tokenizer.source_ids if token < len(words)]
     assert torch.equal(given[0], torch.from_numpy(words[inside]))
 
 
@@ -165,6 +165,7 @@ def test_a_special_token_in_a_text_does_not_end_it(model, tmp_path):
     assert not any(name in text for name in names if name for text in texts)
 
 
+@pytest.mark.slow
 def test_hostile_texts_become_true_pairs_or_are_counted(model, tmp_path):
     texts = [
         "\x00\x00 NUL bytes \x00 inside a text \x01 and controls \x7f",

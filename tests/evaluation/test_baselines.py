@@ -3,12 +3,12 @@ import copy
 import numpy as np
 import pytest
 
-from unembed.data.pairs import Pairs
+from unembed.data import pairs as pairs_module
+from unembed.data.pairs import CorpusSearch, Pairs
 from unembed.encoders.fake import FakeEncoder
-from unembed.evaluation import rows as controls
+from unembed.evaluation import rows as baselines
 from unembed.evaluation.evaluate import evaluate
 from unembed.evaluation.rows import (
-    CorpusSearch,
     RandomTokens,
     derangement,
     nearest_pairs,
@@ -16,7 +16,7 @@ from unembed.evaluation.rows import (
 )
 
 
-def test_blindfolded_it_writes_the_same_whatever_the_vector(inverter, encoder):
+def test_unconditional_writes_the_same_whatever_the_vector(inverter, encoder):
     blind = unconditional(inverter)
     found = blind.invert(encoder.encode(["dog dog dog", "the river", "cat"]))
     assert len({item.text for item in found}) == 1
@@ -24,7 +24,7 @@ def test_blindfolded_it_writes_the_same_whatever_the_vector(inverter, encoder):
     assert len({item.text for item in seeing}) == 3, "the inverter itself sees as before"
 
 
-def test_blindfolded_it_is_blind_in_every_format(inverter, encoder):
+def test_unconditional_is_blind_in_every_format(inverter, encoder):
     try:
         blind = unconditional(inverter.to("cpu", "bfloat16"))
         found = blind.invert(encoder.encode(["dog dog dog", "the river", "cat"]))
@@ -33,7 +33,7 @@ def test_blindfolded_it_is_blind_in_every_format(inverter, encoder):
     assert len({item.text for item in found}) == 1
 
 
-def test_blindfolded_it_is_given_the_zero_vector(inverter, encoder):
+def test_unconditional_is_given_the_zero_vector(inverter, encoder):
     seen = []
 
     class Watched:
@@ -53,7 +53,7 @@ def test_blindfolded_it_is_given_the_zero_vector(inverter, encoder):
 
 
 @pytest.mark.parametrize("count", [2, 3, 64, 1025])
-def test_every_text_gets_another_one_s_vector(count):
+def test_derangement_every_text_gets_another_one_s_vector(count):
     others = derangement(count)
     assert sorted(others) == list(range(count))
     assert (others != np.arange(count)).all()
@@ -85,7 +85,7 @@ def test_without_frequencies_random_tokens_are_any(encoder):
 
 @pytest.mark.parametrize("chunk", [1, 7, 64, 100_000])
 def test_nearest_pairs_are_those_of_a_brute_force_search(pairs_folder, encoder, monkeypatch, chunk):
-    monkeypatch.setattr(controls, "_CHUNK_ROWS", chunk)
+    monkeypatch.setattr(baselines, "_CHUNK_ROWS", chunk)
     pairs = Pairs.open(pairs_folder)
     tokens, embeddings = pairs.rows(np.arange(len(pairs)))
     queries = np.random.default_rng(0).standard_normal((20, 32)).astype(np.float32)
@@ -114,7 +114,7 @@ class OppositePairs:
         return tokens, np.tile(np.float32([[-1.0, 0.0]]), (len(indices), 1))
 
 
-def test_a_best_cosine_below_zero_is_still_the_best():
+def test_nearest_pairs_a_best_cosine_below_zero_is_still_the_best():
     query = np.float32([[1.0, 0.0]])
     assert nearest_pairs(OppositePairs(), query, lambda done: None) == ([[1, 2]], [-1.0])
 
@@ -124,7 +124,7 @@ def test_a_best_cosine_below_zero_is_still_the_best():
 
 @pytest.mark.parametrize("chunk", [1, 7, 100_000])
 def test_corpus_search_gives_the_nearest_texts_in_order(pairs_folder, encoder, monkeypatch, chunk):
-    monkeypatch.setattr(controls, "_CHUNK_ROWS", chunk)
+    monkeypatch.setattr(pairs_module, "_SEARCHED", chunk)
     pairs = Pairs.open(pairs_folder)
     tokens, embeddings = pairs.rows(np.arange(len(pairs)))
     queries = embeddings[[3, 11]] + np.float32(0.05)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +19,16 @@ from numpy.typing import NDArray
 from unembed.decoding import DEFAULT_STEPS, STRATEGIES, Decoding, DecodingStep, strategy_fields
 from unembed.demo.events import Speller, figures, is_news, step_event
 from unembed.demo.limits import Limits
-from unembed.demo.metrics import Metrics
 from unembed.demo.middleware import Clients
-from unembed.demo.problems import ProblemError
-from unembed.demo.queue import Job, Worker, require_listener
-from unembed.demo.schemas import ModelOut, Option, StrategyOut
+from unembed.demo.queue import Job, Metrics, Worker, require_listener
+from unembed.demo.schemas import ModelOut, Option, ProblemError, StrategyOut
 from unembed.encoders.base import Encoder, EncoderIdentity, Progress
 from unembed.errors import ConfigError
 from unembed.inverter import Inversion, Inverter
 from unembed.tokenizer import TextTokenizer
 
 DEFAULT_CALLS = 128  # where a strategy asks the encoder and the request does not say how often
+_OTHER_COMMAS = 1024  # of a body, beside those of its vectors or texts
 _PART = 16  # texts that the shared encoder embeds before others have their turn
 
 
@@ -99,7 +98,7 @@ class SharedEncoder:
 
 
 class ServedModel:
-    """What the server does with one inverter.
+    """Inverter as the server uses it.
 
     Three workers, so that nobody who wants an answer from a vector waits for those who want much:
     ``quick`` for few denoiser passes, ``bulk`` for many, ``search`` for strategies that ask the
@@ -227,7 +226,7 @@ class ServedModel:
     def _cosines(
         self, inversions: Sequence[Inversion], vectors: NDArray[np.float32]
     ) -> list[float | None]:
-        """Of each recovered text's embedding with the vector; None where nothing came back."""
+        """Compute each recovered text's cosine with its vector; None where nothing came back."""
         rows = [row for row, item in enumerate(inversions) if item.text]
         cosines: list[float | None] = [None] * len(inversions)
         if rows:
@@ -248,7 +247,7 @@ class _Broadcast:
         require_listener(self.jobs)
         seconds, row = time.perf_counter() - self.began, 0
         for job in self.jobs:
-            if job.watched and not job.gone and is_news(step, self.before, row):
+            if job.watched and not job.cancelled and is_news(step, self.before, row):
                 job.tell("step", step_event(step, row, self.speller, seconds))
             row += len(job)
         self.before = step
@@ -256,7 +255,7 @@ class _Broadcast:
 
 @dataclass(frozen=True)
 class Demo:
-    """What the routes share.
+    """State that the routes share.
 
     Attributes:
         models: By name, the default first.
@@ -275,6 +274,12 @@ class Demo:
     parser: ThreadPoolExecutor = field(
         default_factory=lambda: ThreadPoolExecutor(1, thread_name_prefix="unembed bodies")
     )
+
+    @cached_property
+    def most_commas(self) -> int:
+        """Count the commas that a body with as many vectors or texts as are taken may have."""
+        widest = max(model.encoder.identity.dimension for model in self.models.values())
+        return self.limits.vectors * (max(widest, self.limits.text_chars) + 1) + _OTHER_COMMAS
 
     def find(self, name: str | None) -> ServedModel:
         """A model by its name; the default one without.
@@ -305,7 +310,7 @@ class Demo:
 
 
 def describe_model(model: ServedModel, limits: Limits) -> ModelOut:
-    """Everything a client has to know before it asks."""
+    """Describe a model: all that a client has to know before it asks."""
     identity, inverter = model.encoder.identity, model.inverter
     trained = inverter.trained.get("config", {}).get("training", {})
     return ModelOut(

@@ -23,7 +23,9 @@ _INVISIBLE, _UNPAID = -1.0, -np.inf
 
 _GRADIENT = 2  # calls that a backward pass counts as
 
-# Row of the batch, token ids of the text that was embedded, its cosine, calls of the row so far
+# Unit vectors [B, D] → for each the token ids of texts like its own, nearest first
+Corpus = Callable[[NDArray[np.float32]], Sequence[Sequence[Sequence[int]]]]
+# Index of the vector, token ids of the text that was embedded, its cosine, calls of the row so far
 OnCall = Callable[[int, Sequence[int], float, int], None]
 
 
@@ -36,7 +38,8 @@ class EncoderOracle:
         targets: Unit vectors [B, D].
         budget: Calls allowed for each vector.
         on_call: Called after every text that was embedded, in their order.
-        starts: For each vector token ids of texts like its own, nearest first.
+        corpus: Gives what `starts` says.
+        first: Index of the first vector for ``on_call``.
     """
 
     def __init__(
@@ -46,22 +49,23 @@ class EncoderOracle:
         targets: NDArray[np.float32],
         budget: int,
         on_call: OnCall | None = None,
-        starts: Sequence[Sequence[Sequence[int]]] | None = None,
+        corpus: Corpus | None = None,
+        first: int = 0,
     ) -> None:
         self._encoder, self._tokenizer, self._targets = encoder, tokenizer, targets
-        self._budget, self._on_call = budget, on_call
-        self._starts = [[] for _ in targets] if starts is None else starts
+        self._budget, self._on_call, self._first = budget, on_call, first
+        self._starts = [[] for _ in targets] if corpus is None else corpus(targets)
         self._gradients = [0] * len(targets)
-        self._known: list[dict[str, float]] = [{} for _ in targets]
+        self._cosines: list[dict[str, float]] = [{} for _ in targets]
         self._vectors: list[dict[str, NDArray[np.float32]]] = [{} for _ in targets]
 
     @property
     def calls(self) -> Tensor:
         """Calls made for each vector [B]."""
-        return torch.tensor([self._spent(row) for row in range(len(self._known))])
+        return torch.tensor([self._spent(row) for row in range(len(self._cosines))])
 
     def _spent(self, row: int) -> int:
-        return len(self._known[row]) + _GRADIENT * self._gradients[row]
+        return len(self._cosines[row]) + _GRADIENT * self._gradients[row]
 
     def remaining(self, row: int) -> int:
         """Calls left for one vector."""
@@ -104,16 +108,16 @@ class EncoderOracle:
     def __call__(self, rows: Sequence[int], token_ids: Tensor | Sequence[Sequence[int]]) -> Tensor:
         """See `unembed.decoding.Oracle`."""
         ids = token_ids.tolist() if isinstance(token_ids, Tensor) else token_ids
-        asked = list(zip(rows, self._tokenizer.decode(ids), strict=True))
-        new = self._affordable(asked)
+        queries = list(zip(rows, self._tokenizer.decode(ids), strict=True))
+        new = self._affordable(queries)
         before = {row: self._spent(row) for row, _ in new}
         self._embed(list(new))
         for (row, text), place in new.items():
             before[row] += 1
             if self._on_call is not None:
-                self._on_call(row, ids[place], self._known[row][text], before[row])
+                self._on_call(self._first + row, ids[place], self._cosines[row][text], before[row])
         cosines = [
-            self._known[row].get(text, _UNPAID) if text else _INVISIBLE for row, text in asked
+            self._cosines[row].get(text, _UNPAID) if text else _INVISIBLE for row, text in queries
         ]
         return torch.tensor(cosines, dtype=torch.float32)
 
@@ -129,12 +133,12 @@ class EncoderOracle:
         ]
         return np.stack(embeddings) if embeddings else nothing[None][:0]
 
-    def _affordable(self, asked: Sequence[tuple[int, str]]) -> dict[tuple[int, str], int]:
+    def _affordable(self, queries: Sequence[tuple[int, str]]) -> dict[tuple[int, str], int]:
         """The (row, text) that are new and where, each once, as far as each row's budget goes."""
         new: dict[tuple[int, str], int] = {}
-        left = {row: self.remaining(row) for row, _ in asked}
-        for place, (row, text) in enumerate(asked):
-            if text and text not in self._known[row] and (row, text) not in new and left[row] > 0:
+        left = {row: self.remaining(row) for row, _ in queries}
+        for place, (row, text) in enumerate(queries):
+            if text and text not in self._cosines[row] and (row, text) not in new and left[row] > 0:
                 new[row, text] = place
                 left[row] -= 1
         return new
@@ -145,7 +149,7 @@ class EncoderOracle:
         texts = list(dict.fromkeys(text for _, text in pairs))
         vectors = dict(zip(texts, self._encoder.encode(texts), strict=True))
         for row, text in pairs:
-            self._known[row][text] = float(vectors[text] @ self._targets[row])
+            self._cosines[row][text] = float(vectors[text] @ self._targets[row])
             self._vectors[row][text] = vectors[text]
 
 
@@ -187,7 +191,10 @@ def token_gains(
     try:
         with torch.inference_mode(False), torch.enable_grad():
             features = model.preprocess(list(texts))
-            features = {name: x.to(model.device) for name, x in features.items()}
+            features = {
+                name: x.to(model.device) if isinstance(x, Tensor) else x
+                for name, x in features.items()
+            }
             vectors = F.normalize(model(features)["sentence_embedding"].float(), dim=1)
             cosines = (vectors * torch.from_numpy(targets).to(vectors)).sum(dim=1)
             (gradients,) = torch.autograd.grad(cosines.sum(), inputs[:1])  # [N, T, H]

@@ -23,7 +23,7 @@ def settings_digest(settings: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 
-class Journal:
+class RowCache:
     """The recoveries of one row of the tables, in the order of the texts, one JSON object a line.
 
     The name of the file holds a digest of what the recoveries depend on, so other settings are
@@ -35,6 +35,9 @@ class Journal:
         name: Of the row.
         settings: What the recoveries depend on, plain data.
 
+    Attributes:
+        count: Recoveries that were there at the beginning.
+
     Raises:
         DataError: The folder cannot be written.
     """
@@ -42,6 +45,7 @@ class Journal:
     def __init__(self, folder: Path | None, name: str, settings: dict[str, Any]) -> None:
         self._file: BinaryIO | None = None
         self._finished: Iterator[bytes] = iter(())
+        self.count = 0
         if folder is None:
             return
         label = re.sub(r"[^\w.=-]+", "-", name)[:60]
@@ -49,7 +53,9 @@ class Journal:
         self.path = where / f"{label}-{settings_digest(settings)[:_DIGITS]}.jsonl"
         try:
             where.mkdir(parents=True, exist_ok=True)
-            if _whole_lines(self.path) == 0:
+            lines = _whole_lines(self.path)
+            self.count = max(0, lines - 1)
+            if lines == 0:
                 first = json.dumps({"row": name, "settings": settings}) + "\n"
                 self.path.write_text(first, encoding="utf-8")
             self._file = self.path.open("ab")
@@ -57,7 +63,7 @@ class Journal:
             raise DataError(f"a folder at {folder}", str(error), "Choose another --out") from error
         self._finished = _lines_after_the_first(self.path)
 
-    def __enter__(self) -> Journal:
+    def __enter__(self) -> RowCache:
         return self
 
     def __exit__(
@@ -100,9 +106,11 @@ class Journal:
             self._file.write(line.encode() + b"\n")
         self._file.flush()
 
-    def _wrong(self, found: str) -> DataError:
+    def _wrong(self, actual: str) -> DataError:
         return DataError(
-            f"the recoveries of these texts in {self.path}", found, "Delete the file, or the folder"
+            f"the recoveries of these texts in {self.path}",
+            actual,
+            "Delete the file, or the folder",
         )
 
 

@@ -18,14 +18,15 @@ from unembed.data.pairs import Pairs
 from unembed.decoding import Decoding
 from unembed.decoding.sequential import Sequential
 from unembed.encoders.base import Encoder
+from unembed.encoders.oracle import Corpus
 from unembed.errors import ConfigError
 from unembed.evaluation.bootstrap import Figure, draw_blocks
-from unembed.evaluation.cache import Journal, settings_digest
+from unembed.evaluation.cache import RowCache, settings_digest
 from unembed.evaluation.evaluate import cutting
 from unembed.evaluation.metrics import COLUMNS, Recovery, Ruler, make_ruler
 from unembed.evaluation.rows import Attack, Bench, ProgressFn, Spec, cosines_of, name_attacks
 from unembed.evaluation.samples import Passage, Sample, Samples
-from unembed.inverter import Corpus, Inverter
+from unembed.inverter import Inverter
 
 MARKS = (0, 2, 7, 15, 31, 53, 117, 245, 457)  # those of Vec2Text's frontier, and none
 METRICS = ("exact match", "token-set F1", "BLEU (sentence)", "cosine")
@@ -112,8 +113,6 @@ def measure_frontier(  # noqa: PLR0913 - as `evaluate`
         EncoderError: The inverter belongs to another encoder.
     """
     inverter.require_encoder(encoder)
-    if corpus is not None:
-        inverter.encoder.require_same(corpus.encoder, "the corpus")
     report = progress or (lambda stage, done, total: None)
     specs = [strategy] if isinstance(strategy, (str, Decoding, Attack)) else list(strategy)
     attacks = {
@@ -132,7 +131,7 @@ def measure_frontier(  # noqa: PLR0913 - as `evaluate`
         for bucket, some in chosen.items():
             settings = {"attack": bench.describe(attack), "marks": reached, "bucket": bucket}
             settings |= {"texts": samples.digest, "limit": limit, "seed": seed} | provenance
-            with Journal(folder, f"frontier {name} {bucket}", settings) as journal:
+            with RowCache(folder, f"frontier {name} {bucket}", settings) as journal:
                 search = _Search(
                     inverter, encoder, attack.decoding, reached, seed, bench.corpus_search
                 )
@@ -200,7 +199,7 @@ class _Search:
     corpus: Corpus | None = None
 
     def recover_all(
-        self, samples: Sequence[Sample], journal: Journal, show: Any
+        self, samples: Sequence[Sample], journal: RowCache, show: Any
     ) -> list[list[Recovery]]:
         """Recoveries of each text at each mark: what is on the disk, and the rest."""
         count = len(self.marks)

@@ -1,4 +1,4 @@
-"""What makes the recoveries of each row of the tables: attacks and baselines."""
+"""Rows of the tables: attacks and baselines, and how each makes its recoveries."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import hashlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from importlib.metadata import version
 from typing import Any
 
@@ -16,11 +16,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from unembed.data.pairs import Pairs
+from unembed.data.pairs import CorpusSearch, Pairs
 from unembed.decoding import Decoding
 from unembed.decoding.strategy import options_of
 from unembed.encoders.base import Encoder
-from unembed.errors import ConfigError
+from unembed.errors import ConfigError, EncoderError
 from unembed.evaluation.cache import settings_digest
 from unembed.evaluation.metrics import Recovery
 from unembed.evaluation.samples import Sample
@@ -28,6 +28,8 @@ from unembed.inverter import Inverter
 from unembed.tokenizer import TextTokenizer
 
 BATCH, CHUNK = 64, 1024
+_TRIAL = 16  # texts
+_PASSES_A_CALL, _PASSES_A_SAMPLE = 1.3, 6.0
 
 ProgressFn = Callable[[str, int, int], None]
 
@@ -94,6 +96,7 @@ class Attack:
             "options": options_of(decoding.strategy),
             "guidance": decoding.guidance,
             "repetition": decoding.repetition_penalty,
+            "length": decoding.length,
             "limit": self.limit,
             "threat_model": decoding.threat_model,
         }
@@ -132,16 +135,19 @@ def name_attacks(strategy: Spec | Sequence[Spec], steps: int | None) -> dict[str
 
 @dataclass
 class Part:
-    """A chunk of the texts with their vectors, made when first asked for."""
+    """A chunk of the texts with their vectors, stored ones or made when first asked for."""
 
-    encoder: Encoder
+    encoder: Encoder | None
     first: int
     samples: list[Sample]
 
     @cached_property
     def vectors(self) -> NDArray[np.float32]:
         """Embeddings [N, D] of the texts."""
-        return self.encoder.encode([sample.text for sample in self.samples])
+        stored = [sample.vector for sample in self.samples if sample.vector is not None]
+        if stored:
+            return np.stack(stored)
+        return require_encoder(self.encoder).encode([sample.text for sample in self.samples])
 
     def some(self, places: Sequence[int]) -> Part:
         """A part of it: the texts at some places."""
@@ -149,8 +155,23 @@ class Part:
 
     @property
     def shuffled(self) -> NDArray[np.float32]:
-        """For each text the embedding of another."""
+        """Embedding of another text for each."""
         return self.vectors[derangement(len(self.samples))]
+
+
+def require_encoder(encoder: Encoder | None) -> Encoder:
+    """Return the encoder of texts that come without vectors.
+
+    Raises:
+        EncoderError: There is none.
+    """
+    if encoder is None:
+        raise EncoderError(
+            "the encoder, or a stored vector with each text",
+            "neither",
+            "Pass the encoder, or vectors=",
+        )
+    return encoder
 
 
 Recover = Callable[[Part, int, int], list[Recovery]]  # part, start and stop within it
@@ -158,10 +179,10 @@ Recover = Callable[[Part, int, int], list[Recovery]]  # part, start and stop wit
 
 @dataclass(frozen=True)
 class Bench:
-    """Everything that makes recoveries."""
+    """Bench on which recoveries are made."""
 
     inverter: Inverter
-    encoder: Encoder
+    encoder: Encoder | None
     attacks: dict[str, Attack]
     pairs: Pairs | None
     counts: NDArray[np.int64] | None
@@ -173,7 +194,10 @@ class Bench:
     @property
     def corpus_search(self) -> CorpusSearch | None:
         """What guided search starts from beside the greedy text, where there is a corpus."""
-        return None if self.corpus is None else CorpusSearch(self.corpus, self.inverter.tokenizer)
+        if self.corpus is None:
+            return None
+        self.inverter.encoder.require_same(self.corpus.encoder, "the corpus")
+        return CorpusSearch(self.corpus, self.inverter.tokenizer)
 
     def describe(self, attack: Attack) -> dict[str, Any]:
         """Plain data of an attack, a corpus named among what the attacker has."""
@@ -209,16 +233,52 @@ class Bench:
                 CHUNK + 1,
                 {"pairs": settings_digest(self.pairs.manifest)},
             )
-        known = None if self.counts is None else settings_digest(self.counts.tolist())
+        digest = None if self.counts is None else settings_digest(self.counts.tolist())
         drawing = RandomTokens(self.inverter.tokenizer, self.counts, self.seed)
-        yield RANDOM, self._drawing(drawing), BATCH, {"counts": known}
+        yield RANDOM, self._drawing(drawing), BATCH, {"counts": digest}
 
-    def show(self, row: str, done: int) -> None:
+    def show(self, row: str, count: int) -> None:
         """Report how many texts a row has."""
-        self.report(row, done, self.total)
+        self.report(row, count, self.total)
+
+    def seconds(self, part: Part, attack: Attack, texts: int) -> float:
+        """Estimate the time of an attack and of embedding what it recovers, by a trial.
+
+        Args:
+            part: Some texts for the trial: a denoiser pass, an embedding.
+            attack: Of which the time is wanted; a search spends about 1.3 passes a call, a choice
+                among samples 6 (docs/reports/every-strategy.md).
+            texts: How many of them are left.
+        """
+        decoding, vectors = attack.decoding, part.vectors[:_TRIAL]
+        each = self._trial(lambda: self.inverter.invert(vectors, decoding="greedy:steps=1"))
+        calls = decoding.encoder_calls if decoding.strategy.needs_encoder else 0
+        options = options_of(decoding.strategy)
+        passes = (
+            decoding.steps
+            * max(1, int(options.get("lengths", 1)))
+            * (2 if decoding.guidance else 1)
+        )
+        if calls:
+            each_call = _PASSES_A_CALL if decoding.name == "guided-search" else _PASSES_A_SAMPLE
+            passes = max(passes, round(calls * each_call))
+        embedding = 0.0
+        if self.encoder is not None:
+            texts_embedded = [sample.text for sample in part.samples[:_TRIAL]]
+            embedding = self._trial(partial(self.encoder.encode, texts_embedded))
+        count = min(texts, attack.limit or texts)
+        return count * (passes * each + (calls + 1) * embedding) / len(vectors)
+
+    @staticmethod
+    def _trial(run: Callable[[], Any]) -> float:
+        """Seconds of a second run; in the first one things are loaded."""
+        run()
+        began = time.perf_counter()
+        run()
+        return time.perf_counter() - began
 
     def provenance(self) -> dict[str, Any]:
-        """What every recovery depends on, beside the texts and the row's settings."""
+        """Facts that every recovery depends on, beside the texts and the row's settings."""
         digest = hashlib.sha256()
         for name, tensor in sorted(self.inverter.denoiser.state_dict().items()):
             digest.update(name.encode())
@@ -229,16 +289,16 @@ class Bench:
             "dtype": str(self.inverter.compute.dtype).removeprefix("torch."),
             "diffusion": self.inverter.diffusion,
             "tokenizer": self.inverter.tokenizer.digest,
-            "encoder": list(self.encoder.identity.key),
+            "encoder": None if self.encoder is None else list(self.encoder.identity.key),
             "unembed": version("unembed"),
         }
 
     def _decode(self, inverter: Inverter, attack: Attack, shuffled: bool = False) -> Recover:
         def recover(part: Part, start: int, stop: int) -> list[Recovery]:
-            given = (part.shuffled if shuffled else part.vectors)[start:stop]
+            embeddings = (part.shuffled if shuffled else part.vectors)[start:stop]
             began = time.perf_counter()
             inversions = inverter.invert(
-                given,
+                embeddings,
                 seed=self.seed,
                 first_index=part.first + start,
                 decoding=attack.decoding,
@@ -262,7 +322,7 @@ class Bench:
         tokens, cosines = nearest_pairs(
             pairs,
             part.vectors[start:stop],
-            lambda done: self.report("searching the training texts", done, total),
+            lambda count: self.report("searching the training texts", count, total),
         )
         texts = pairs.tokenizer.decode(tokens)
         if self.counts is None:  # of another tokenizer
@@ -274,10 +334,10 @@ class Bench:
 
     def _drawing(self, drawing: RandomTokens) -> Recover:
         def recover(part: Part, start: int, stop: int) -> list[Recovery]:
-            chosen = part.samples[start:stop]
+            batch = part.samples[start:stop]
             tokens = [
                 drawing.draw(part.first + index, len(sample.token_ids))
-                for index, sample in enumerate(chosen, start=start)
+                for index, sample in enumerate(batch, start=start)
             ]
             texts = self.inverter.tokenizer.decode(tokens)
             cosines = cosines_of(self.encoder, texts, part.vectors[start:stop])
@@ -290,12 +350,12 @@ class Bench:
 
 
 def cosines_of(
-    encoder: Encoder, texts: Sequence[str], vectors: NDArray[np.float32]
+    encoder: Encoder | None, texts: Sequence[str], vectors: NDArray[np.float32]
 ) -> list[float | None]:
-    """Cosine of each re-encoded text with its target; None where there is no text to encode."""
+    """Cosine of each re-encoded text with its target; None where there is nothing to encode."""
     result: list[float | None] = [None] * len(texts)
     rows = [index for index, text in enumerate(texts) if text.strip()]
-    if rows:
+    if rows and encoder is not None:
         again = encoder.encode([texts[row] for row in rows])
         for row, cosine in zip(rows, np.sum(again * vectors[rows], axis=1), strict=True):
             result[row] = float(cosine)
@@ -304,7 +364,7 @@ def cosines_of(
 
 SHUFFLED, BLIND = "shuffled embedding", "no embedding"
 NEAREST, RANDOM = "nearest training text", "random tokens"
-CONTROLS = (SHUFFLED, BLIND, NEAREST, RANDOM)
+BASELINES = (SHUFFLED, BLIND, NEAREST, RANDOM)
 _CHUNK_ROWS = 8192
 
 
@@ -333,7 +393,7 @@ def unconditional(inverter: Inverter) -> Inverter:
 
 
 def derangement(count: int) -> NDArray[np.int64]:
-    """For each of some neighbouring texts the index of another, half of them further on.
+    """Map each of some neighbouring texts to the index of another, half of them further on.
 
     Neighbours are often of one passage, and so is what they speak of.
     """
@@ -360,46 +420,8 @@ class RandomTokens:
     def draw(self, index: int, count: int) -> list[int]:
         """Token ids for the text ``index``."""
         points = np.random.default_rng([self._seed, index]).random(count)
-        found: list[int] = np.searchsorted(self._cumulative, points, side="right").tolist()
-        return found
-
-
-@dataclass(frozen=True, repr=False)
-class CorpusSearch:
-    """Finds texts of a corpus by their vectors: what an auditor with similar texts starts from.
-
-    Attributes:
-        pairs: Of the encoder under attack.
-        tokenizer: Of the inverter.
-        count: Texts for each vector.
-    """
-
-    pairs: Pairs
-    tokenizer: TextTokenizer
-    count: int = 4
-
-    def __repr__(self) -> str:
-        """Say which corpus it is: what the recovered texts depend on."""
-        return f"CorpusSearch({settings_digest(self.pairs.manifest)}, {self.count})"
-
-    def __call__(self, vectors: NDArray[np.float32]) -> list[list[list[int]]]:
-        """Token ids of the nearest texts of each unit vector [B, D], nearest first."""
-        best = np.full((len(vectors), 0), 0.0, dtype=np.float32)
-        rows = np.zeros((len(vectors), 0), dtype=np.int64)
-        for start in range(0, len(self.pairs), _CHUNK_ROWS):
-            index = np.arange(start, min(start + _CHUNK_ROWS, len(self.pairs)))
-            _, embeddings = self.pairs.rows(index)
-            best = np.concatenate([best, vectors @ embeddings.T], axis=1)
-            rows = np.concatenate(
-                [rows, np.broadcast_to(index, (len(vectors), len(index)))], axis=1
-            )
-            order = np.argsort(-best, axis=1, kind="stable")[:, : self.count]
-            best, rows = (np.take_along_axis(x, order, axis=1) for x in (best, rows))
-        tokens, _ = self.pairs.rows(rows.ravel())
-        texts = self.pairs.tokenizer.decode(tokens)
-        ids = self.tokenizer.encode(texts)  # which may be another's
-        each = rows.shape[1]
-        return [ids[k : k + each] for k in range(0, len(ids), each)]
+        tokens: list[int] = np.searchsorted(self._cumulative, points, side="right").tolist()
+        return tokens
 
 
 def nearest_pairs(
@@ -424,7 +446,7 @@ def nearest_pairs(
         best[better], rows[better] = value[better], index[winner[better]]
         report(int(index[-1]) + 1)
     tokens, _ = pairs.rows(rows)
-    found = []
+    texts = []
     for row in tokens.tolist():
-        found.append([row[i] for i in pairs.tokenizer.content_positions(row)])
-    return found, [float(value) for value in best]
+        texts.append([row[i] for i in pairs.tokenizer.content_positions(row)])
+    return texts, [float(value) for value in best]

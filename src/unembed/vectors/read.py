@@ -48,7 +48,7 @@ Rows = tuple[NDArray[np.float64], dict[int, str], dict[str, list[Any]]]
 
 @dataclass(frozen=True)
 class Chunk:
-    """Some vectors of a file.
+    """Chunk of the vectors of a file.
 
     Attributes:
         rows: Index of each in the file, from 0, ascending.
@@ -86,6 +86,7 @@ class VectorFile:
             is an error.
         keep: Columns or keys whose values go with each vector.
         ranges: Of a quantisation to 8 bits, to undo it.
+        optional: Those of ``keep`` that a file may lack; None stands for them.
         left_out: Filled while reading.
         rows_left_out: The first ten rows of each reason.
         notes: What was taken for what; filled while reading.
@@ -98,6 +99,7 @@ class VectorFile:
     skip_bad: bool = False
     keep: Sequence[str] = ()
     ranges: Ranges | None = None
+    optional: Sequence[str] = ()
     left_out: Counter[str] = field(default_factory=Counter)
     rows_left_out: dict[str, list[int]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
@@ -124,6 +126,7 @@ class VectorFile:
         """
         if not self.path.is_dir() or file_kind(self.path) is not None:
             _require_file(self.path)
+            self._refuse_idle_key([self.path])
             return [self.path]
         files = sorted(
             file
@@ -136,6 +139,7 @@ class VectorFile:
                 "none",
                 f"Put there {', '.join(_SUFFIXES)}",
             )
+        self._refuse_idle_key(files)
         return files
 
     def chunks(self, dimension: int) -> Iterator[Chunk]:
@@ -152,14 +156,14 @@ class VectorFile:
         for vectors, reasons, columns in self._rows(dimension):
             peaks = row_peaks(vectors)
             for row in np.flatnonzero(~np.isfinite(peaks) | (peaks == 0)).tolist():
-                found = "only zeros" if peaks[row] == 0 else "NaN or infinity"
-                reasons.setdefault(row, found)
+                reason = "only zeros" if peaks[row] == 0 else "NaN or infinity"
+                reasons.setdefault(row, reason)
             for row in sorted(reasons):
                 self._leave_out(read + row, reasons[row], dimension)
             good = [row for row in range(len(vectors)) if row not in reasons]
             first, read, usable = read, read + len(vectors), usable + len(good)
-            kept = {name: [values[row] for row in good] for name, values in columns.items()}
-            yield Chunk([first + row for row in good], vectors[good], read, kept)
+            metadata = {name: [values[row] for row in good] for name, values in columns.items()}
+            yield Chunk([first + row for row in good], vectors[good], read, metadata)
         if not usable:
             left_out = "; ".join(self.describe_left_out())
             raise EmbeddingError(
@@ -169,7 +173,7 @@ class VectorFile:
             )
 
     def describe_left_out(self) -> list[str]:
-        """For each reason the number of vectors left out and the first of their rows."""
+        """Count the vectors left out for each reason, with the first of their rows."""
         lines = []
         for reason, count in self.left_out.items():
             rows = ", ".join(map(str, self.rows_left_out[reason]))
@@ -180,6 +184,15 @@ class VectorFile:
         """Remember something that the reader of the texts should know, once."""
         if text is not None and text not in self.notes:
             self.notes.append(text)
+
+    def _refuse_idle_key(self, files: list[Path]) -> None:
+        nameless = [path for path in files if path.suffix.lower() == ".npy"]
+        if self.key is not None and nameless:
+            raise EmbeddingError(
+                f"no key (--key, --column) for {nameless[0]}, which holds one array without a name",
+                repr(self.key),
+                "Leave it out",
+            )
 
     def _leave_out(self, row: int, reason: str, dimension: int) -> None:
         if not self.skip_bad:
@@ -196,16 +209,18 @@ class VectorFile:
     def _source(self, path: Path) -> Npy | Npz | Arrow | Json | Csv:
         kind = file_kind(path)
         if kind in (".npy", ".npz"):
-            if self.keep:
+            if set(self.keep) - set(self.optional):
                 raise EmbeddingError(
-                    "columns to --keep", f"{path}, which has none", "Use Parquet, CSV or JSON"
+                    "columns beside the vectors (--keep, --text-column)",
+                    f"{path}, which has none",
+                    "Use Parquet, CSV or JSON",
                 )
             return Npz(path, self.key) if kind == ".npz" else Npy(path, self.key)
         if kind == ".parquet":
-            return Arrow(path, self.key, self.keep)
+            return Arrow(path, self.key, self.keep, self.optional)
         if kind == ".csv":
-            return Csv(path, self.key, self.keep)
-        return Json(path, self.key, self.skip_bad, self.keep)
+            return Csv(path, self.key, self.keep, self.optional)
+        return Json(path, self.key, self.skip_bad, self.keep, self.optional)
 
     def _rows(self, dimension: int) -> Iterator[Rows]:
         for path in self.parts():
@@ -214,7 +229,8 @@ class VectorFile:
                 convert = partial(self._converted, dimension=dimension, path=path)
                 if isinstance(source, (Npy, Npz)):
                     for array in source.blocks(dimension, CHUNK):
-                        yield convert(array, {})
+                        nothing: list[Any] = [None] * len(array)
+                        yield convert(array, dict.fromkeys(self.keep, nothing))
                 elif isinstance(source, Arrow):
                     for block, columns in source.blocks(dimension, CHUNK):
                         yield convert(block, columns)
@@ -257,16 +273,16 @@ def _gathered(
 ) -> Iterator[tuple[list[Any], dict[str, list[Any]]]]:
     """Records in blocks; each is turned into numbers at once, which take less room."""
     values: list[Any] = []
-    kept: list[list[Any]] = []
+    rows: list[list[Any]] = []
     for value, row in items:
         numbers = row_of(value, dimension)
         values.append(Reason(numbers) if isinstance(numbers, str) else numbers)
-        kept.append(row)
+        rows.append(row)
         if len(values) == CHUNK:
-            yield values, _columns(keep, kept)
-            values, kept = [], []
+            yield values, _columns(keep, rows)
+            values, rows = [], []
     if values:
-        yield values, _columns(keep, kept)
+        yield values, _columns(keep, rows)
 
 
 def _columns(keep: Sequence[str], rows: list[list[Any]]) -> dict[str, list[Any]]:
@@ -293,15 +309,15 @@ def _require_file(path: Path) -> None:
         )
     if not path.is_file():
         what = "NumPy array" if file_kind(path) == ".npy" else "file of vectors"
-        found = "nothing there"
+        actual = "nothing there"
         if path.exists():
-            found = "a folder" if path.is_dir() else "a pipe or a device"
-        raise EmbeddingError(f"a {what} at {path}", found, "Save the vectors with numpy.save")
+            actual = "a folder" if path.is_dir() else "a pipe or a device"
+        raise EmbeddingError(f"a {what} at {path}", actual, "Save the vectors with numpy.save")
 
 
 @contextmanager
 def _damage_as_errors(path: Path) -> Iterator[None]:
-    """Whatever a library raises for a damaged file becomes an error that names the file."""
+    """Turn whatever a library raises for a damaged file into an error that names the file."""
     import pyarrow as pa
 
     try:

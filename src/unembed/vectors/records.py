@@ -9,6 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from unembed.data.readers import JsonLine, json_lines
 from unembed.errors import EmbeddingError
 from unembed.files import read_lines
 from unembed.vectors.numbers import Reason
@@ -21,6 +22,7 @@ LINE_BYTES = 16 << 20
 _DOCUMENT_BYTES = 256 << 20
 _VALUES, _BRACKETS, _DEPTH = 16_000_000, 1_000_000, 6
 _MISSING = object()
+CORRECT_KEEP = "Correct --keep, or --text-column"
 
 Record = tuple[Any, Any]  # a vector in whatever spelling, and the object it stands in
 
@@ -57,7 +59,7 @@ def look_up(record: Any, path: str) -> Any:
 
 
 def is_missing(value: Any) -> bool:
-    """Whether `look_up` came back without a value."""
+    """Tell whether `look_up` came back without a value."""
     return value is _MISSING
 
 
@@ -114,12 +116,12 @@ def _search_named(value: dict[str, Any]) -> list[Record] | None:
 def _search_list(value: list[Any], depth: int) -> list[Record] | None:
     if not value or not isinstance(value[0], dict):
         return _many(value, None) if _is_vector(value) or not value else None
-    found = [_search(row, depth - 1) if isinstance(row, dict) else [(row, None)] for row in value]
-    if all(records is None for records in found):
+    parts = [_search(row, depth - 1) if isinstance(row, dict) else [(row, None)] for row in value]
+    if all(records is None for records in parts):
         return None
     return [
         record
-        for row, records in zip(value, found, strict=True)
+        for row, records in zip(value, parts, strict=True)
         for record in ([(None, row)] if records is None else _beside(records, row))
     ]
 
@@ -138,7 +140,7 @@ def _beside(records: list[Record], outer: Any) -> list[Record]:
 
 
 def _row_of(columns: dict[str, Any], index: int, count: int) -> dict[str, Any]:
-    """What a dump of parallel lists holds for one vector."""
+    """Build the record of one vector from a dump of parallel lists."""
     return {
         name: value[index]
         for name, value in columns.items()
@@ -154,7 +156,7 @@ def _is_vector(value: Any) -> bool:
 
 
 def _many(value: Any, record: Any) -> list[Record]:
-    """One vector, or the vectors of a list of them."""
+    """Return one vector, or the vectors of a list of them."""
     while isinstance(value, list) and len(value) == 1 and _nested(value[0]):
         value = value[0]
     if isinstance(value, list) and value and all(isinstance(row, (list, str)) for row in value):
@@ -176,39 +178,42 @@ class Json:
         key: See `find_vectors`.
         skip_bad: A line that is no JSON, or has no vector, is a reason in place of a record.
         keep: Keys whose values go with each vector.
+        optional: Those of ``keep`` that a record may lack.
     """
 
     path: Path
     key: str | None = None
     skip_bad: bool = False
     keep: Sequence[str] = ()
+    optional: Sequence[str] = ()
 
     def count(self) -> int:
         """Vectors of a document; lines that are not blank, of which each may hold several."""
         document = self._document()
         if document is not None:
             return len(self._records(document[0], f"{self.path}"))
-        count, only = 0, None
-        for line in read_lines(self.path, LINE_BYTES):
-            if line is None or line.strip():
-                count, only = count + 1, line
-        if count == 1 and only is not None and _is_json(only):  # a document in one line
-            return len(self._of_line(only, f"line 1 of {self.path}"))
+        lines = (line for line in json_lines(self.path, LINE_BYTES) if line.fault != "blank")
+        first = next(lines, None)
+        count = (first is not None) + sum(1 for _ in lines)
+        if count == 1 and first is not None and first.fault is None:  # a document in one line
+            return len(self._of_line(first))
         return count
 
     def records(self) -> Iterator[tuple[Any, list[Any]]]:
-        """Each vector as it is spelled, and the values to keep beside it."""
+        """Yield each vector as it is spelled, and the values to keep beside it."""
         document = self._document()
-        found = self._lines() if document is None else self._records(document[0], str(self.path))
-        for vector, record in found:
-            kept = [look_up(record, name) for name in self.keep]
-            if not self.skip_bad and any(map(is_missing, kept)):
+        records = self._lines() if document is None else self._records(document[0], str(self.path))
+        for vector, record in records:
+            values = [look_up(record, name) for name in self.keep]
+            needed = zip(self.keep, values, strict=True)
+            absent = [n for n, value in needed if is_missing(value) and n not in self.optional]
+            if absent and not self.skip_bad:
                 raise EmbeddingError(
-                    f"the keys {', '.join(map(repr, self.keep))} beside each vector of {self.path}",
+                    f"the keys {', '.join(map(repr, absent))} beside each vector of {self.path}",
                     f"the keys {_names(record or {})}",
-                    "Correct --keep",
+                    CORRECT_KEEP,
                 )
-            yield vector, [None if is_missing(value) else value for value in kept]
+            yield vector, [None if is_missing(value) else value for value in values]
 
     def _document(self) -> tuple[Any] | None:
         """The value of a file that is one JSON value over several lines; None for JSON lines."""
@@ -240,38 +245,33 @@ class Json:
     def _records(self, document: Any, where: str) -> list[Record]:
         records = find_vectors(document, self.key)
         if records is None:
-            found = f"the keys {_names(document)}" if isinstance(document, dict) else "others"
+            actual = f"the keys {_names(document)}" if isinstance(document, dict) else "others"
             if isinstance(document, list) and document and isinstance(document[0], dict):
-                found = f"a list of objects with the keys {_names(document[0])}"
+                actual = f"a list of objects with the keys {_names(document[0])}"
             raise EmbeddingError(
                 f"a key {self.key or 'embedding'!r} in {where}",
-                found,
+                actual,
                 "Pass --key with the one that holds the vector, or its path: data.0.embedding",
             )
         return records
 
     def _lines(self) -> Iterator[Record]:
-        number = 0
-        for line in read_lines(self.path, LINE_BYTES):
-            number += 1
-            if line is not None and not line.strip():
+        for line in json_lines(self.path, LINE_BYTES):
+            if line.fault == "blank":
                 continue
             try:
-                yield from self._of_line(line, f"line {number} of {self.path}")
+                yield from self._of_line(line)
             except EmbeddingError:
                 if not self.skip_bad:
                     raise
                 yield Reason("no JSON with the key that was asked for"), None
 
-    def _of_line(self, line: bytes | None, where: str) -> list[Record]:
-        try:
-            if line is None:
-                raise ValueError(f"more than {LINE_BYTES >> 20} MiB")
-            value = json.loads(line)
-        except (ValueError, RecursionError) as error:
+    def _of_line(self, line: JsonLine) -> list[Record]:
+        where, value = f"line {line.number} of {self.path}", line.value
+        if line.fault is not None:
             raise EmbeddingError(
-                "one JSON object or list a line", f"{where}: {error}", "Correct the line"
-            ) from error
+                "one JSON object or list a line", f"{where}: {line.detail}", "Correct the line"
+            )
         if isinstance(value, list) and not (value and isinstance(value[0], (list, dict))):
             return [(value, None)]
         return self._records(value, where)
@@ -289,9 +289,9 @@ def _is_json(line: bytes | None) -> bool:
     return True
 
 
-def _too_large(path: Path, found: str) -> EmbeddingError:
+def _too_large(path: Path, actual: str) -> EmbeddingError:
     return EmbeddingError(
         f"a JSON document of at most {_VALUES:,} values in {path}",
-        found,
+        actual,
         "Write one vector a line (.jsonl), or .npy or .parquet",
     )

@@ -13,15 +13,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from unembed.data.readers import open_parquet, parquet_batches, text_lines
 from unembed.errors import EmbeddingError
-from unembed.files import open_parquet, read_lines
 from unembed.vectors.numbers import Reason
-from unembed.vectors.records import LINE_BYTES, NAMES
+from unembed.vectors.records import CORRECT_KEEP, LINE_BYTES, NAMES
 
 # What decoding a column may cost beyond its rows of D numbers; metadata says how many there are
 _EXCESS_VALUES = 8_000_000
 _BATCH_VALUES = 4_000_000
 _DELIMITERS = ",;\t|"
+_ONE_A_LINE = "Export one vector a line"
 # A block of rows: numbers [n, D], or each vector as it is spelled; columns to keep by name
 Block = tuple[NDArray[Any] | list[Any], dict[str, list[Any]]]
 
@@ -34,11 +35,13 @@ class Arrow:
         path: ``.parquet``, or ``.arrow`` and ``.feather`` (Arrow's file or stream format).
         key: Column, or path of a field inside structs.
         keep: Columns whose values go with each vector.
+        optional: Those of ``keep`` that may be absent.
     """
 
     path: Path
     key: str | None = None
     keep: Sequence[str] = ()
+    optional: Sequence[str] = ()
 
     def count(self) -> int:
         """Rows; of a Parquet file by its footer."""
@@ -64,54 +67,57 @@ class Arrow:
         for batch in batches:
             column = self._column(batch.schema)
             values = _field(batch.column(column[0]), column[1:])
-            kept = {name: self._kept(batch, name) for name in self.keep}
+            columns = {name: self._values_of(batch, name) for name in self.keep}
             yield (
                 _values(values, dimension, f"the column {'.'.join(column)!r} of {self.path}"),
-                kept,
+                columns,
             )
 
     @property
     def _is_parquet(self) -> bool:
         return self.path.suffix.lower() in (".parquet", ".pq")
 
-    def _kept(self, batch: Any, name: str) -> list[Any]:
-        found = _path_of(batch.schema, name)
-        if found is None:
-            raise _no_column(self.path, name, batch.schema.names, "Correct --keep")
-        values: list[Any] = _field(batch.column(found[0]), found[1:]).to_pylist()
+    def _values_of(self, batch: Any, name: str) -> list[Any]:
+        path = _path_of(batch.schema, name)
+        if path is None and name in self.optional:
+            return [None] * int(batch.num_rows)
+        if path is None:
+            raise _no_column(self.path, name, batch.schema.names, CORRECT_KEEP)
+        values: list[Any] = _field(batch.column(path[0]), path[1:]).to_pylist()
         return values
 
     def _column(self, schema: Any) -> list[str]:
         names = [self.key] if self.key is not None else [*NAMES[:3], *NAMES[3:]]
         for name in names:
-            found = _path_of(schema, name)
-            if found is not None:
-                return found
+            path = _path_of(schema, name)
+            if path is not None:
+                return path
         raise _no_column(
             self.path, names[0], schema.names, "Pass --column with the one that holds the vectors"
         )
 
     def _parquet_batches(self, dimension: int, size: int) -> Iterator[Any]:
         file = open_parquet(self.path)
-        found = self._column(file.schema_arrow)
-        columns = [found[0]]
+        path = self._column(file.schema_arrow)
+        columns = [path[0]]
         for name in self.keep:
-            path = _path_of(file.schema_arrow, name)
-            columns += [] if path is None else [path[0]]
+            other = _path_of(file.schema_arrow, name)
+            if other is None and name not in self.optional:
+                raise _no_column(self.path, name, file.schema_arrow.names, CORRECT_KEEP)
+            columns += [] if other is None else [other[0]]
         for group in range(file.metadata.num_row_groups):
-            most = self._values_per_row(file.metadata.row_group(group), found, dimension)
+            most = self._values_per_row(file.metadata.row_group(group), path, dimension)
             step = max(1, min(size, int(_BATCH_VALUES / max(1.0, most))))
-            yield from file.iter_batches(
-                batch_size=step, row_groups=[group], columns=list(dict.fromkeys(columns))
-            )
+            columns = list(dict.fromkeys(columns))
+            yield from parquet_batches(self.path, columns, size=step, group=group, file=file)
 
-    def _values_per_row(self, group: Any, found: list[str], dimension: int) -> float:
+    def _values_per_row(self, group: Any, path: list[str], dimension: int) -> float:
         """Numbers (or 4-byte words) in a row on average, so that a few long ones are not read."""
         rows = max(1, group.num_rows)
         most = 1.0
         for index in range(group.num_columns):
             column = group.column(index)
-            if column.path_in_schema.split(".")[0] != found[0]:
+            if column.path_in_schema.split(".")[0] != path[0]:
                 continue
             numbers = column.num_values
             if column.physical_type in ("BYTE_ARRAY", "FIXED_LEN_BYTE_ARRAY"):
@@ -204,7 +210,7 @@ def _values(values: Any, dimension: int, where: str) -> NDArray[Any] | list[Any]
 
 
 def _lists(values: Any, dimension: int) -> list[Any]:
-    """Each row as a list; of one of another size only as many numbers as tell that."""
+    """Convert each row to a list; one of another size to a reason."""
     rows: list[Any] = []
     for scalar in values:
         size = None if not scalar.is_valid else len(scalar)
@@ -218,7 +224,7 @@ def _lists(values: Any, dimension: int) -> list[Any]:
 
 
 def _views(values: Any, dimension: int) -> list[Any]:
-    """Each row of a list view, whose rows may lie in any order."""
+    """Convert each row of a list view, whose rows may lie in any order."""
     flat = values.values.to_numpy(zero_copy_only=False)
     rows: list[Any] = []
     for valid, start, size in zip(
@@ -260,11 +266,13 @@ class Csv:
         path: Also ``.gz`` or ``.zst``.
         key: Column, by the header.
         keep: Columns whose values go with each vector.
+        optional: Those of ``keep`` that may be absent.
     """
 
     path: Path
     key: str | None = None
     keep: Sequence[str] = ()
+    optional: Sequence[str] = ()
 
     def count(self) -> int:
         """Rows without the header."""
@@ -275,7 +283,7 @@ class Csv:
         )
 
     def records(self, dimension: int) -> Iterator[tuple[Any, list[Any]]]:
-        """Each vector as it is spelled, and the values to keep beside it.
+        """Yield each vector as it is spelled, and the values to keep beside it.
 
         Raises:
             EmbeddingError: No such column.
@@ -287,11 +295,16 @@ class Csv:
         bare = _column_of_vectors(first)
         names = [str(i) for i in range(len(first))] if bare is not None else first
         columns = self._columns(names, bare, dimension)
-        kept = [self._position(names, name, "Correct --keep") for name in self.keep]
+        positions = [
+            -1
+            if name in self.optional and name not in names
+            else self._position(names, name, CORRECT_KEEP)
+            for name in self.keep
+        ]
         for row in chain([first] if bare is not None else [], rows):
             cells = [row[i] if i < len(row) else "" for i in columns]
             vector: Any = (cells[0] or None) if len(cells) == 1 else f"[{','.join(cells)}]"
-            yield vector, [row[i] if i < len(row) else None for i in kept]
+            yield vector, [row[i] if 0 <= i < len(row) else None for i in positions]
 
     def _columns(self, names: list[str], bare: int | None, dimension: int) -> list[int]:
         if self.key is not None:
@@ -313,7 +326,7 @@ class Csv:
         return names.index(name)
 
     def _rows(self) -> Iterator[list[str]]:
-        lines = self._lines()
+        lines = (f"{line}\n" for line in text_lines(self.path, LINE_BYTES, _ONE_A_LINE))
         first = next(lines, None)
         if first is None:
             return
@@ -328,16 +341,6 @@ class Csv:
                 f"a table of text in {self.path}", str(error), "Export it again"
             ) from error
 
-    def _lines(self) -> Iterator[str]:
-        for number, line in enumerate(read_lines(self.path, LINE_BYTES), start=1):
-            if line is None:
-                raise EmbeddingError(
-                    f"lines of at most {LINE_BYTES >> 20} MiB in {self.path}",
-                    f"a longer one, line {number}",
-                    "Export one vector a line",
-                )
-            yield line.decode("utf-8") + "\n"
-
 
 def _delimiter(line: str) -> str:
     """The separator of a header, or of a first row outside of brackets."""
@@ -348,7 +351,7 @@ def _delimiter(line: str) -> str:
 
 
 def _column_of_vectors(first: list[str]) -> int | None:
-    """In a table without a header the column of vectors, -1 for a number a column; else None."""
+    """Find the vectors' column in a table without a header, -1 for a number a column; else None."""
     for index, cell in enumerate(first):
         if cell.startswith(("[", "{")):
             return index

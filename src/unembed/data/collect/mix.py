@@ -23,7 +23,7 @@ class Sample(NamedTuple):
 
 @dataclass
 class Tally:
-    """How often what happened.
+    """Counts of events.
 
     Attributes:
         events: (language, source, event) → times. An event is ``read``, ``kept`` or the name of a
@@ -43,7 +43,7 @@ class Tally:
         return sums
 
     def total(self, event: str) -> int:
-        """How often an event happened in all."""
+        """Count how often an event happened in all."""
         return sum(times for key, times in self.events.items() if key[2] == event)
 
 
@@ -93,7 +93,7 @@ def open_streams(sources: Sequence[Weighted], langs: Sequence[str], tally: Tally
 
 
 def source_names(sources: Sequence[Weighted]) -> list[str]:
-    """What the column ``source`` says for each: its name, numbered where two share one."""
+    """Name the sources for the column ``source``, numbered where two share a name."""
     names: list[str] = []
     for weighted in sources:
         name, number = weighted.source.name, 2
@@ -111,7 +111,7 @@ def quotas(langs: Sequence[str], samples: int) -> dict[str, int]:
 
 def draw_samples(
     streams: Streams,
-    wanted: dict[str, int],
+    targets: dict[str, int],
     limits: Limits,
     duplicates: Duplicates,
     draw: random.Random,
@@ -125,21 +125,21 @@ def draw_samples(
     Raises:
         DataError: A source cannot be read on.
     """
-    left = {lang: count for lang, count in wanted.items() if count}
-    while left:
-        lang = _choose(draw, left)
+    remaining = {lang: count for lang, count in targets.items() if count}
+    while remaining:
+        lang = _choose(draw, remaining)
         sources = streams[lang]
         if not sources:
-            del left[lang]
+            del remaining[lang]
             continue
         name = _choose(draw, {name: stream.weight for name, stream in sources.items()})
         sample = _next_sample(sources[name], limits, duplicates, tally)
         if sample is None:
             del sources[name]
             continue
-        left[lang] -= 1
-        if not left[lang]:
-            del left[lang]
+        remaining[lang] -= 1
+        if not remaining[lang]:
+            del remaining[lang]
         yield sample
 
 
@@ -178,14 +178,14 @@ def shuffle(
         chars: Most characters in the buffer.
     """
     buffer: list[Sample] = []
-    held = 0
+    size = 0
     for sample in samples:
         buffer.append(sample)
-        held += len(sample.text)
-        while len(buffer) > rows or held > chars:
-            taken = _take(buffer, draw)
-            held -= len(taken.text)
-            yield taken
+        size += len(sample.text)
+        while len(buffer) > rows or size > chars:
+            choice = _take(buffer, draw)
+            size -= len(choice.text)
+            yield choice
     while buffer:
         yield _take(buffer, draw)
 

@@ -1,4 +1,4 @@
-"""Where texts come from: files and folders, or a data set of the Hub, behind one protocol."""
+"""Sources of texts: files and folders, or a data set of the Hub, behind one protocol."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ class Source(Protocol):
 
     @property
     def name(self) -> str:
-        """What the column ``source`` says."""
+        """Name in the column ``source``."""
 
     def describe(self, langs: Sequence[str]) -> dict[str, Any]:
-        """What tells this source from another one, for the manifest; no absolute paths.
+        """Describe what tells this source from another, for the manifest; no absolute paths.
 
         Raises:
             DataError: The source is not there.
@@ -117,7 +117,7 @@ class FileSource:
                 yield text
         if not any_text:
             where = self.pattern.replace(LANG, lang)
-            column = "" if pick.known else f" by the column {self.lang_column!r}"
+            column = "" if pick.monolingual else f" by the column {self.lang_column!r}"
             rest = f" (passed over: {dict(passed_over)})" if passed_over else ""
             raise MissingLanguageError(
                 f"texts in {lang!r} in {where}{column}",
@@ -227,7 +227,7 @@ class HubSource:
             raise self._error(lang, error) from error
 
     def _error(self, lang: str, error: Exception) -> DataError:
-        """What a library said, as our error."""
+        """Turn what a library said into our error."""
         config = f" ({self.config.replace(LANG, lang)})" if self.config else ""
         place = f"the data set {self.repository}{config}"
         reason = f"{type(error).__name__}: {error}"
@@ -246,12 +246,12 @@ def _without_torch() -> Iterator[None]:
     """Keep `datasets` from importing PyTorch, 220 MB, for tensors that nobody asks for."""
     from datasets import config
 
-    known = config.TORCH_AVAILABLE
-    config.TORCH_AVAILABLE = known and "torch" in sys.modules
+    available = config.TORCH_AVAILABLE
+    config.TORCH_AVAILABLE = available and "torch" in sys.modules
     try:
         yield
     finally:
-        config.TORCH_AVAILABLE = known
+        config.TORCH_AVAILABLE = available
 
 
 @dataclass(frozen=True)
