@@ -246,11 +246,10 @@ def load_encoder(
     model = raw(compute)
     padding = mend_padding(model)
     prompt = _find_prompt(model, prompt, prompt_name)
-    dimension = _dimension(model, entry, truncate_dim)
     identity = EncoderIdentity(
         name=entry.name if entry is not None else recorded_name(name),
         revision=commit,
-        dimension=dimension,
+        dimension=_dimension(model, entry, truncate_dim),
         weights_digest=digest,
         prompt=_document_prompt(model, entry) if prompt is None else prompt,
         pooling=pooling,
