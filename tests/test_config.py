@@ -10,6 +10,7 @@ from pydantic import ValidationError
 import unembed
 from unembed.config import Config, load_config, shipped_configs, validate_config
 from unembed.denoiser import DenoiserSizes
+from unembed.encoders.api import load_api_encoder
 from unembed.encoders.sentence import load_encoder
 from unembed.errors import ConfigError
 
@@ -222,7 +223,9 @@ def test_load_config_every_key_is_read_somewhere(section):
 
 def test_load_encoder_every_key_of_the_encoder_is_an_argument_of_its_loader():
     fields = Config.model_fields["encoder"].annotation.model_fields
-    assert set(fields) - set(inspect.signature(load_encoder).parameters) == set()
+    loaders = [inspect.signature(loader).parameters for loader in (load_encoder, load_api_encoder)]
+    assert set(fields) - set(loaders[0]) == {"api_base", "cache", "max_calls", "price"}
+    assert set(fields) - set(loaders[0]) - set(loaders[1]) == set()
 
 
 def test_denoiser_sizes_every_key_of_the_denoiser_is_one_of_its_sizes_or_read():

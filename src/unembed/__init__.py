@@ -13,7 +13,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from unembed.encoders.sentence import load_encoder
+    from unembed.encoders import load_encoder
     from unembed.errors import UnembedError
     from unembed.evaluation.evaluate import evaluate
     from unembed.inverter import Inverter
@@ -26,7 +26,7 @@ _WHERE = {
     "UnembedError": "unembed.errors",
     "WordProbe": "unembed.vectors.words",
     "evaluate": "unembed.evaluation.evaluate",
-    "load_encoder": "unembed.encoders.sentence",
+    "load_encoder": "unembed.encoders",
 }
 
 __all__ = ["Inverter", "UnembedError", "WordProbe", "evaluate", "load_encoder"]

@@ -32,7 +32,8 @@ class EncoderSection(Section):
     """The embedding model under attack.
 
     Attributes:
-        name: A name of the catalogue, a local folder or a Hub repository.
+        name: A name of the catalogue, a local folder, a Hub repository, or ``openai:MODEL`` for a
+            model behind an OpenAI-compatible API.
         revision: The Hub revision (a branch, tag or commit).
         prompt: Text put before each document; null takes what the model's own files or the
             catalogue say.
@@ -40,7 +41,13 @@ class EncoderSection(Section):
         pooling: How token vectors become one, for a model whose files do not say it: ``mean``,
             ``cls``, ``lasttoken``, ``max``.
         truncate_dim: Dimensions kept of a Matryoshka model, whose vectors are then brought to
-            length 1 again; null keeps what the model's files say.
+            length 1 again; null keeps what the model's files say. Of an API it is asked for as
+            ``dimensions``.
+        backend: What runs the model: ``torch``, or ``onnx`` for a folder with an .onnx file.
+        api_base: Of ``openai:MODEL``: the address of the API, up to ``/v1``; OpenAI's if null.
+        max_calls: Of ``openai:MODEL``: most requests of a command.
+        price: Of ``openai:MODEL``: what a million tokens cost, for the sum that is shown.
+        cache: Of ``openai:MODEL``: folder of the answers; ``~/.cache/unembed`` if null.
     """
 
     name: str = "all-MiniLM-L6-v2"
@@ -49,6 +56,11 @@ class EncoderSection(Section):
     prompt_name: str | None = None
     pooling: str | None = None
     truncate_dim: Positive | None = None
+    backend: Literal["torch", "onnx"] | None = None
+    api_base: str | None = None
+    max_calls: Positive | None = None
+    price: Annotated[float, Field(ge=0.0)] | None = None
+    cache: str | None = None
 
     @model_validator(mode="after")
     def _one_prompt(self) -> EncoderSection:

@@ -30,6 +30,7 @@ _MOST_BYTES = 16 << 20  # of a file of settings
 _MOST_DEPTH = 50  # of JSON within JSON in it
 _SIDE_BYTES = 1 << 20  # of a JSON file looked at whole, to tell a side file
 EXTRAS = {  # the extras of pyproject.toml → packages that are imported
+    "api": ("httpx2", "openai"),
     "dedup": ("datasketch",),
     "demo": ("fastapi", "prometheus_client", "uvicorn"),
     "distributed": ("ray",),

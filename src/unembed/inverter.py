@@ -35,7 +35,7 @@ from unembed.denoiser import Denoiser
 from unembed.device import Compute, choose_compute
 from unembed.diffusion import DenoiserFn, make_schedule
 from unembed.encoders.base import Encoder, EncoderIdentity
-from unembed.encoders.fingerprint import Fingerprint
+from unembed.encoders.fingerprint import Fingerprint, require_encoder
 from unembed.encoders.oracle import EncoderOracle
 from unembed.encoders.pipeline import licence_lines, licence_note
 from unembed.encoders.vectors import as_unit_vectors
@@ -181,10 +181,9 @@ class Inverter(
         Raises:
             EncoderError: Its weights or prompt differ, or it embeds the probe texts elsewhere.
         """
-        self.encoder.require_same(encoder.identity, "vectors")
-        if self.fingerprint is not None and self._proved is not encoder:
-            self.fingerprint.require_same(encoder, "vectors")
-            self._proved = encoder  # the probe texts are embedded once
+        if self._proved is not encoder:  # the probe texts are embedded once
+            require_encoder(encoder, self.encoder, self.fingerprint, "vectors")
+            self._proved = encoder
 
     # Inversion
 

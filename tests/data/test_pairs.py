@@ -132,6 +132,14 @@ def test_a_missing_tokenizer_is_refused(pairs_folder):
         ("shards", 5, "shards: "),
         ("shards", [{"pairs": 3, "passages": 1}], "shards.0.sha256: field required"),
         ("tokenizer", {}, "tokenizer.digest: field required"),
+        ("fingerprint", "x", "fingerprint: "),
+        ("fingerprint", None, "fingerprint: "),
+        ("vocabulary", 5, "vocabulary: "),
+        (
+            "shards",
+            [{"pairs": 3, "passages": 1, "sha256": {}, "dropped": 5}],
+            "shards.0.dropped: ",
+        ),
     ],
 )
 def test_a_damaged_manifest_is_refused(pairs_folder, key, value, said):

@@ -335,6 +335,8 @@ def test_prepare_pairs_stretches_of_the_source_may_yield_nothing(tmp_path, tiny_
     [
         (None, "no manifest.json"),
         ("{", "expected JSON in"),
+        ("[" * 100_000, "nested too deeply"),
+        ("[" * 60 + "]" * 60, "nested more than"),
         ("[]", "found list"),
         ("{}", "found None"),
         ('{"format": 99}', "found 99"),

@@ -3,6 +3,7 @@
 import hashlib
 import importlib.util
 import json
+import os
 import shutil
 import sys
 import threading
@@ -315,6 +316,17 @@ def test_load_encoder_weights_with_one_changed_byte_are_refused(packaged, tmp_pa
     message = refusal("all-MiniLM-L6-v2")
     assert f"official weights of all-MiniLM-L6-v2 (SHA-256 {ENTRY.weights_sha256})" in message
     assert f"found SHA-256 {digest} in {copy}" in message
+
+
+@pytest.mark.parametrize("name", ["modules.json", "tokenizer.json", "1_Pooling/config.json", "new"])
+def test_load_encoder_refuses_other_files_beside_the_weights(packaged, tmp_path, monkeypatch, name):
+    copy = tmp_path / "model"
+    shutil.copytree(packaged, copy, copy_function=os.symlink)
+    content = (copy / name).read_bytes() if (copy / name).exists() else b""
+    (copy / name).unlink(missing_ok=True)
+    (copy / name).write_bytes(content + b" ")
+    monkeypatch.setattr(sentence, "_packaged", lambda package: copy)
+    assert "the official files of all-MiniLM-L6-v2" in refusal("all-MiniLM-L6-v2")
 
 
 def test_load_encoder_remote_code_needs_permission():

@@ -16,7 +16,7 @@ def test_the_example_runs(minilm, monkeypatch, capsys):
     exec(code, {})
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("greedy:steps=4 ")
-    assert len(lines) == 5 + 2  # two strategies, three baselines without pairs
+    assert len(lines) == 5 + 3  # two strategies, three baselines without pairs
 
 
 def test_every_metric_and_control_is_defined():

@@ -11,6 +11,7 @@ import pytest
 
 from unembed.errors import DataError
 from unembed.evaluation import rows as recovering
+from unembed.evaluation.cache import FOLDER
 from unembed.evaluation.evaluate import evaluate
 from unembed.files import locked
 from unembed.inverter import Inverter
@@ -122,6 +123,7 @@ def lines(out):
 
 
 def test_evaluate_refuses_a_folder_that_is_written_to(lookup, encoder, passages, tmp_path):
-    with locked(tmp_path), pytest.raises(DataError, match="another process"):
+    (tmp_path / FOLDER).mkdir()
+    with locked(tmp_path / FOLDER), pytest.raises(DataError, match="another process"):
         evaluate(lookup, encoder, passages, limit=20, folder=tmp_path)
     assert not lookup.calls

@@ -10,10 +10,13 @@ import typer
 
 import unembed
 from unembed.cli.options import (
+    ApiBaseOption,
     CheckpointOption,
     DenoiserDtypeOption,
     DeviceOption,
     EncoderOption,
+    MaxCallsOption,
+    PriceOption,
     QuietOption,
     RangesOption,
     SeedOption,
@@ -25,6 +28,7 @@ from unembed.cli.options import (
     TrustOption,
     VectorsOption,
     VerboseOption,
+    api_settings,
     encoder_settings,
     interruptible,
     make_encoder,
@@ -33,6 +37,7 @@ from unembed.cli.options import (
     opened,
     refuse_idle,
     refuse_idle_calls,
+    show_usage,
 )
 from unembed.errors import ConfigError, DataError, EncoderError
 
@@ -79,6 +84,9 @@ def evaluate(
     out: ReportOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     encoder: EncoderOption = None,
+    api_base: ApiBaseOption = None,
+    max_calls: MaxCallsOption = None,
+    price: PriceOption = None,
     device: DeviceOption = "auto",
     dtype: DenoiserDtypeOption = None,
     trust_remote_code: TrustOption = False,
@@ -97,18 +105,21 @@ def evaluate(
     if embedding is None:
         idle = ("text_column", "ranges", "skip_bad")
         refuse_idle(context, "with --embedding only", "--texts alone", *idle)
-        passages = _passages(texts, column)
+    passages = None
+    if embedding is None or texts is not None:
+        passages = _passages(texts, column if embedding is None else text_column)
     specs = _strategies(context, strategy, strategies, steps)
     source = None if embedding is None else _source(embedding, column, skip_bad, ranges)
     pairs = Pairs.open(train_pairs) if train_pairs is not None else None
     inverter = make_inverter(checkpoint, None, device, dtype)
     needed = source is None or encoder is not None or _ask_encoder(specs, steps)
-    where = encoder_settings(inverter, encoder)
+    where = encoder_settings(inverter, encoder) | api_settings(api_base, max_calls, price)
     model = _encoder(inverter, needed, where, device, trust_remote_code)
+    show_usage(context, model)
     way_on = "the same command goes on" if folder else "with --out FOLDER it could have gone on"
     with interruptible(way_on), opened(source) as vectors, StageDisplay() as display:
         if vectors is not None:
-            passages = _stored(vectors, inverter, text_column, texts)
+            passages = _stored(vectors, inverter, text_column or "text", passages)
         report = unembed.evaluate(
             inverter,
             model,
@@ -180,12 +191,11 @@ def _source(path: Path, column: str | None, skip_bad: bool, ranges: str | None) 
     return source
 
 
-def _stored(source: Any, inverter: unembed.Inverter, column: str | None, texts: Path | None) -> Any:
+def _stored(source: Any, inverter: unembed.Inverter, column: str, passages: Any) -> Any:
     """The stored vectors with their texts, of the same table or of a file of their own."""
     from unembed.evaluation.samples import StoredPassages
 
-    lines = None if texts is None else _passages(texts, column)
-    return StoredPassages(source, inverter.encoder.dimension, column or "text", lines)
+    return StoredPassages(source, inverter.encoder.dimension, column, passages)
 
 
 def _strategies(

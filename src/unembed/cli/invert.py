@@ -9,6 +9,7 @@ import typer
 
 import unembed
 from unembed.cli.options import (
+    ApiBaseOption,
     CallsOption,
     CheckOption,
     CheckpointOption,
@@ -19,7 +20,9 @@ from unembed.cli.options import (
     KeepOption,
     KeyOption,
     LengthOption,
+    MaxCallsOption,
     OptionOption,
+    PriceOption,
     QuietOption,
     RangesOption,
     RecoveredOption,
@@ -33,6 +36,7 @@ from unembed.cli.options import (
     VectorColumnOption,
     VectorsOption,
     VerboseOption,
+    api_settings,
     encoder_settings,
     given,
     interruptible,
@@ -44,6 +48,7 @@ from unembed.cli.options import (
     read_decoding,
     refuse_idle,
     require_place,
+    show_usage,
 )
 
 _OF_FILES = ("out", "key", "column", "keep", "ranges", "skip_bad", "check", "batch_size")
@@ -81,6 +86,9 @@ def invert(
         Path | None, typer.Option("--svg", help="With --text: save the recovery as a picture.")
     ] = None,
     encoder: EncoderOption = None,
+    api_base: ApiBaseOption = None,
+    max_calls: MaxCallsOption = None,
+    price: PriceOption = None,
     device: DeviceOption = "auto",
     dtype: DenoiserDtypeOption = None,
     trust_remote_code: TrustOption = False,
@@ -105,7 +113,9 @@ def invert(
     inverter = make_inverter(checkpoint, config, device, dtype)
     model: Any = None
     if with_encoder:
-        model = make_encoder(encoder_settings(inverter, encoder), device, trust_remote_code)
+        where = encoder_settings(inverter, encoder) | api_settings(api_base, max_calls, price)
+        model = make_encoder(where, device, trust_remote_code)
+        show_usage(context, model)
     options: dict[str, Any] = {"decoding": decoding, "seed": seed}
     if text is not None:
         _invert_text(inverter, model, text, as_json, watch, svg, options)
@@ -129,7 +139,8 @@ def _require_one(text: str | None, embedding: Path | None) -> None:
 
 def _note_idle(context: typer.Context, strategy: str, with_encoder: bool) -> None:
     if not with_encoder:
-        note_idle(context, "no text is embedded", "encoder", "trust_remote_code")
+        api = ("api_base", "max_calls", "price")
+        note_idle(context, "no text is embedded", "encoder", "trust_remote_code", *api)
     if strategy in ("greedy", "entropy-bounded"):
         note_idle(context, f"{strategy} draws nothing", "seed")
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 import unembed
+from unembed.encoders import API_PREFIX
 from unembed.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -79,7 +80,22 @@ TrustOption = Annotated[
 ]
 EncoderOption = Annotated[
     str | None,
-    typer.Option("--encoder", help="Where the inverter's encoder is, if not under its own name."),
+    typer.Option(
+        "--encoder",
+        help="Where the inverter's encoder is, if not under its own name; openai:MODEL: an API.",
+    ),
+]
+ApiBaseOption = Annotated[
+    str | None,
+    typer.Option("--api-base", help="With openai:MODEL: address of the API, up to /v1."),
+]
+MaxCallsOption = Annotated[
+    int | None,
+    typer.Option("--max-calls", min=1, metavar="N", help="With openai:MODEL: most requests."),
+]
+PriceOption = Annotated[
+    float | None,
+    typer.Option("--price", min=0.0, help="With openai:MODEL: of a million tokens."),
 ]
 StrategyOption = Annotated[
     str,
@@ -340,17 +356,35 @@ def make_encoder(
     )
 
 
+def api_settings(
+    api_base: str | None, max_calls: int | None, price: float | None
+) -> dict[str, Any]:
+    """Those of the options for an API that were given, as settings for `make_encoder`."""
+    settings = {"api_base": api_base, "max_calls": max_calls, "price": price}
+    return {key: value for key, value in settings.items() if value is not None}
+
+
+def show_usage(context: typer.Context, encoder: Any) -> None:
+    """When the command ends, well or not, say what an encoder behind an API was asked for."""
+    usage = getattr(encoder, "usage", None)
+    if usage is not None:
+        name = encoder.identity.name
+        context.call_on_close(lambda: remark(f"{name}: {usage.describe()}"))
+
+
 def encoder_settings(inverter: unembed.Inverter, where: str | None = None) -> dict[str, Any]:
     """Collect what `make_encoder` needs to load the encoder that an inverter inverts.
 
-    With ``where`` it is taken from there; whether it is the same one shows its digest.
+    With ``where`` it is taken from there; whether it is the same one shows its digest, or, behind
+    an API, its vectors.
     """
     identity = inverter.encoder
-    settings = {"name": identity.name, "revision": identity.revision}
+    files = {"pooling": identity.pooling, "backend": identity.backend}
+    settings = {"name": identity.name, "revision": identity.revision, **files}
     if where is not None:
-        settings = {"name": where, "revision": None}
-    shape = {"pooling": identity.pooling, "truncate_dim": identity.truncate_dim}
-    return {**settings, "prompt": identity.prompt, **shape}
+        is_remote = where.startswith(API_PREFIX)  # which knows neither
+        settings = {"name": where, "revision": None, **({} if is_remote else files)}
+    return {**settings, "prompt": identity.prompt, "truncate_dim": identity.truncate_dim}
 
 
 def make_inverter(

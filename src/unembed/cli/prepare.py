@@ -10,17 +10,22 @@ from typing import Annotated, Any
 import typer
 
 from unembed.cli.options import (
+    ApiBaseOption,
     ConfigOption,
     DeviceOption,
+    MaxCallsOption,
+    PriceOption,
     QuietOption,
     SeedOption,
     SetOption,
     TrustOption,
     VerboseOption,
+    api_settings,
     interruptible,
     make_encoder,
     refuse_idle,
     require_place,
+    show_usage,
 )
 
 # The options of `prepare --stage 1`
@@ -118,6 +123,9 @@ _STAGE_2 = (
     "dtype",
     "encode_batch",
     "trust_remote_code",
+    "api_base",
+    "max_calls",
+    "price",
     "ray",
     "workers",
 )
@@ -144,6 +152,9 @@ def prepare(
     dtype: DtypeOption = "auto",
     encode_batch: BatchOption = None,
     trust_remote_code: TrustOption = False,
+    api_base: ApiBaseOption = None,
+    max_calls: MaxCallsOption = None,
+    price: PriceOption = None,
     langs: LangsOption = None,
     n_samples: SamplesOption = None,
     lang_column: LangColumnOption = "lang",
@@ -175,11 +186,13 @@ def prepare(
     require_texts(source, column)  # before the encoder is loaded
     if {file_format(file) for file in text_files(source)} == {".txt"}:
         refuse_idle(context, "for texts in columns only", str(source), "column")
-    options = {**configuration.encoder.model_dump(), "batch_size": encode_batch}
+    api = api_settings(api_base, max_calls, price)
+    options = {**configuration.encoder.model_dump(), "batch_size": encode_batch, **api}
     load = partial(make_encoder, options, device, trust_remote_code)
     way_on = "the same command goes on after the last finished shard"
     with interruptible(way_on), _cluster(ray, workers, device, dtype, load) as run:
         encoder = load(dtype)
+        show_usage(context, encoder)
         with PrepareDisplay(count_texts(source), limit) as display:
             manifest = prepare_pairs(
                 source,
@@ -198,6 +211,7 @@ def prepare(
 
 
 def preflight(
+    context: typer.Context,
     config: ConfigOption = "minilm",
     data: Annotated[
         Path | None, typer.Option("--data", help="Compare with the encoder of prepared pairs.")
@@ -207,6 +221,9 @@ def preflight(
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
     trust_remote_code: TrustOption = False,
+    api_base: ApiBaseOption = None,
+    max_calls: MaxCallsOption = None,
+    price: PriceOption = None,
     quiet: QuietOption = False,
     verbose: VerboseOption = False,
 ) -> None:
@@ -219,10 +236,13 @@ def preflight(
 
     configuration = load_config(config, settings or [])
     pairs = Pairs.open(data) if data is not None else None
-    encoder = make_encoder(configuration.encoder.model_dump(), device, trust_remote_code, dtype)
-    if pairs is not None:
-        pairs.encoder.require_same(encoder.identity, "pairs")
+    api = api_settings(api_base, max_calls, price)
+    options = {**configuration.encoder.model_dump(), **api}
+    encoder = make_encoder(options, device, trust_remote_code, dtype)
+    show_usage(context, encoder)
     expected = pairs.fingerprint if pairs is not None else None
+    if pairs is not None:
+        pairs.encoder.require_same(encoder.identity, "pairs", has_vectors=expected is not None)
     report = run_preflight(encoder, PROBES, expected)
     show_preflight(report, as_json)
     if not report.passed:

@@ -21,6 +21,7 @@ from unembed.cli.options import (
     make_encoder,
     refuse_idle,
     require_place,
+    show_usage,
 )
 
 # The options of `plot` and `export`
@@ -54,6 +55,7 @@ _SAME_REQUEST = 2.0  # seconds
 
 
 def train(
+    context: typer.Context,
     data: Annotated[Path, typer.Option("--data", help="Folder of prepared pairs.")],
     out: Annotated[Path, typer.Option("--out", help="Folder of the run.")],
     config: ConfigOption = "minilm",
@@ -87,6 +89,7 @@ def train(
         _require_own_tokenizer(pairs.manifest)
     if from_words or configuration.training.decoded_cosine:
         encoder = make_encoder(configuration.encoder.model_dump(), "cpu", trust_remote_code)
+        show_usage(context, encoder)
         pairs.require_encoder(encoder)
         words = encoder.word_embeddings() if from_words else None
     with TrainingDisplay(configuration.training.steps) as display, StopSignal() as stop:

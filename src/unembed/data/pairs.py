@@ -20,7 +20,7 @@ from pydantic import BaseModel, ValidationError
 from unembed.config import DataSection
 from unembed.data.pieces import is_outdated
 from unembed.encoders.base import Encoder, EncoderIdentity
-from unembed.encoders.fingerprint import Fingerprint
+from unembed.encoders.fingerprint import Fingerprint, require_encoder
 from unembed.encoders.vectors import VectorStatistics
 from unembed.errors import DataError
 from unembed.files import MANIFEST_BYTES, atomic, file_digest, read_json, text_files
@@ -148,9 +148,7 @@ class Pairs:
         Raises:
             EncoderError: Its weights or prompt differ, or it embeds the probe texts elsewhere.
         """
-        self.encoder.require_same(encoder.identity, "pairs")
-        if self.fingerprint is not None:
-            self.fingerprint.require_same(encoder, "pairs")
+        require_encoder(encoder, self.encoder, self.fingerprint, "pairs")
 
     @cached_property
     def token_counts(self) -> NDArray[np.int64]:
@@ -207,6 +205,15 @@ class _Shard(BaseModel):
     passages: int
     pairs: int
     sha256: dict[str, str]
+    dropped: dict[str, int] = {}
+
+
+class _Vocabulary(BaseModel):
+    before: int
+
+
+class _Fingerprint(BaseModel):
+    sha256: str
 
 
 class _Manifest(BaseModel):
@@ -218,6 +225,11 @@ class _Manifest(BaseModel):
     pieces: _Pieces
     complete: bool
     shards: list[_Shard]
+    # Not in every manifest
+    vocabulary: _Vocabulary = _Vocabulary(before=0)
+    fingerprint: _Fingerprint = _Fingerprint(sha256="")
+    cutter: int = 1
+    round_trip: bool = False
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -26,7 +25,6 @@ from unembed.encoders.pipeline import (
     require_pooling,
 )
 from unembed.errors import EncoderError
-from unembed.files import file_digest
 from unembed.tokenizer import TextTokenizer, from_transformers
 
 if TYPE_CHECKING:
@@ -37,6 +35,7 @@ _QUERY_PROMPTS = ("query", "question", "search_query")
 _WINDOW = 16_384  # texts sorted by length together
 _FEW = 256  # texts not worth loading copies of the model for
 _THREADS_PER_GPU = 2
+_NEVER = ("openvino/*", "*.bin", "*.h5", "*.msgpack", "*.ot")  # read of a Hub repository
 _TOKENS_PER_BATCH = 16_384
 _TOKENS_PER_BATCH_CPU = 1024  # activations stay in the cache
 
@@ -184,7 +183,7 @@ class SentenceEncoder:
         return np.asarray(weight.detach().float().cpu().numpy())
 
 
-def load_encoder(
+def load_encoder(  # noqa: PLR0913 - what may differ from a model's files
     name: str = "all-MiniLM-L6-v2",
     *,
     revision: str | None = None,
@@ -195,8 +194,9 @@ def load_encoder(
     trust_remote_code: bool = False,
     compute: Compute | None = None,
     batch_size: int | None = None,
+    backend: str | None = None,
 ) -> SentenceEncoder:
-    """Load an embedding model.
+    """Load an embedding model of this machine.
 
     Args:
         name: A catalogue name, a local folder, or a Hub repository.
@@ -211,8 +211,11 @@ def load_encoder(
         compute: Device and number format; float32 on the best device here when not given, so
             that the vectors are the same on each.
         batch_size: Texts encoded at once; by their number of tokens when not given.
+        backend: ``onnx`` runs the .onnx file of the folder (package optimum-onnx); PyTorch runs
+            the safetensors when not given.
 
     Raises:
+        ConfigError: The backend is unknown or not installed.
         EncoderError: The model cannot be found or loaded, its weights are not the official ones,
             it needs remote code that was not allowed, the prompt is one it does not know, its
             files do not say the pooling, or it cannot embed a text at all.
@@ -224,19 +227,19 @@ def load_encoder(
             "none given",
             "Read that code, then pass --trust-remote-code (trust_remote_code=True)",
         )
-    folder, commit = _resolve(name, entry, revision)
-    digest = _weights_digest(folder)
-    if entry is not None and entry.weights_sha256 not in (None, digest):
-        raise EncoderError(
-            f"the official weights of {entry.name} (SHA-256 {entry.weights_sha256})",
-            f"SHA-256 {digest} in {folder}",
-            "Reinstall the model from a source you trust",
-        )
+    backend = pipeline.require_backend(backend)
+    folder, commit = _resolve(name, entry, revision, backend)
+    if backend is None:
+        digest = _weights_digest(folder)
+        if entry is not None:
+            _require_official(entry, folder, digest)
+    else:
+        digest = pipeline.onnx_digest(folder)
     if not trust_remote_code:
         refuse_foreign_code(folder)
     require_pooling(folder, pooling)
     compute = compute or choose_compute(dtype="float32", training=False)
-    raw = partial(_load, folder, entry, trust_remote_code, pooling, truncate_dim)
+    raw = partial(_load, folder, entry, trust_remote_code, pooling, truncate_dim, backend)
 
     def load(compute: Compute) -> SentenceTransformer:
         copy = raw(compute)
@@ -254,6 +257,7 @@ def load_encoder(
         prompt=_document_prompt(model, entry) if prompt is None else prompt,
         pooling=pooling,
         truncate_dim=truncate_dim,
+        backend=backend,
     )
     others = [Compute(each, compute.dtype) for each in replica_devices(compute.device)[1:]]
     tokenizer = from_transformers(model.tokenizer)
@@ -264,6 +268,20 @@ def load_encoder(
             "embedded with it all the same, set encoder.prompt_name"
         )
     return SentenceEncoder(model, identity, tokenizer, load, others, batch_size, defaults)
+
+
+def _require_official(entry: pipeline.CatalogEntry, folder: Path, weights: str) -> None:
+    """Refuse other files than a model's authors gave, as far as the catalogue knows them."""
+    checks = [("weights", entry.weights_sha256, weights)]
+    if entry.package is not None and folder == _packaged(entry.package):
+        checks.append(("files", entry.package_sha256, pipeline.settings_digest(folder)))
+    for what, expected, actual in checks:
+        if expected not in (None, actual):
+            raise EncoderError(
+                f"the official {what} of {entry.name} (SHA-256 {expected})",
+                f"SHA-256 {actual} in {folder}",
+                "Reinstall the model from a source you trust",
+            )
 
 
 def _dimension(
@@ -280,7 +298,7 @@ def _dimension(
 
 
 def _resolve(
-    name: str, entry: pipeline.CatalogEntry | None, revision: str | None
+    name: str, entry: pipeline.CatalogEntry | None, revision: str | None, backend: str | None
 ) -> tuple[Path, str | None]:
     """Folder with the model's files, and its commit when it came from the Hub."""
     if entry is not None and entry.package is not None and revision is None:
@@ -298,7 +316,7 @@ def _resolve(
             snapshot_download(
                 repository,
                 revision=revision,
-                ignore_patterns=["onnx/*", "openvino/*", "*.bin", "*.h5", "*.msgpack", "*.ot"],
+                ignore_patterns=[*_NEVER, "*.safetensors" if backend else "onnx/*"],
             )
         )
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
@@ -331,10 +349,7 @@ def _weights_digest(folder: Path) -> str:
         raise EncoderError(
             f"weights as .safetensors in {folder}", "none", "Convert the weights to safetensors"
         )
-    digests = [file_digest(path) for path in files]
-    if len(digests) == 1:
-        return digests[0]
-    return hashlib.sha256("".join(digests).encode()).hexdigest()
+    return pipeline.joint_digest(files)
 
 
 def _load(
@@ -343,6 +358,7 @@ def _load(
     trust_remote_code: bool,
     pooling: str | None,
     truncate_dim: int | None,
+    backend: str | None,
     compute: Compute,
 ) -> SentenceTransformer:
     from sentence_transformers import SentenceTransformer
@@ -350,13 +366,18 @@ def _load(
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    options = {"default_task": entry.task} if entry is not None and entry.task else {}
+    options: dict[str, Any] = {"dtype": compute.dtype}
+    if backend is not None:
+        options = pipeline.onnx_options(folder, compute)
+    if entry is not None and entry.task:
+        options["default_task"] = entry.task
     try:
         model = SentenceTransformer(
             str(folder),
             device=str(compute.device),
             trust_remote_code=trust_remote_code,
-            model_kwargs={"dtype": compute.dtype, **options},
+            model_kwargs=options,
+            backend="onnx" if backend else "torch",
             local_files_only=not trust_remote_code,
             truncate_dim=truncate_dim,
         )

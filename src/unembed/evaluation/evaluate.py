@@ -23,7 +23,7 @@ from unembed.evaluation.bootstrap import (
     draw_blocks,
     put_in_words,
 )
-from unembed.evaluation.cache import RowCache
+from unembed.evaluation.cache import FOLDER, RowCache
 from unembed.evaluation.metrics import BINS, Recovery, Ruler, make_ruler
 from unembed.evaluation.rows import (
     BATCH,
@@ -174,8 +174,8 @@ def evaluate(  # noqa: PLR0913 - the front door; all but the first three have a 
         notes.append("nearest training text: not measured, no training pairs were given")
     with ExitStack() as stack:
         if folder is not None:
-            make_folder(folder)
-            stack.enter_context(locked(folder))
+            make_folder(folder / FOLDER)
+            stack.enter_context(locked(folder / FOLDER))
         rows, provenance = [], {} if folder is None else bench.provenance()
         for name, recover, batch, settings in bench.rows():
             identity = {**settings, "texts": samples.digest, "limit": limit, "seed": seed}
@@ -265,7 +265,9 @@ def duration(seconds: float) -> str:
     for unit, size in (("hours", 3600.0), ("minutes", 60.0)):
         if seconds >= 1.5 * size:
             return f"about {seconds / size:.0f} {unit}"
-    return "about a minute" if seconds > 45.0 else f"about {max(1, round(seconds))} seconds"  # noqa: PLR2004
+    if seconds > 45.0:  # noqa: PLR2004
+        return "about a minute"
+    return f"about {round(seconds)} seconds" if seconds >= 1.5 else "a second"  # noqa: PLR2004
 
 
 def _cutting(inverter: Inverter) -> DataSection:
