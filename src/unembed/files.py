@@ -88,13 +88,22 @@ def atomic(path: Path) -> Iterator[Path]:
     os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
     try:
         yield temporary
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
+        flush(temporary)
         temporary.replace(path)
     except BaseException:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise
+
+
+def flush(path: Path) -> None:
+    """Have a file on the disk before anything else happens.
+
+    Raises:
+        OSError: The disk refuses.
+    """
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
 
 
 def remove_unfinished(folder: Path) -> None:
