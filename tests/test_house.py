@@ -21,7 +21,7 @@ FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 # What each part imports of the others. A part is a folder or a file of the package; the table is
 # compared for equality, so that an arrow which is no longer needed goes as well.
 IMPORTS = {
-    "__init__": "encoders errors evaluation inverter",
+    "__init__": "encoders errors evaluation inverter vectors",
     "__main__": "cli",
     "backends": "denoiser device diffusion errors files",
     "checkpoints": "denoiser encoders errors files tokenizer",
@@ -36,7 +36,7 @@ IMPORTS = {
     "diffusion": "device",
     "encoders": "device errors files tokenizer",
     "errors": "",
-    "evaluation": "config data decoding encoders errors files inverter tokenizer",
+    "evaluation": "config data decoding encoders errors files inverter tokenizer vectors",
     "files": "errors",
     "inverter": "backends checkpoints decoding denoiser device diffusion encoders errors tokenizer",
     "tokenizer": "errors files",

@@ -30,6 +30,7 @@ _MOST_BYTES = 16 << 20  # of a file of settings
 _MOST_DEPTH = 50  # of JSON within JSON in it
 _SIDE_BYTES = 1 << 20  # of a JSON file looked at whole, to tell a side file
 EXTRAS = {  # the extras of pyproject.toml → packages that are imported
+    "api": ("httpx2", "openai"),
     "dedup": ("datasketch",),
     "demo": ("fastapi", "prometheus_client", "uvicorn"),
     "distributed": ("ray",),
@@ -49,7 +50,7 @@ def install_line(extra: str) -> str:
 
 
 def has_extra(extra: str) -> bool:
-    """Whether the packages of an extra are installed."""
+    """Tell whether the packages of an extra are installed."""
     return all(importlib.util.find_spec(name) is not None for name in EXTRAS[extra])
 
 
@@ -243,7 +244,7 @@ def _is_text_file(file: Path, folder: Path) -> bool:
 
 
 def _is_one_object(file: Path) -> bool:
-    """Whether a JSON file is a single object over several lines, as those beside data sets are."""
+    """Tell whether a JSON file is one object over several lines, as those beside data sets are."""
     if file.suffix.lower() != ".json":
         return False
     try:

@@ -35,8 +35,9 @@ from unembed.denoiser import Denoiser
 from unembed.device import Compute, choose_compute
 from unembed.diffusion import DenoiserFn, make_schedule
 from unembed.encoders.base import Encoder, EncoderIdentity
-from unembed.encoders.fingerprint import Fingerprint
+from unembed.encoders.fingerprint import Fingerprint, require_encoder
 from unembed.encoders.oracle import EncoderOracle
+from unembed.encoders.pipeline import licence_lines, licence_note
 from unembed.encoders.vectors import as_unit_vectors
 from unembed.errors import CheckpointError, ConfigError
 from unembed.tokenizer import TextTokenizer
@@ -46,7 +47,7 @@ DEFAULT = "minilm"
 
 @dataclass(frozen=True)
 class Inversion:
-    """One recovered text.
+    """Inversion: a recovered text.
 
     Attributes:
         text: The text.
@@ -147,7 +148,7 @@ class Inverter(
 
     @property
     def spec(self) -> SequenceSpec:
-        """What a strategy fills: length, special tokens, schedule."""
+        """Sequence that a strategy fills: length, special tokens, schedule."""
         ids = self.tokenizer
         schedule = make_schedule(self.diffusion["schedule"], self.diffusion["rate"])
         return SequenceSpec(self.length, ids.mask_id, schedule, ids.end_id, ids.pad_id)
@@ -180,10 +181,9 @@ class Inverter(
         Raises:
             EncoderError: Its weights or prompt differ, or it embeds the probe texts elsewhere.
         """
-        self.encoder.require_same(encoder.identity, "vectors")
-        if self.fingerprint is not None and self._proved is not encoder:
-            self.fingerprint.require_same(encoder, "vectors")
-            self._proved = encoder  # the probe texts are embedded once
+        if self._proved is not encoder:  # the probe texts are embedded once
+            require_encoder(encoder, self.encoder, self.fingerprint, "vectors")
+            self._proved = encoder
 
     # Inversion
 
@@ -218,8 +218,8 @@ class Inverter(
             before_pass: Called before every denoiser pass, those that are no step of their own
                 among them; what it raises ends the work.
             **settings: In place of ``decoding`` the keywords of `Decoding.of`: ``strategy``,
-                ``steps``, ``guidance``, ``repetition``, ``encoder_calls`` and the strategy's
-                options, each by its name or all in a mapping ``options``.
+                ``steps``, ``guidance``, ``repetition``, ``encoder_calls``, ``length`` and the
+                strategy's options, each by its name or all in a mapping ``options``.
 
         Returns:
             One result per vector, in order.
@@ -234,13 +234,13 @@ class Inverter(
         decoding = as_decoding(decoding, settings)
         decoding.check(has_encoder=encoder is not None)
         _require_whole(seed=(seed, 0), batch_size=(batch_size, 1), first_index=(first_index, 0))
-        vectors = as_unit_vectors(embeddings, self.encoder.dimension)
+        vectors = as_unit_vectors(embeddings, self.encoder.dimension, self.encoder.name)
         calls_encoder = decoding.strategy.needs_encoder and encoder is not None
         if calls_encoder and encoder is not None:
             self.require_encoder(encoder)
         if draws is None:
             draws = [(seed, first_index + row) for row in range(len(vectors))]
-        denoiser = self._processed(decoding)
+        spec, denoiser = self.spec.with_length(decoding.length), self._processed(decoding)
         if before_pass is not None:
             denoiser = _watched(denoiser, before_pass)
         results: list[Inversion] = []
@@ -254,7 +254,7 @@ class Inverter(
                 decoded = decoding.strategy(
                     denoiser,
                     torch.from_numpy(part).to(self.compute.device),
-                    self.spec,
+                    spec,
                     steps=decoding.steps,
                     generators=[torch.Generator().manual_seed(k) for k in seeds],
                     on_step=on_step,
@@ -283,14 +283,13 @@ class Inverter(
         """The network as it decodes quickest; made again when it or its weights are others."""
         network: Any = self.denoiser
         if not isinstance(network, Denoiser):  # whatever else was put in its place
-            substitute: DenoiserFn = network
-            return substitute
-        weights = _weights_version(self.denoiser)
+            return cast(DenoiserFn, network)
+        version = _version(self.denoiser)
         if self._onnx is not None and self.compute == choose_compute("cpu", "float32"):
             source, session = self._onnx
-            if source == (self.denoiser, weights):
+            if source == version:
                 return session
-        recipe = (self.denoiser, self.compute, weights)
+        recipe = (*version, self.compute)
         if self._fast is None or self._fast[0] != recipe:
             self._fast = recipe, fast_form(self.denoiser, self.compute)
         return self._fast[1]
@@ -386,9 +385,10 @@ class Inverter(
         if self.card is not None:
             return ModelCard(self.card)
         return ModelCard(
-            "---\nlibrary_name: unembed\nlicense: apache-2.0\n---\n"
+            f"---\nlibrary_name: unembed\n{licence_lines(self.encoder.name)}\n---\n"
             f"# Inverter for {self.encoder.name}\n\nRecovers text from embeddings of "
-            f"{self.encoder.describe()}, at most {self.length - 1} tokens.\n"
+            f"{self.encoder.describe()}, at most {self.length - 1} tokens.\n\n"
+            f"{licence_note(self.encoder.name)}\n"
         )
 
 
@@ -411,14 +411,13 @@ def _load(folder: Path) -> Inverter:
     inverter = Inverter.__new__(Inverter)
     inverter._set_up(checkpoint)
     if (folder / FILE).is_file() and onnx_is_here():
-        source = inverter.denoiser, _weights_version(inverter.denoiser)
-        inverter._onnx = source, OnnxDenoiser(folder / FILE)
+        inverter._onnx = _version(inverter.denoiser), OnnxDenoiser(folder / FILE)
     return inverter
 
 
-def _weights_version(denoiser: Denoiser) -> list[tuple[int, int]]:
-    """Identify the weights: where each lies and how often it was written to."""
-    return [(p.data_ptr(), p._version) for p in denoiser.parameters()]
+def _version(denoiser: Denoiser) -> tuple[Denoiser, list[tuple[int, int]]]:
+    """Identify a network with its weights: where each lies and how often it was written to."""
+    return denoiser, [(p.data_ptr(), p._version) for p in denoiser.parameters()]
 
 
 def _may_be_a_repository(name: str) -> bool:

@@ -1,5 +1,6 @@
 """What every registered strategy promises, on any length, batch, budget and seed."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.fakes import WORD_MASK, FakeOracle, WordDenoiser
+from tests.fakes import WORD_MASK, ConstantDenoiser, FakeOracle, WordDenoiser
 from unembed.decoding import (
     STRATEGIES,
     Decoding,
@@ -27,9 +28,11 @@ VARIANTS = [
     ("greedy", {}),
     ("greedy", {"order": "margin"}),
     ("greedy", {"order": "left-to-right"}),
+    ("greedy", {"lengths": 0}),
     ("greedy", {"lengths": 3}),
     ("entropy-bounded", {}),
     ("entropy-bounded", {"gamma": 5.0}),
+    ("entropy-bounded", {"lengths": 0}),
     ("entropy-bounded", {"lengths": 2}),
     ("euler", {}),
     ("euler", {"temperature": 0.5, "top_p": 0.8}),
@@ -76,20 +79,22 @@ def every_variant(test):
     """Each variant of the vector-only strategies, and every other registered strategy as it is."""
     covered = {name for name, _ in VARIANTS}
     rest = [(name, {}) for name in STRATEGIES if name not in covered]
-    cases = [
-        pytest.param(n, o, id="-".join([n, *map(str, o.values())])) for n, o in VARIANTS + rest
-    ]
+    cases = []
+    for name, options in VARIANTS + rest:
+        marks = [pytest.mark.slow] if STRATEGIES[name].needs_encoder else []
+        variant = "-".join([name, *map(str, options.values())])
+        cases.append(pytest.param(name, options, id=variant, marks=marks))
     return pytest.mark.parametrize(("name", "options"), cases)(test)
 
 
 def usable(options: dict, steps: int) -> bool:
-    return options.get("lengths", 1) == 1 or steps > 1
+    return options.get("lengths", 1) <= 1 or steps > 1
 
 
 @every_variant
 @settings(max_examples=10, deadline=None)
 @given(data=st.data())
-def test_every_position_is_filled_within_the_budget(name, options, data):
+def test_decoding_every_position_is_filled_within_the_budget(name, options, data):
     length = data.draw(st.integers(1, 9), "length")
     steps = data.draw(st.integers(1, 12).filter(lambda n: usable(options, n)), "steps")
     batch = data.draw(st.integers(1, 4), "batch")
@@ -114,7 +119,7 @@ def test_every_position_is_filled_within_the_budget(name, options, data):
     assert (decoded.order <= steps).all() or strategy.needs_encoder
     assert (decoded.passes >= 1).all()
     if not strategy.needs_encoder:
-        assert (decoded.passes <= steps * options.get("lengths", 1)).all()
+        assert (decoded.passes <= steps * max(1, options.get("lengths", 1))).all()
         assert decoded.encoder_calls.tolist() == [0] * batch
     else:
         assert (decoded.encoder_calls <= 20).all()
@@ -132,7 +137,7 @@ def test_every_position_is_filled_within_the_budget(name, options, data):
 @every_variant
 @settings(max_examples=6, deadline=None)
 @given(data=st.data())
-def test_a_text_depends_on_its_vector_and_seed_alone(name, options, data):
+def test_decoding_a_text_depends_on_its_vector_and_seed_alone(name, options, data):
     length = data.draw(st.integers(1, 8), "length")
     steps = data.draw(st.integers(2, 6), "steps")
     seed = data.draw(st.integers(0, 5), "seed")
@@ -148,7 +153,7 @@ def test_a_text_depends_on_its_vector_and_seed_alone(name, options, data):
 
 
 @every_variant
-def test_logits_read_in_parts_give_the_same_as_all_at_once(name, options, monkeypatch):
+def test_decoding_logits_read_in_parts_give_the_same_as_all_at_once(name, options, monkeypatch):
     strategy = Decoding.of(name, **options).strategy
     whole, few = WordDenoiser(6), WordDenoiser(6)
     expected = run(strategy, 6, 5, steps=5, denoiser=whole)
@@ -163,7 +168,7 @@ def test_logits_read_in_parts_give_the_same_as_all_at_once(name, options, monkey
 
 
 @every_variant
-def test_it_draws_from_the_generators_alone(name, options):
+def test_decoding_it_draws_from_the_generators_alone(name, options):
     strategy = Decoding.of(name, **options).strategy
     torch.manual_seed(0)
     before = torch.random.get_rng_state()
@@ -192,7 +197,7 @@ def test_what_is_settled_stays_unless_the_strategy_takes_back(name, options):
 
 
 @pytest.mark.parametrize("name", VECTOR_ONLY)
-def test_nothing_is_asked_behind_the_end(name):
+def test_decoding_nothing_is_asked_behind_the_end(name):
     denoiser = WordDenoiser(8, 3.0)
     run(Decoding.of(name).strategy, 8, 6, 8, denoiser=denoiser)
     behind = 0
@@ -205,12 +210,12 @@ def test_nothing_is_asked_behind_the_end(name):
     assert behind > 0, "no text ended before the last position"
 
 
-def test_an_unknown_strategy_is_refused_with_the_known_ones():
+def test_decoding_an_unknown_strategy_is_refused_with_the_known_ones():
     with pytest.raises(ConfigError, match="greedy"):
         Decoding.of("psychic")
 
 
-def test_an_unknown_option_is_refused_with_the_known_ones():
+def test_decoding_an_unknown_option_is_refused_with_the_known_ones():
     with pytest.raises(ConfigError, match=r"greedy \(order, lengths\); found 'courage'"):
         Decoding.of("greedy", courage=3)
     with pytest.raises(ConfigError, match="found 'name'"):
@@ -221,7 +226,7 @@ def test_an_unknown_option_is_refused_with_the_known_ones():
     ("name", "options", "message"),
     [
         ("greedy", {"order": "random"}, "order among confidence, margin, left-to-right"),
-        ("greedy", {"lengths": 0}, "lengths of at least 1 and at most 64; found 0"),
+        ("greedy", {"lengths": -1}, "lengths of at least 0 and at most 64; found -1"),
         ("greedy", {"lengths": 2.5}, "lengths of type int; found 2.5"),
         ("greedy", {"lengths": "two"}, "lengths of type int; found 'two'"),
         ("greedy", {"lengths": True}, "lengths of type int; found True"),
@@ -246,12 +251,12 @@ def test_an_unknown_option_is_refused_with_the_known_ones():
         ("two-stage", {"top_p": 0}, "top_p above 0"),
     ],
 )
-def test_bad_options_are_refused(name, options, message):
+def test_decoding_bad_options_are_refused(name, options, message):
     with pytest.raises(ConfigError, match=message.replace("(", r"\(")):
         Decoding.of(name, **options)
 
 
-def test_options_may_be_text_as_on_the_command_line():
+def test_decoding_options_may_be_text_as_on_the_command_line():
     assert (
         Decoding.of("euler", temperature="0.5").strategy
         == Decoding.of("euler", temperature=0.5).strategy
@@ -261,7 +266,7 @@ def test_options_may_be_text_as_on_the_command_line():
 
 
 @pytest.mark.parametrize("name", STRATEGIES)
-def test_every_option_has_a_plain_default_and_is_documented(name):
+def test_strategy_fields_every_option_has_a_plain_default_and_is_documented(name):
     for field in strategy_fields(name):
         assert type(field.default) in (int, float, bool, str)
         assert field.metadata["help"].endswith(".")
@@ -269,6 +274,67 @@ def test_every_option_has_a_plain_default_and_is_documented(name):
         assert bounded or type(field.default) is bool, f"{field.name} has no upper bound"
 
 
-def test_several_lengths_need_two_passes():
+def test_decoding_several_lengths_need_two_passes():
     with pytest.raises(ConfigError, match="at least 2 passes"):
         run(Decoding.of("greedy", lengths=2).strategy, 4, steps=1)
+
+
+def lengths_of(decoded) -> list[int]:
+    """Tokens before the end, or before padding, of each sequence."""
+    return (~torch.isin(decoded.tokens, torch.tensor([END, PAD]))).cumprod(1).sum(1).tolist()
+
+
+@every_variant
+@settings(max_examples=6, deadline=None)
+@given(data=st.data())
+def test_a_given_length_is_kept(name, options, data):
+    length = data.draw(st.integers(2, 9), "length")
+    content = data.draw(st.integers(1, length - 1), "content")
+    steps = data.draw(st.integers(1, 2 * length), "steps")
+    spec = replace(canvas_of(length), content=content)
+    decoded = run(Decoding.of(name, **options).strategy, length, 3, steps, spec=spec)
+    for row in decoded.tokens.tolist():
+        assert row[content:] == [END, *[PAD] * (length - content - 1)]
+        assert not {END, PAD, MASK} & set(row[:content])
+
+
+def ending(length: int, goes_on: list[float]) -> ConstantDenoiser:
+    """A denoiser of texts that have more than l tokens with probability ``goes_on[l]``."""
+    more = torch.tensor(goes_on)
+    ends = torch.cat([torch.ones(1), more[:-1]]) - more
+    table = torch.zeros(length, VOCABULARY)
+    table[:, 2:MASK] = more[:, None] / (MASK - 2)  # eight words, each less probable than the end
+    table[:, END], table[:, PAD] = ends, 1.0 - more - ends
+    return ConstantDenoiser(table.clamp_min(1e-9).log())
+
+
+@pytest.mark.parametrize("name", ["greedy", "entropy-bounded"])
+def test_the_length_is_the_median_one_where_passes_are_fewer_than_positions(name):
+    goes_on = [1.0, 0.9, 0.8, 0.7, 0.55, 0.45, 0.2, 0.0]
+    denoiser, median = ending(8, goes_on), 5
+    assert (
+        lengths_of(run(Decoding.of(name).strategy, 8, steps=4, denoiser=denoiser)) == [median] * 3
+    )
+    free = run(Decoding.of(name, lengths=0).strategy, 8, steps=4, denoiser=denoiser)
+    assert max(lengths_of(free)) < median, "the denoiser does not tempt into ending early"
+    # One position a pass is the published sampler, whatever `lengths` is
+    plain = run(Decoding.of(name, lengths=0).strategy, 8, steps=8, denoiser=denoiser)
+    default = run(Decoding.of(name).strategy, 8, steps=8, denoiser=denoiser)
+    assert torch.equal(plain.tokens, default.tokens)
+    assert plain.passes.tolist() == default.passes.tolist()
+
+
+def test_fixing_the_length_takes_no_pass_of_its_own():
+    denoiser = ending(8, [1.0, 0.9, 0.8, 0.7, 0.55, 0.45, 0.2, 0.0])
+    decoded = run(Decoding.of("greedy").strategy, 8, steps=4, denoiser=denoiser)
+    assert decoded.passes.tolist() == [4] * 3
+    assert (decoded.order[:, :5] == 1).any(dim=1).all(), "the first pass unmasked no word"
+    sure = decoded.confidences[0]
+    assert sure[5] == pytest.approx(0.1, abs=1e-4), "P(end) at the end"
+    assert sure[:5].tolist() == pytest.approx([1 / 8] * 5, abs=1e-4), "among words alone"
+
+
+def test_two_stage_keeps_the_median_length():
+    denoiser = ending(8, [1.0, 0.9, 0.8, 0.7, 0.55, 0.45, 0.2, 0.0])
+    strategy = Decoding.of("two-stage", noise=1.0).strategy
+    assert lengths_of(run(strategy, 8, steps=6, denoiser=denoiser)) == [5] * 3

@@ -34,7 +34,7 @@ def small_batches(monkeypatch):
 
 
 @pytest.mark.parametrize("after", [0, 1, 3, 5, 7])
-def test_finished_rows_are_not_done_again(
+def test_evaluate_finished_rows_are_not_done_again(
     lookup_of, encoder, pieces, passages, tmp_path, after, small_batches
 ):
     texts = [piece.text for piece in pieces[::2]]
@@ -55,7 +55,7 @@ def test_finished_rows_are_not_done_again(
     )
 
 
-def test_other_settings_are_decoded_anew(lookup, encoder, passages, tmp_path):
+def test_evaluate_other_settings_are_decoded_anew(lookup, encoder, passages, tmp_path):
     evaluate(lookup, encoder, passages, limit=20, folder=tmp_path)
     done = len(lookup.calls)
     evaluate(lookup, encoder, passages, limit=20, folder=tmp_path, seed=1)
@@ -90,7 +90,8 @@ evaluate(inverter, FakeEncoder(), Path(texts).read_text().splitlines(), folder=P
 """
 
 
-def test_a_killed_process_goes_on(
+@pytest.mark.slow
+def test_evaluate_a_killed_process_goes_on(
     inverter_folder, encoder, passages, text_file, tmp_path, monkeypatch
 ):
     out = tmp_path / "report"

@@ -20,7 +20,7 @@ from pydantic import BaseModel, ValidationError
 from unembed.config import DataSection
 from unembed.data.pieces import is_outdated
 from unembed.encoders.base import Encoder, EncoderIdentity
-from unembed.encoders.fingerprint import Fingerprint
+from unembed.encoders.fingerprint import Fingerprint, require_encoder
 from unembed.encoders.vectors import VectorStatistics
 from unembed.errors import DataError
 from unembed.files import MANIFEST_BYTES, atomic, file_digest, read_json, text_files
@@ -126,7 +126,7 @@ class Pairs:
 
     @property
     def outdated(self) -> str | None:
-        """What is wrong with pairs that an older version cut; None where nothing is."""
+        """Fault of pairs that an older version cut; None where there is none."""
         if not is_outdated(self.manifest, self.tokenizer):
             return None
         return (
@@ -148,13 +148,11 @@ class Pairs:
         Raises:
             EncoderError: Its weights or prompt differ, or it embeds the probe texts elsewhere.
         """
-        self.encoder.require_same(encoder.identity, "pairs")
-        if self.fingerprint is not None:
-            self.fingerprint.require_same(encoder, "pairs")
+        require_encoder(encoder, self.encoder, self.fingerprint, "pairs")
 
     @cached_property
     def token_counts(self) -> NDArray[np.int64]:
-        """How often each id of the vocabulary occurs in the target sequences, [V].
+        """Counts of each id of the vocabulary in the target sequences, [V].
 
         Counted when first asked for, which reads all tokens.
         """
@@ -219,7 +217,7 @@ class _Fingerprint(BaseModel):
 
 
 class _Manifest(BaseModel):
-    """What is read without a further look; there is more in the file."""
+    """Schema of what is read without a further look; there is more in the file."""
 
     encoder: EncoderIdentity
     tokenizer: _Tokenizer
@@ -272,7 +270,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def piece_settings(manifest: dict[str, Any]) -> dict[str, Any]:
-    """How the pieces were cut, settings that are younger than the manifest at their defaults.
+    """Settings the pieces were cut with, those younger than the manifest at their defaults.
 
     Raises:
         DataError: They are not settings this version knows.
@@ -293,10 +291,18 @@ def difference(expected: Any, actual: Any) -> tuple[str, str]:
         keys = [key for key in {**expected, **actual} if expected.get(key) != actual.get(key)]
         expected, actual = ({key: side.get(key) for key in keys} for side in (expected, actual))
     first, second = (
-        text if len(text := str(side)) < _MOST_CHARS else f"{text[:_MOST_CHARS]} …"
+        text if len(text := _spelled(side)) < _MOST_CHARS else f"{text[:_MOST_CHARS]} …"
         for side in (expected, actual)
     )
     return first, second
+
+
+def _spelled(side: Any) -> str:
+    """A setting for readers: of a mapping ``name mine.txt, bytes 12``, digests only if alone."""
+    if not isinstance(side, dict):
+        return str(side)
+    plain = {key: value for key, value in side.items() if key != "digest"} or side
+    return ", ".join(f"{key} {value}" for key, value in plain.items())
 
 
 def shard_names(index: int) -> tuple[str, str]:
@@ -382,7 +388,7 @@ def write_json(path: Path, data: dict[str, Any]) -> None:
 
 
 def _write_error(path: Path, error: OSError) -> Exception:
-    """What to say when a file cannot be written; NumPy counts bytes in place of an error number."""
+    """Explain why a file cannot be written; NumPy counts bytes in place of an error number."""
     if error.errno not in _FULL and "requested and" not in str(error):
         return error
     return DataError(

@@ -1,4 +1,4 @@
-"""What one recovered text is worth: a number per metric, or None where it cannot be computed."""
+"""Metrics of one recovered text: a number each, or None where it cannot be computed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MEANS = (
     *("token accuracy", "exact match", "token-set precision", "token-set recall", "token-set F1"),
     *("informative recall", "BLEU (sentence)", "ROUGE-L", "cosine"),
     *KINDS,
-    *("length error", "passes", "encoder calls", "milliseconds"),
+    *("length error", "length bias", "passes", "encoder calls", "milliseconds"),
 )
 BLEU_PARTS = (
     *(f"matching {n}-grams" for n in range(1, _NGRAMS + 1)),
@@ -42,7 +42,7 @@ _LATIN_WORD = re.compile(r"[a-z0-9]")
 
 @dataclass(frozen=True)
 class Recovery:
-    """What came back for one text, by a strategy or by a baseline.
+    """Recovery of one text, by a strategy or by a baseline.
 
     Attributes:
         text: The text.
@@ -174,6 +174,7 @@ class Ruler:
             "token-set F1": token_set_f1(ids, hypothesis),
             "cosine": recovery.cosine,
             "length error": float(abs(len(hypothesis) - len(ids))),
+            "length bias": float(len(hypothesis) - len(ids)),
             "passes": recovery.passes,
             "encoder calls": recovery.encoder_calls,
             "milliseconds": recovery.milliseconds,

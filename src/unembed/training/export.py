@@ -16,6 +16,7 @@ from unembed.data.pairs import TOKENIZER
 from unembed.denoiser import Denoiser, DenoiserSizes, parameter_counts
 from unembed.encoders.base import EncoderIdentity
 from unembed.encoders.fingerprint import Fingerprint
+from unembed.encoders.pipeline import licence_lines, licence_note
 from unembed.errors import CheckpointError, ConfigError, DataError, TrainingError
 from unembed.files import read_json
 from unembed.inverter import Inverter
@@ -210,14 +211,17 @@ def _front(inverter: Inverter) -> str:
     encoder = inverter.encoder
     tokens = inverter.length - 1
     prompt = f", with the prompt {encoder.prompt!r}" if encoder.prompt else ""
+    digest = encoder.weights_digest[:_SHORT]
+    weights = f"weights SHA-256 `{digest}…`" if digest else "behind an API"
     return (
-        "---\nlibrary_name: unembed\nlicense: apache-2.0\n"
+        f"---\nlibrary_name: unembed\n{licence_lines(encoder.name)}\n"
         "tags: [embedding-inversion, masked-diffusion, security]\n---\n\n"
         f"# Inverter for {encoder.name}, texts of up to {tokens} tokens\n\n"
         f"Recovers text from {encoder.dimension}-dimensional embeddings of `{encoder.name}` "
-        f"(weights SHA-256 `{encoder.weights_digest[:_SHORT]}…`{prompt}) with a conditional "
+        f"({weights}{prompt}) with a conditional "
         "masked diffusion language model, from the vector alone. Vectors of other dimensions are "
-        "refused; others that cannot be this encoder's are noted.\n"
+        "refused; others that cannot be this encoder's are noted, and their texts mean nothing.\n\n"
+        f"{licence_note(encoder.name)}\n"
     )
 
 
