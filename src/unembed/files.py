@@ -152,12 +152,13 @@ def read_json(path: Path, most: int = _MOST_BYTES) -> Any:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Keep a folder for this process alone, as long as the block lasts.
+    """Keep a folder, made where it is not there, for this process alone while the block lasts.
 
     Raises:
-        DataError: Another process is writing to it.
+        DataError: It cannot be made, or another process is writing to it.
         OSError: It refuses.
     """
+    make_folder(folder)
     try:
         with FileLock(folder / ".lock", timeout=0):
             yield
