@@ -211,7 +211,7 @@ def exported(bare, tmp_path):
     (folder / "onnx").mkdir(parents=True)
     for name in set(FILES) - {"model.safetensors"}:
         shutil.copy(bare / name, folder / name)
-    table = np.random.default_rng(0).standard_normal((200, 16)).astype(np.float32)
+    table = np.random.default_rng(0).standard_normal((1000, 16)).astype(np.float32)
     names = ("input_ids", "attention_mask")
     graph = helper.make_graph(
         [helper.make_node("Gather", ["table", "input_ids"], ["last_hidden_state"])],
