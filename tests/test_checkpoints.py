@@ -41,14 +41,14 @@ def state() -> dict[str, torch.Tensor]:
     }
 
 
-def test_who_may_read_a_new_file_may_read_the_weights(tmp_path):
+def test_write_tensors_who_may_read_a_new_file_may_read_the_weights(tmp_path):
     (tmp_path / "other").touch()
     weights.write_tensors({"a": torch.ones(2)}, tmp_path / "a.safetensors")
     assert load_file(tmp_path / "a.safetensors")["a"].tolist() == [1.0, 1.0]
     assert (tmp_path / "a.safetensors").stat().st_mode == (tmp_path / "other").stat().st_mode
 
 
-def test_int8_is_off_by_at_most_half_a_step_of_its_row(state):
+def test_unpack_int8_is_off_by_at_most_half_a_step_of_its_row(state):
     back = unpack(pack(state, "int8"))
     assert back.keys() == state.keys()
     for name in ("table.weight", "linear.weight"):
@@ -59,7 +59,7 @@ def test_int8_is_off_by_at_most_half_a_step_of_its_row(state):
     assert all(tensor.dtype == torch.float32 for tensor in back.values())
 
 
-def test_int8_stores_matrices_only_with_a_scale_a_row(state):
+def test_pack_int8_stores_matrices_only_with_a_scale_a_row(state):
     packed = pack(state, "int8")
     assert packed["table.weight"].dtype == torch.int8
     assert packed["table.weight_scale"].shape == (40,)
@@ -68,7 +68,7 @@ def test_int8_stores_matrices_only_with_a_scale_a_row(state):
         assert packed[name].dtype == torch.float16 and name + "_scale" not in packed
 
 
-def test_a_second_rounding_changes_nothing(state):
+def test_unpack_a_second_rounding_changes_nothing(state):
     for number_format in weights.FORMATS:
         once = unpack(pack(state, number_format))
         twice = unpack(pack(once, number_format))
@@ -77,7 +77,7 @@ def test_a_second_rounding_changes_nothing(state):
 
 @pytest.mark.parametrize("number_format", ["float16", "int8"])
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), 1e30])
-def test_weights_that_do_not_fit_are_refused_before_anything_is_written(
+def test_save_weights_weights_that_do_not_fit_are_refused_before_anything_is_written(
     state, tmp_path, number_format, bad
 ):
     state["linear.bias"][2] = bad
@@ -86,12 +86,12 @@ def test_weights_that_do_not_fit_are_refused_before_anything_is_written(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_bfloat16_holds_what_float16_cannot(state):
+def test_unpack_bfloat16_holds_what_float16_cannot(state):
     state["linear.bias"][2] = 1e30
     assert unpack(pack(state, "bfloat16"))["linear.bias"][2].item() == pytest.approx(1e30, rel=0.01)
 
 
-def test_shards_are_named_indexed_and_within_the_size(state, tmp_path):
+def test_save_weights_shards_are_named_indexed_and_within_the_size(state, tmp_path):
     save_weights(state, tmp_path, Storage("float16", "300B"))
     shards = sorted(path.name for path in tmp_path.glob("*.safetensors"))
     assert shards == [f"model-0000{i}-of-00003.safetensors" for i in (1, 2, 3)]
@@ -106,7 +106,7 @@ def test_shards_are_named_indexed_and_within_the_size(state, tmp_path):
 
 
 @pytest.mark.parametrize("number_format", list(weights.FORMATS))
-def test_one_file_and_shards_hold_the_same(state, tmp_path, number_format):
+def test_save_weights_one_file_and_shards_hold_the_same(state, tmp_path, number_format):
     loaded = []
     for size in ("4GB", "100B"):
         folder = tmp_path / size
@@ -118,7 +118,7 @@ def test_one_file_and_shards_hold_the_same(state, tmp_path, number_format):
     assert all(torch.equal(loaded[0][name], loaded[1][name]) for name in state)
 
 
-def test_saving_again_leaves_no_older_files(state, tmp_path):
+def test_save_weights_saving_again_leaves_no_older_files(state, tmp_path):
     for size in ("300B", "4GB", "100B", "300B"):
         save_weights(state, tmp_path, Storage("float16", size))
         found = {path.name for path in tmp_path.iterdir()}
@@ -129,7 +129,7 @@ def test_saving_again_leaves_no_older_files(state, tmp_path):
             assert found == names | {INDEX}
 
 
-def test_a_full_disk_keeps_the_old_weights(state, tmp_path, monkeypatch):
+def test_save_weights_a_full_disk_keeps_the_old_weights(state, tmp_path, monkeypatch):
     save_weights(state, tmp_path, Storage("float16", "300B"))
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     calls = []
@@ -185,7 +185,7 @@ def test_damaged_shards_are_one_line_that_names_the_file(state, tmp_path, damage
     assert "\n" not in str(caught.value)
 
 
-def test_whole_numbers_without_scales_are_refused(state, tmp_path):
+def test_pack_whole_numbers_without_scales_are_refused(state, tmp_path):
     packed = pack(state, "int8")
     del packed["table.weight_scale"]
     save_file(packed, tmp_path / WEIGHTS)
@@ -194,17 +194,17 @@ def test_whole_numbers_without_scales_are_refused(state, tmp_path):
 
 
 @pytest.mark.parametrize("size", ["0GB", "-1GB", "big", "", "5", "GB", "1 PB", "0.0001B", "nanGB"])
-def test_a_shard_size_is_a_number_and_a_unit(size):
+def test_storage_a_shard_size_is_a_number_and_a_unit(size):
     with pytest.raises(ConfigError, match="--shard-size"):
         Storage(shard_size=size)
 
 
-def test_sizes_count_in_powers_of_ten():
+def test_storage_sizes_count_in_powers_of_ten():
     assert Storage(shard_size="1.5 MB").shard_bytes == 1_500_000
     assert Storage(shard_size="4gb").shard_bytes == 4_000_000_000
 
 
-def test_an_unknown_number_format_is_refused():
+def test_storage_an_unknown_number_format_is_refused():
     with pytest.raises(ConfigError, match=r"float16, bfloat16, int8; found 'int4'"):
         Storage("int4")
 

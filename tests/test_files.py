@@ -10,6 +10,8 @@ from unembed import files as sources
 from unembed.errors import ConfigError, DataError
 from unembed.files import EXTRAS, atomic, has_extra, install_line, require_extra
 
+ROOT = Path(__file__).parents[1]
+
 
 def test_atomic_replaces_a_file_or_leaves_it(tmp_path):
     path = tmp_path / "a.txt"
@@ -56,7 +58,7 @@ def test_require_extra_says_what_to_install(monkeypatch, tmp_path):
 
 
 def test_the_extras_are_those_of_pyproject():
-    path = Path(__file__).parents[1] / "pyproject.toml"
+    path = ROOT / "pyproject.toml"
     extras = tomllib.loads(path.read_text(encoding="utf-8"))["project"]["optional-dependencies"]
     assert set(EXTRAS) == set(extras) - {"dev", "embedded"}
     for name, packages in EXTRAS.items():
@@ -69,6 +71,18 @@ def test_remove_unfinished_removes_what_atomic_left_and_nothing_else(tmp_path):
     (tmp_path / ".data.json.0123456789abcdef.tmp").write_text("half")
     sources.remove_unfinished(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["data.json"]
+
+
+def test_hashes_are_those_of_the_constraints():
+    pin = re.compile(r"^([\w.-]+)==(\S+)", re.MULTILINE)
+    pins, hashed = (
+        {name.lower().replace("_", "-"): version for name, version in pin.findall(text)}
+        for text in ((ROOT / name).read_text() for name in ("constraints.txt", "hashes.txt"))
+    )
+    assert pins.pop("torch")
+    assert hashed == pins, "run .ci/hashes"
+    blocks = re.split(pin, (ROOT / "hashes.txt").read_text())[3::3]
+    assert len(blocks) == len(pins) and all("--hash=sha256:" in block for block in blocks)
 
 
 def test_read_bounded_reads_no_pipe_and_nothing_without_an_end(tmp_path):

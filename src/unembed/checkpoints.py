@@ -52,7 +52,7 @@ _SIZE = re.compile(rf"([0-9]+(?:\.[0-9]+)?) *({'|'.join(_UNITS)})")
 
 @dataclass(frozen=True)
 class Storage:
-    """How weights are written.
+    """Format in which weights are written.
 
     Attributes:
         number_format: ``float16``, ``bfloat16`` or ``int8``.
@@ -113,7 +113,7 @@ class _Settings(BaseModel):
 
 @dataclass
 class Checkpoint:
-    """What an inverter's folder holds.
+    """Contents of an inverter's folder.
 
     Attributes:
         denoiser: The network with its weights.

@@ -50,7 +50,7 @@ def install_line(extra: str) -> str:
 
 
 def has_extra(extra: str) -> bool:
-    """Whether the packages of an extra are installed."""
+    """Tell whether the packages of an extra are installed."""
     return all(importlib.util.find_spec(name) is not None for name in EXTRAS[extra])
 
 
@@ -235,7 +235,7 @@ def _is_text_file(file: Path, folder: Path) -> bool:
 
 
 def _is_one_object(file: Path) -> bool:
-    """Whether a JSON file is a single object over several lines, as those beside data sets are."""
+    """Tell whether a JSON file is one object over several lines, as those beside data sets are."""
     if file.suffix.lower() != ".json":
         return False
     try:

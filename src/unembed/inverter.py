@@ -47,7 +47,7 @@ DEFAULT = "minilm"
 
 @dataclass(frozen=True)
 class Inversion:
-    """One recovered text.
+    """Inversion: a recovered text.
 
     Attributes:
         text: The text.
@@ -148,7 +148,7 @@ class Inverter(
 
     @property
     def spec(self) -> SequenceSpec:
-        """What a strategy fills: length, special tokens, schedule."""
+        """Sequence that a strategy fills: length, special tokens, schedule."""
         ids = self.tokenizer
         schedule = make_schedule(self.diffusion["schedule"], self.diffusion["rate"])
         return SequenceSpec(self.length, ids.mask_id, schedule, ids.end_id, ids.pad_id)
@@ -283,14 +283,13 @@ class Inverter(
         """The network as it decodes quickest; made again when it or its weights are others."""
         network: Any = self.denoiser
         if not isinstance(network, Denoiser):  # whatever else was put in its place
-            substitute: DenoiserFn = network
-            return substitute
-        weights = _weights_version(self.denoiser)
+            return cast(DenoiserFn, network)
+        version = _version(self.denoiser)
         if self._onnx is not None and self.compute == choose_compute("cpu", "float32"):
             source, session = self._onnx
-            if source == (self.denoiser, weights):
+            if source == version:
                 return session
-        recipe = (self.denoiser, self.compute, weights)
+        recipe = (*version, self.compute)
         if self._fast is None or self._fast[0] != recipe:
             self._fast = recipe, fast_form(self.denoiser, self.compute)
         return self._fast[1]
@@ -412,14 +411,13 @@ def _load(folder: Path) -> Inverter:
     inverter = Inverter.__new__(Inverter)
     inverter._set_up(checkpoint)
     if (folder / FILE).is_file() and onnx_is_here():
-        source = inverter.denoiser, _weights_version(inverter.denoiser)
-        inverter._onnx = source, OnnxDenoiser(folder / FILE)
+        inverter._onnx = _version(inverter.denoiser), OnnxDenoiser(folder / FILE)
     return inverter
 
 
-def _weights_version(denoiser: Denoiser) -> list[tuple[int, int]]:
-    """Identify the weights: where each lies and how often it was written to."""
-    return [(p.data_ptr(), p._version) for p in denoiser.parameters()]
+def _version(denoiser: Denoiser) -> tuple[Denoiser, list[tuple[int, int]]]:
+    """Identify a network with its weights: where each lies and how often it was written to."""
+    return denoiser, [(p.data_ptr(), p._version) for p in denoiser.parameters()]
 
 
 def _may_be_a_repository(name: str) -> bool:

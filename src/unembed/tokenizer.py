@@ -83,7 +83,7 @@ class TextTokenizer:
 
     @cached_property
     def carries_spaces(self) -> bool:
-        """Whether tokens cover the white space before them: byte-level BPE, Metaspace, Unigram."""
+        """True if tokens cover the white space before them: byte-level BPE, Metaspace, Unigram."""
         text = "a b c"
         (encoding,) = self.encodings([text])
         return any(text[start:stop].startswith(" ") for start, stop in encoding.offsets)
@@ -106,7 +106,7 @@ class TextTokenizer:
         return [[ours for token in ids for ours in spelling[token]] for ids in contents]
 
     def spelled_lengths(self, ids: Sequence[int]) -> list[int]:
-        """How many of a trimmed vocabulary's tokens each of the backend's ids becomes."""
+        """Count the trimmed vocabulary's tokens that each of the backend's ids becomes."""
         spelling = self._spelling
         return [len(spelling[token]) for token in ids]
 
@@ -148,7 +148,7 @@ class TextTokenizer:
         return [text.strip() for text in texts]
 
     def decodes_back(self, texts: Sequence[str], contents: Sequence[list[int]]) -> list[bool]:
-        """Whether each text's tokens stand for that text and no other.
+        """Tell whether each text's tokens stand for that text and no other.
 
         Decoded and tokenised again they must be the same ids, and the decoded text must be the
         text up to the tokenizer's normalisation and white space. It is not where there is an
@@ -168,7 +168,7 @@ class TextTokenizer:
         return good
 
     def _same_text(self, one: str, other: str) -> bool:
-        """Whether two texts differ only in what the normalisation and white space make of them."""
+        """Tell whether two texts differ only in what normalisation and white space make of them."""
         plain = ("".join(text.lower().split()) for text in (one, other))
         return next(plain) == next(plain) or self._normal_form(one) == self._normal_form(other)
 

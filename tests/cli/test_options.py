@@ -59,8 +59,10 @@ def files(tmp_path, encoder, passages):
         ("evaluate --texts t.jsonl --skip-bad", "--skip-bad with --embedding only"),
         ("evaluate --texts t.jsonl --ranges=-1,1", "--ranges with --embedding only"),
         ("evaluate --texts t.jsonl --out figures.csv", "the name of a .csv file"),
-        ("evaluate --embedding t.jsonl --out t.jsonl", "what is read"),
+        ("evaluate --embedding t.jsonl --out t.jsonl", "an --out outside of t.jsonl"),
         ("evaluate --embedding none.parquet", "found nothing there"),
+        ("evaluate --embedding v.npy", "--texts with v.npy, which holds vectors alone"),
+        ("invert --text a --strategy best-of", "for the strategy best-of; found 0 encoder calls"),
         ("evaluate --embedding v.npy --texts t.txt --text-column a", "texts in columns only"),
         ("prepare --source t.txt --column body --out d", "--column for texts in columns only"),
         ("prepare --stage 1 --source t.txt --out d", "found no --langs and no --n-samples"),
@@ -104,7 +106,6 @@ def test_note_idle_tells_of_options_that_may_stand_in_any_command(
 @pytest.mark.parametrize("command", [(), *((name,) for name in COMMANDS)])
 def test_help_answers_to_h_and_cuts_nothing_at_80_columns(run, monkeypatch, command):
     monkeypatch.setenv("COLUMNS", "80")
-    monkeypatch.setenv("TERMINAL_WIDTH", "80")
     code, out, _ = run(*command, "-h")
     assert (code, run(*command, "--help")[1]) == (0, out)
     meant = ("en,zh,…", "8,… or", "minute, …", "in docs…")
@@ -113,20 +114,19 @@ def test_help_answers_to_h_and_cuts_nothing_at_80_columns(run, monkeypatch, comm
 
 
 @pytest.mark.parametrize("command", ["invert", "evaluate"])
-def test_help_lists_strategies_with_their_options_and_defaults(run, monkeypatch, command):
-    monkeypatch.setenv("TERMINAL_WIDTH", "200")
+def test_help_lists_strategies_with_their_options_and_defaults(run, command):
     registry = {
         name: " ".join(f"{item.name}={item.default}" for item in strategy_fields(name))
         for name in STRATEGIES
     }
     assert registry == STRATEGY_OPTIONS
-    out = run(command, "--help")[1]
+    out = " ".join(run(command, "--help")[1].split())
     assert all(f"{name}: {options}" in out for name, options in registry.items())
 
 
 def test_quiet_leaves_standard_error_to_notes(run, files, inverter_folder, with_fake_encoder):
     arguments = ("evaluate", "--texts", "t.jsonl", "--checkpoint", inverter_folder, "--limit", 8)
-    assert "8 texts, each decoded up to 3 times: about" in run(*arguments)[2]
+    assert "8 texts, each decoded up to 3 times: a" in run(*arguments)[2]
     code, out, err = run(*arguments, "-q")
     assert (code, err) == (0, "")
     assert "of the words come back" in out.splitlines()[0]
@@ -195,6 +195,16 @@ def test_evaluate_measures_stored_vectors_of_a_table(
     assert code == 2, "an encoder that was asked for must be there"
     code, _, err = run("evaluate", "--texts", "t.jsonl", "--checkpoint", inverter_folder)
     assert code == 2, "texts without vectors cannot do without it"
+
+
+def test_evaluate_lists_all_columns_when_that_of_the_texts_is_another(
+    run, files, inverter_folder, with_fake_encoder
+):
+    arguments = ("evaluate", "--embedding", "t.parquet", "--text-column", "body")
+    code, _, err = run(*arguments, "--checkpoint", inverter_folder)
+    assert code == 2
+    assert "a column 'body' in t.parquet; found the columns 'id', 'text', 'vector'" in err
+    assert "--text-column" in err
 
 
 def test_evaluate_tells_what_it_left_out_of_a_table(run, files, inverter_folder, with_fake_encoder):

@@ -21,7 +21,7 @@ def test_weights_that_come_from_a_package_index_are_checked():
 
 
 @pytest.mark.parametrize("name", shipped_configs())
-def test_every_shipped_configuration_names_an_encoder_we_know(name):
+def test_shipped_configs_every_shipped_configuration_names_an_encoder_we_know(name):
     assert find(load_config(name).encoder.name) is not None
 
 

@@ -124,7 +124,7 @@ def test_preflight_shows_the_pipeline(bert):
     assert shown["truncation"] == "none"
 
 
-def test_a_default_prompt_of_queries_is_not_put_before_documents(bert, tmp_path):
+def test_preflight_a_default_prompt_of_queries_is_not_put_before_documents(bert, tmp_path):
     def query_by_default(data):
         data["default_prompt_name"] = "query"
 
@@ -283,7 +283,7 @@ def gpt(folder, **special):
     return folder / "model"
 
 
-def test_a_missing_padding_token_is_made_up_and_said(tmp_path):
+def test_load_encoder_a_missing_padding_token_is_made_up_and_said(tmp_path):
     encoder = load(gpt(tmp_path, eos_token="<|end|>"))
     together = encoder.encode(["a letter", "the nurse reads a letter"])
     alone = encoder.encode(["a letter"])
@@ -292,20 +292,20 @@ def test_a_missing_padding_token_is_made_up_and_said(tmp_path):
     assert encoder.tokenizer.pad_id != encoder.tokenizer.end_id
 
 
-def test_a_missing_padding_token_without_an_end_token_is_refused(tmp_path):
+def test_load_encoder_a_missing_padding_token_without_an_end_token_is_refused(tmp_path):
     with pytest.raises(EncoderError, match="a padding token; found none"):
         load(gpt(tmp_path))
 
 
 @pytest.mark.parametrize("kind", ["code.Pooler", "os.path", "sentence_transformersx.Pooling"])
-def test_require_known_code_refuses_modules_of_the_model(bert, tmp_path, kind):
+def test_refuse_foreign_code_refuses_modules_of_the_model(bert, tmp_path, kind):
     (tmp_path / "ran.py").write_text("raise SystemExit('code of the model was run')")
     copy = changed(bert, tmp_path, "modules.json", lambda data: data[1].update(type=kind))
     with pytest.raises(EncoderError, match="pass --trust-remote-code"):
         load(copy)
 
 
-def test_require_known_code_reads_routes_and_activations(tmp_path):
+def test_refuse_foreign_code_reads_routes_and_activations(tmp_path):
     refuse_foreign_code(tmp_path)
     (tmp_path / "2_Dense").mkdir()
     path = tmp_path / "2_Dense" / "config.json"
@@ -321,7 +321,7 @@ def test_require_known_code_reads_routes_and_activations(tmp_path):
 
 
 @pytest.mark.parametrize("content", ["{", "[" * 100_000])
-def test_require_known_code_refuses_damaged_settings(tmp_path, content):
+def test_refuse_foreign_code_refuses_damaged_settings(tmp_path, content):
     (tmp_path / "modules.json").write_text(content)
     with pytest.raises(EncoderError, match="JSON in"):
         refuse_foreign_code(tmp_path)

@@ -11,6 +11,7 @@ import pytest
 
 from unembed.errors import DataError
 from unembed.evaluation import rows as recovering
+from unembed.evaluation.cache import FOLDER
 from unembed.evaluation.evaluate import evaluate
 from unembed.files import locked
 from unembed.inverter import Inverter
@@ -33,7 +34,7 @@ def small_batches(monkeypatch):
 
 
 @pytest.mark.parametrize("after", [0, 1, 3, 5, 7])
-def test_finished_rows_are_not_done_again(
+def test_evaluate_finished_rows_are_not_done_again(
     lookup_of, encoder, pieces, passages, tmp_path, after, small_batches
 ):
     texts = [piece.text for piece in pieces[::2]]
@@ -54,7 +55,7 @@ def test_finished_rows_are_not_done_again(
     )
 
 
-def test_other_settings_are_decoded_anew(lookup, encoder, passages, tmp_path):
+def test_evaluate_other_settings_are_decoded_anew(lookup, encoder, passages, tmp_path):
     evaluate(lookup, encoder, passages, limit=20, folder=tmp_path)
     done = len(lookup.calls)
     evaluate(lookup, encoder, passages, limit=20, folder=tmp_path, seed=1)
@@ -89,7 +90,8 @@ evaluate(inverter, FakeEncoder(), Path(texts).read_text().splitlines(), folder=P
 """
 
 
-def test_a_killed_process_goes_on(
+@pytest.mark.slow
+def test_evaluate_a_killed_process_goes_on(
     inverter_folder, encoder, passages, text_file, tmp_path, monkeypatch
 ):
     out = tmp_path / "report"
@@ -121,6 +123,7 @@ def lines(out):
 
 
 def test_evaluate_refuses_a_folder_that_is_written_to(lookup, encoder, passages, tmp_path):
-    with locked(tmp_path), pytest.raises(DataError, match="another process"):
+    (tmp_path / FOLDER).mkdir()
+    with locked(tmp_path / FOLDER), pytest.raises(DataError, match="another process"):
         evaluate(lookup, encoder, passages, limit=20, folder=tmp_path)
     assert not lookup.calls

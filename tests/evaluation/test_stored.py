@@ -11,7 +11,7 @@ import pytest
 
 from unembed.encoders.vectors import as_unit_vectors
 from unembed.errors import ConfigError, DataError, EmbeddingError, EncoderError
-from unembed.evaluation.evaluate import evaluate
+from unembed.evaluation.evaluate import duration, evaluate
 from unembed.evaluation.samples import Passage, PassageFile, StoredPassages, paired
 from unembed.vectors.read import VectorFile
 
@@ -76,6 +76,7 @@ def test_evaluate_does_not_embed_the_texts_again(stored, encoder, texts, vectors
     assert report.rows["inverter"]["exact match"].mean == 0.0
     (note,) = [note for note in report.notes if "stored vectors are not those" in note]
     assert "40 of 40 have a cosine below 0.99" in note
+    assert report.verdict.startswith("The stored vectors are not the encoder's of these texts")
     assert "prompt, pooling, truncation" in note
 
 
@@ -201,7 +202,7 @@ def test_announce_tells_before_anything_is_kept_how_long_it_takes(stored, encode
     lines = []
     evaluate(stored, encoder, texts, vectors=vectors, announce=lines.append)
     (line,) = lines
-    assert line.startswith("40 texts, each decoded up to 3 times: about ")
+    assert line.startswith("40 texts, each decoded up to 3 times: a")
 
 
 def test_evaluation_has_a_repr_and_rows(stored, encoder, texts, vectors):
@@ -212,3 +213,19 @@ def test_evaluation_has_a_repr_and_rows(stored, encoder, texts, vectors):
     assert {"row", "metric", "mean", "low", "high", "n"} == set(rows[0])
     assert next(row["mean"] for row in rows if row["row"] == "inverter") == 1.0
     assert replace(report, notes=[]).verdict == report.verdict
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        (0.2, "a second"),
+        (12.4, "about 12 seconds"),
+        (50, "about a minute"),
+        (85, "about a minute"),
+        (600, "about 10 minutes"),
+        (5000, "about 83 minutes"),
+        (9000, "about 2 hours"),
+    ],
+)
+def test_duration_is_in_the_unit_of_its_size(seconds, words):
+    assert duration(seconds) == words

@@ -1,4 +1,4 @@
-"""What the commands print: progress, tables, tokens appearing."""
+"""Output of the commands: progress, tables, tokens appearing."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ class CollectDisplay(_Display):
 
 
 class StageDisplay(_Display):
-    """One bar per stage of an evaluation."""
+    """Progress display with a bar per stage of an evaluation."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -249,8 +249,8 @@ def _round_trip_table(trip: RoundTrip) -> Table:
     table.add_row("tokens leaked", f"{trip.token_recall:.0%} of the distinct tokens")
     table.add_row(
         "time",
-        f"{trip.seconds:.2f} s, {inversion.passes} denoiser passes, "
-        f"{inversion.encoder_calls} encoder calls",
+        f"{trip.seconds:.2f} s, {inversion.passes} denoiser pass{'es' * (inversion.passes != 1)}, "
+        f"{inversion.encoder_calls} encoder call{'s' * (inversion.encoder_calls != 1)}",
     )
     return table
 
@@ -280,7 +280,7 @@ def show_collection(manifest: dict[str, Any], out: Path) -> None:
 def stream_inversions(
     stream: Iterable[tuple[Chunk, list[Inversion]]], as_json: bool, source: VectorFile
 ) -> None:
-    """One recovered text a line, or a JSON array of recoveries, as they come."""
+    """Print one recovered text a line, or a JSON array of recoveries, as they come."""
     from unembed.vectors.output import named_columns
 
     begun = False
@@ -301,7 +301,7 @@ def stream_inversions(
 
 
 def show_notes(source: VectorFile) -> None:
-    """What is strange about the vectors, on standard error; each note once."""
+    """Print what is strange about the vectors on standard error, each note once."""
     while len(source.notes) > len(source.notes_shown):
         note = source.notes[len(source.notes_shown)]
         source.notes_shown.append(note)
@@ -359,7 +359,7 @@ def _plain_mean(figure: Figure | None) -> str:
 
 
 def show_preflight(report: Preflight, as_json: bool) -> None:
-    """One line a check."""
+    """Print a table of the checks, one line each."""
     if as_json:
         _print_json(report.to_dict())
         return
@@ -373,7 +373,7 @@ def show_preflight(report: Preflight, as_json: bool) -> None:
 
 
 def show_inspection(report: Inspection, as_json: bool) -> None:
-    """What a folder of pairs holds, one line a fact."""
+    """Print what a folder of pairs holds, one line a fact."""
     if as_json:
         _print_json(report.to_dict())
         return

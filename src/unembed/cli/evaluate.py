@@ -105,9 +105,13 @@ def evaluate(
     if embedding is None:
         idle = ("text_column", "ranges", "skip_bad")
         refuse_idle(context, "with --embedding only", "--texts alone", *idle)
-        passages = _passages(texts, column)
+    passages = None
+    if embedding is None or texts is not None:
+        passages = _passages(texts, column if embedding is None else text_column)
     specs = _strategies(context, strategy, strategies, steps)
     source = None if embedding is None else _source(embedding, column, skip_bad, ranges)
+    if source is not None and texts is None:
+        _require_texts(source)
     pairs = Pairs.open(train_pairs) if train_pairs is not None else None
     inverter = make_inverter(checkpoint, None, device, dtype)
     needed = source is None or encoder is not None or _ask_encoder(specs, steps)
@@ -117,7 +121,7 @@ def evaluate(
     way_on = "the same command goes on" if folder else "with --out FOLDER it could have gone on"
     with interruptible(way_on), opened(source) as vectors, StageDisplay() as display:
         if vectors is not None:
-            passages = _stored(vectors, inverter, text_column, texts)
+            passages = _stored(vectors, inverter, text_column or "text", passages)
         report = unembed.evaluate(
             inverter,
             model,
@@ -151,8 +155,6 @@ def _folder(out: Path | None, sources: list[Path]) -> Path | None:
         raise DataError(f"a folder for {out}", f"nothing at {out.parent}", "Create it first")
     for source in sources:
         require_apart(source, out)
-        if out.resolve() == source.resolve():
-            raise DataError(f"a place to write {out}", "what is read", "Choose another --out")
     if out.suffix == ".json":
         if out.is_dir():
             raise DataError(f"a file at {out}", "a folder", "Choose another --out")
@@ -189,12 +191,24 @@ def _source(path: Path, column: str | None, skip_bad: bool, ranges: str | None) 
     return source
 
 
-def _stored(source: Any, inverter: unembed.Inverter, column: str | None, texts: Path | None) -> Any:
+def _require_texts(source: Any) -> None:
+    """Refuse vectors that have no texts beside them, and no file of texts either."""
+    from unembed.vectors.read import STDIN, file_kind
+
+    bare = str(source.path) != STDIN and {file_kind(path) for path in source.parts()}
+    if bare and bare <= {".npy", ".npz"}:
+        raise ConfigError(
+            f"--texts with {source.path}, which holds vectors alone",
+            "none",
+            "Pass a file with one text a vector, in the same order",
+        )
+
+
+def _stored(source: Any, inverter: unembed.Inverter, column: str, passages: Any) -> Any:
     """The stored vectors with their texts, of the same table or of a file of their own."""
     from unembed.evaluation.samples import StoredPassages
 
-    lines = None if texts is None else _passages(texts, column)
-    return StoredPassages(source, inverter.encoder.dimension, column or "text", lines)
+    return StoredPassages(source, inverter.encoder.dimension, column, passages)
 
 
 def _strategies(

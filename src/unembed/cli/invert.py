@@ -102,7 +102,7 @@ def invert(
         require_place(svg, "--svg", ".svg")
     settings = steps, guidance, repetition, encoder_calls, length
     decoding = read_decoding(strategy, option, *settings)
-    decoding.check(has_encoder=decoding.encoder_calls > 0)
+    decoding.check(has_encoder=True)  # it is loaded where it is called
     source = (
         None if embedding is None else _source(embedding, key or column, skip_bad, keep, ranges)
     )

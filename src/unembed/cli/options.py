@@ -95,7 +95,7 @@ MaxCallsOption = Annotated[
 ]
 PriceOption = Annotated[
     float | None,
-    typer.Option("--price", min=0.0, help="With openai:MODEL: of a million tokens."),
+    typer.Option("--price", min=0.0, metavar="X", help="With openai:MODEL: of a million tokens."),
 ]
 StrategyOption = Annotated[
     str,
@@ -373,7 +373,7 @@ def show_usage(context: typer.Context, encoder: Any) -> None:
 
 
 def encoder_settings(inverter: unembed.Inverter, where: str | None = None) -> dict[str, Any]:
-    """What `make_encoder` needs to load the encoder that an inverter inverts.
+    """Collect what `make_encoder` needs to load the encoder that an inverter inverts.
 
     With ``where`` it is taken from there; whether it is the same one shows its digest, or, behind
     an API, its vectors.
@@ -412,7 +412,7 @@ def read_decoding(
     encoder_calls: int = 0,
     length: int | None = None,
 ) -> Decoding:
-    """How to decode: the text of ``--strategy`` with what other options add to it.
+    """Parse ``--strategy`` and add what other options say of decoding.
 
     Raises:
         ConfigError: No such strategy or option, one said twice, or a value out of range.

@@ -315,7 +315,7 @@ def _one_source(sources: list[str] | None) -> Path:
 
 
 def _cluster(ray: str | None, workers: int | None, device: str, dtype: str, load: Any) -> Any:
-    """Who makes the shards, as a context: this process, or the workers of a Ray cluster."""
+    """Choose who makes the shards, as a context: this process, or workers of a Ray cluster."""
     from unembed.errors import ConfigError
 
     if ray is None:

@@ -126,7 +126,7 @@ class Pairs:
 
     @property
     def outdated(self) -> str | None:
-        """What is wrong with pairs that an older version cut; None where nothing is."""
+        """Fault of pairs that an older version cut; None where there is none."""
         if not is_outdated(self.manifest, self.tokenizer):
             return None
         return (
@@ -152,7 +152,7 @@ class Pairs:
 
     @cached_property
     def token_counts(self) -> NDArray[np.int64]:
-        """How often each id of the vocabulary occurs in the target sequences, [V].
+        """Counts of each id of the vocabulary in the target sequences, [V].
 
         Counted when first asked for, which reads all tokens.
         """
@@ -205,10 +205,19 @@ class _Shard(BaseModel):
     passages: int
     pairs: int
     sha256: dict[str, str]
+    dropped: dict[str, int] = {}
+
+
+class _Vocabulary(BaseModel):
+    before: int
+
+
+class _Fingerprint(BaseModel):
+    sha256: str
 
 
 class _Manifest(BaseModel):
-    """What is read without a further look; there is more in the file."""
+    """Schema of what is read without a further look; there is more in the file."""
 
     encoder: EncoderIdentity
     tokenizer: _Tokenizer
@@ -216,6 +225,11 @@ class _Manifest(BaseModel):
     pieces: _Pieces
     complete: bool
     shards: list[_Shard]
+    # Not in every manifest
+    vocabulary: _Vocabulary = _Vocabulary(before=0)
+    fingerprint: _Fingerprint = _Fingerprint(sha256="")
+    cutter: int = 1
+    round_trip: bool = False
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -256,7 +270,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def piece_settings(manifest: dict[str, Any]) -> dict[str, Any]:
-    """How the pieces were cut, settings that are younger than the manifest at their defaults.
+    """Settings the pieces were cut with, those younger than the manifest at their defaults.
 
     Raises:
         DataError: They are not settings this version knows.
@@ -374,7 +388,7 @@ def write_json(path: Path, data: dict[str, Any]) -> None:
 
 
 def _write_error(path: Path, error: OSError) -> Exception:
-    """What to say when a file cannot be written; NumPy counts bytes in place of an error number."""
+    """Explain why a file cannot be written; NumPy counts bytes in place of an error number."""
     if error.errno not in _FULL and "requested and" not in str(error):
         return error
     return DataError(

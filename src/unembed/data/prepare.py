@@ -48,7 +48,7 @@ _SPACE_SIGNS = "\u2581\u0120\u010a"  # SentencePiece's space; byte-level's space
 
 @dataclass(frozen=True)
 class PrepareProgress:
-    """What a preparation has done so far: passages read, pairs made, shards written."""
+    """Progress of a preparation: passages read, pairs made, shards written."""
 
     passages: int
     pairs: int
@@ -117,7 +117,7 @@ def prepare_pairs(
 
 
 def _job(source: Path, out: Path, column: str, settings: DataSection, encoder: Encoder) -> Job:
-    """What there is to do, with the encoder's tokenizer or the one that was asked for."""
+    """Describe the work, with the encoder's tokenizer or the one that was asked for."""
     most, name = getattr(encoder, "most_tokens", None), settings.vocabulary.tokenizer
     if name is None:
         _require_room(encoder, most, settings.length - 1)
@@ -310,7 +310,7 @@ def count_tokens(
     limit: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> NDArray[np.int64]:
-    """How often each id occurs in the pieces of some passages, [V].
+    """Count how often each id occurs in the pieces of some passages, [V].
 
     Args:
         texts: Passages, read once and never held together.

@@ -1,4 +1,4 @@
-"""What every strategy takes and returns, and how its options are declared and checked."""
+"""Interface of every strategy, and how its options are declared and checked."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ class DecodingStep:
 
 @dataclass(frozen=True)
 class Decoded:
-    """What a strategy returns; nothing in it depends on what else was in the batch.
+    """Result of a strategy; nothing in it depends on what else was in the batch.
 
     Attributes:
         tokens: Ids [B, L], none of them the mask token.
@@ -180,7 +180,7 @@ class Oracle(Protocol):
 
 
 class Strategy(Protocol):
-    """From embeddings to token ids with a budget of denoiser passes.
+    """Way from embeddings to token ids with a budget of denoiser passes.
 
     A strategy is a frozen dataclass whose fields are its options, each declared by `option` and
     checked by `check_options` when it is made; `unembed.decoding.Decoding` makes one by name.

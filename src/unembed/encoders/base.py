@@ -18,7 +18,7 @@ Progress = Callable[[int], None]
 
 @dataclass(frozen=True)
 class EncoderIdentity:
-    """Which embedding model made a vector.
+    """Identity of the embedding model that made a vector.
 
     Attributes:
         name: Catalogue name, folder or Hub repository; of an absolute path its last part.
@@ -43,7 +43,7 @@ class EncoderIdentity:
 
     @property
     def key(self) -> tuple[str, ...]:
-        """What makes it the same encoder wherever it was loaded from."""
+        """Key that makes it the same encoder wherever it was loaded from."""
         further = {"pooling": self.pooling, "truncate_dim": self.truncate_dim}
         stated = (f"{name} {value}" for name, value in further.items() if value is not None)
         return self.weights_digest or self.name, self.prompt, *stated
@@ -83,7 +83,7 @@ class EncoderIdentity:
             )
 
     def describe(self) -> str:
-        """One line for messages and tables."""
+        """Describe it in one line for messages and tables."""
         further = f", prompt {self.prompt!r}" if self.prompt else ""
         further += f", pooling {self.pooling}" if self.pooling else ""
         further += ", truncated" if self.truncate_dim else ""
@@ -98,7 +98,7 @@ class Encoder(Protocol):
 
     @property
     def identity(self) -> EncoderIdentity:
-        """Which model this is."""
+        """Identity of the model."""
         ...
 
     @property
@@ -121,7 +121,7 @@ class Encoder(Protocol):
 
 
 def recorded_name(name: str) -> str:
-    """What a model is recorded as: of an absolute path, which is nobody's business, the end."""
+    """Name a model for the record: of an absolute path, which is nobody's business, the end."""
     return Path(name).name if Path(name).is_absolute() else name
 
 
@@ -157,7 +157,7 @@ def check_texts(texts: Iterable[str]) -> list[str]:
 
 
 def is_unicode(text: str) -> bool:
-    """Whether a tokenizer can read a text, not so with half a surrogate pair, as JSON may spell."""
+    """Tell whether a tokenizer can read a text: no half of a surrogate pair, as JSON may spell."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:

@@ -63,7 +63,7 @@ class Fingerprint:
             vectors, more = flat.reshape(data["shape"]).astype(np.float16), data.get("statistics")
             statistics = None if more is None else VectorStatistics.from_dict(more)
             return cls(str(data["sha256"]), vectors, statistics)
-        except (KeyError, ValueError, TypeError) as error:
+        except (KeyError, ValueError, TypeError, AttributeError) as error:
             raise EncoderError(
                 "a fingerprint of an encoder", f"{error}", "Prepare the pairs again"
             ) from error
@@ -107,7 +107,7 @@ def require_encoder(
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that must hold of an encoder.
+    """Check of something that must hold of an encoder.
 
     Attributes:
         name: What is checked.
@@ -122,7 +122,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Preflight:
-    """What a preflight found; ``passed`` when no check failed."""
+    """Report of a preflight; ``passed`` when no check failed."""
 
     encoder: dict[str, Any]
     checks: list[Check]
@@ -130,7 +130,7 @@ class Preflight:
 
     @property
     def passed(self) -> bool:
-        """Whether no check failed."""
+        """True when no check failed."""
         return all(check.passed is not False for check in self.checks)
 
     def to_dict(self) -> dict[str, Any]:
@@ -233,17 +233,17 @@ def _noise(encode: Callable[[Sequence[str]], NDArray[np.float32]], text: str) ->
     rows = np.concatenate([encode([text]) for _ in range(_REPEATS)])
     cosine = least_cosine(rows[1:], np.repeat(rows[:1], _REPEATS - 1, axis=0))
     different = len(np.unique(rows, axis=0))
-    found = (
+    evidence = (
         f"one text {_REPEATS} times: {different} different answer{'s' * (different != 1)}, least "
         f"cosine {cosine:.6f}, values differ by up to {np.ptp(rows, axis=0).max():.1e}"
     )
-    return Check("noise", cosine >= LEAST_COSINE, found)
+    return Check("noise", cosine >= LEAST_COSINE, evidence)
 
 
 def _distinct(
     tokenizer: TextTokenizer | None, texts: Sequence[str], vectors: NDArray[np.float32]
 ) -> bool:
-    """Whether no two texts point the same way, as those of a broken pooling do.
+    """Tell whether no two texts point the same way, as those of a broken pooling do.
 
     Texts of the same tokens may: a vocabulary of one language has one token for all others.
     """

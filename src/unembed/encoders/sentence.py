@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -26,7 +25,6 @@ from unembed.encoders.pipeline import (
     require_pooling,
 )
 from unembed.errors import EncoderError
-from unembed.files import file_digest
 from unembed.tokenizer import TextTokenizer, from_transformers
 
 if TYPE_CHECKING:
@@ -126,7 +124,7 @@ class SentenceEncoder:
         )
 
     def _open_threads(self, texts: int) -> int:
-        """How many batches may run at once: one on each core, or two on each GPU.
+        """Count the batches that may run at once: one on each core, or two on each GPU.
 
         A GPU's second thread tokenises its next batch while the device works. Copies of the model
         for further GPUs are loaded when there is first work for them.
@@ -155,7 +153,7 @@ class SentenceEncoder:
 
     @property
     def pipeline(self) -> list[tuple[str, str]]:
-        """What the model does with a text: modules, pooling, longest text, truncation."""
+        """Facts of the pipeline: modules, pooling, longest text, truncation."""
         return describe(self._model, self._defaults)
 
     def official(self, texts: Sequence[str]) -> NDArray[np.float32]:
@@ -210,8 +208,7 @@ def load_encoder(  # noqa: PLR0913 - what may differ from a model's files
         truncate_dim: Keep the first so many dimensions of a Matryoshka model, at length 1 again.
         trust_remote_code: Run Python code that comes with the model. Needed by some models, and
             never done unless asked for.
-        compute: Device and number format; float32 on the best device here when not given, so
-            that the vectors are the same on each.
+        compute: Device and number format; float32 on the best device here when not given.
         batch_size: Texts encoded at once; by their number of tokens when not given.
         backend: ``onnx`` runs the .onnx file of the folder (package optimum-onnx); PyTorch runs
             the safetensors when not given.
@@ -224,14 +221,12 @@ def load_encoder(  # noqa: PLR0913 - what may differ from a model's files
     """
     entry = pipeline.find(name)
     if entry is not None and entry.remote_code and not trust_remote_code:
-        raise EncoderError(
-            f"permission to run the Python code that comes with {entry.repository}",
-            "none given",
-            "Read that code, then pass --trust-remote-code (trust_remote_code=True)",
-        )
+        raise _no_permission(entry)
     backend = pipeline.require_backend(backend)
     folder, commit = _resolve(name, entry, revision, backend)
-    digest = _checked_digest(folder, entry) if backend is None else pipeline.onnx_digest(folder)
+    digest = _weights_digest(folder) if backend is None else pipeline.onnx_digest(folder)
+    if entry is not None and backend is None:
+        _require_official(entry, folder, digest)
     if not trust_remote_code:
         refuse_foreign_code(folder)
     require_pooling(folder, pooling)
@@ -259,12 +254,31 @@ def load_encoder(  # noqa: PLR0913 - what may differ from a model's files
     others = [Compute(each, compute.dtype) for each in replica_devices(compute.device)[1:]]
     tokenizer = from_transformers(model.tokenizer)
     defaults = {} if padding is None else {"padding": padding}
-    if prompt is None and not identity.prompt and (query := _query_default(model)):
-        defaults["prompt of documents"] = (
-            f"none: the model's default prompt, {query!r}, is for queries. If the texts were "
-            "embedded with it all the same, set encoder.prompt_name"
-        )
+    if prompt is None and not identity.prompt:
+        defaults |= _note_on_prompt(model)
     return SentenceEncoder(model, identity, tokenizer, load, others, batch_size, defaults)
+
+
+def _no_permission(entry: pipeline.CatalogEntry) -> EncoderError:
+    return EncoderError(
+        f"permission to run the Python code that comes with {entry.repository}",
+        "none given",
+        "Read that code, then pass --trust-remote-code (trust_remote_code=True)",
+    )
+
+
+def _require_official(entry: pipeline.CatalogEntry, folder: Path, weights: str) -> None:
+    """Refuse other files than a model's authors gave, as far as the catalogue knows them."""
+    checks = [("weights", entry.weights_sha256, weights)]
+    if entry.package is not None and folder == _packaged(entry.package):
+        checks.append(("files", entry.package_sha256, pipeline.settings_digest(folder)))
+    for what, expected, actual in checks:
+        if expected not in (None, actual):
+            raise EncoderError(
+                f"the official {what} of {entry.name} (SHA-256 {expected})",
+                f"SHA-256 {actual} in {folder}",
+                "Reinstall the model from a source you trust",
+            )
 
 
 def _dimension(
@@ -325,18 +339,6 @@ def _packaged(package: str) -> Path | None:
     return folder if folder.is_dir() else None
 
 
-def _checked_digest(folder: Path, entry: pipeline.CatalogEntry | None) -> str:
-    """The digest of the weights, which are the official ones where these are known."""
-    digest = _weights_digest(folder)
-    if entry is not None and entry.weights_sha256 not in (None, digest):
-        raise EncoderError(
-            f"the official weights of {entry.name} (SHA-256 {entry.weights_sha256})",
-            f"SHA-256 {digest} in {folder}",
-            "Reinstall the model from a source you trust",
-        )
-    return digest
-
-
 def _weights_digest(folder: Path) -> str:
     """SHA-256 of the safetensors file; of the files' digests when there are several."""
     files = sorted(folder.rglob("*.safetensors"))
@@ -344,10 +346,7 @@ def _weights_digest(folder: Path) -> str:
         raise EncoderError(
             f"weights as .safetensors in {folder}", "none", "Convert the weights to safetensors"
         )
-    digests = [file_digest(path) for path in files]
-    if len(digests) == 1:
-        return digests[0]
-    return hashlib.sha256("".join(digests).encode()).hexdigest()
+    return pipeline.joint_digest(files)
 
 
 def _load(
@@ -427,6 +426,16 @@ def _own_prompt(model: SentenceTransformer) -> str:
     default = str(getattr(model, "default_prompt_name", ""))
     keys = [*_DOCUMENT_PROMPTS, *([] if _query_default(model) else [default])]
     return next((str(model.prompts[key]) for key in keys if model.prompts.get(key)), "")
+
+
+def _note_on_prompt(model: SentenceTransformer) -> dict[str, str]:
+    """Say of documents that go without the default prompt why they do."""
+    query = _query_default(model)
+    if query is None:
+        return {}
+    without = f"none: the model's default prompt, {query!r}, is for queries"
+    way_on = "If the texts were embedded with it all the same, set encoder.prompt_name"
+    return {"prompt of documents": f"{without}. {way_on}"}
 
 
 def _query_default(model: SentenceTransformer) -> str | None:

@@ -157,7 +157,7 @@ _ROWS_COMPARED = 256
 
 @dataclass(frozen=True)
 class VectorStatistics:
-    """Where an encoder's unit vectors lie, and how much of each lies there.
+    """Subspace in which an encoder's unit vectors lie, and how much of each lies there.
 
     An encoder's vectors fill its space unevenly: their first principal directions hold a good
     share of every vector's squared length. In vectors of anything else these directions are

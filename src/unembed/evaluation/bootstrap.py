@@ -66,7 +66,7 @@ class Tally:
         self.counts[block] += ~missing
 
     def figures(self, weights: NDArray[np.float64]) -> dict[str, Figure | None]:
-        """Every metric, None where no text has it.
+        """Compute every metric, None where no text has it.
 
         Args:
             weights: How often each block is drawn in each resample [R, blocks], of `draw_blocks`.
@@ -102,7 +102,7 @@ def block_count(texts: int) -> int:
 
 
 def draw_blocks(blocks: int, seed: int, resamples: int = RESAMPLES) -> NDArray[np.float64]:
-    """How often each block is drawn in each bootstrap resample, [R, blocks].
+    """Draw how often each block is in each bootstrap resample, [R, blocks].
 
     One draw serves every row and metric of a table, so that their differences are paired.
     """
@@ -142,6 +142,7 @@ _FRACTIONS = (
     (0.635, "about three fifths"), (0.71, "about two thirds"), (0.78, "about three quarters"),
     (0.87, "about four fifths"), (0.97, "nearly all"),
 )  # fmt: skip
+OTHER_VECTORS = "stored vectors are not those of their texts"  # how a note begins
 _TELLING = ("numbers", "e-mail addresses", "URLs", "names")
 
 
@@ -177,6 +178,8 @@ def put_in_words(
     if search is not None:
         parts.append(f"the nearest training text has {search.mean:.0%}")
     text = "; ".join(parts)
+    if any(note.startswith(OTHER_VECTORS) for note in notes):
+        text = f"the stored vectors are not the encoder's of these texts (see the note); {text}"
     doubt = "The vectors do not look like the encoder's, so these figures mean nothing: "
     strange = any("do not look like" in note for note in notes)
     end = ". A stronger attack may recover more." if not strange else "."

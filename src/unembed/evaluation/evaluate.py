@@ -16,6 +16,7 @@ from unembed.config import DataSection
 from unembed.data.pairs import Pairs
 from unembed.encoders.base import Encoder
 from unembed.evaluation.bootstrap import (
+    OTHER_VECTORS,
     RESAMPLES,
     Figure,
     Tally,
@@ -23,7 +24,7 @@ from unembed.evaluation.bootstrap import (
     draw_blocks,
     put_in_words,
 )
-from unembed.evaluation.cache import RowCache
+from unembed.evaluation.cache import FOLDER, RowCache
 from unembed.evaluation.metrics import BINS, Recovery, Ruler, make_ruler
 from unembed.evaluation.rows import (
     BATCH,
@@ -174,27 +175,42 @@ def evaluate(  # noqa: PLR0913 - the front door; all but the first three have a 
         notes.append("nearest training text: not measured, no training pairs were given")
     with ExitStack() as stack:
         if folder is not None:
-            make_folder(folder)
-            stack.enter_context(locked(folder))
-        rows, provenance = [], {} if folder is None else bench.provenance()
-        for name, recover, batch, settings in bench.rows():
-            identity = {**settings, "texts": samples.digest, "limit": limit, "seed": seed}
-            cache = stack.enter_context(RowCache(folder, name, identity | provenance))
-            mask = _attack_mask(attacks.get(name), len(samples), seed)
-            rows.append(_Row(name, recover, batch, cache, len(samples), mask))
+            make_folder(folder / FOLDER)
+            stack.enter_context(locked(folder / FOLDER))
+        identity = {"texts": samples.digest, "limit": limit, "seed": seed}
+        rows = _open_rows(stack, bench, folder, identity)
         if announce is not None:
             announce(_forecast(bench, rows, next(samples.chunks(BATCH))))
-        indices, examples, naming = draw_indices(len(samples), seed), [], _Groups()
-        for first, chunk in samples.chunks(CHUNK):
-            part = Part(encoder, first, chunk)
-            groups = [naming.of(sample) for sample in chunk]
-            for row in rows:
-                places, recoveries = row.recoveries(part, partial(bench.show, row.name))
-                row.add(part, groups, places, recoveries, ruler)
-                if row.name in attacks:
-                    examples += row.examples(part, places, recoveries, indices, ruler.tokenizer)
-    examples.sort(key=lambda example: (list(attacks).index(example.row), example.index))
+        examples = _fill(bench, rows, samples, ruler)
     return _conclude(bench, rows, examples, notes, samples.stored)
+
+
+def _open_rows(
+    stack: ExitStack, bench: Bench, folder: Path | None, identity: dict[str, Any]
+) -> list[_Row]:
+    """Open each row of the table with what an earlier run recovered for it."""
+    rows, provenance = [], {} if folder is None else bench.provenance()
+    for name, recover, batch, settings in bench.rows():
+        cache = RowCache(folder, name, {**settings, **identity, **provenance})
+        mask = _attack_mask(bench.attacks.get(name), bench.total, bench.seed)
+        rows.append(_Row(name, recover, batch, stack.enter_context(cache), bench.total, mask))
+    return rows
+
+
+def _fill(bench: Bench, rows: list[_Row], samples: Samples, ruler: Ruler) -> list[Example]:
+    """Measure the recoveries of every row, a chunk of the texts at a time; return the examples."""
+    indices, naming = draw_indices(len(samples), bench.seed), _Groups()
+    examples: list[Example] = []
+    for first, chunk in samples.chunks(CHUNK):
+        part = Part(bench.encoder, first, chunk)
+        groups = [naming.of(sample) for sample in chunk]
+        for row in rows:
+            places, recoveries = row.recoveries(part, partial(bench.show, row.name))
+            row.add(part, groups, places, recoveries, ruler)
+            if row.name in bench.attacks:
+                examples += row.examples(part, places, recoveries, indices, ruler.tokenizer)
+    order = list(bench.attacks)
+    return sorted(examples, key=lambda example: (order.index(example.row), example.index))
 
 
 def _checked(
@@ -240,7 +256,7 @@ def _stored_notes(bench: Bench, part: Part) -> list[str]:
     unlike = int((cosines < _SAME_VECTOR).sum())
     if unlike > _FEW_UNLIKE * len(cosines):
         notes.append(
-            f"stored vectors are not those of their texts as {name} embeds them here: {unlike} of "
+            f"{OTHER_VECTORS} as {name} embeds them here: {unlike} of "
             f"{len(cosines)} have a cosine below {_SAME_VECTOR}, median "
             f"{float(np.median(cosines)):.3f} (another prompt, pooling, truncation, quantisation, "
             "or texts cut or changed after they were embedded)"
@@ -265,11 +281,13 @@ def duration(seconds: float) -> str:
     for unit, size in (("hours", 3600.0), ("minutes", 60.0)):
         if seconds >= 1.5 * size:
             return f"about {seconds / size:.0f} {unit}"
-    return "about a minute" if seconds > 45.0 else f"about {max(1, round(seconds))} seconds"  # noqa: PLR2004
+    if seconds > 45.0:  # noqa: PLR2004
+        return "about a minute"
+    return f"about {round(seconds)} seconds" if seconds >= 1.5 else "a second"  # noqa: PLR2004
 
 
 def _cutting(inverter: Inverter) -> DataSection:
-    """How texts were cut in training."""
+    """Find how texts were cut in training."""
     return DataSection.model_validate(
         {"length": inverter.length, **inverter.trained.get("config", {}).get("data", {})}
     )
@@ -280,7 +298,7 @@ def _same_tokens(inverter: Inverter, pairs: Pairs) -> bool:
 
 
 def _attack_mask(attack: Attack | None, texts: int, seed: int) -> NDArray[np.bool_]:
-    """Which texts a row is of: all, or as many as its attack is limited to, drawn with the seed."""
+    """Choose the texts of a row: all, or as many as its attack is limited to, by the seed."""
     mask = np.ones(texts, dtype=bool)
     if attack is not None and attack.limit is not None and attack.limit < texts:
         indices = np.random.default_rng(seed).choice(texts, size=attack.limit, replace=False)
@@ -291,7 +309,7 @@ def _attack_mask(attack: Attack | None, texts: int, seed: int) -> NDArray[np.boo
 
 @dataclass
 class _Row:
-    """One row of the tables while it fills; ``mask`` [N] says which texts it is of."""
+    """Row of the tables while it fills; ``mask`` [N] says which texts it is of."""
 
     name: str
     recover: Recover
@@ -305,7 +323,7 @@ class _Row:
     def recoveries(
         self, part: Part, show: Callable[[int], None]
     ) -> tuple[list[int], list[Recovery]]:
-        """Those of a chunk, with their places in it: what is on the disk, and the rest."""
+        """Get the recoveries of a chunk, with their places in it: from the disk, and the rest."""
         last = part.first + len(part.samples)
         places = np.flatnonzero(self.mask[part.first : last]).tolist()
         mine = part if len(places) == len(part.samples) else part.some(places)
@@ -353,7 +371,7 @@ class _Row:
         ]
 
     def figures(self, group: tuple[str, str], weights: NDArray[np.float64]) -> Figures:
-        """Of the row's texts that are of a group; all missing where there are none."""
+        """Compute the figures of a row's texts of a group; all missing where there are none."""
         return self.groups.get(group, Tally(self.texts)).figures(weights)
 
 
@@ -415,7 +433,7 @@ def _conclude(
 
 
 def _whole(number: float) -> float:
-    """Without a fraction where there is none: 16 passes."""
+    """Write a number without a fraction where there is none: 16 passes."""
     return int(number) if number.is_integer() else number
 
 

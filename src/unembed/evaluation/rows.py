@@ -1,4 +1,4 @@
-"""What makes the recoveries of each row of the tables: attacks and baselines."""
+"""Rows of the tables: attacks and baselines, and how each makes its recoveries."""
 
 from __future__ import annotations
 
@@ -154,7 +154,7 @@ class Part:
 
     @property
     def shuffled(self) -> NDArray[np.float32]:
-        """For each text the embedding of another."""
+        """Embedding of another text for each."""
         return self.vectors[derangement(len(self.samples))]
 
 
@@ -178,7 +178,7 @@ Recover = Callable[[Part, int, int], list[Recovery]]  # part, start and stop wit
 
 @dataclass(frozen=True)
 class Bench:
-    """Everything that makes recoveries."""
+    """Bench on which recoveries are made."""
 
     inverter: Inverter
     encoder: Encoder | None
@@ -256,7 +256,7 @@ class Bench:
         return time.perf_counter() - began
 
     def provenance(self) -> dict[str, Any]:
-        """What every recovery depends on, beside the texts and the row's settings."""
+        """Facts that every recovery depends on, beside the texts and the row's settings."""
         digest = hashlib.sha256()
         for name, tensor in sorted(self.inverter.denoiser.state_dict().items()):
             digest.update(name.encode())
@@ -367,7 +367,7 @@ def unconditional(inverter: Inverter) -> Inverter:
 
 
 def derangement(count: int) -> NDArray[np.int64]:
-    """For each of some neighbouring texts the index of another, half of them further on.
+    """Map each of some neighbouring texts to the index of another, half of them further on.
 
     Neighbours are often of one passage, and so is what they speak of.
     """

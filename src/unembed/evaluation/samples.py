@@ -379,7 +379,7 @@ def pieces_of(ids: Sequence[int], tokenizer: TextTokenizer) -> list[str]:
 
 
 def draw_indices(texts: int, seed: int) -> set[int]:
-    """Which texts are kept as examples: all, or as many as ``MOST`` drawn with the seed."""
+    """Draw the texts kept as examples: all, or as many as ``MOST`` with the seed."""
     if texts <= MOST:
         return set(range(texts))
     return set(np.random.default_rng(seed).choice(texts, size=MOST, replace=False).tolist())

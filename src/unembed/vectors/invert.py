@@ -216,7 +216,7 @@ def _compare(inverter: Inverter, chunk: Chunk, source: VectorFile) -> None:
 
 
 def _with_cosines(inversions: list[Inversion], part: Chunk, encoder: Encoder) -> list[Inversion]:
-    """Each text's cosine with its vector; None where no text was recovered."""
+    """Add each text's cosine with its vector; None where no text was recovered."""
     indices = [i for i, item in enumerate(inversions) if item.text.strip()]
     checked = list(inversions)
     if indices:
@@ -242,7 +242,7 @@ def _inverted(inverter: Inverter, part: Chunk, options: dict[str, Any]) -> list[
 def _identity(
     inverter: Inverter, source: VectorFile, check: Encoder | None, options: dict[str, Any]
 ) -> dict[str, Any]:
-    """What the texts depend on: vectors, weights, settings."""
+    """Identify what the texts depend on: vectors, weights, settings."""
     ranges = source.ranges
     return {
         "vectors": [_file_identity(path) for path in source.parts()],

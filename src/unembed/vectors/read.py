@@ -48,7 +48,7 @@ Rows = tuple[NDArray[np.float64], dict[int, str], dict[str, list[Any]]]
 
 @dataclass(frozen=True)
 class Chunk:
-    """Some vectors of a file.
+    """Chunk of the vectors of a file.
 
     Attributes:
         rows: Index of each in the file, from 0, ascending.
@@ -173,7 +173,7 @@ class VectorFile:
             )
 
     def describe_left_out(self) -> list[str]:
-        """For each reason the number of vectors left out and the first of their rows."""
+        """Count the vectors left out for each reason, with the first of their rows."""
         lines = []
         for reason, count in self.left_out.items():
             rows = ", ".join(map(str, self.rows_left_out[reason]))
@@ -317,7 +317,7 @@ def _require_file(path: Path) -> None:
 
 @contextmanager
 def _damage_as_errors(path: Path) -> Iterator[None]:
-    """Whatever a library raises for a damaged file becomes an error that names the file."""
+    """Turn whatever a library raises for a damaged file into an error that names the file."""
     import pyarrow as pa
 
     try:

@@ -59,7 +59,7 @@ def look_up(record: Any, path: str) -> Any:
 
 
 def is_missing(value: Any) -> bool:
-    """Whether `look_up` came back without a value."""
+    """Tell whether `look_up` came back without a value."""
     return value is _MISSING
 
 
@@ -140,7 +140,7 @@ def _beside(records: list[Record], outer: Any) -> list[Record]:
 
 
 def _row_of(columns: dict[str, Any], index: int, count: int) -> dict[str, Any]:
-    """What a dump of parallel lists holds for one vector."""
+    """Build the record of one vector from a dump of parallel lists."""
     return {
         name: value[index]
         for name, value in columns.items()
@@ -156,7 +156,7 @@ def _is_vector(value: Any) -> bool:
 
 
 def _many(value: Any, record: Any) -> list[Record]:
-    """One vector, or the vectors of a list of them."""
+    """Return one vector, or the vectors of a list of them."""
     while isinstance(value, list) and len(value) == 1 and _nested(value[0]):
         value = value[0]
     if isinstance(value, list) and value and all(isinstance(row, (list, str)) for row in value):
@@ -200,7 +200,7 @@ class Json:
         return count
 
     def records(self) -> Iterator[tuple[Any, list[Any]]]:
-        """Each vector as it is spelled, and the values to keep beside it."""
+        """Yield each vector as it is spelled, and the values to keep beside it."""
         document = self._document()
         records = self._lines() if document is None else self._records(document[0], str(self.path))
         for vector, record in records:

@@ -102,6 +102,8 @@ class Arrow:
         columns = [path[0]]
         for name in self.keep:
             other = _path_of(file.schema_arrow, name)
+            if other is None and name not in self.optional:
+                raise _no_column(self.path, name, file.schema_arrow.names, CORRECT_KEEP)
             columns += [] if other is None else [other[0]]
         for group in range(file.metadata.num_row_groups):
             most = self._values_per_row(file.metadata.row_group(group), path, dimension)
@@ -208,7 +210,7 @@ def _values(values: Any, dimension: int, where: str) -> NDArray[Any] | list[Any]
 
 
 def _lists(values: Any, dimension: int) -> list[Any]:
-    """Each row as a list; of one of another size only as many numbers as tell that."""
+    """Convert each row to a list; one of another size to a reason."""
     rows: list[Any] = []
     for scalar in values:
         size = None if not scalar.is_valid else len(scalar)
@@ -222,7 +224,7 @@ def _lists(values: Any, dimension: int) -> list[Any]:
 
 
 def _views(values: Any, dimension: int) -> list[Any]:
-    """Each row of a list view, whose rows may lie in any order."""
+    """Convert each row of a list view, whose rows may lie in any order."""
     flat = values.values.to_numpy(zero_copy_only=False)
     rows: list[Any] = []
     for valid, start, size in zip(
@@ -281,7 +283,7 @@ class Csv:
         )
 
     def records(self, dimension: int) -> Iterator[tuple[Any, list[Any]]]:
-        """Each vector as it is spelled, and the values to keep beside it.
+        """Yield each vector as it is spelled, and the values to keep beside it.
 
         Raises:
             EmbeddingError: No such column.
@@ -349,7 +351,7 @@ def _delimiter(line: str) -> str:
 
 
 def _column_of_vectors(first: list[str]) -> int | None:
-    """In a table without a header the column of vectors, -1 for a number a column; else None."""
+    """Find the vectors' column in a table without a header, -1 for a number a column; else None."""
     for index, cell in enumerate(first):
         if cell.startswith(("[", "{")):
             return index

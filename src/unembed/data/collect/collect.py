@@ -49,7 +49,7 @@ _REPORT_EVERY = 256
 
 @dataclass(frozen=True)
 class CollectSettings:
-    """What to collect.
+    """Settings of a collection.
 
     Attributes:
         langs: Languages, each with the same share.
@@ -93,7 +93,7 @@ class CollectSettings:
 
 @dataclass(frozen=True)
 class CollectProgress:
-    """What a collection has done so far: texts read, texts in shards, shards."""
+    """Progress of a collection: texts read, texts in shards, shards."""
 
     read: int
     samples: int

@@ -164,7 +164,7 @@ def _browsable(examples: Sequence[Example]) -> Iterator[str]:
 
 
 def _article(examples: Sequence[Example]) -> str:
-    """One text: the original and what each attack recovered."""
+    """Write one text: the original and what each attack recovered."""
     first = examples[0]
     labels = " · ".join(first.labels.values())
     lines = [
@@ -216,7 +216,7 @@ class TableOf:
 
 
 def tables(evaluation: Evaluation) -> Iterator[TableOf]:
-    """All rows × all metrics, then every breakdown with the essential ones."""
+    """Yield a table of all rows × all metrics, then every breakdown with the essential ones."""
     for title, metrics in _TABLES.items():
         yield TableOf(title, ("", *metrics), _lines(evaluation.rows, metrics))
     for label, groups in evaluation.breakdowns.items():
@@ -240,7 +240,7 @@ def cell(figure: Figure | None) -> str:
 
 
 def described(evaluation: Evaluation) -> list[tuple[str, str]]:
-    """How the evaluation was made, a fact a line."""
+    """List how the evaluation was made, a fact a line."""
     settings = evaluation.settings
     encoder = settings["encoder"]
     facts = [
@@ -291,7 +291,7 @@ def to_markdown(evaluation: Evaluation, plots: Sequence[str]) -> str:
 
 
 def examples_rule(seed: int) -> str:
-    """How the examples were chosen."""
+    """Say how the examples were chosen."""
     return (
         "Texts in the order of their token-set F1 cut into thirds, some of each drawn with seed "
         f"{seed}. Bold: the right token in its place; italic: a token of the original elsewhere."
