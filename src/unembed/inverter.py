@@ -374,14 +374,14 @@ class Inverter(
         """
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
-        old = self.card is None and (folder / CARD).exists()
-        card = None if old else str(self.generate_model_card())
+        bare = self.card is None and not (folder / CARD).exists()
+        card = str(self.generate_model_card()) if bare else self.card
         parts = (self.denoiser, self.tokenizer, self.encoder, self.diffusion, self.trained, card)
         save_checkpoint(Checkpoint(*parts, self.fingerprint, self.storage, self.curves), folder)
         if not kwargs.pop("push_to_hub", False):
             return None
         name = kwargs.pop("repo_id", None) or folder.name
-        return cast(str, self.push_to_hub(repo_id=name, **kwargs))
+        return str(self.push_to_hub(repo_id=name, **kwargs))
 
     def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
         """Return the card given at construction, or a short one from the facts at hand."""

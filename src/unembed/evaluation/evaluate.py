@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -50,12 +50,11 @@ from unembed.evaluation.samples import (
     make_example,
     paired,
 )
-from unembed.files import locked, make_folder
+from unembed.files import locked
 from unembed.inverter import Inverter
 from unembed.tokenizer import TextTokenizer
 
-_MOST_GROUPS = 30
-_COMPARED = 256  # stored vectors that are compared with their texts embedded here
+_MOST_GROUPS, _COMPARED = 30, 256  # the latter: stored vectors compared with texts embedded here
 _SAME_VECTOR, _FEW_UNLIKE = 0.99, 0.02
 _LENGTHS = ((1, 3), (4, 8), (9, 16), (17, 24), (25, 32))  # tokens, both ends included
 LENGTH, OTHERS = "length", "others"
@@ -176,28 +175,18 @@ def evaluate(  # noqa: PLR0913 - the front door; all but the first three have a 
     notes = _first_notes(bench, samples) + notes
     if train_pairs is None:
         notes.append("nearest training text: not measured, no training pairs were given")
-    with ExitStack() as stack:
-        if folder is not None:
-            make_folder(folder / FOLDER)
-            stack.enter_context(locked(folder / FOLDER))
-        identity = {"texts": samples.digest, "limit": limit, "seed": seed}
-        rows = _open_rows(stack, bench, folder, identity)
+    lock = nullcontext() if folder is None else locked(folder / FOLDER)
+    with lock, ExitStack() as stack:
+        rows, provenance = [], {} if folder is None else bench.provenance()
+        for name, recover, batch, settings in bench.rows():
+            identity = {**settings, "texts": samples.digest, "limit": limit, "seed": seed}
+            cache = stack.enter_context(RowCache(folder, name, identity | provenance))
+            mask = _attack_mask(attacks.get(name), len(samples), seed)
+            rows.append(_Row(name, recover, batch, cache, len(samples), mask))
         if announce is not None:
             announce(_forecast(bench, rows, next(samples.chunks(BATCH))))
         examples = _fill(bench, rows, samples, ruler)
     return _conclude(bench, rows, examples, notes, samples.stored)
-
-
-def _open_rows(
-    stack: ExitStack, bench: Bench, folder: Path | None, identity: dict[str, Any]
-) -> list[_Row]:
-    """Open each row of the table with what an earlier run recovered for it."""
-    rows, provenance = [], {} if folder is None else bench.provenance()
-    for name, recover, batch, settings in bench.rows():
-        cache = RowCache(folder, name, {**settings, **identity, **provenance})
-        mask = _attack_mask(bench.attacks.get(name), bench.total, bench.seed)
-        rows.append(_Row(name, recover, batch, stack.enter_context(cache), bench.total, mask))
-    return rows
 
 
 def _fill(bench: Bench, rows: list[_Row], samples: Samples, ruler: Ruler) -> list[Example]:
