@@ -249,10 +249,8 @@ class Inverter(
         for start in range(0, len(vectors), batch_size):
             part = vectors[start : start + batch_size]
             seeds = [_mix(*draw) for draw in draws[start : start + batch_size]]
-            limits = decoding.encoder_calls, on_call, corpus, start
-            oracle = (
-                None if target is None else EncoderOracle(target, self.tokenizer, part, *limits)
-            )
+            how = decoding.encoder_calls, on_call, corpus, start
+            oracle = None if target is None else EncoderOracle(target, self.tokenizer, part, *how)
             with self.compute.autocast():
                 decoded = decoding.strategy(
                     denoiser,

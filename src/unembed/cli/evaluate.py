@@ -130,8 +130,7 @@ def evaluate(
     if embedding is None or texts is not None:
         passages = _passages(texts, column if embedding is None else text_column)
     if frontier:
-        refuse_idle(context, "without --frontier only", "--frontier", "embedding", "train_pairs")
-        strategy = "guided-search" if strategy == "greedy" else strategy
+        strategy = _searching(context, strategy)
     specs = _strategies(context, strategy, strategies, steps)
     require_search(corpus, [specs] if isinstance(specs, str) else specs)
     source = None if embedding is None else _source(embedding, column, skip_bad, ranges)
@@ -151,8 +150,7 @@ def evaluate(
         if frontier:
             given = {"strategy": specs, "steps": steps, "seed": seed, "corpus": similar}
             given |= {"limit": limit, "folder": folder, "progress": display.update}
-            _frontier(inverter, model, passages, out, as_json, given)
-            return
+            return _frontier(inverter, model, passages, out, as_json, given)
         report = unembed.evaluate(
             inverter,
             model,
@@ -168,6 +166,12 @@ def evaluate(
             announce=display.say,
         )
     _finish(report, vectors, folder, out, as_json)
+
+
+def _searching(context: typer.Context, strategy: str) -> str:
+    """The strategy of a frontier, guided search unless told; what it does not take is refused."""
+    refuse_idle(context, "without --frontier only", "--frontier", "embedding", "train_pairs")
+    return "guided-search" if strategy == "greedy" else strategy
 
 
 def _finish(

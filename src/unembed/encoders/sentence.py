@@ -57,7 +57,7 @@ class SentenceEncoder:
         batch_size: int | None = None,
         defaults: dict[str, str] | None = None,
     ) -> None:
-        self._model = model
+        self._model = self.differentiable = model
         self._defaults = defaults or {}
         self._load = load
         self._waiting = list(replicas)
@@ -138,11 +138,6 @@ class SentenceEncoder:
         if kind == "cpu":
             return torch.get_num_threads()
         return _THREADS_PER_GPU * len(self._models) if kind == "cuda" else 1
-
-    @property
-    def differentiable(self) -> SentenceTransformer:
-        """The model, for those who have its weights (access class *open weights*)."""
-        return self._model
 
     @property
     def most_tokens(self) -> int | None:

@@ -215,12 +215,7 @@ class Bench:
     def rows(self) -> Iterator[tuple[str, Recover, int, dict[str, Any]]]:
         """Name, maker, batch size and settings of every row."""
         for name, attack in self.attacks.items():
-            yield (
-                name,
-                self._decode(self.inverter, attack),
-                BATCH,
-                {"attack": self.describe(attack)},
-            )
+            yield name, self._decode(self.inverter, attack), BATCH, {"attack": attack.to_dict()}
         settings = {"attack": self.guesser.to_dict()}
         shuffled = self._decode(self.inverter, self.guesser, shuffled=True)
         yield SHUFFLED, shuffled, BATCH, settings
