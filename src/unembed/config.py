@@ -340,9 +340,9 @@ class _Loader(yaml.SafeLoader):
         Raises:
             YAMLError: It is an alias.
         """
-        if self.check_event(yaml.AliasEvent):  # type: ignore[no-untyped-call]
+        if self.check_event(yaml.AliasEvent):
             raise yaml.YAMLError("an alias (*name); write the value itself")
-        return super().compose_node(parent, index)  # type: ignore[no-untyped-call]
+        return super().compose_node(parent, index)
 
 
 def _load_yaml(text: str) -> Any:
