@@ -378,7 +378,7 @@ class Inverter(
         if not kwargs.pop("push_to_hub", False):
             return None
         name = kwargs.pop("repo_id", None) or folder.name
-        return cast(str, self.push_to_hub(repo_id=name, **kwargs))
+        return str(self.push_to_hub(repo_id=name, **kwargs))
 
     def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
         """Return the card given at construction, or a short one from the facts at hand."""

@@ -186,6 +186,9 @@ class OrtModel:
         given = {"input_ids": input_ids.numpy(), "attention_mask": attention_mask.numpy()}
         return BaseModelOutput(torch.from_numpy(self.session.run(None, given)[0]))
 
+    def _save_pretrained(self, folder):  # the library wraps it
+        raise NotImplementedError
+
     __call__ = forward
 
 
@@ -211,7 +214,7 @@ def exported(bare, tmp_path):
     (folder / "onnx").mkdir(parents=True)
     for name in set(FILES) - {"model.safetensors"}:
         shutil.copy(bare / name, folder / name)
-    table = np.random.default_rng(0).standard_normal((200, 16)).astype(np.float32)
+    table = np.random.default_rng(0).standard_normal((1000, 16)).astype(np.float32)
     names = ("input_ids", "attention_mask")
     graph = helper.make_graph(
         [helper.make_node("Gather", ["table", "input_ids"], ["last_hidden_state"])],

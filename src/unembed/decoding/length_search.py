@@ -122,6 +122,7 @@ def search_lengths(
     blank = spec.masked(len(repeated), embedding.device)
     tokens = spec.with_end(blank, places[:, :count].reshape(-1))
     state = DenoisingState(repeated, spec, tokens, end_given=True)
+    assert spec.end_id is not None
     at_end = state.tokens == spec.end_id
     state.confidences = torch.where(at_end, ends[:, :count].reshape(-1, 1).exp(), state.confidences)
     state.order = torch.ones_like(state.order) * (state.confidences > 0)

@@ -174,24 +174,16 @@ def evaluate(  # noqa: PLR0913 - the front door; all but the first three have a 
         notes.append("nearest training text: not measured, no training pairs were given")
     lock = nullcontext() if folder is None else locked(folder / FOLDER)
     with lock, ExitStack() as stack:
-        identity = {"texts": samples.digest, "limit": limit, "seed": seed}
-        rows = _open_rows(stack, bench, folder, identity)
+        rows, provenance = [], {} if folder is None else bench.provenance()
+        for name, recover, batch, settings in bench.rows():
+            identity = {**settings, "texts": samples.digest, "limit": limit, "seed": seed}
+            cache = stack.enter_context(RowCache(folder, name, identity | provenance))
+            mask = _attack_mask(attacks.get(name), len(samples), seed)
+            rows.append(_Row(name, recover, batch, cache, len(samples), mask))
         if announce is not None:
             announce(_forecast(bench, rows, next(samples.chunks(BATCH))))
         examples = _fill(bench, rows, samples, ruler)
     return _conclude(bench, rows, examples, notes, samples.stored)
-
-
-def _open_rows(
-    stack: ExitStack, bench: Bench, folder: Path | None, identity: dict[str, Any]
-) -> list[_Row]:
-    """Open each row of the table with what an earlier run recovered for it."""
-    rows, provenance = [], {} if folder is None else bench.provenance()
-    for name, recover, batch, settings in bench.rows():
-        cache = RowCache(folder, name, {**settings, **identity, **provenance})
-        mask = _attack_mask(bench.attacks.get(name), bench.total, bench.seed)
-        rows.append(_Row(name, recover, batch, stack.enter_context(cache), bench.total, mask))
-    return rows
 
 
 def _fill(bench: Bench, rows: list[_Row], samples: Samples, ruler: Ruler) -> list[Example]:
