@@ -96,6 +96,12 @@ class FakeOracle:
         cosines = self(rows, token_ids).clamp(-1.0, 1.0)
         return torch.stack([cosines, (1.0 - cosines**2).sqrt()], dim=1).numpy()
 
+    def starts(self, row: int):
+        return []
+
+    def token_gains(self, rows: Sequence[int], token_ids):
+        return [None] * len(rows)
+
     def remaining(self, row: int) -> int:
         return self.budget - len(self.known[row])
 

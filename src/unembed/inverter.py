@@ -36,7 +36,7 @@ from unembed.device import Compute, choose_compute
 from unembed.diffusion import DenoiserFn, make_schedule
 from unembed.encoders.base import Encoder, EncoderIdentity
 from unembed.encoders.fingerprint import Fingerprint, require_encoder
-from unembed.encoders.oracle import EncoderOracle
+from unembed.encoders.oracle import Corpus, EncoderOracle, OnCall
 from unembed.encoders.pipeline import licence_lines, licence_note
 from unembed.encoders.vectors import as_unit_vectors
 from unembed.errors import CheckpointError, ConfigError
@@ -188,7 +188,7 @@ class Inverter(
     # Inversion
 
     @torch.inference_mode()
-    def invert(
+    def invert(  # noqa: PLR0913 - the front door; all but the first have a default
         self,
         embeddings: Any,
         *,
@@ -200,6 +200,8 @@ class Inverter(
         draws: Sequence[tuple[int, int]] | None = None,
         on_step: OnStep | None = None,
         before_pass: Callable[[], None] | None = None,
+        on_call: OnCall | None = None,
+        corpus: Corpus | None = None,
         **settings: Any,
     ) -> list[Inversion]:
         """Recover the text behind each vector, from the vector alone unless an encoder is given.
@@ -208,15 +210,15 @@ class Inverter(
             embeddings: One vector [D] or many [N, D]: NumPy, torch or nested lists. They are
                 normalised to unit length.
             decoding: How to decode: a `Decoding`, or the text of one (``"greedy:steps=16"``).
-            encoder: The encoder that made the vectors, for a strategy that calls it.
+            encoder: What made the vectors, for a strategy that calls it.
             seed: Of the strategies that sample; each vector draws from (seed, its index).
             batch_size: Vectors decoded together; changes the speed, and logits to rounding only.
             first_index: Index of the first vector, for callers that hand over a part at a time.
-            draws: For each vector the (seed, index) it draws from, in place of the two above: for
-                callers that put vectors of several calls together.
+            draws: For each vector the (seed, index) it draws from, in place of the two above.
             on_step: Called after every pass of every batch.
-            before_pass: Called before every denoiser pass, those that are no step of their own
-                among them; what it raises ends the work.
+            before_pass: Called before every single denoiser pass; what it raises ends the work.
+            on_call: Called after every encoder call, see `unembed.encoders.oracle.OnCall`.
+            corpus: Gives texts like those behind vectors, which guided search starts from.
             **settings: In place of ``decoding`` the keywords of `Decoding.of`: ``strategy``,
                 ``steps``, ``guidance``, ``repetition``, ``encoder_calls``, ``length`` and the
                 strategy's options, each by its name or all in a mapping ``options``.
@@ -235,9 +237,9 @@ class Inverter(
         decoding.check(has_encoder=encoder is not None)
         _require_whole(seed=(seed, 0), batch_size=(batch_size, 1), first_index=(first_index, 0))
         vectors = as_unit_vectors(embeddings, self.encoder.dimension, self.encoder.name)
-        calls_encoder = decoding.strategy.needs_encoder and encoder is not None
-        if calls_encoder and encoder is not None:
-            self.require_encoder(encoder)
+        target = encoder if decoding.strategy.needs_encoder else None
+        if target is not None:
+            self.require_encoder(target)
         if draws is None:
             draws = [(seed, first_index + row) for row in range(len(vectors))]
         spec, denoiser = self.spec.with_length(decoding.length), self._processed(decoding)
@@ -247,9 +249,8 @@ class Inverter(
         for start in range(0, len(vectors), batch_size):
             part = vectors[start : start + batch_size]
             seeds = [_mix(*draw) for draw in draws[start : start + batch_size]]
-            oracle = None
-            if calls_encoder and encoder is not None:
-                oracle = EncoderOracle(encoder, self.tokenizer, part, decoding.encoder_calls)
+            how = decoding.encoder_calls, on_call, corpus, start
+            oracle = None if target is None else EncoderOracle(target, self.tokenizer, part, *how)
             with self.compute.autocast():
                 decoded = decoding.strategy(
                     denoiser,

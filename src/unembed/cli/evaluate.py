@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -62,6 +63,25 @@ ReportOption = Annotated[
     typer.Option("--out", help="FILE.json: the figures. A folder: the report; goes on there."),
 ]
 
+CorpusOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--corpus",
+        help="Prepared pairs of texts like those under attack: guided search starts from the "
+        "nearest. An access class of its own.",
+    ),
+]
+FrontierOption = Annotated[
+    bool,
+    typer.Option("--frontier", help="What encoder calls buy: metrics after 0, 2, 7, 15, 31..."),
+]
+LimitOption = Annotated[
+    int | None,
+    typer.Option(
+        "--limit", min=2, help="Pieces to evaluate (1000); with --frontier of each length (64)."
+    ),
+]
+
 # What nobody means as the name of a folder
 _FILES = (".csv", ".html", ".jsonl", ".md", ".npy", ".parquet", ".pdf", ".tsv", ".txt", ".yaml")
 
@@ -72,7 +92,9 @@ def evaluate(
     embedding: VectorsOption = None,
     checkpoint: CheckpointOption = None,
     train_pairs: TrainPairsOption = None,
-    limit: Annotated[int, typer.Option("--limit", min=2, help="Pieces to evaluate.")] = 1000,
+    corpus: CorpusOption = None,
+    frontier: FrontierOption = False,
+    limit: LimitOption = None,
     column: ColumnOption = None,
     text_column: TextColumnOption = None,
     ranges: RangesOption = None,
@@ -97,9 +119,8 @@ def evaluate(
 
     --embedding: stored vectors with the texts beside them (--text-column), or in --texts.
     """
-    from unembed.cli.display import StageDisplay, show_evaluation
-    from unembed.data.pairs import Pairs, write_json
-    from unembed.evaluation.report import write_report
+    from unembed.cli.display import StageDisplay
+    from unembed.data.pairs import Pairs
 
     folder = _folder(out, [path for path in (texts, embedding) if path is not None])
     if embedding is None:
@@ -108,7 +129,10 @@ def evaluate(
     passages = None
     if embedding is None or texts is not None:
         passages = _passages(texts, column if embedding is None else text_column)
+    if frontier:
+        strategy = _searching(context, strategy)
     specs = _strategies(context, strategy, strategies, steps)
+    require_search(corpus, [specs] if isinstance(specs, str) else specs)
     source = None if embedding is None else _source(embedding, column, skip_bad, ranges)
     if source is not None and texts is None:
         _require_texts(source)
@@ -118,16 +142,22 @@ def evaluate(
     where = encoder_settings(inverter, encoder) | api_settings(api_base, max_calls, price)
     model = _encoder(inverter, needed, where, device, trust_remote_code)
     show_usage(context, model)
+    similar = Pairs.open(corpus) if corpus is not None else None
     way_on = "the same command goes on" if folder else "with --out FOLDER it could have gone on"
     with interruptible(way_on), opened(source) as vectors, StageDisplay() as display:
         if vectors is not None:
             passages = _stored(vectors, inverter, text_column or "text", passages)
+        if frontier:
+            given = {"strategy": specs, "steps": steps, "seed": seed, "corpus": similar}
+            given |= {"limit": limit, "folder": folder, "progress": display.update}
+            return _frontier(inverter, model, passages, out, as_json, given)
         report = unembed.evaluate(
             inverter,
             model,
             passages,
             train_pairs=pairs,
-            limit=limit,
+            corpus=similar,
+            limit=limit or 1000,
             strategy=specs,
             steps=steps,
             seed=seed,
@@ -135,6 +165,23 @@ def evaluate(
             progress=display.update,
             announce=display.say,
         )
+    _finish(report, vectors, folder, out, as_json)
+
+
+def _searching(context: typer.Context, strategy: str) -> str:
+    """The strategy of a frontier, guided search unless told; what it does not take is refused."""
+    refuse_idle(context, "without --frontier only", "--frontier", "embedding", "train_pairs")
+    return "guided-search" if strategy == "greedy" else strategy
+
+
+def _finish(
+    report: Any, vectors: Any, folder: Path | None, out: Path | None, as_json: bool
+) -> None:
+    """Add what was odd about stored vectors, write the report and print it."""
+    from unembed.cli.display import show_evaluation
+    from unembed.data.pairs import write_json
+    from unembed.evaluation.report import write_report
+
     if vectors is not None:
         left_out = [f"vectors left out: {reason}" for reason in vectors.describe_left_out()]
         report = replace(report, notes=[*vectors.notes, *left_out, *report.notes])
@@ -143,6 +190,39 @@ def evaluate(
     elif out is not None:
         write_json(out, report.to_dict())
     show_evaluation(report, as_json)
+
+
+def require_search(corpus: Path | None, names: Sequence[str]) -> None:
+    """Refuse a corpus that no strategy would look at.
+
+    Raises:
+        ConfigError: There is one, and guided search is not among the strategies.
+    """
+    if corpus is not None and not any("guided-search" in name or name == "all" for name in names):
+        raise ConfigError("--corpus with guided-search", ", ".join(names), "Choose that strategy")
+
+
+def _frontier(
+    inverter: unembed.Inverter,
+    encoder: Any,
+    passages: Any,
+    out: Path | None,
+    as_json: bool,
+    settings: dict[str, Any],
+) -> None:
+    """Measure, write and print what encoder calls buy."""
+    from unembed.cli.display import to_json
+    from unembed.data.pairs import write_json
+    from unembed.evaluation.frontier import PER_LENGTH, measure_frontier
+    from unembed.evaluation.report import write_frontier
+
+    settings["limit"] = settings["limit"] or PER_LENGTH
+    curve = measure_frontier(inverter, encoder, passages, **settings)
+    if settings["folder"] is not None:
+        write_frontier(curve, settings["folder"])
+    elif out is not None:
+        write_json(out, curve.to_dict())
+    typer.echo(to_json(curve.to_dict()) if as_json else curve.to_markdown())
 
 
 def _folder(out: Path | None, sources: list[Path]) -> Path | None:

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 import unembed
+from unembed.cli.evaluate import CorpusOption, require_search
 from unembed.cli.options import (
     ApiBaseOption,
     CallsOption,
@@ -77,6 +78,7 @@ def invert(
     guidance: GuidanceOption = None,
     repetition: RepetitionOption = None,
     encoder_calls: CallsOption = 0,
+    corpus: CorpusOption = None,
     steps: StepsOption = None,
     length: LengthOption = None,
     seed: SeedOption = 0,
@@ -102,6 +104,7 @@ def invert(
         require_place(svg, "--svg", ".svg")
     settings = steps, guidance, repetition, encoder_calls, length
     decoding = read_decoding(strategy, option, *settings)
+    require_search(corpus, [decoding.name])
     decoding.check(has_encoder=True)  # it is loaded where it is called
     source = (
         None if embedding is None else _source(embedding, key or column, skip_bad, keep, ranges)
@@ -117,6 +120,8 @@ def invert(
         model = make_encoder(where, device, trust_remote_code)
         show_usage(context, model)
     options: dict[str, Any] = {"decoding": decoding, "seed": seed}
+    if corpus is not None:
+        options["corpus"] = _corpus(corpus, inverter)
     if text is not None:
         _invert_text(inverter, model, text, as_json, watch, svg, options)
         return
@@ -208,6 +213,14 @@ def _require_apart(source: Any, out: Path) -> None:
     from unembed.vectors.read import STDIN
 
     require_writable(out, [] if str(source.path) == STDIN else source.parts())
+
+
+def _corpus(folder: Path, inverter: unembed.Inverter) -> Any:
+    from unembed.data.pairs import CorpusSearch, Pairs
+
+    pairs = Pairs.open(folder)
+    inverter.encoder.require_same(pairs.encoder, "the corpus")
+    return CorpusSearch(pairs, inverter.tokenizer)
 
 
 def _source(

@@ -101,8 +101,8 @@ StrategyOption = Annotated[
     str,
     typer.Option(
         "--strategy",
-        help="greedy, entropy-bounded, euler, euler-remask, two-stage, best-of or guided-search, "
-        "also with settings: greedy:steps=16. Below are the options of each.",
+        help="greedy, entropy-bounded, euler, euler-remask, two-stage, best-of, residual or "
+        "guided-search, also with settings: greedy:steps=16. Below are the options of each.",
     ),
 ]
 OptionOption = Annotated[
@@ -444,7 +444,7 @@ def refuse_idle_calls(decoding: Decoding) -> None:
     """
     if decoding.encoder_calls and not decoding.strategy.needs_encoder:
         raise ConfigError(
-            "encoder calls (--encoder-calls) with best-of or guided-search only",
+            "encoder calls (--encoder-calls) with best-of, residual or guided-search only",
             f"{decoding.encoder_calls} with {decoding.name}, which makes none",
             "Leave them out, or choose one of these strategies",
         )

@@ -22,6 +22,7 @@ from unembed.decoding.best_of import BestOf
 from unembed.decoding.euler import Euler, EulerRemask, TwoStage
 from unembed.decoding.guided_search.search import GuidedSearch
 from unembed.decoding.logits import REPETITION_PENALTY
+from unembed.decoding.residual import Residual
 from unembed.decoding.sequential import EntropyBounded, Sequential
 from unembed.decoding.strategy import Strategy
 from unembed.errors import ConfigError
@@ -33,6 +34,7 @@ STRATEGIES: dict[str, type[Strategy]] = {
     "euler-remask": EulerRemask,
     "two-stage": TwoStage,
     "best-of": BestOf,
+    "residual": Residual,
     "guided-search": GuidedSearch,
 }
 DEFAULT_STEPS = 8  # as good as one a position, and four times as fast (docs/results.md)
@@ -162,7 +164,9 @@ class Decoding:
 
     @property
     def threat_model(self) -> str:
-        """Threat model: the attacker has only the vector, or may call the encoder too."""
+        """Threat model: only the vector, calls of the encoder too, or its weights."""
+        if getattr(self.strategy, "open_weights", False):
+            return "vector + encoder's weights"
         return "vector + encoder" if self.encoder_calls else "vector only"
 
     def check(self, has_encoder: bool) -> None:

@@ -169,6 +169,23 @@ class Oracle(Protocol):
         """
         ...
 
+    def starts(self, row: int) -> Sequence[Sequence[int]]:
+        """Give token ids of texts like that of one vector, nearest first, if a corpus has them."""
+        ...
+
+    def token_gains(
+        self, rows: Sequence[int], token_ids: Sequence[Sequence[int]]
+    ) -> list[NDArray[np.float32] | None]:
+        """Differentiate: what each token would gain in cosine at each place, to first order.
+
+        It takes the encoder's weights, and each gradient counts as two calls.
+
+        Returns:
+            For each hypothesis [n, V] for its n tokens; None where no two calls are left, the
+            weights are not open, or its text has other tokens.
+        """
+        ...
+
     def remaining(self, row: int) -> int:
         """Count the calls left for one vector of the batch."""
         ...

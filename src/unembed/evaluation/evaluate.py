@@ -119,6 +119,7 @@ def evaluate(  # noqa: PLR0913 - the front door; all but the first three have a 
     strategy: Spec | Sequence[Spec] = "greedy",
     steps: int | None = None,
     train_pairs: Pairs | None = None,
+    corpus: Pairs | None = None,
     limit: int | None = 1000,
     seed: int = 0,
     folder: Path | None = None,
@@ -142,6 +143,7 @@ def evaluate(  # noqa: PLR0913 - the front door; all but the first three have a 
             ``greedy:steps=32``.
         steps: Denoiser passes per text where the strategy does not say; 8 if None.
         train_pairs: The training pairs, for the nearest text and the rarity of tokens.
+        corpus: Pairs of texts like those under attack, which guided search starts from.
         limit: Pieces to evaluate, drawn with the seed; all when None.
         seed: Of the draw, of the strategies that sample and of the bootstrap.
         folder: Keeps recovered texts as they come, so that the same call goes on after an
@@ -160,14 +162,15 @@ def evaluate(  # noqa: PLR0913 - the front door; all but the first three have a 
     samples = Samples(
         texts if vectors is None else paired(texts, vectors, inverter.encoder.dimension),
         inverter.tokenizer,
-        _cutting(inverter),
+        cutting(inverter),
         limit=limit,
         seed=seed,
         report=lambda count: report("cutting the texts", count, 0),
     )
     same_vocabulary = train_pairs is not None and _same_tokens(inverter, train_pairs)
     counts = train_pairs.token_counts if same_vocabulary and train_pairs is not None else None
-    bench = Bench(inverter, encoder, attacks, train_pairs, counts, seed, report, len(samples))
+    known = train_pairs, counts, seed, report, len(samples), corpus
+    bench = Bench(inverter, encoder, attacks, *known)
     ruler, notes = make_ruler(inverter.tokenizer, counts)
     notes = _first_notes(bench, samples) + notes
     if train_pairs is None:
@@ -275,7 +278,7 @@ def duration(seconds: float) -> str:
     return f"about {round(seconds)} seconds" if seconds >= 1.5 else "a second"  # noqa: PLR2004
 
 
-def _cutting(inverter: Inverter) -> DataSection:
+def cutting(inverter: Inverter) -> DataSection:
     """Find how texts were cut in training."""
     return DataSection.model_validate(
         {"length": inverter.length, **inverter.trained.get("config", {}).get("data", {})}
@@ -411,9 +414,9 @@ def _conclude(
         "strategy": first.decoding.name,
         "passes": None if passes is None else _whole(passes.mean),
         "seed": bench.seed,
-        "threat_model": first.decoding.threat_model,
+        "threat_model": bench.describe(first)["threat_model"],
         "encoder_calls": first.decoding.encoder_calls,
-        "attacks": {name: attack.to_dict() for name, attack in bench.attacks.items()},
+        "attacks": {name: bench.describe(attack) for name, attack in bench.attacks.items()},
         "controls_decoded_by": bench.guesser.to_dict(),
         "bootstrap_resamples": RESAMPLES,
     }

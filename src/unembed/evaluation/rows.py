@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from unembed.data.pairs import Pairs
+from unembed.data.pairs import CorpusSearch, Pairs
 from unembed.decoding import Decoding
 from unembed.decoding.strategy import options_of
 from unembed.encoders.base import Encoder
@@ -51,6 +51,7 @@ ALL = (
     "two-stage:temperature=0.5",
     "best-of:samples=1:encoder_calls=1:limit=32",
     "best-of:encoder_calls=16:limit=32",
+    "residual:encoder_calls=16:limit=32",
     "guided-search:encoder_calls=300:limit=32",
 )
 
@@ -188,6 +189,22 @@ class Bench:
     seed: int
     report: ProgressFn
     total: int
+    corpus: Pairs | None = None
+
+    @property
+    def corpus_search(self) -> CorpusSearch | None:
+        """What guided search starts from beside the greedy text, where there is a corpus."""
+        if self.corpus is None:
+            return None
+        self.inverter.encoder.require_same(self.corpus.encoder, "the corpus")
+        return CorpusSearch(self.corpus, self.inverter.tokenizer)
+
+    def describe(self, attack: Attack) -> dict[str, Any]:
+        """Plain data of an attack, a corpus named among what the attacker has."""
+        plain = attack.to_dict()
+        if self.corpus is not None and attack.decoding.name == "guided-search":
+            plain["threat_model"] += " + corpus"
+        return plain
 
     @property
     def guesser(self) -> Attack:
@@ -261,7 +278,8 @@ class Bench:
         for name, tensor in sorted(self.inverter.denoiser.state_dict().items()):
             digest.update(name.encode())
             digest.update(tensor.detach().float().cpu().numpy().tobytes())
-        return {
+        corpus = {} if self.corpus is None else {"corpus": settings_digest(self.corpus.manifest)}
+        return corpus | {
             "weights": digest.hexdigest(),
             "dtype": str(self.inverter.compute.dtype).removeprefix("torch."),
             "diffusion": self.inverter.diffusion,
@@ -280,9 +298,12 @@ class Bench:
                 first_index=part.first + start,
                 decoding=attack.decoding,
                 encoder=self.encoder if attack.decoding.encoder_calls else None,
+                corpus=self.corpus_search,
             )
             each = (time.perf_counter() - began) * 1000 / len(inversions)
-            cosines = _cosines(self.encoder, [i.text for i in inversions], part.vectors[start:stop])
+            cosines = cosines_of(
+                self.encoder, [i.text for i in inversions], part.vectors[start:stop]
+            )
             return [
                 Recovery(i.text, i.token_ids, i.confidences, i.passes, i.encoder_calls, each, c)
                 for i, c in zip(inversions, cosines, strict=True)
@@ -314,7 +335,7 @@ class Bench:
                 for index, sample in enumerate(batch, start=start)
             ]
             texts = self.inverter.tokenizer.decode(tokens)
-            cosines = _cosines(self.encoder, texts, part.vectors[start:stop])
+            cosines = cosines_of(self.encoder, texts, part.vectors[start:stop])
             return [
                 Recovery(text, ids, cosine=cosine)
                 for text, ids, cosine in zip(texts, tokens, cosines, strict=True)
@@ -323,7 +344,7 @@ class Bench:
         return recover
 
 
-def _cosines(
+def cosines_of(
     encoder: Encoder | None, texts: Sequence[str], vectors: NDArray[np.float32]
 ) -> list[float | None]:
     """Cosine of each re-encoded text with its target; None where there is nothing to encode."""

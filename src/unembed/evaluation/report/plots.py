@@ -9,12 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from unembed.evaluation.evaluate import LENGTH, Evaluation, Figures
+from unembed.evaluation.frontier import METRICS as FRONTIER_METRICS
+from unembed.evaluation.frontier import Frontier
 from unembed.evaluation.metrics import ESSENTIAL
 from unembed.files import install_line
 
 _NO_METADATA = {"Date": None, "Creator": None, "Format": None, "Type": None}
 _HEAD = re.compile(r"^.*?(?=<svg)", re.DOTALL)
 _QUALITY = "token-set F1"
+_STYLES = ("o-", "s--", "^:", "v-.", "D-", "x--")  # of strategies
 
 
 def draw_plots(evaluation: Evaluation, folder: Path) -> tuple[dict[str, str], list[str]]:
@@ -48,6 +51,46 @@ def draw_plots(evaluation: Evaluation, folder: Path) -> tuple[dict[str, str], li
         (folder / f"{name}.svg").write_text(svg, encoding="utf-8")
         pictures[name] = _inside_a_page(svg)
     return pictures, []
+
+
+def draw_frontier(frontier: Frontier, folder: Path) -> list[str]:
+    """Draw ``frontier.png`` and ``frontier.svg``: each metric against the encoder calls.
+
+    Args:
+        frontier: What to draw: a line for each strategy and length bucket.
+        folder: Where the files go; it is there.
+
+    Returns:
+        Notes of what is missing.
+    """
+    try:
+        from matplotlib import rc_context
+        from matplotlib.figure import Figure
+    except ImportError:
+        return [f"plots: not drawn, matplotlib is not installed ({install_line('plots')})"]
+    figure = Figure(figsize=(10, 7), layout="constrained")
+    grid = figure.subplots(2, 2)
+    for metric, ax in zip(FRONTIER_METRICS, grid.flat, strict=True):
+        for style, (name, buckets) in zip(_STYLES, frontier.points.items(), strict=False):
+            for number, (bucket, marks) in enumerate(buckets.items()):
+                known = [(mark, figures[metric]) for mark, figures in marks.items()]
+                shown = [(mark, figure) for mark, figure in known if figure is not None]
+                ax.errorbar(
+                    [mark for mark, _ in shown],
+                    [figure.mean for _, figure in shown],
+                    yerr=_errors([figure for _, figure in shown]),
+                    fmt=style,
+                    color=f"C{number}",
+                    capsize=2,
+                    label=_plain(f"{name}, {bucket} tokens"),
+                )
+        ax.set_xscale("symlog", linthresh=2)
+        ax.set(xlabel="encoder calls", ylabel=metric)
+    grid[0, 1].legend(fontsize="small", loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "frontier"}):
+        figure.savefig(folder / "frontier.svg", metadata=_NO_METADATA)
+        figure.savefig(folder / "frontier.png", dpi=120)
+    return []
 
 
 def _inside_a_page(svg: str) -> str:
