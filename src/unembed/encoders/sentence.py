@@ -221,12 +221,7 @@ def load_encoder(  # noqa: PLR0913 - what may differ from a model's files
             files do not say the pooling, or it cannot embed a text at all.
     """
     entry = pipeline.find(name)
-    if entry is not None and entry.remote_code and not trust_remote_code:
-        raise EncoderError(
-            f"permission to run the Python code that comes with {entry.repository}",
-            "none given",
-            "Read that code, then pass --trust-remote-code (trust_remote_code=True)",
-        )
+    _require_permission(entry, trust_remote_code)
     backend = pipeline.require_backend(backend)
     folder, commit = _resolve(name, entry, revision, backend)
     if backend is None:
@@ -268,6 +263,15 @@ def load_encoder(  # noqa: PLR0913 - what may differ from a model's files
             "embedded with it all the same, set encoder.prompt_name"
         )
     return SentenceEncoder(model, identity, tokenizer, load, others, batch_size, defaults)
+
+
+def _require_permission(entry: pipeline.CatalogEntry | None, trust_remote_code: bool) -> None:
+    if entry is not None and entry.remote_code and not trust_remote_code:
+        raise EncoderError(
+            f"permission to run the Python code that comes with {entry.repository}",
+            "none given",
+            "Read that code, then pass --trust-remote-code (trust_remote_code=True)",
+        )
 
 
 def _require_official(entry: pipeline.CatalogEntry, folder: Path, weights: str) -> None:

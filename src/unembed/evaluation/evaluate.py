@@ -176,12 +176,8 @@ def evaluate(  # noqa: PLR0913 - the front door; all but the first three have a 
         if folder is not None:
             make_folder(folder / FOLDER)
             stack.enter_context(locked(folder / FOLDER))
-        rows, provenance = [], {} if folder is None else bench.provenance()
-        for name, recover, batch, settings in bench.rows():
-            identity = {**settings, "texts": samples.digest, "limit": limit, "seed": seed}
-            cache = stack.enter_context(RowCache(folder, name, identity | provenance))
-            mask = _attack_mask(attacks.get(name), len(samples), seed)
-            rows.append(_Row(name, recover, batch, cache, len(samples), mask))
+        identity = {"texts": samples.digest, "limit": limit, "seed": seed}
+        rows = list(_open_rows(bench, len(samples), identity, folder, stack))
         if announce is not None:
             announce(_forecast(bench, rows, next(samples.chunks(BATCH))))
         indices, examples, naming = draw_indices(len(samples), seed), [], _Groups()
@@ -289,6 +285,18 @@ def _attack_mask(attack: Attack | None, texts: int, seed: int) -> NDArray[np.boo
         mask[:] = False
         mask[indices] = True
     return mask
+
+
+def _open_rows(
+    bench: Bench, texts: int, identity: dict[str, Any], folder: Path | None, stack: ExitStack
+) -> Iterator[_Row]:
+    """Yield the rows of the tables, each with its texts and what is known of it on the disk."""
+    provenance = {} if folder is None else bench.provenance()
+    for name, recover, batch, settings in bench.rows():
+        facts = settings | identity | provenance
+        cache = stack.enter_context(RowCache(folder, name, facts))
+        mask = _attack_mask(bench.attacks.get(name), texts, identity["seed"])
+        yield _Row(name, recover, batch, cache, texts, mask)
 
 
 @dataclass
