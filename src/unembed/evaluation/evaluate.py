@@ -144,8 +144,7 @@ def evaluate(  # noqa: PLR0913 - the front door; all but the first three have a 
         train_pairs: The training pairs, for the nearest text and the rarity of tokens.
         limit: Pieces to evaluate, drawn with the seed; all when None.
         seed: Of the draw, of the strategies that sample and of the bootstrap.
-        folder: Keeps recovered texts as they come, so that the same call goes on after an
-            interruption.
+        folder: Keeps recovered texts as they come, so that the same call goes on where it stopped.
         progress: Called with (stage, done, total); the total is 0 while it is unknown.
         announce: Called before anything is decoded, with how long it will take.
 
