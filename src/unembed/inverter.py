@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,28 +12,36 @@ import numpy as np
 import torch
 from huggingface_hub import ModelCard, ModelHubMixin, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-from torch import Tensor
+from numpy.typing import NDArray
 
 from unembed.backends.cpu import fast_form
 from unembed.backends.onnx import FILE, OnnxDenoiser, export_onnx, onnx_is_here
-from unembed.checkpoints import Checkpoint, load_checkpoint, save_checkpoint, shipped_inverters
+from unembed.checkpoints import (
+    Checkpoint,
+    load_checkpoint,
+    may_be_a_repository,
+    save_checkpoint,
+    shipped_inverters,
+)
 from unembed.decoding import Decoded, Decoding, SequenceSpec
 from unembed.decoding.logits import (
     Guidance,
     LogitsProcessor,
     RepetitionPenalty,
+    with_callback,
     with_processors,
 )
-from unembed.decoding.settings import as_decoding
+from unembed.decoding.settings import as_decoding, require_whole
 from unembed.decoding.strategy import OnStep
 from unembed.denoiser import Denoiser
 from unembed.device import Compute, choose_compute
 from unembed.diffusion import DenoiserFn, make_schedule
+from unembed.encoders.alignment import Alignment
 from unembed.encoders.base import Encoder, EncoderIdentity
 from unembed.encoders.fingerprint import Fingerprint
 from unembed.encoders.oracle import EncoderOracle
 from unembed.encoders.vectors import as_unit_vectors
-from unembed.errors import CheckpointError, ConfigError
+from unembed.errors import CheckpointError
 from unembed.tokenizer import TextTokenizer
 
 DEFAULT = "minilm"
@@ -82,6 +91,7 @@ class Inverter(
         storage: Number format and shard size in which `save_pretrained` and `push_to_hub` write
             the weights; float16 if not set, or the format they were loaded from.
         curves: Picture of the training (PNG) that is saved beside the card, where there is one.
+        alignment: Map that vectors of another encoder go through first, where there is one.
 
     A folder that holds ``denoiser.onnx`` is decoded with ONNX Runtime on a CPU, where that is
     installed: the same tokens, faster on some processors (docs/decoding.md; docs/results.md says
@@ -118,6 +128,7 @@ class Inverter(
         self.fingerprint = checkpoint.fingerprint
         self.storage = checkpoint.storage
         self.curves = checkpoint.curves
+        self.alignment: Alignment | None = None
         self.compute = choose_compute("cpu", "float32")
         self._proved: Encoder | None = None
         self._onnx: tuple[Any, OnnxDenoiser] | None = None  # the weights it was exported from
@@ -138,6 +149,11 @@ class Inverter(
     def length(self) -> int:
         """Positions L: the longest text it writes is L - 1 tokens."""
         return self.denoiser.sizes.length
+
+    @property
+    def dimension(self) -> int:
+        """Numbers of the vectors it takes: the encoder's, or those of the alignment."""
+        return self.encoder.dimension if self.alignment is None else self.alignment.dimension
 
     @property
     def spec(self) -> SequenceSpec:
@@ -167,6 +183,26 @@ class Inverter(
         self.denoiser.to(compute.device)
         self.compute = compute
         return self
+
+    def aligned(self, alignment: Alignment | str | Path | None) -> Inverter:
+        """The same network for vectors that the alignment maps; None: for its encoder's own.
+
+        Raises:
+            CheckpointError: No alignment there, or one into the space of another encoder.
+        """
+        if isinstance(alignment, (str, Path)):
+            alignment = Alignment.load(alignment)
+        if alignment is not None:
+            alignment.require_target(self.encoder)
+        inverter = copy.copy(self)
+        vars(inverter).update(vars(self), alignment=alignment)  # its fast form is shared
+        return inverter
+
+    def map_vectors(self, embeddings: Any) -> NDArray[np.float32]:
+        """Unit vectors [N, D] in the encoder's space; raises what `invert` does."""
+        if self.alignment is None:
+            return as_unit_vectors(embeddings, self.encoder.dimension)
+        return self.alignment(embeddings)
 
     def require_encoder(self, encoder: Encoder) -> None:
         """Refuse an encoder that is not the one the inverter was trained for.
@@ -227,8 +263,8 @@ class Inverter(
         """
         decoding = as_decoding(decoding, settings)
         decoding.check(has_encoder=encoder is not None)
-        _require_whole(seed=(seed, 0), batch_size=(batch_size, 1), first_index=(first_index, 0))
-        vectors = as_unit_vectors(embeddings, self.encoder.dimension)
+        require_whole(seed=(seed, 0), batch_size=(batch_size, 1), first_index=(first_index, 0))
+        vectors = self.map_vectors(embeddings)
         calls_encoder = decoding.strategy.needs_encoder and encoder is not None
         if calls_encoder and encoder is not None:
             self.require_encoder(encoder)
@@ -236,7 +272,7 @@ class Inverter(
             draws = [(seed, first_index + row) for row in range(len(vectors))]
         denoiser = self._processed(decoding)
         if before_pass is not None:
-            denoiser = _watched(denoiser, before_pass)
+            denoiser = with_callback(denoiser, before_pass)
         results: list[Inversion] = []
         for start in range(0, len(vectors), batch_size):
             part = vectors[start : start + batch_size]
@@ -314,19 +350,26 @@ class Inverter(
 
     @classmethod
     def from_pretrained(
-        cls, pretrained_model_name_or_path: str | Path = DEFAULT, **kwargs: Any
+        cls,
+        pretrained_model_name_or_path: str | Path = DEFAULT,
+        *,
+        align: Alignment | str | Path | None = None,
+        **kwargs: Any,
     ) -> Inverter:
         """Load an inverter.
 
         Args:
             pretrained_model_name_or_path: ``minilm`` (ships with the package), a folder, or a Hub
                 repository. A folder of a shipped name is ``./minilm``.
+            align: An alignment, for vectors of another encoder; see `aligned`.
             **kwargs: ``revision``, ``token``, ``cache_dir``, ``local_files_only`` and
                 ``force_download`` of `huggingface_hub`.
 
         Raises:
             CheckpointError: Nothing there, or the files are damaged or do not fit together.
         """
+        if align is not None:
+            return cls.from_pretrained(pretrained_model_name_or_path, **kwargs).aligned(align)
         where, shipped = str(pretrained_model_name_or_path), shipped_inverters()
         if isinstance(pretrained_model_name_or_path, str) and where in shipped:
             return _load(shipped[where])
@@ -336,7 +379,7 @@ class Inverter(
         )
         if Path(where).is_dir():
             return _load(Path(where))
-        if Path(where).exists() or not _may_be_a_repository(where):
+        if Path(where).exists() or not may_be_a_repository(where):
             there = f"the file {where}" if Path(where).exists() else f"no folder {where}"
             raise CheckpointError(
                 expected, there, "Train one with `unembed train`, or pass --checkpoint"
@@ -382,11 +425,7 @@ class Inverter(
 
 
 def export_folder(folder: Path, out: Path) -> None:
-    """Write the denoiser of an inverter's folder as ONNX (`unembed.backends.onnx.export_onnx`).
-
-    Args:
-        folder: From `Inverter.save_pretrained`.
-        out: File to write. ``denoiser.onnx`` in the folder itself is what a CPU then decodes with.
+    """Write the denoiser of a folder as ONNX; a CPU decodes with its own ``denoiser.onnx``.
 
     Raises:
         CheckpointError: Not an inverter's folder, or the file cannot be written.
@@ -403,29 +442,6 @@ def _load(folder: Path) -> Inverter:
         weights = [(p.data_ptr(), p._version) for p in inverter.denoiser.parameters()]
         inverter._onnx = (inverter.denoiser, weights), OnnxDenoiser(folder / FILE)
     return inverter
-
-
-def _may_be_a_repository(name: str) -> bool:
-    """Tell whether a name has the form owner/name; a path is not sent to the Hub."""
-    owner, slash, rest = name.partition("/")
-    return bool(slash and owner and rest) and "/" not in rest and not owner.startswith((".", "~"))
-
-
-def _require_whole(**values: tuple[Any, int]) -> None:
-    for name, (value, low) in values.items():
-        whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
-        if not whole or value < low:
-            raise ConfigError(
-                f"{name} as a whole number of at least {low}", repr(value), f"Correct {name}"
-            )
-
-
-def _watched(denoiser: DenoiserFn, before_pass: Callable[[], None]) -> DenoiserFn:
-    def watched(tokens: Tensor, embedding: Tensor, t: Tensor, positions: Tensor) -> Tensor:
-        before_pass()
-        return denoiser(tokens, embedding, t, positions)
-
-    return watched
 
 
 def _mix(seed: int, index: int) -> int:

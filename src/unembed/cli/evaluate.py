@@ -8,7 +8,9 @@ from typing import Annotated
 import typer
 
 import unembed
+from unembed.cli.align import show_curve, warn
 from unembed.cli.options import (
+    AlignOption,
     CheckpointOption,
     DenoiserDtypeOption,
     DeviceOption,
@@ -21,7 +23,9 @@ from unembed.cli.options import (
     encoder_settings,
     make_encoder,
     make_inverter,
+    read_decoding,
 )
+from unembed.errors import ConfigError
 
 
 def evaluate(
@@ -43,6 +47,27 @@ def evaluate(
         Path | None,
         typer.Option("--out", help="FILE.json: the figures. A folder: the report; goes on there."),
     ] = None,
+    align: AlignOption = None,
+    vectors: Annotated[
+        str | None,
+        typer.Option(
+            "--vectors",
+            help="With --align: column of --texts that holds their vectors; the usual names are "
+            "tried.",
+        ),
+    ] = None,
+    align_curve: Annotated[
+        str | None,
+        typer.Option(
+            "--align-curve",
+            metavar="1,10,…",
+            help="Leak against the number of leaked pairs, with vectors beside --texts.",
+        ),
+    ] = None,
+    leaked: Annotated[
+        Path | None,
+        typer.Option("--leaked", help="For --align-curve: pairs of text and vector that leaked."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     encoder: EncoderOption = None,
     device: DeviceOption = "auto",
@@ -54,7 +79,9 @@ def evaluate(
     from unembed.data.manifest import write_json
     from unembed.data.pairs import Pairs
     from unembed.errors import DataError
-    from unembed.evaluation.report import write_report
+    from unembed.evaluation.leaked import LeakedPairs
+    from unembed.evaluation.leaked import align_curve as measure_curve
+    from unembed.evaluation.report import write_curve, write_report
     from unembed.evaluation.samples import PassageFile
     from unembed.files import require_apart
 
@@ -63,11 +90,27 @@ def evaluate(
     folder = out if out is not None and out.suffix != ".json" else None
     if folder is not None:
         require_apart(texts, folder)
-    passages = PassageFile(texts, column)
+    counts = _counts(align_curve, leaked, align, strategies)
+    paired = align is not None or counts is not None or vectors is not None
+    held_out = LeakedPairs(texts, column, vectors)
+    passages = held_out if paired else PassageFile(texts, column)
     next(iter(passages), None)  # a wrong file fails before the encoder is loaded
     pairs = Pairs.open(train_pairs) if train_pairs is not None else None
-    inverter = make_inverter(checkpoint, None, device, dtype)
+    inverter = make_inverter(checkpoint, None, device, dtype).aligned(align)
+    warn(inverter.alignment)
     model = make_encoder(encoder_settings(inverter, encoder), device, trust_remote_code)
+    if counts is not None and leaked is not None:
+        pool = LeakedPairs(leaked, column, vectors)
+        how = read_decoding(strategy, steps=steps)
+        with StageDisplay() as display:
+            curve = measure_curve(
+                inverter, model, pool, held_out, counts,
+                limit=limit, decoding=how, seed=seed, progress=display.update,
+            )  # fmt: skip
+        if out is not None:
+            write_curve(curve, out)
+        show_curve(curve, as_json)
+        return
     with StageDisplay() as display:
         report = unembed.evaluate(
             inverter,
@@ -86,3 +129,22 @@ def evaluate(
     elif out is not None:
         write_json(out, report.to_dict())
     show_evaluation(report, as_json)
+
+
+def _counts(
+    curve: str | None, leaked: Path | None, align: str | None, strategies: str | None
+) -> list[int] | None:
+    """The numbers of pairs of a curve, ascending; None where none was asked for."""
+    if curve is None:
+        if leaked is not None:
+            raise ConfigError("--leaked with --align-curve", "no --align-curve", "Pass both")
+        return None
+    numbers = [number.strip().replace("_", "") for number in curve.split(",")]
+    if not all(number.isdecimal() and int(number) for number in numbers):
+        raise ConfigError("numbers of pairs as 1,10,100", repr(curve), "Correct --align-curve")
+    if leaked is None:
+        raise ConfigError("the pairs that leaked, for --align-curve", "none", "Pass --leaked")
+    for flag, value in (("--align", align), ("--strategies", strategies)):
+        if value is not None:
+            raise ConfigError("--align-curve by itself", flag, "Leave one of them out")
+    return sorted({int(number) for number in numbers})

@@ -11,7 +11,9 @@ from typing import Annotated, Any
 import typer
 
 import unembed
+from unembed.cli.align import warn
 from unembed.cli.options import (
+    AlignOption,
     CallsOption,
     CheckOption,
     CheckpointOption,
@@ -57,6 +59,7 @@ def invert(
         str | None, typer.Option("--config", "-c", help="Use the weights shipped for this config.")
     ] = None,
     checkpoint: CheckpointOption = None,
+    align: AlignOption = None,
     strategy: StrategyOption = "greedy",
     option: OptionOption = None,
     guidance: GuidanceOption = None,
@@ -87,6 +90,7 @@ def invert(
     else:
         switches = {"skip_bad": skip_bad or None, "check": check or None}
         files = {"out": out, "key": key, "column": column, "keep": keep, "ranges": ranges}
+        files["align"] = align
         _refuse_without("--embedding", "--text", **files, **switches, batch_size=batch_size)
     from unembed.cli.display import save_picture, show_round_trip, watcher
     from unembed.vectors.invert import invert_text
@@ -96,7 +100,8 @@ def invert(
     source = (
         None if embedding is None else _source(embedding, key or column, skip_bad, keep, ranges)
     )
-    inverter = make_inverter(checkpoint, config, device, dtype)
+    inverter = make_inverter(checkpoint, config, device, dtype).aligned(align)
+    warn(inverter.alignment)
     model: Any = None
     if text is not None or decoding.encoder_calls or check:
         model = make_encoder(encoder_settings(inverter, encoder), device, trust_remote_code)

@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 import unembed
+from unembed.cli import align as _align
 from unembed.cli import evaluate as _evaluate
 from unembed.cli import invert as _invert
 from unembed.cli import prepare as _prepare
@@ -51,6 +52,7 @@ train = app.command()(_train.train)
 plot = app.command()(_train.plot)
 export = app.command()(_train.export)
 invert = app.command()(_invert.invert)
+align = app.command()(_align.align)
 evaluate = app.command()(_evaluate.evaluate)
 serve = app.command()(_serve.serve)
 

@@ -120,6 +120,13 @@ RecoveredOption = Annotated[
     typer.Option("--out", help="With --embedding: write the texts to a .jsonl or .parquet."),
 ]
 
+AlignOption = Annotated[
+    str | None,
+    typer.Option(
+        "--align", help="Vectors of another encoder: the folder of a map by `unembed align`."
+    ),
+]
+
 OnnxOption = Annotated[
     Path | None,
     typer.Option("--onnx", help="Also write the denoiser as ONNX (OUT/denoiser.onnx is used)."),

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from unembed.config import DataSection
 from unembed.data.pairs import Pairs
 from unembed.encoders.base import Encoder
+from unembed.errors import DataError
 from unembed.evaluation.bootstrap import RESAMPLES, Figure, Tally, block_count, draw_blocks
 from unembed.evaluation.cache import Journal
 from unembed.evaluation.examples import Example, draw_indices, make_example
@@ -94,7 +95,8 @@ def evaluate(  # noqa: PLR0913 - the front door; all but the first three have a 
         inverter: Under test.
         encoder: The encoder it was trained for.
         texts: Held out: never trained on. Gone through twice, a piece of it in memory at a time;
-            a `PassageFile` reads them from a file, with their domain and language.
+            a `PassageFile` reads them from a file, with their domain and language; an aligned
+            inverter wants the vectors beside them, as `LeakedPairs` has them, and they are not cut.
         strategy: How to decode, one or several: a `Decoding` or its text, such as ``greedy`` or
             ``greedy:steps=32``.
         steps: Denoiser passes per text where the strategy does not say; 8 if None.
@@ -106,7 +108,8 @@ def evaluate(  # noqa: PLR0913 - the front door; all but the first three have a 
         progress: Called with (stage, done, total); the total is 0 while it is unknown.
 
     Raises:
-        DataError: The texts yield fewer than two pieces, or the folder holds something else.
+        DataError: The texts yield fewer than two pieces, the folder holds something else, or the
+            inverter is aligned and no vectors come with the texts.
         EncoderError: The inverter or the pairs belong to another encoder.
         ConfigError: A strategy that does not exist, or wrong settings of one.
     """
@@ -125,6 +128,12 @@ def evaluate(  # noqa: PLR0913 - the front door; all but the first three have a 
         seed=seed,
         report=lambda done: report("cutting the texts", done, 0),
     )
+    if inverter.alignment is not None and next(iter(samples)).vector is None:
+        raise DataError(
+            f"texts beside their vectors of {inverter.alignment.name}, which the alignment maps",
+            "texts alone",
+            "Pass `LeakedPairs`, or inverter.aligned(None)",
+        )
     known = train_pairs is not None and _same_tokens(inverter, train_pairs)
     counts = train_pairs.token_counts if known and train_pairs is not None else None
     bench = Bench(inverter, encoder, attacks, train_pairs, counts, seed, report, len(samples))
@@ -292,6 +301,9 @@ def _conclude(
         "controls_decoded_by": bench.guesser.to_dict(),
         "bootstrap_resamples": RESAMPLES,
     }
+    alignment = bench.inverter.alignment
+    if alignment is not None:
+        settings["alignment"] = {"map": alignment.describe(), "digest": alignment.digest}
     calibration = {row.name: _reliability(row.bins) for row in rows if row.bins.any()}
     return Evaluation(figures, breakdowns, calibration, examples, settings, notes)
 

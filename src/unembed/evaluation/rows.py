@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -16,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from unembed.checkpoints import weights_digest
 from unembed.data.pairs import Pairs
 from unembed.decoding import Decoding
 from unembed.decoding.strategy import options_of
@@ -147,9 +147,15 @@ class Part:
         return Part(self.encoder, self.first, [self.samples[place] for place in places])
 
     @property
-    def shuffled(self) -> NDArray[np.float32]:
-        """For each text the embedding of another."""
-        return self.vectors[derangement(len(self.samples))]
+    def given(self) -> NDArray[Any]:
+        """What is inverted: the vectors that came with the texts, else the embeddings."""
+        rows = [sample.vector for sample in self.samples if sample.vector is not None]
+        return np.stack(rows) if len(rows) == len(self.samples) else self.vectors
+
+    @property
+    def shuffled(self) -> NDArray[Any]:
+        """For each text what is inverted for another."""
+        return self.given[derangement(len(self.samples))]
 
 
 Recover = Callable[[Part, int, int], list[Recovery]]  # part, start and stop within it
@@ -200,12 +206,10 @@ class Bench:
 
     def provenance(self) -> dict[str, Any]:
         """What every recovery depends on, beside the texts and the row's settings."""
-        digest = hashlib.sha256()
-        for name, tensor in sorted(self.inverter.denoiser.state_dict().items()):
-            digest.update(name.encode())
-            digest.update(tensor.detach().float().cpu().numpy().tobytes())
+        alignment = self.inverter.alignment
         return {
-            "weights": digest.hexdigest(),
+            "weights": weights_digest(self.inverter.denoiser),
+            **({} if alignment is None else {"alignment": alignment.digest}),
             "dtype": str(self.inverter.compute.dtype).removeprefix("torch."),
             "diffusion": self.inverter.diffusion,
             "tokenizer": self.inverter.tokenizer.digest,
@@ -215,7 +219,7 @@ class Bench:
 
     def _decode(self, inverter: Inverter, attack: Attack, shuffled: bool = False) -> Recover:
         def recover(part: Part, start: int, stop: int) -> list[Recovery]:
-            given = (part.shuffled if shuffled else part.vectors)[start:stop]
+            given = (part.shuffled if shuffled else part.given)[start:stop]
             began = time.perf_counter()
             inversions = inverter.invert(
                 given,

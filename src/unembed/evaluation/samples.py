@@ -11,6 +11,7 @@ from itertools import chain
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from unembed.config import DataSection
 from unembed.data.pieces import cut_pieces
@@ -27,19 +28,24 @@ Labels = dict[str, str]
 
 @dataclass(frozen=True)
 class Passage:
-    """A held-out text and what is known of it: ``domain`` and ``lang``, where they are."""
+    """A held-out text and what is known of it: ``domain`` and ``lang``, where they are.
+
+    One whose vector is given, in float64 [D'], is not cut: the vector is of the whole.
+    """
 
     text: str
     labels: Labels
+    vector: NDArray[np.float64] | None = None
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A piece to evaluate: its text, content tokens, and the labels of its passage."""
+    """A piece to evaluate: its text, content tokens, the labels and the vector of its passage."""
 
     text: str
     token_ids: list[int]
     labels: Labels
+    vector: NDArray[np.float64] | None = None
 
 
 @dataclass(frozen=True)
@@ -116,6 +122,7 @@ class Samples:
         for index, passage in enumerate(self._passages()):
             self._counts.append(len(self._cut(index, passage)))
             digest.update(json.dumps([passage.text, passage.labels]).encode())
+            digest.update(b"" if passage.vector is None else passage.vector.tobytes())
             if (index + 1) % _REPORT_EVERY == 0:
                 report(index + 1)
         report(len(self._counts))
@@ -161,5 +168,8 @@ class Samples:
             yield Passage(text, {}) if isinstance(text, str) else text
 
     def _cut(self, index: int, passage: Passage) -> list[Sample]:
+        if passage.vector is not None:
+            (ids,) = self._tokenizer.encode([passage.text])
+            return [Sample(passage.text, ids, passage.labels, passage.vector)] if ids else []
         pieces = cut_pieces([passage.text], self._tokenizer, self._settings, index)
         return [Sample(piece.text, piece.token_ids, passage.labels) for piece in pieces]

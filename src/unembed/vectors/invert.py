@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from unembed.encoders.base import Encoder
-from unembed.encoders.vectors import as_unit_vectors
 from unembed.errors import EmbeddingError
 from unembed.inverter import Inversion, Inverter
 from unembed.vectors.output import Journal, named_columns, require_writable
@@ -179,7 +179,7 @@ def invert_stream(
     """
     if check is not None:
         inverter.require_encoder(check)
-    for chunk in source.chunks(inverter.encoder.dimension):
+    for chunk in source.chunks(inverter.dimension):
         _compare(inverter, chunk, source)
         for start in range(0, max(1, len(chunk.rows)), batch_size):
             part = chunk.part(start, start + batch_size)
@@ -187,29 +187,35 @@ def invert_stream(
                 yield part, []
                 continue
             inversions = _inverted(inverter, part, {**options, "batch_size": batch_size})
-            yield part, inversions if check is None else _with_cosines(inversions, part, check)
+            if check is not None:
+                inversions = _with_cosines(inversions, inverter.map_vectors(part.vectors), check)
+            yield part, inversions
 
 
 def _compare(inverter: Inverter, chunk: Chunk, source: VectorFile) -> None:
     """Note where vectors cannot be the encoder's, once a file."""
+    alignment, name = inverter.alignment, inverter.encoder.name
     fingerprint = getattr(inverter, "fingerprint", None)
     statistics = None if fingerprint is None else fingerprint.statistics
+    if alignment is not None:
+        statistics, name = alignment.statistics, alignment.name
     if statistics is None or not chunk.rows or "strange" in source.marks:
         return
-    doubt = statistics.doubt(chunk.vectors, inverter.encoder.name)
+    doubt = statistics.doubt(chunk.vectors, name)
     if doubt is not None:
         source.marks.add("strange")
         source.note(f"rows {chunk.rows[0]} to {chunk.rows[-1]} of {source.path}: {doubt}")
 
 
-def _with_cosines(inversions: list[Inversion], part: Chunk, encoder: Encoder) -> list[Inversion]:
-    """Each text's cosine with its vector; None where no text was recovered."""
+def _with_cosines(
+    inversions: list[Inversion], vectors: NDArray[np.float32], encoder: Encoder
+) -> list[Inversion]:
+    """Each text's cosine with its vector, mapped where it was; None where no text came back."""
     wanted = [i for i, item in enumerate(inversions) if item.text.strip()]
     checked = list(inversions)
     if wanted:
         embeddings = encoder.encode([inversions[i].text for i in wanted])
-        given = as_unit_vectors(part.vectors[wanted], part.vectors.shape[1])
-        for i, cosine in zip(wanted, (embeddings * given).sum(axis=1), strict=True):
+        for i, cosine in zip(wanted, (embeddings * vectors[wanted]).sum(axis=1), strict=True):
             checked[i] = replace(inversions[i], cosine=float(np.clip(cosine, -1, 1)))
     return checked
 
@@ -230,8 +236,9 @@ def _identity(
     inverter: Inverter, source: VectorFile, check: Encoder | None, options: dict[str, Any]
 ) -> dict[str, Any]:
     """What the texts depend on: vectors, weights, settings."""
-    ranges = source.ranges
+    ranges, alignment = source.ranges, inverter.alignment
     return {
+        **({} if alignment is None else {"alignment": alignment.digest}),
         "vectors": [_file_identity(path) for path in source.parts()],
         "key": source.key,
         "keep": list(source.keep),

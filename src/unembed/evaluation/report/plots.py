@@ -9,12 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from unembed.evaluation.evaluate import LENGTH, Evaluation, Figures
+from unembed.evaluation.leaked import METRICS as CURVE_METRICS
+from unembed.evaluation.leaked import AlignCurve
 from unembed.evaluation.metrics import ESSENTIAL
 from unembed.files import install_line
 
 _NO_METADATA = {"Date": None, "Creator": None, "Format": None, "Type": None}
 _HEAD = re.compile(r"^.*?(?=<svg)", re.DOTALL)
 _QUALITY = "token-set F1"
+_NO_MATPLOTLIB = "plots: not drawn, matplotlib is not installed ({})"
 
 
 def draw_plots(evaluation: Evaluation, folder: Path) -> tuple[dict[str, str], list[str]]:
@@ -27,27 +30,62 @@ def draw_plots(evaluation: Evaluation, folder: Path) -> tuple[dict[str, str], li
     Returns:
         Name → SVG for use inside a page, without prologue; and notes of what is missing.
     """
+    pictures, missing = {}, list[str]()
+    for name, draw in _wanted(evaluation).items():
+        svg = _picture(draw, name, folder)
+        if svg is None:
+            return {}, [_NO_MATPLOTLIB.format(install_line("plots"))]
+        pictures[name] = _inside_a_page(svg)
+    return pictures, missing
+
+
+def draw_curve(curve: AlignCurve, folder: Path) -> list[str]:
+    """Draw leak against leaked pairs into ``curve.png`` and ``.svg``; returns what is missing."""
+    svg = _picture(lambda ax: _leak(ax, curve), "curve", folder)
+    return [_NO_MATPLOTLIB.format(install_line("plots"))] if svg is None else []
+
+
+def _picture(draw: Callable[[Any], None], name: str, folder: Path) -> str | None:
+    """One plot as PNG and SVG; returns the latter, None without matplotlib."""
     try:
         from matplotlib import colormaps, rc_context
         from matplotlib.figure import Figure
     except ImportError:
-        line = install_line("plots")
-        return {}, [f"plots: not drawn, matplotlib is not installed ({line})"]
-    pictures = {}
-    for name, draw in _wanted(evaluation).items():
-        figure = Figure(figsize=(9, 4.5), layout="constrained")
-        axes = figure.subplots()
-        axes.set_prop_cycle(color=[colormaps["tab20"](k) for k in range(20)])  # rows are many
-        draw(axes)
-        # Marks are numbered by a hash; another salt for each, as the page holds them all
-        with rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
-            buffer = io.StringIO()
-            figure.savefig(buffer, format="svg", metadata=_NO_METADATA)
-            figure.savefig(folder / f"{name}.png", format="png", dpi=120)
-        svg = buffer.getvalue()
-        (folder / f"{name}.svg").write_text(svg, encoding="utf-8")
-        pictures[name] = _inside_a_page(svg)
-    return pictures, []
+        return None
+    figure = Figure(figsize=(9, 4.5), layout="constrained")
+    axes = figure.subplots()
+    axes.set_prop_cycle(color=[colormaps["tab20"](k) for k in range(20)])  # rows are many
+    draw(axes)
+    # Marks are numbered by a hash; another salt for each, as the page holds them all
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", metadata=_NO_METADATA)
+        figure.savefig(folder / f"{name}.png", format="png", dpi=120)
+    (folder / f"{name}.svg").write_text(buffer.getvalue(), encoding="utf-8")
+    return buffer.getvalue()
+
+
+def _leak(ax: Any, curve: AlignCurve) -> None:
+    metric = CURVE_METRICS[0]
+    for label, of in (("aligned", "figures"), ("another text's vector", "shuffled")):
+        known = [(p.pairs, getattr(p, of)[metric]) for p in curve.points]
+        shown = [(pairs, figure) for pairs, figure in known if figure is not None]
+        ax.errorbar(
+            [pairs for pairs, _ in shown],
+            [figure.mean for _, figure in shown],
+            yerr=_errors([figure for _, figure in shown]),
+            fmt="o-",
+            capsize=3,
+            label=label,
+        )
+    for (name, figures), style in zip(curve.floors.items(), (":", "-.", "--"), strict=True):
+        figure = figures[metric]
+        if figure is not None:
+            ax.axhline(figure.mean, color="0.4", linestyle=style, linewidth=1, label=name)
+    ax.set_xscale("log")
+    title = f"{curve.settings['texts']} held-out texts, 95% interval"
+    ax.set(xlabel="leaked pairs", ylabel=metric, ylim=(0, None), title=title)
+    _legend(ax)
 
 
 def _inside_a_page(svg: str) -> str:
