@@ -253,8 +253,8 @@ def pieces_of(inverter: Inverter, texts: Path, limit: int) -> tuple[list[str], l
     )
     passages = [text for text, _ in zip(read_texts(texts, "text"), range(4 * limit), strict=False)]
     pieces = cut_pieces(passages, inverter.tokenizer, settings)
-    chosen = np.random.default_rng(0).permutation(len(pieces))[:limit]
-    return [pieces[i].text for i in chosen], [list(pieces[i].token_ids) for i in chosen]
+    indices = np.random.default_rng(0).permutation(len(pieces))[:limit]
+    return [pieces[i].text for i in indices], [list(pieces[i].token_ids) for i in indices]
 
 
 def main() -> None:

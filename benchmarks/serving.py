@@ -61,17 +61,17 @@ class Outcomes:
     Attributes:
         ends: Number of each end: ``done``, ``503``, or what went wrong.
         first: Seconds to the first step of each that got one.
-        whole: Seconds to the result.
+        complete: Seconds to the result.
         memory: Resident bytes of the server, about twice a second.
     """
 
     ends: Counter[str] = field(default_factory=Counter)
     first: list[float] = field(default_factory=list)
-    whole: list[float] = field(default_factory=list)
+    complete: list[float] = field(default_factory=list)
     memory: list[int] = field(default_factory=list)
 
     @property
-    def lost(self) -> int:
+    def unanswered(self) -> int:
         """Requests that got neither a result nor a 503 with a time."""
         return sum(self.ends.values()) - self.ends["done"] - self.ends["503"]
 
@@ -94,7 +94,7 @@ async def ask(client: httpx.AsyncClient, text: str, seed: int, outcomes: Outcome
                     outcomes.first.append(seconds)
                 elif line == "event: done":
                     end = "done"
-                    outcomes.whole.append(seconds)
+                    outcomes.complete.append(seconds)
                 elif line.startswith("data: ") and '"status":503' in line:
                     end, pause = "503", float(json.loads(line[6:]).get("retry_after", 0))
     except httpx.HTTPError as error:
@@ -128,10 +128,10 @@ async def load(url: str, clients: int, seconds: float, pid: int) -> Outcomes:
 
 async def answer_all(url: str, count: int, together: int) -> float:
     """Seconds for a number of requests, so many of them at once."""
-    outcomes, left = Outcomes(), iter(range(count))
+    outcomes, numbers = Outcomes(), iter(range(count))
 
     async def work(client: httpx.AsyncClient) -> None:
-        for number in left:
+        for number in numbers:
             await ask(client, EXAMPLES[number % len(EXAMPLES)], number, outcomes)
 
     async with _client(url, together) as client:
@@ -224,10 +224,10 @@ def attack_all(url: str, seconds: float) -> bool:
 def report(outcomes: Outcomes, clients: int, seconds: float) -> None:
     """Print how a load ended."""
     ends = ", ".join(f"{count} {end}" for end, count in sorted(outcomes.ends.items()))
-    print(f"{clients} clients, {seconds:g} s: {ends}; lost {outcomes.lost}")
+    print(f"{clients} clients, {seconds:g} s: {ends}; lost {outcomes.unanswered}")
     rows = [
         [name, *(f"{percentile(times, share):.2f} s" for share in (0.5, 0.99))]
-        for name, times in (("first step", outcomes.first), ("result", outcomes.whole))
+        for name, times in (("first step", outcomes.first), ("result", outcomes.complete))
         if times
     ]
     print_table(["", "p50", "p99"], rows)
@@ -271,7 +271,7 @@ def main() -> None:
                 compare(url, options.requests, options.together, options.rounds)
             outcomes = asyncio.run(load(url, options.clients, options.seconds, pid))
             report(outcomes, options.clients, options.seconds)
-            failed = outcomes.lost > 0
+            failed = outcomes.unanswered > 0
     if options.attack_seconds:
         with _server("--checkpoint", options.checkpoint) as (url, _):
             print(f"\none hostile client, {options.attack_seconds:g} s an attack\n")

@@ -31,8 +31,8 @@ def logits(inverter: Inverter, tokens: Tensor, vectors: Tensor, share: float) ->
     draw = torch.Generator().manual_seed(0)
     masked = torch.rand(tokens.shape, generator=draw) < share
     xt = tokens.masked_fill(masked, inverter.tokenizer.mask_id)
-    found: Tensor = inverter.denoiser(xt, vectors, torch.full((len(tokens),), share), masked)
-    return found
+    output: Tensor = inverter.denoiser(xt, vectors, torch.full((len(tokens),), share), masked)
+    return output
 
 
 def main() -> None:

@@ -107,13 +107,13 @@ def file_format(path: Path) -> str:
     Raises:
         DataError: The name says none of them.
     """
-    suffix = _known_format(path)
+    suffix = _format_of(path)
     if suffix is None:
         raise DataError(f"a file ending in {_KINDS}", str(path), "Convert the file")
     return suffix
 
 
-def _known_format(path: Path) -> str | None:
+def _format_of(path: Path) -> str | None:
     suffixes = [suffix.lower() for suffix in path.suffixes]
     if suffixes and suffixes[-1] in _COMPRESSED:
         suffixes.pop()
@@ -172,8 +172,8 @@ def text_files(path: Path) -> list[Path]:
 
 def _is_text_file(file: Path, folder: Path) -> bool:
     hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
-    known = _known_format(file) is not None and file.name not in _SIDE_FILES
-    return known and not hidden and file.is_file() and not _is_one_object(file)
+    has_format = _format_of(file) is not None and file.name not in _SIDE_FILES
+    return has_format and not hidden and file.is_file() and not _is_one_object(file)
 
 
 def _is_one_object(file: Path) -> bool:
@@ -427,11 +427,11 @@ def _as_text(value: object, path: Path | str, column: str) -> str:
     return value
 
 
-def missing_column(path: Path | str, column: str, found: list[str]) -> DataError:
+def missing_column(path: Path | str, column: str, names: list[str]) -> DataError:
     """The error of a file without the column that was asked for."""
     return DataError(
         f"a column {column!r} in {path}",
-        f"the columns {', '.join(map(repr, found))}",
+        f"the columns {', '.join(map(repr, names))}",
         "Pass --column with the one that holds the text",
     )
 

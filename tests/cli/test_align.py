@@ -67,7 +67,9 @@ def test_align_counts_the_rows_it_leaves_out(run, sentences, encoder, inverter_f
     assert "of 22 rows left out: 1 × empty text, 1 × duplicate row" in err
 
 
-def test_align_warns_of_a_map_that_predicts_nothing(run, sentences, encoder, inverter_folder, tmp_path):  # noqa: F811, E501
+def test_align_warns_of_a_map_that_predicts_nothing(
+    run, sentences, encoder, inverter_folder, tmp_path
+):
     path = write(tmp_path / "p.jsonl", sentences, unseen(encoder, sentences)[::-1])
     code, _, err = run("align", path, "--to", inverter_folder, "--out", "m")
     assert code == 0
@@ -106,7 +108,9 @@ def test_invert_align_refuses_a_map_for_another_inverter(refused, folder, vector
     assert "into the space of all-MiniLM-L6-v2" in line and "fake" in line
 
 
-def test_invert_align_notes_vectors_of_a_third_encoder(run, sentences, encoder, inverter, inverter_folder, tmp_path):  # noqa: F811, E501
+def test_invert_align_notes_vectors_of_a_third_encoder(
+    run, sentences, encoder, inverter, inverter_folder, tmp_path
+):
     many = [f"{one} {other}" for one in sentences[:20] for other in sentences[:20]]
     path = write(tmp_path / "many.parquet", many, unseen(encoder, many))
     alignment = align_pairs(inverter, encoder, LeakedPairs(path), name="unseen")
@@ -118,7 +122,9 @@ def test_invert_align_notes_vectors_of_a_third_encoder(run, sentences, encoder, 
     assert "do not look like unseen's" in err
 
 
-def test_evaluate_align_measures_vectors_beside_their_texts(run, sentences, encoder, folder, inverter_folder, tmp_path):  # noqa: F811, E501
+def test_evaluate_align_measures_vectors_beside_their_texts(
+    run, sentences, encoder, folder, inverter_folder, tmp_path
+):
     held_out = write(tmp_path / "h.jsonl", sentences[1::2], unseen(encoder, sentences[1::2]))
     options = ("--checkpoint", inverter_folder, "--limit", 10, "--json")
     code, out, err = run("evaluate", "--texts", held_out, "--align", folder, *options)
@@ -128,7 +134,9 @@ def test_evaluate_align_measures_vectors_beside_their_texts(run, sentences, enco
     assert report["rows"]["inverter"]["cosine"]["n"] == 10
 
 
-def test_evaluate_align_curve_prints_and_writes_the_curve(run, sentences, encoder, leaked, inverter_folder, tmp_path):  # noqa: F811, E501
+def test_evaluate_align_curve_prints_and_writes_the_curve(
+    run, sentences, encoder, leaked, inverter_folder, tmp_path
+):
     held_out = write(tmp_path / "h.jsonl", sentences[1::2], unseen(encoder, sentences[1::2]))
     options = ("--checkpoint", inverter_folder, "--leaked", leaked, "--limit", 8, "--out", "curve")
     code, out, err = run("evaluate", "--texts", held_out, "--align-curve", "1,10,9999", *options)

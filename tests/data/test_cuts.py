@@ -18,7 +18,7 @@ from unembed.data.manifest import MANIFEST
 from unembed.data.pairs import Pairs
 from unembed.data.pieces import CUTTER, cut_pieces, is_outdated
 from unembed.data.prepare import prepare_pairs
-from unembed.data.vocabulary import choose_kept, count_tokens
+from unembed.data.vocabulary import choose_tokens, count_tokens
 from unembed.encoders.fake import FakeEncoder
 from unembed.errors import DataError
 from unembed.tokenizer import TextTokenizer
@@ -40,7 +40,7 @@ def trimmed(kind):
     """With a vocabulary of single letters and the commonest tokens, so that words are spelled."""
     whole = tokenizer_of(kind)
     counts = count_tokens([PROSE, " ".join(WORDS)] * 3, whole, DataSection(min_tokens=1))
-    return whole.trim(choose_kept(whole, counts, 5))
+    return whole.trim(choose_tokens(whole, counts, 5))
 
 
 def cut(passage, tokenizer, dropped=None, **changes):

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from unembed.demo.models import EXAMPLES
+from unembed.demo.schemas import EXAMPLES
 from unembed.inverter import Inverter
 
 TOKENS = json.loads(

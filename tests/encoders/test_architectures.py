@@ -138,7 +138,7 @@ def test_the_table_starts_from_the_words_that_were_kept(model, source, tmp_path,
     )
     words = model.word_embeddings()
     train(chosen, tmp_path / "pairs", tmp_path / "run", CPU, words=words)
-    inside = [token for token in tokenizer.kept if token < len(words)]
+    inside = [token for token in tokenizer.source_ids if token < len(words)]
     assert torch.equal(given[0], torch.from_numpy(words[inside]))
 
 

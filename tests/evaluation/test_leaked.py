@@ -104,7 +104,11 @@ def test_leaked_pairs_blocks_count_and_name_what_they_leave_out(encoder, tmp_pat
 def test_leaked_pairs_blocks_of_lines_that_are_damaged(encoder, tmp_path):
     good = ["the cat runs", "the dog eats"]
     path = write(tmp_path / "pairs.jsonl", good, unseen(encoder, good))
-    odd = ["no json", '{"text": "the moon"}', '{"text": 7, "embedding": ' + str([1.0] * UNSEEN) + "}"]
+    odd = [
+        "no json",
+        '{"text": "the moon"}',
+        '{"text": 7, "embedding": ' + str([1.0] * UNSEEN) + "}",
+    ]
     path.write_text(path.read_text() + "\n" + "\n".join(odd), encoding="utf-8")
     pairs = LeakedPairs(path)
     assert [text for block, _ in pairs.blocks() for text in block] == good
@@ -253,9 +257,7 @@ def test_align_curve_says_that_pairs_are_fewer_than_asked_for(curve):
 
 def test_align_curve_keeps_held_out_texts_out_of_the_pairs(inverter, encoder, texts, tmp_path):
     same = write(tmp_path / "same.jsonl", texts[:30], unseen(encoder, texts[:30]))
-    curve = align_curve(
-        inverter, encoder, LeakedPairs(same), LeakedPairs(same), [2, 30], limit=10
-    )
+    curve = align_curve(inverter, encoder, LeakedPairs(same), LeakedPairs(same), [2, 30], limit=10)
     assert [point.pairs for point in curve.points] == [2, 20]
     assert any("10 × text that is held out" in note for note in curve.notes)
 
@@ -277,14 +279,18 @@ def test_align_curve_is_the_same_twice_and_nested(inverter, encoder, halves):
 
 
 def test_align_curve_refuses_vectors_of_two_encoders(inverter, encoder, halves, tmp_path):
-    short = write(tmp_path / "s.jsonl", ["the cat", "a dog"], unseen(encoder, ["the cat"] * 2)[:, :9])
+    short = write(
+        tmp_path / "s.jsonl", ["the cat", "a dog"], unseen(encoder, ["the cat"] * 2)[:, :9]
+    )
     with pytest.raises(EmbeddingError, match="40 dimensions"):
         align_curve(inverter, encoder, halves[0], LeakedPairs(short), [2])
 
 
 def test_write_curve_writes_figures_a_table_and_a_picture(curve, tmp_path):
     write_curve(curve, tmp_path / "out")
-    names = sorted(p.relative_to(tmp_path / "out").as_posix() for p in (tmp_path / "out").rglob("*.*"))
+    names = sorted(
+        p.relative_to(tmp_path / "out").as_posix() for p in (tmp_path / "out").rglob("*.*")
+    )
     assert names == ["curve.json", "curve.md", "plots/curve.png", "plots/curve.svg"]
     data = json.loads((tmp_path / "out" / "curve.json").read_text())
     assert [p["pairs"] for p in data["points"]] == [p.pairs for p in curve.points]

@@ -83,8 +83,8 @@ def invert(
     if text is not None and not text.strip():
         raise EmbeddingError("a text with at least one visible character", repr(text), "Type one")
     if (text is None) == (embedding is None):
-        given = "neither" if text is None else "both"
-        raise EmbeddingError("either --text or --embedding", given, "Pass one of them")
+        actual = "neither" if text is None else "both"
+        raise EmbeddingError("either --text or --embedding", actual, "Pass one of them")
     if text is None:
         _refuse_without("--text", "--embedding", svg=svg)
     else:
@@ -106,16 +106,16 @@ def invert(
     if text is not None or decoding.encoder_calls or check:
         model = make_encoder(encoder_settings(inverter, encoder), device, trust_remote_code)
     options: dict[str, Any] = {"decoding": decoding, "seed": seed}
-    seen: list[Any] = []
+    trace: list[Any] = []
     if svg is not None:
-        options["on_step"] = seen.append
+        options["on_step"] = trace.append
     elif watch and not as_json:
         options["on_step"] = watcher(inverter.tokenizer)
     if text is not None:
         trip = invert_text(inverter, model, text, **options)
         show_round_trip(trip, as_json)
         if svg is not None:
-            save_picture(svg, trip, seen, inverter.tokenizer)
+            save_picture(svg, trip, trace, inverter.tokenizer)
         return
     options |= {"encoder": model, "batch_size": batch_size or 64, "check": model if check else None}
     with _opened(source) as vectors:
@@ -133,14 +133,14 @@ def _source(
     return VectorFile(path, key, skip_bad, columns, limits)
 
 
-def _refuse_without(needed: str, given: str, **options: Any) -> None:
+def _refuse_without(needed: str, actual: str, **options: Any) -> None:
     """Refuse options that do nothing without another one."""
     from unembed.errors import ConfigError
 
     for name, value in options.items():
         if value is not None:
             flag = "--" + name.replace("_", "-")
-            raise ConfigError(f"{flag} with {needed} only", given, "Leave it out")
+            raise ConfigError(f"{flag} with {needed} only", actual, "Leave it out")
 
 
 @contextmanager
@@ -185,9 +185,9 @@ def _write(inverter: unembed.Inverter, source: Any, out: Path, options: dict[str
 
     with StageDisplay() as display:
 
-        def progress(stage: str, done: int, total: int) -> None:
+        def progress(stage: str, count: int, total: int) -> None:
             show_notes(source)  # before hours are spent on the rest
-            display.update(stage, done, total)
+            display.update(stage, count, total)
 
         count = invert_to_file(inverter, source, out, progress=progress, **options)
     typer.echo(f"{count} texts in {out}")

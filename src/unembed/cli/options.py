@@ -276,8 +276,8 @@ def encoder_settings(inverter: unembed.Inverter, where: str | None = None) -> di
     settings = {"name": identity.name, "revision": identity.revision}
     if where is not None:
         settings = {"name": where, "revision": None}
-    made = {"pooling": identity.pooling, "truncate_dim": identity.truncate_dim}
-    return {**settings, "prompt": identity.prompt, **made}
+    shape = {"pooling": identity.pooling, "truncate_dim": identity.truncate_dim}
+    return {**settings, "prompt": identity.prompt, **shape}
 
 
 def make_inverter(

@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from unembed.cli.align import warn
 from unembed.cli.options import (
     DeviceOption,
     EncoderOption,
@@ -26,6 +27,13 @@ def serve(
     checkpoint: Annotated[
         list[str] | None,
         typer.Option("--checkpoint", help="Shipped name, folder or Hub repository. Repeatable."),
+    ] = None,
+    align: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--align",
+            help="Offer a map by `unembed align` for vectors of another encoder. Repeatable.",
+        ),
     ] = None,
     encoder: EncoderOption = None,
     device: DeviceOption = "auto",
@@ -90,7 +98,10 @@ def serve(
             encoder_settings(inverter, encoder), device, trust_remote_code
         ),
         log_texts,
+        align or [],
     )
+    for model in demo.models.values():
+        warn(model.inverter.alignment)
     app = create_app(demo, server.hosts_of(host, allow_host or []), allow_origin or [])
     address = server.address_of(bound)
     opening = f"open {address} (models: {', '.join(demo.models)}; Ctrl+C stops)"

@@ -26,7 +26,7 @@ FORMAT = 1
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _BLOCK = 1 << 16
 _BLOCKS, _LEAST_BLOCKS = 4096, 16  # read for a digest: in all, and of each of many files
-_SHOWN = 500  # characters of a setting in a message
+_MOST_CHARS = 500  # characters of a setting in a message
 
 
 class _Tokenizer(BaseModel):
@@ -107,14 +107,14 @@ def piece_settings(manifest: dict[str, Any]) -> dict[str, Any]:
         ) from error
 
 
-def difference(wanted: Any, actual: Any) -> tuple[str, str]:
+def difference(expected: Any, actual: Any) -> tuple[str, str]:
     """Two settings that differ, for a message: of mappings only the keys that do."""
-    if isinstance(wanted, dict) and isinstance(actual, dict):
-        keys = [key for key in {**wanted, **actual} if wanted.get(key) != actual.get(key)]
-        wanted, actual = ({key: side.get(key) for key in keys} for side in (wanted, actual))
+    if isinstance(expected, dict) and isinstance(actual, dict):
+        keys = [key for key in {**expected, **actual} if expected.get(key) != actual.get(key)]
+        expected, actual = ({key: side.get(key) for key in keys} for side in (expected, actual))
     first, second = (
-        text if len(text := str(side)) < _SHOWN else f"{text[:_SHOWN]} …"
-        for side in (wanted, actual)
+        text if len(text := str(side)) < _MOST_CHARS else f"{text[:_MOST_CHARS]} …"
+        for side in (expected, actual)
     )
     return first, second
 
@@ -156,8 +156,8 @@ def damaged_shards(folder: Path, manifest: dict[str, Any]) -> list[int]:
         index
         for index, shard in enumerate(manifest["shards"])
         if any(
-            not (folder / name).is_file() or file_digest(folder / name) != wanted
-            for name, wanted in shard["sha256"].items()
+            not (folder / name).is_file() or file_digest(folder / name) != digest
+            for name, digest in shard["sha256"].items()
         )
     ]
 

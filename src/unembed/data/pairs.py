@@ -156,10 +156,10 @@ class Pairs:
         embeddings = np.empty((len(indices), self.embeddings[0].shape[1]), dtype=np.float32)
         shards = np.searchsorted(self.starts, indices, side="right") - 1
         for shard in np.unique(shards):
-            chosen = shards == shard
-            local = indices[chosen] - self.starts[shard]
-            tokens[chosen] = self.tokens[shard][local]
-            embeddings[chosen] = self.embeddings[shard][local]
+            mask = shards == shard
+            local = indices[mask] - self.starts[shard]
+            tokens[mask] = self.tokens[shard][local]
+            embeddings[mask] = self.embeddings[shard][local]
         # float16 storage leaves the norm off by up to 1e-3
         embeddings /= np.maximum(np.linalg.norm(embeddings, axis=1, keepdims=True), 1e-6)
         return tokens, embeddings

@@ -27,8 +27,8 @@ from unembed.data.manifest import (
 )
 from unembed.data.pieces import CUTTER, is_outdated
 from unembed.data.shards import CutShard, Job, Reads, Runner, ShardTask, make_here
-from unembed.data.vocabulary import choose_kept, count_tokens
-from unembed.encoders.base import Encoder, EncoderIdentity, known_as
+from unembed.data.vocabulary import choose_tokens, count_tokens
+from unembed.encoders.base import Encoder, EncoderIdentity, recorded_name
 from unembed.encoders.fingerprint import Fingerprint, make_fingerprint
 from unembed.errors import DataError
 from unembed.files import (
@@ -123,7 +123,7 @@ def _job(source: Path, out: Path, column: str, settings: DataSection, encoder: E
         _require_room(encoder, most, settings.length - 1)
         return Job(source, out, column, settings, encoder.tokenizer, encoder.identity)
     tokenizer = load_tokenizer(name)
-    recorded = settings.vocabulary.model_copy(update={"tokenizer": known_as(name)})
+    recorded = settings.vocabulary.model_copy(update={"tokenizer": recorded_name(name)})
     settings = settings.model_copy(update={"vocabulary": recorded})
     reads = None if most is None else Reads(encoder.tokenizer, most)
     return Job(source, out, column, settings, tokenizer, encoder.identity, reads=reads)
@@ -145,8 +145,8 @@ def _open_manifest(job: Job) -> tuple[Job, dict[str, Any]]:
     counted = None
     if job.settings.vocabulary.min_count is not None:
         if stored is None:
-            kept, counted = _count_vocabulary(job)
-            job = replace(job, tokenizer=job.tokenizer.trim(kept))
+            token_ids, counted = _count_vocabulary(job)
+            job = replace(job, tokenizer=job.tokenizer.trim(token_ids))
         elif "kept" in stored["tokenizer"]:  # else it is refused below
             job = replace(job, tokenizer=job.tokenizer.trim(ids_of(stored["tokenizer"]["kept"])))
     described: dict[str, Any] = {
@@ -171,22 +171,22 @@ def _open_manifest(job: Job) -> tuple[Job, dict[str, Any]]:
             "pairs made with an older cutter, which put a token of the next sentence behind them",
             "Choose another --out folder, or delete this one",
         )
-    described["source"] = _as_known(described["source"], stored["source"])
+    described["source"] = _without_missing_digest(described["source"], stored["source"])
     if EncoderIdentity.from_dict(stored["encoder"]).key == job.identity.key:
         described["encoder"] = stored["encoder"]  # wherever it is now
     for key, value in described.items():
         current = piece_settings(stored) if key == "pieces" else stored.get(key)
         if current != value:
-            wanted, actual = difference(value, current)
+            expected, actual = difference(value, current)
             raise DataError(
-                f"{job.out} to hold pairs with {key} {wanted}",
+                f"{job.out} to hold pairs with {key} {expected}",
                 actual,
                 "Choose another --out folder, or delete this one",
             )
     return replace(job, round_trip=stored.get("round_trip", False)), stored
 
 
-def _as_known(source: dict[str, Any], stored: Any) -> dict[str, Any]:
+def _without_missing_digest(source: dict[str, Any], stored: Any) -> dict[str, Any]:
     """The source, of which an older version kept the name and size but not the digest."""
     if isinstance(stored, dict) and DIGEST not in stored:
         return {key: value for key, value in source.items() if key != DIGEST}
@@ -197,9 +197,9 @@ def _count_vocabulary(job: Job) -> tuple[tuple[int, ...], dict[str, int]]:
     """The ids to keep, and what the manifest says about the choice."""
     settings, tokenizer = job.settings, job.tokenizer
     counts = count_tokens(read_texts(job.source, job.column), tokenizer, settings)
-    kept = choose_kept(tokenizer, counts, settings.vocabulary.min_count or 1)
-    facts = {"before": tokenizer.size, "after": len(kept), "tokens_counted": int(counts.sum())}
-    return kept, facts
+    token_ids = choose_tokens(tokenizer, counts, settings.vocabulary.min_count or 1)
+    facts = {"before": tokenizer.size, "after": len(token_ids), "tokens_counted": int(counts.sum())}
+    return token_ids, facts
 
 
 def _prove_encoder(job: Job, encoder: Encoder, manifest: dict[str, Any]) -> Job:
@@ -240,9 +240,9 @@ def _write_shards(
 
     def report(cut: CutShard, finished: int) -> None:
         if progress is not None:
-            done = _totals(shards[: cut.task.index])
-            passages = done.passages + cut.passages * finished // max(len(cut.pieces), 1)
-            progress(replace(done, passages=passages, pairs=done.pairs + finished))
+            totals = _totals(shards[: cut.task.index])
+            passages = totals.passages + cut.passages * finished // max(len(cut.pieces), 1)
+            progress(replace(totals, passages=passages, pairs=totals.pairs + finished))
 
     with closing(run(job, tasks, report)) as finished:
         for shard in finished:
@@ -259,10 +259,10 @@ def _write_shards(
             shard.commit(job.out)
             shards[shard.index : shard.index + 1] = [entry]
             write_json(job.out / MANIFEST, manifest)
-            done = _totals(shards)
+            totals = _totals(shards)
             if progress is not None and new:
-                progress(done)
-            if new and (manifest["complete"] or (limit is not None and done.pairs >= limit)):
+                progress(totals)
+            if new and (manifest["complete"] or (limit is not None and totals.pairs >= limit)):
                 return
 
 
@@ -283,11 +283,11 @@ def _damaged(job: Job, manifest: dict[str, Any]) -> Iterator[ShardTask]:
 
 def _missing(job: Job, manifest: dict[str, Any], limit: int | None) -> Iterator[ShardTask]:
     """The shards from the first missing one on, without an end: the source's shows when read."""
-    done, size = _totals(manifest["shards"]), job.settings.passages_per_shard
-    if manifest["complete"] or (limit is not None and done.pairs >= limit):
+    totals, size = _totals(manifest["shards"]), job.settings.passages_per_shard
+    if manifest["complete"] or (limit is not None and totals.pairs >= limit):
         return
     for number in count():
-        yield ShardTask(done.shards + number, done.passages + number * size, size)
+        yield ShardTask(totals.shards + number, totals.passages + number * size, size)
 
 
 def _no_piece(job: Job, dropped: dict[str, int]) -> DataError:

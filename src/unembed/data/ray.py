@@ -192,10 +192,10 @@ def plan_share(nodes: Sequence[dict[str, float]], workers: int | None, gpus: boo
     return Share(number, each, 0)
 
 
-def _require_enough(wanted: int, there: int, what: str) -> None:
-    if not 0 < wanted <= there:
+def _require_enough(workers: int, there: int, what: str) -> None:
+    if not 0 < workers <= there:
         raise ConfigError(
-            f"--workers of at most {there}, the {what} of the Ray cluster", str(wanted), "Lower it"
+            f"--workers of at most {there}, the {what} of the Ray cluster", str(workers), "Lower it"
         )
 
 

@@ -51,7 +51,7 @@ def count_tokens(
     return counts
 
 
-def choose_kept(
+def choose_tokens(
     tokenizer: TextTokenizer, counts: NDArray[np.int64], min_count: int
 ) -> tuple[int, ...]:
     """The ids to keep: frequent tokens, and what is needed to spell the others.
@@ -73,15 +73,15 @@ def choose_kept(
     letters.update(*(names.get(int(token), "") for token in occurring))
     if "ByteLevel" in tokenizer.definition:
         letters.update(pre_tokenizers.ByteLevel.alphabet())
-    kept = {int(token) for token in occurring if counts[token] >= min_count}
+    tokens = {int(token) for token in occurring if counts[token] >= min_count}
     for name, token in vocabulary.items():
         bare = name.removeprefix(prefix)
         if bare in letters or _is_byte(name):
-            kept.add(token)
+            tokens.add(token)
     unknown = model.get("unk_id", vocabulary.get(model.get("unk_token") or ""))
     if isinstance(unknown, int):
-        kept.add(unknown)
-    return tuple(sorted({*kept, *tokenizer.special_ids}))
+        tokens.add(unknown)
+    return tuple(sorted({*tokens, *tokenizer.special_ids}))
 
 
 def _is_byte(name: str) -> bool:

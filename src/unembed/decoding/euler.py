@@ -85,16 +85,20 @@ class Euler:
         schedule = state.spec.schedule
         rate = (schedule.alpha(s) - schedule.alpha(t)) / (1.0 - schedule.alpha(t))
         u = uniforms(generators, (2, state.spec.length), state.embedding)  # [B, 2, L]
-        chosen = state.masked & (u[:, 0] < rate if index < steps else True)
-        if not bool(chosen.any()):
+        positions = state.masked & (u[:, 0] < rate if index < steps else True)
+        if not bool(positions.any()):
             return
-        draws = u[:, 1][chosen]  # [M]
+        draws = u[:, 1][positions]  # [M]
 
         def draw(logits: Tensor, part: slice) -> tuple[Tensor, Tensor]:
             return sample(logits, draws[part], self.temperature, self.top_p)
 
-        tokens, sure = state.predict(denoiser, chosen, draw, t.expand(len(chosen)))
-        state.unmask(chosen, scatter_masked(tokens, chosen, 0), scatter_masked(sure, chosen, 0.0))
+        tokens, confidences = state.predict(denoiser, positions, draw, t.expand(len(positions)))
+        state.unmask(
+            positions,
+            scatter_masked(tokens, positions, 0),
+            scatter_masked(confidences, positions, 0.0),
+        )
 
 
 @dataclass(frozen=True)
@@ -196,7 +200,7 @@ class TwoStage:
 
     def _renoise(self, state: DenoisingState, generators: Sequence[torch.Generator]) -> None:
         u = uniforms(generators, (state.spec.length,), state.embedding)  # [B, L]
-        chosen = u < self.noise
+        positions = u < self.noise
         if state.spec.end_id is not None:
-            chosen &= ~after_end(state.tokens, state.spec.end_id)
-        state.remask(chosen)
+            positions &= ~after_end(state.tokens, state.spec.end_id)
+        state.remask(positions)

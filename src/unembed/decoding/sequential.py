@@ -93,8 +93,8 @@ class Sequential:
             places = torch.arange(0.0, -masked.shape[1], -1.0, device=confidences.device)
             scores = places.expand_as(confidences)
         scores = duplicates_last(tokens, scores, masked)
-        chosen = topk_mask(scores, masked, tokens_per_step(masked, passes))
-        state.unmask(chosen, tokens, confidences)
+        positions = topk_mask(scores, masked, tokens_per_step(masked, passes))
+        state.unmask(positions, tokens, confidences)
 
     def _read(self, logits: Tensor, _: slice) -> tuple[Tensor, ...]:
         leads = (margins(logits),) if self.order == "margin" else ()

@@ -147,7 +147,9 @@ class Decoding:
     def name(self) -> str:
         """The strategy's name; of one that is not registered, its class's."""
         kind = type(self.strategy)
-        return next((name for name, known in STRATEGIES.items() if known is kind), kind.__name__)
+        return next(
+            (name for name, strategy in STRATEGIES.items() if strategy is kind), kind.__name__
+        )
 
     @property
     def threat_model(self) -> str:
@@ -232,8 +234,8 @@ def make_strategy(name: str, options: Mapping[str, Any]) -> Strategy:
             continue
         current = ALIASES.get(key, key)
         if current not in defaults:
-            known = ", ".join(defaults) or "none"
-            _refuse(f"an option of the strategy {name} ({known})", key, "the option")
+            names = ", ".join(defaults) or "none"
+            _refuse(f"an option of the strategy {name} ({names})", key, "the option")
         if current in values:
             _refuse(f"the option {current} once", options, "the option")
         values[current] = _convert(key, value, type(defaults[current]))

@@ -21,9 +21,10 @@ from starlette.middleware.cors import CORSMiddleware
 import unembed
 from unembed.demo import problems, requests
 from unembed.demo.middleware import Guard
-from unembed.demo.models import EXAMPLES, Demo, describe_model
+from unembed.demo.models import Demo, describe_model
 from unembed.demo.requests import EventStream
 from unembed.demo.schemas import (
+    EXAMPLES,
     DecodeRequest,
     EncodeOut,
     EncodeRequest,
@@ -159,6 +160,7 @@ async def queue(demo: Shared) -> list[QueueOut]:
             limit=limit,
         )
         for model in demo.models.values()
+        if model.inverter.alignment is None  # a map has the workers of its model
         for kind, worker in model.workers.items()
         for waiting, running in [worker.counts]
     ]
@@ -285,21 +287,21 @@ def _fields(
 
     Only a body's fields have defaults and may be left out.
     """
-    whole = _resolve(document, schema)
-    if whole.get("type") == "array":
+    resolved = _resolve(document, schema)
+    if resolved.get("type") == "array":
         yield "<p>A list of:</p>"
-        whole = _resolve(document, whole["items"])
-    if "properties" not in whole:
+        resolved = _resolve(document, resolved["items"])
+    if "properties" not in resolved:
         return
-    required = whole.get("required", [])
-    default = "" if answer else "<th>Default"
-    yield f"<div class=wide><table><thead><tr><th>Field<th>Type{default}<th></tr></thead><tbody>"
-    for name, field in whole["properties"].items():
+    required = resolved.get("required", [])
+    head = "" if answer else "<th>Default"
+    yield f"<div class=wide><table><thead><tr><th>Field<th>Type{head}<th></tr></thead><tbody>"
+    for name, field in resolved["properties"].items():
         cells = [f"<code>{escape(name)}</code>", escape(_type(document, field))]
         description = field.get("description", "")
         if not answer:
-            given = "required" if name in required else json.dumps(field.get("default"))
-            cells.append(f"<code>{escape(given)}</code>")
+            default = "required" if name in required else json.dumps(field.get("default"))
+            cells.append(f"<code>{escape(default)}</code>")
         yield f"<tr><td>{'<td>'.join(cells)}<td>{escape(description)}</tr>"
     yield "</tbody></table></div>"
 

@@ -152,7 +152,7 @@ class _Body:
     """
 
     def __init__(self, receive: Receive, limits: Limits) -> None:
-        self.receive, self.left = receive, limits.body_bytes
+        self.receive, self.remaining = receive, limits.body_bytes
         self.end = time.monotonic() + limits.body_seconds
         self.complete = self.broken = False
 
@@ -165,8 +165,8 @@ class _Body:
         except TimeoutError as error:
             self.broken = True
             raise HTTPException(408, "the body took too long to come") from error
-        self.left -= len(message.get("body", b""))
-        if self.left < 0:
+        self.remaining -= len(message.get("body", b""))
+        if self.remaining < 0:
             self.broken = True
             raise HTTPException(413)
         self.complete = not message.get("more_body", False)

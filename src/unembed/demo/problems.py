@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException
 from unembed.errors import UnembedError
 
 MEDIA_TYPE = "application/problem+json"
-_SHOWN = 8  # faults of a body
+_MOST_FAULTS = 8  # faults of a body
 _KEY = 40  # characters of a body's key that are repeated
 _OPTION = re.compile(r"--([a-z][a-z-]*)")
 
@@ -88,7 +88,7 @@ async def on_http_error(request: Request, error: Exception) -> JSONResponse:
 def invalid(error: ValidationError) -> ProblemError:
     """Turn what the schema says of a body into a refusal; what was sent is not repeated."""
     faults = error.errors(include_url=False, include_context=False, include_input=False)
-    fields = [{"field": _place(f["loc"]), "message": str(f["msg"])} for f in faults[:_SHOWN]]
+    fields = [{"field": _place(f["loc"]), "message": str(f["msg"])} for f in faults[:_MOST_FAULTS]]
     first = fields[0]
     detail = f"{first['field']}: {first['message'][:1].lower()}{first['message'][1:]}"
     return ProblemError(422, detail, errors=fields)

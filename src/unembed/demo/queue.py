@@ -35,7 +35,7 @@ class Job:
         watched: Somebody wants to see the steps.
         tell: Takes the name of an event and its data; called from any thread.
         client: Who sent it, for a fair order.
-        gone: The client has left, or its time is over; nobody reads what it is told.
+        cancelled: The client has left, or its time is over; nobody reads what it is told.
     """
 
     decoding: Decoding | None
@@ -44,7 +44,7 @@ class Job:
     watched: bool
     tell: Callable[[str, Any], None]
     client: str = ""
-    gone: bool = False
+    cancelled: bool = False
 
     def __len__(self) -> int:
         """Count the texts or vectors."""
@@ -77,7 +77,7 @@ def require_listener(jobs: Sequence[Job]) -> None:
     Raises:
         AbandonedError: They have.
     """
-    if all(job.gone for job in jobs):
+    if all(job.cancelled for job in jobs):
         raise AbandonedError
 
 
@@ -142,7 +142,7 @@ class Worker:
         A job that is over is left without effect.
         """
         with self._changed:
-            job.gone = True
+            job.cancelled = True
             if job in self._waiting:
                 self._waiting.remove(job)
                 self._tell_places()

@@ -26,7 +26,6 @@ from unembed.demo.models import DEFAULT_CALLS, Demo, ServedModel
 from unembed.demo.problems import ProblemError, invalid
 from unembed.demo.queue import Job
 from unembed.demo.schemas import DecodeRequest, EncodeRequest, InvertRequest, RequestBody
-from unembed.encoders.vectors import as_unit_vectors
 
 _PING = 10.0  # seconds without an event after which the connection is kept open by a comment
 _SLACK = 5.0  # seconds that a reader may be behind
@@ -127,12 +126,14 @@ class PendingJob:
         last = "done" if self._job.decoding is not None else "start"
         name = ""
         while name not in (last, "error"):
-            left = self._end - time.monotonic()
+            remaining = self._end - time.monotonic()
             try:
-                name, data = await asyncio.wait_for(self._events.get(), max(0.0, min(left, _PING)))
+                name, data = await asyncio.wait_for(
+                    self._events.get(), max(0.0, min(remaining, _PING))
+                )
             except TimeoutError:
                 name, data = "ping", None
-                if left <= _PING:
+                if remaining <= _PING:
                     name, data = "error", _too_slow(self._demo.limits).to_dict()
             self._over = name in (last, "error")
             self._log(name, data)
@@ -150,15 +151,15 @@ class PendingJob:
             ProblemError: Of an ``error``; or the client has left.
         """
         answer = asyncio.ensure_future(self._last())
-        gone = asyncio.ensure_future(_disconnected(request))
+        disconnect = asyncio.ensure_future(_disconnected(request))
         try:
-            await asyncio.wait({answer, gone}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({answer, disconnect}, return_when=asyncio.FIRST_COMPLETED)
             if not answer.done():
                 raise ProblemError(408, "the client has left")
             return answer.result()
         finally:
             answer.cancel()
-            gone.cancel()
+            disconnect.cancel()
             self.leave()
 
     async def _last(self) -> dict[str, Any]:
@@ -243,7 +244,7 @@ def decode(demo: Demo, body: DecodeRequest, scope: Scope) -> PendingJob:
         _check_text(body.text, demo.limits)
         inputs = [body.text]
     else:
-        inputs = as_unit_vectors(body.embedding, model.encoder.identity.dimension)
+        inputs = model.inverter.map_vectors(body.embedding)
     return PendingJob(demo, model, decoding, inputs, client_name(scope), body.seed, watched=True)
 
 
@@ -265,7 +266,7 @@ def invert(demo: Demo, body: InvertRequest, scope: Scope) -> PendingJob:
         for text in inputs:
             _check_text(text, demo.limits)
     else:
-        inputs = as_unit_vectors(body.embeddings, model.encoder.identity.dimension)
+        inputs = model.inverter.map_vectors(body.embeddings)
     problem = demo.clients.charge(scope, count, paid=1) if count > 1 else None
     if problem is not None:
         raise problem

@@ -47,11 +47,11 @@ def make_example(
 ) -> Example:
     """Compare a recovery with its original, token by token."""
     original, recovered = sample.token_ids, recovery.token_ids
-    known = set(original)
+    vocabulary = set(original)
     marks = []
     for place, token in enumerate(recovered):
         right = place < len(original) and original[place] == token
-        marks.append(RIGHT if right else ELSEWHERE if token in known else WRONG)
+        marks.append(RIGHT if right else ELSEWHERE if token in vocabulary else WRONG)
     return Example(
         original=sample.text,
         recovered=recovery.text,
@@ -59,7 +59,7 @@ def make_example(
         index=index,
         row=row,
         f1=token_set_f1(original, recovered),
-        tokens=list(zip(pieces_of(recovered, tokenizer), marks, strict=True)),
+        vocabulary=list(zip(pieces_of(recovered, tokenizer), marks, strict=True)),
         labels=sample.labels,
     )
 
@@ -109,8 +109,8 @@ def choose_examples(
     first = [example for example in examples if example.row == examples[0].row]
     order = sorted(first, key=lambda example: (-example.f1, example.index))
     generator = np.random.default_rng(seed)
-    chosen = {}
+    thirds = {}
     for name, third in zip(_THIRDS, np.array_split(np.arange(len(order)), 3), strict=True):
-        drawn = generator.choice(third, size=min(per_third, len(third)), replace=False)
-        chosen[name] = [order[place] for place in sorted(drawn, key=lambda p: order[p].index)]
-    return chosen
+        places = generator.choice(third, size=min(per_third, len(third)), replace=False)
+        thirds[name] = [order[place] for place in sorted(places, key=lambda p: order[p].index)]
+    return thirds

@@ -62,8 +62,8 @@ class PassageFile:
 
     def __iter__(self) -> Iterator[Passage]:
         labels = chain.from_iterable(_labels(file) for file in text_files(self.path))
-        for text, known in zip(read_texts(self.path, self.column), labels, strict=True):
-            yield Passage(text, known)
+        for text, row in zip(read_texts(self.path, self.column), labels, strict=True):
+            yield Passage(text, row)
 
 
 def _labels(path: Path) -> Iterator[Labels]:
@@ -74,15 +74,17 @@ def _labels(path: Path) -> Iterator[Labels]:
         names = [name for name in LABELS if name in file.schema_arrow.names]
         for batch in file.iter_batches(batch_size=_BATCH_ROWS, columns=names):
             for row in batch.to_pylist():
-                yield _known(row)
+                yield _without_blanks(row)
         return
     for line in read_lines(path):
         blank = kind == ".txt" or line is None or not line.strip()
         row = {} if blank else json.loads(line or b"{}")
-        yield _known({name: row.get(name) for name in LABELS} if isinstance(row, dict) else {})
+        yield _without_blanks(
+            {name: row.get(name) for name in LABELS} if isinstance(row, dict) else {}
+        )
 
 
-def _known(labels: dict[str, object]) -> Labels:
+def _without_blanks(labels: dict[str, object]) -> Labels:
     return {name: str(value) for name, value in labels.items() if value not in (None, "")}
 
 
@@ -111,7 +113,7 @@ class Samples:
         *,
         limit: int | None = None,
         seed: int = 0,
-        report: Callable[[int], None] = lambda done: None,
+        report: Callable[[int], None] = lambda count: None,
     ) -> None:
         if isinstance(texts, str):
             raise DataError("a list of texts", f"the single {texts!r:.80}", "Put it into a list")
@@ -128,29 +130,29 @@ class Samples:
         report(len(self._counts))
         self.digest = digest.hexdigest()
         total = sum(self._counts)
-        if total < 2:  # noqa: PLR2004 - the shuffled control needs another text
+        if total < 2:  # noqa: PLR2004 - the shuffled baseline needs another text
             raise DataError(
                 f"texts that yield at least 2 pieces of {settings.min_tokens} tokens or more",
                 str(total),
                 "Choose another file",
             )
-        self._chosen = np.ones(total, dtype=bool)
+        self._mask = np.ones(total, dtype=bool)
         if limit is not None and limit < total:
-            drawn = np.random.default_rng(seed).choice(total, size=max(limit, 2), replace=False)
-            self._chosen[:] = False
-            self._chosen[drawn] = True
+            indices = np.random.default_rng(seed).choice(total, size=max(limit, 2), replace=False)
+            self._mask[:] = False
+            self._mask[indices] = True
 
     def __len__(self) -> int:
-        return int(self._chosen.sum())
+        return int(self._mask.sum())
 
     def __iter__(self) -> Iterator[Sample]:
         start = 0
         for index, passage in enumerate(self._passages()):
-            taken = self._chosen[start : start + self._counts[index]]
+            mask = self._mask[start : start + self._counts[index]]
             start += self._counts[index]
-            if taken.any():
+            if mask.any():
                 pieces = self._cut(index, passage)
-                yield from (s for s, take in zip(pieces, taken, strict=True) if take)
+                yield from (s for s, take in zip(pieces, mask, strict=True) if take)
 
     def chunks(self, size: int) -> Iterator[tuple[int, list[Sample]]]:
         """Index of the first, and at most ``size`` + 1 samples; never one alone."""

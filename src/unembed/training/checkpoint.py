@@ -424,9 +424,9 @@ def start_from(name: str, denoiser: Denoiser, pairs: Pairs) -> None:
     pairs.encoder.require_same(inverter.encoder, "training.start_from")
     ours, theirs = denoiser.sizes, inverter.denoiser.sizes
     length, layers = max(theirs.length, ours.length), max(theirs.layers, ours.layers)
-    grown = replace(theirs, length=length, layers=layers)
+    enlarged = replace(theirs, length=length, layers=layers)
     for what, expected, actual in (
-        ("sizes", ours, grown),
+        ("sizes", ours, enlarged),
         ("a tokenizer with digest", pairs.tokenizer.digest, inverter.tokenizer.digest),
     ):
         if expected != actual:

@@ -78,13 +78,13 @@ class _LinearCrossEntropy(torch.autograd.Function):
             rows = slice((index - 1) * size, index * size)
             logits = F.linear(h[rows], matrix, offset)  # [R, V]
             target, weight = targets[rows, None], weights[rows, None]  # [R, 1]
-            wanted, top = logits.gather(1, target), logits.amax(dim=-1, keepdim=True)
-            hits[rows] = (wanted == top)[:, 0]
+            target_logits, top = logits.gather(1, target), logits.amax(dim=-1, keepdim=True)
+            hits[rows] = (target_logits == top)[:, 0]
             p = logits.softmax(dim=-1)
             # -log p_target, by way of the largest p so that nothing underflows. Twice amax: on a
             # CPU it is four times as quick as max, which also says where
             largest = p.amax(dim=-1, keepdim=True)
-            losses[rows] = (top.float() - largest.float().log() - wanted.float())[:, 0]
+            losses[rows] = (top.float() - largest.float().log() - target_logits.float())[:, 0]
             # d loss / d logits = weight * (p - onehot); the weight goes to the small factors
             p.scatter_add_(1, target, p.new_full(target.shape, -1.0))
             grad_bias += weights[rows].to(p) @ p
@@ -181,13 +181,13 @@ class CandidateSampler:
     def draw(self, targets: Tensor, generator: torch.Generator) -> Candidates:
         """Draw the candidates for a batch's targets [M], on their device; a GPU is waited for."""
         picks = torch.randperm(len(self._others), generator=generator)[: self._random]
-        chosen = torch.zeros(len(self._shares), dtype=torch.bool)
+        mask = torch.zeros(len(self._shares), dtype=torch.bool)
         for ids in (self._frequent, self._others[picks], targets.cpu()):
-            chosen[ids] = True
+            mask[ids] = True
         # A token is left out when neither the draw nor any of the M targets is it
         chance = self._random / max(len(self._others), 1)
         inclusion = 1.0 - (1.0 - self._shares) ** len(targets) * (1.0 - chance)
         inclusion[self._frequent] = 1.0
-        ids = chosen.nonzero()[:, 0]
+        ids = mask.nonzero()[:, 0]
         log_inclusion = inclusion[ids].log().float()
         return Candidates(ids, log_inclusion).to(targets.device)

@@ -114,12 +114,12 @@ def _search_named(value: dict[str, Any]) -> list[Record] | None:
 def _search_list(value: list[Any], depth: int) -> list[Record] | None:
     if not value or not isinstance(value[0], dict):
         return _many(value, None) if _is_vector(value) or not value else None
-    found = [_search(row, depth - 1) if isinstance(row, dict) else [(row, None)] for row in value]
-    if all(records is None for records in found):
+    parts = [_search(row, depth - 1) if isinstance(row, dict) else [(row, None)] for row in value]
+    if all(records is None for records in parts):
         return None
     return [
         record
-        for row, records in zip(value, found, strict=True)
+        for row, records in zip(value, parts, strict=True)
         for record in ([(None, row)] if records is None else _beside(records, row))
     ]
 
@@ -199,16 +199,16 @@ class Json:
     def records(self) -> Iterator[tuple[Any, list[Any]]]:
         """Each vector as it is spelled, and the values to keep beside it."""
         document = self._document()
-        found = self._lines() if document is None else self._records(document[0], str(self.path))
-        for vector, record in found:
-            kept = [look_up(record, name) for name in self.keep]
-            if not self.skip_bad and any(map(is_missing, kept)):
+        records = self._lines() if document is None else self._records(document[0], str(self.path))
+        for vector, record in records:
+            values = [look_up(record, name) for name in self.keep]
+            if not self.skip_bad and any(map(is_missing, values)):
                 raise EmbeddingError(
                     f"the keys {', '.join(map(repr, self.keep))} beside each vector of {self.path}",
                     f"the keys {_names(record or {})}",
                     "Correct --keep",
                 )
-            yield vector, [None if is_missing(value) else value for value in kept]
+            yield vector, [None if is_missing(value) else value for value in values]
 
     def _document(self) -> tuple[Any] | None:
         """The value of a file that is one JSON value over several lines; None for JSON lines."""
@@ -240,12 +240,12 @@ class Json:
     def _records(self, document: Any, where: str) -> list[Record]:
         records = find_vectors(document, self.key)
         if records is None:
-            found = f"the keys {_names(document)}" if isinstance(document, dict) else "others"
+            actual = f"the keys {_names(document)}" if isinstance(document, dict) else "others"
             if isinstance(document, list) and document and isinstance(document[0], dict):
-                found = f"a list of objects with the keys {_names(document[0])}"
+                actual = f"a list of objects with the keys {_names(document[0])}"
             raise EmbeddingError(
                 f"a key {self.key or 'embedding'!r} in {where}",
-                found,
+                actual,
                 "Pass --key with the one that holds the vector, or its path: data.0.embedding",
             )
         return records
@@ -289,9 +289,9 @@ def _is_json(line: bytes | None) -> bool:
     return True
 
 
-def _too_large(path: Path, found: str) -> EmbeddingError:
+def _too_large(path: Path, actual: str) -> EmbeddingError:
     return EmbeddingError(
         f"a JSON document of at most {_VALUES:,} values in {path}",
-        found,
+        actual,
         "Write one vector a line (.jsonl), or .npy or .parquet",
     )

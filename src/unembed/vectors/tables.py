@@ -64,10 +64,10 @@ class Arrow:
         for batch in batches:
             column = self._column(batch.schema)
             values = _field(batch.column(column[0]), column[1:])
-            kept = {name: self._kept(batch, name) for name in self.keep}
+            columns = {name: self._values_of(batch, name) for name in self.keep}
             yield (
                 _values(values, dimension, f"the column {'.'.join(column)!r} of {self.path}"),
-                kept,
+                columns,
             )
 
     def first(self, count: int) -> list[Any]:
@@ -87,44 +87,44 @@ class Arrow:
     def _is_parquet(self) -> bool:
         return self.path.suffix.lower() in (".parquet", ".pq")
 
-    def _kept(self, batch: Any, name: str) -> list[Any]:
-        found = _path_of(batch.schema, name)
-        if found is None:
+    def _values_of(self, batch: Any, name: str) -> list[Any]:
+        path = _path_of(batch.schema, name)
+        if path is None:
             raise _no_column(self.path, name, batch.schema.names, "Correct --keep")
-        values: list[Any] = _field(batch.column(found[0]), found[1:]).to_pylist()
+        values: list[Any] = _field(batch.column(path[0]), path[1:]).to_pylist()
         return values
 
     def _column(self, schema: Any) -> list[str]:
         names = [self.key] if self.key is not None else [*NAMES[:3], *NAMES[3:]]
         for name in names:
-            found = _path_of(schema, name)
-            if found is not None:
-                return found
+            path = _path_of(schema, name)
+            if path is not None:
+                return path
         raise _no_column(
             self.path, names[0], schema.names, "Pass --column with the one that holds the vectors"
         )
 
     def _parquet_batches(self, dimension: int, size: int) -> Iterator[Any]:
         file = open_parquet(self.path)
-        found = self._column(file.schema_arrow)
-        columns = [found[0]]
+        path = self._column(file.schema_arrow)
+        columns = [path[0]]
         for name in self.keep:
-            path = _path_of(file.schema_arrow, name)
-            columns += [] if path is None else [path[0]]
+            other = _path_of(file.schema_arrow, name)
+            columns += [] if other is None else [other[0]]
         for group in range(file.metadata.num_row_groups):
-            most = self._values_per_row(file.metadata.row_group(group), found, dimension)
+            most = self._values_per_row(file.metadata.row_group(group), path, dimension)
             step = max(1, min(size, int(_BATCH_VALUES / max(1.0, most))))
             yield from file.iter_batches(
                 batch_size=step, row_groups=[group], columns=list(dict.fromkeys(columns))
             )
 
-    def _values_per_row(self, group: Any, found: list[str], dimension: int) -> float:
+    def _values_per_row(self, group: Any, path: list[str], dimension: int) -> float:
         """Numbers (or 4-byte words) in a row on average, so that a few long ones are not read."""
         rows = max(1, group.num_rows)
         most = 1.0
         for index in range(group.num_columns):
             column = group.column(index)
-            if column.path_in_schema.split(".")[0] != found[0]:
+            if column.path_in_schema.split(".")[0] != path[0]:
                 continue
             numbers = column.num_values
             if column.physical_type in ("BYTE_ARRAY", "FIXED_LEN_BYTE_ARRAY"):
@@ -300,11 +300,11 @@ class Csv:
         bare = _column_of_vectors(first)
         names = [str(i) for i in range(len(first))] if bare is not None else first
         columns = self._columns(names, bare, dimension)
-        kept = [self._position(names, name, "Correct --keep") for name in self.keep]
+        positions = [self._position(names, name, "Correct --keep") for name in self.keep]
         for row in chain([first] if bare is not None else [], rows):
             cells = [row[i] if i < len(row) else "" for i in columns]
             vector: Any = (cells[0] or None) if len(cells) == 1 else f"[{','.join(cells)}]"
-            yield vector, [row[i] if i < len(row) else None for i in kept]
+            yield vector, [row[i] if i < len(row) else None for i in positions]
 
     def _columns(self, names: list[str], bare: int | None, dimension: int) -> list[int]:
         if self.key is not None:

@@ -231,12 +231,12 @@ class Duplicates:
     @property
     def nbytes(self) -> int:
         """Memory of what is remembered, in bytes: 5 a text, and 5 a text and band of MinHash."""
-        return self._exact.nbytes + (self._near.seen.nbytes if self._near else 0)
+        return self._exact.nbytes + (self._near.table.nbytes if self._near else 0)
 
     @property
     def forgotten(self) -> int:
         """Hashes there was no room for."""
-        return self._exact.forgotten + (self._near.seen.forgotten if self._near else 0)
+        return self._exact.forgotten + (self._near.table.forgotten if self._near else 0)
 
 
 class _Bands:
@@ -252,7 +252,7 @@ class _Bands:
         shape = MinHashLSH(threshold=threshold, num_perm=_PERMUTATIONS)
         self._bands, self._rows = int(shape.b), int(shape.r)
         self._blank: Any = MinHash(num_perm=_PERMUTATIONS, hashfunc=zlib.crc32)
-        self.seen = HashSet(capacity * self._bands, _MOST_BAND_SLOTS)
+        self.table = HashSet(capacity * self._bands, _MOST_BAND_SLOTS)
 
     def add(self, text: str) -> bool:
         """Remember a text if none of its bands was seen; says whether it is new."""
@@ -272,10 +272,10 @@ class _Bands:
             )
             for band in range(self._bands)
         ]
-        if any(value in self.seen for value in hashes):
+        if any(value in self.table for value in hashes):
             return False
         for value in hashes:
-            self.seen.add(value)
+            self.table.add(value)
         return True
 
 
@@ -293,14 +293,14 @@ class Pick:
         column: Column or key of the text.
         lang_column: Column or key of the language.
         lang: The language wanted.
-        known: All rows are in that language, whatever the columns say.
+        monolingual: All rows are in that language, whatever the columns say.
         alone: No other language is asked for, so a file that names none is taken whole.
     """
 
     column: str
     lang_column: str
     lang: str
-    known: bool
+    monolingual: bool
     alone: bool
 
     def filters(self, place: Path | str, columns: Sequence[str]) -> bool:
@@ -311,7 +311,7 @@ class Pick:
         """
         if self.column not in columns:
             raise missing_column(place, self.column, list(columns))
-        if self.known:
+        if self.monolingual:
             return False
         if self.lang_column in columns:
             return True
@@ -410,7 +410,7 @@ def _csv_rows(path: Path, pick: Pick, skip: Skip) -> Iterator[str]:
 
 
 def _text_rows(path: Path, pick: Pick, skip: Skip) -> Iterator[str]:
-    if not (pick.known or pick.alone):
+    if not (pick.monolingual or pick.alone):
         raise DataError(
             f"one language in the plain text of {path}",
             "several asked for",

@@ -71,7 +71,7 @@ def to_page(evaluation: Evaluation, plots: Mapping[str, str]) -> str:
             *_facts(evaluation),
             *_tables(evaluation),
             *(f"<figure>{svg}</figure>" for svg in plots.values()),
-            *_chosen(evaluation),
+            *_selection(evaluation),
             *_browsable(evaluation.examples),
             f"<script>{_SCRIPT}</script></body></html>\n",
         ]
@@ -100,7 +100,7 @@ def _cells(tag: str, values: Iterable[str]) -> str:
     return f"<tr>{''.join(f'<{tag}>{escape(value)}</{tag}>' for value in values)}</tr>"
 
 
-def _chosen(evaluation: Evaluation) -> Iterator[str]:
+def _selection(evaluation: Evaluation) -> Iterator[str]:
     seed = evaluation.settings["seed"]
     yield "<h2>Examples</h2>"
     rule = examples_rule(seed).replace("Bold", "Green").replace("italic", "yellow")
@@ -114,8 +114,8 @@ def _browsable(examples: Sequence[Example]) -> Iterator[str]:
     texts: dict[int, list[Example]] = {}
     for example in examples:
         texts.setdefault(example.index, []).append(example)
-    shown = list(texts.values())[:_MOST_TEXTS]
-    yield f"<h2>Originals beside recoveries</h2><p>{len(shown)} texts.</p>"
+    groups = list(texts.values())[:_MOST_TEXTS]
+    yield f"<h2>Originals beside recoveries</h2><p>{len(groups)} texts.</p>"
     yield (
         '<p><label>Find <input id="find" type="search"></label> '
         '<label>Order <select id="order"><option value="index">as evaluated</option>'
@@ -123,7 +123,7 @@ def _browsable(examples: Sequence[Example]) -> Iterator[str]:
         '</select></label> <span id="count" role="status"></span></p>'
     )
     yield '<div id="browse">'
-    yield from (_article(of_one) for of_one in shown)
+    yield from (_article(of_one) for of_one in groups)
     yield "</div>"
 
 
@@ -184,7 +184,7 @@ def tables(evaluation: Evaluation) -> Iterator[TableOf]:
 
 
 def _lines(rows: dict[str, Figures], metrics: tuple[str, ...]) -> list[tuple[str, ...]]:
-    return [(name, *(cell(found[m]) for m in metrics)) for name, found in rows.items()]
+    return [(name, *(cell(figures[m]) for m in metrics)) for name, figures in rows.items()]
 
 
 def cell(figure: Figure | None) -> str:
@@ -206,15 +206,15 @@ def described(evaluation: Evaluation) -> list[tuple[str, str]]:
     ]
     for name, attack in settings["attacks"].items():
         steps = f"{attack['steps']} steps"
-        chosen = "".join(f", {key}={value}" for key, value in attack["options"].items())
+        options = "".join(f", {key}={value}" for key, value in attack["options"].items())
         if attack["guidance"]:
-            chosen += ", guidance {:g} to {:g}".format(*attack["guidance"])
-        chosen += f", repetition {attack['repetition']:g}"
+            options += ", guidance {:g} to {:g}".format(*attack["guidance"])
+        options += f", repetition {attack['repetition']:g}"
         calls = f", at most {attack['encoder_calls']} calls" if attack["encoder_calls"] else ""
         some = f"; {attack['limit']} of the texts" if attack["limit"] else ""
-        about = f"{attack['strategy']}, {steps}{chosen}; {attack['threat_model']}{calls}{some}"
+        about = f"{attack['strategy']}, {steps}{options}; {attack['threat_model']}{calls}{some}"
         facts.append((name, about))
-    facts.append(("controls decoded by", settings["controls_decoded_by"]["strategy"]))
+    facts.append(("baselines decoded by", settings["controls_decoded_by"]["strategy"]))
     return facts
 
 
@@ -240,8 +240,8 @@ def to_markdown(evaluation: Evaluation, plots: Sequence[str]) -> str:
         lines += [f"## {escape_markdown(table.title)}", "", *_table(table), ""]
     lines += [f"![{name}](plots/{name}.svg)" for name in plots]
     lines += ["", "## Examples", "", examples_rule(seed), ""]
-    for name, chosen in choose_examples(evaluation.examples, seed).items():
-        lines += [f"### {name.capitalize()}", "", *_examples(chosen), ""]
+    for name, examples in choose_examples(evaluation.examples, seed).items():
+        lines += [f"### {name.capitalize()}", "", *_examples(examples), ""]
     return "\n".join(lines).rstrip() + "\n"
 
 
