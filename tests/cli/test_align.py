@@ -1,6 +1,7 @@
 """`unembed align` and the options that use its maps, in process with the fake encoder."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -143,7 +144,7 @@ def test_evaluate_align_curve_prints_and_writes_the_curve(
     assert code == 0, err
     for words in ("constant output", "random vector", "9,999 pairs: not measured"):
         assert words in " ".join(out.split())
-    data = json.loads(open("curve/curve.json").read())
+    data = json.loads(Path("curve/curve.json").read_text())
     assert [point["pairs"] for point in data["points"]][:2] == [1, 10]
 
 
