@@ -47,7 +47,9 @@ def hang(vectors, **options):
         time.sleep(0.01)
 
 
-def tiny_demo(folders, pause=0.0, log_texts=False, encoder=None, gate=None, alignments=(), **limits):
+def tiny_demo(
+    folders, pause=0.0, log_texts=False, encoder=None, gate=None, alignments=(), **limits
+):
     """A demo of inverters on disk with the fake encoder."""
     return load_demo(
         [str(folder) for folder in folders],

@@ -48,11 +48,12 @@ def fit(x, y, **options):
     return fit_alignment(sums_of(x, y, **options), TARGET)
 
 
-def ridge_by_hand(x, y, penalty):
-    """W and means of the textbook's centred ridge."""
+def ridge_by_hand(x, y, penalty, anchor=0.0):
+    """W and means of the textbook's centred ridge, drawn towards a multiple of the identity."""
     mx, my = x.mean(axis=0), y.mean(axis=0)
-    xc, yc = x - mx, y - my
-    return np.linalg.solve(xc.T @ xc + penalty * np.eye(x.shape[1]), xc.T @ yc), mx, my
+    xc, toward = x - mx, anchor * np.eye(x.shape[1], y.shape[1])
+    yc = y - my - xc @ toward
+    return toward + np.linalg.solve(xc.T @ xc + penalty * np.eye(x.shape[1]), xc.T @ yc), mx, my
 
 
 def predicted_from_others(x, y, predict):
@@ -74,14 +75,18 @@ def test_fit_alignment_ridge_is_the_textbooks():
     np.testing.assert_allclose(alignment(x), unit(my + (x - mx) @ matrix), atol=1e-5)
 
 
+@pytest.mark.parametrize("dimension", [8, D])
 @pytest.mark.parametrize("count", [3, 5, 9, 30])  # fewer pairs than dimensions, as many, more
-def test_fit_alignment_leaves_one_out_as_by_hand(count):
-    x, y = linear_pairs(count)
+def test_fit_alignment_leaves_one_out_as_by_hand(count, dimension):
+    x, y = linear_pairs(count, dimension)
+    if dimension == D:
+        y = unit(y + x)  # akin
     alignment = fit(x, y)
-    penalty = sums_penalty(x, y)
+    best = ridge_of(x, y)
+    assert (best.anchor > 0) == (dimension == D)
 
     def ridge(xs, ys, new):
-        matrix, mx, my = ridge_by_hand(xs, ys, penalty)
+        matrix, mx, my = ridge_by_hand(xs, ys, best.penalty, best.anchor)
         return my + (new - mx) @ matrix
 
     by_hand = {
@@ -92,11 +97,21 @@ def test_fit_alignment_leaves_one_out_as_by_hand(count):
         assert alignment.cosines[name] == pytest.approx(cosine, abs=1e-6)
 
 
-def sums_penalty(x, y):
-    """The penalty that leaving one out prefers, whichever map is the best."""
+def ridge_of(x, y):
+    """The ridge that leaving one out prefers, whichever map is the best."""
     from unembed.encoders import alignment
 
-    return alignment._ridge(sums_of(x, y)).penalty
+    return alignment._ridge(sums_of(x, y))
+
+
+def test_fit_alignment_draws_the_ridge_towards_the_identity_for_akin_spaces():
+    random = np.random.default_rng(2)
+    x = unit(random.standard_normal((12, D)))
+    y = unit(x + 0.5 * x @ random.standard_normal((D, D)))
+    best = ridge_of(x, y)
+    assert best.anchor > 0
+    matrix = ridge_by_hand(x, y, best.penalty, best.anchor)[0]
+    np.testing.assert_allclose(best.matrix, matrix, atol=1e-9)
 
 
 def test_fit_alignment_shift_leaves_one_out_as_by_hand():
@@ -131,9 +146,12 @@ def test_fit_alignment_chooses_procrustes_for_a_rotation_from_few_pairs():
     assert (alignment(new) * (new @ rotation)).sum(axis=1).mean() > 0.9
 
 
-def test_fit_alignment_chooses_the_shift_for_spaces_that_are_moved():
+def test_fit_alignment_leaves_spaces_as_they_are_that_are_only_moved():
     x = linear_pairs(4, dimension=D)[0]
-    assert fit(x, x + 0.01).method == SHIFT
+    alignment = fit(x, x + 0.01)
+    assert alignment.cosines[SHIFT] == pytest.approx(1.0)
+    new = linear_pairs(9, dimension=D, seed=8)[0]
+    np.testing.assert_allclose(alignment(new), unit(new + 0.01), atol=1e-3)
 
 
 @pytest.mark.parametrize("dimension", [3, D, 20])
@@ -228,7 +246,9 @@ def test_alignment_save_and_load_agree(saved):
     alignment, folder = saved
     again = Alignment.load(folder)
     assert again.digest == alignment.digest
-    names = "method pairs penalty cosines error target inverter source norms left_out".split()
+    names = (
+        "method pairs penalty anchor cosines error target inverter source norms left_out".split()
+    )
     for name in names:
         assert getattr(again, name) == getattr(alignment, name), name
     x = linear_pairs(5, seed=4)[0]

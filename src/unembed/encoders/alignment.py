@@ -32,7 +32,8 @@ SETTINGS, WEIGHTS = "alignment.json", "alignment.safetensors"
 MEAN, SHIFT, PROCRUSTES, RIDGE = "mean", "shift", "procrustes", "ridge"
 SCORED = 2048  # pairs on which maps are compared; the sums are those of all pairs
 _FOLDS = 8  # of Procrustes, which has no closed form for leaving one out
-_PENALTIES = np.logspace(-5, 2, 29)  # in units of the largest eigenvalue of the covariance
+_PENALTIES = np.logspace(-5, 2, 22)  # in units of the largest eigenvalue of the covariance
+_ANCHORS = (0.0, 0.25, 0.5, 0.75, 1.0)
 _LEAST_GAIN = 2.0  # standard errors above the constant output that a map must reach
 
 
@@ -47,7 +48,8 @@ class Alignment:
         source_mean: x̄, float32 [D'].
         target_mean: ȳ, float32 [D].
         pairs: How many it was made from, n.
-        penalty: Of the ridge, added to the eigenvalues of the sums; None for the others.
+        penalty: Of the ridge, λ, added to the eigenvalues of the sums; None for the others.
+        anchor: Of the ridge, a: it draws W towards a times the identity; None for the others.
         cosines: Method → mean cosine between y and what the other pairs predict for it (leave one
             out; Procrustes leaves out an eighth at a time).
         error: Standard error of the gain of ``method`` over the constant.
@@ -65,6 +67,7 @@ class Alignment:
     target_mean: NDArray[np.float32]
     pairs: int
     penalty: float | None
+    anchor: float | None
     cosines: dict[str, float]
     error: float
     target: EncoderIdentity
@@ -167,6 +170,7 @@ class Alignment:
             "method": self.method,
             "pairs": self.pairs,
             "penalty": self.penalty,
+            "anchor": self.anchor,
             "leave_one_out_cosine": self.cosines,
             "standard_error": self.error,
             "dimension": self.dimension,
@@ -214,6 +218,7 @@ class Alignment:
                 target_mean=tensors["target_mean"].astype(np.float32),
                 pairs=int(data["pairs"]),
                 penalty=data["penalty"],
+                anchor=data["anchor"],
                 cosines={str(k): float(v) for k, v in data["leave_one_out_cosine"].items()},
                 error=float(data["standard_error"]),
                 target=EncoderIdentity.from_dict(data["target"]),
@@ -293,6 +298,7 @@ class _Candidate:
     matrix: Floats
     cosines: Floats
     penalty: float | None = None
+    anchor: float | None = None
 
 
 def fit_alignment(sums: PairSums, target: EncoderIdentity, **facts: Any) -> Alignment:
@@ -333,6 +339,7 @@ def fit_alignment(sums: PairSums, target: EncoderIdentity, **facts: Any) -> Alig
         target_mean=y_mean.astype(np.float32),
         pairs=sums.count,
         penalty=best.penalty,
+        anchor=best.anchor,
         cosines=scores,
         error=error,
         target=target,
@@ -341,34 +348,41 @@ def fit_alignment(sums: PairSums, target: EncoderIdentity, **facts: Any) -> Alig
 
 
 def _ridge(sums: PairSums) -> _Candidate:
-    """W = (XᵀX + λI)⁻¹ XᵀY of centred pairs, λ by leave-one-out in closed form.
+    """W = aI + (XᵀX + λI)⁻¹ Xᵀ(Y - aX) of centred pairs, λ and a by leave-one-out in closed form.
 
     A pair left out is predicted as y - (y - ŷ) / (1 - h), h its leverage (Allen's PRESS); with
-    the eigenvectors Q of XᵀX, all penalties need one decomposition.
+    the eigenvectors Q of XᵀX, all penalties need one decomposition. Spaces of different dimension
+    have a = 0; encoders of one family are near each other, and few pairs do best with a = 0.5.
     """
-    x_mean, y_mean = sums.means
-    rows = sums.x - x_mean
+    (x_mean, y_mean), (xx, xy) = sums.means, sums.products
+    rows, targets = sums.x - x_mean, sums.y - y_mean
+    square = len(x_mean) == len(y_mean)
     if sums.count < min(len(x_mean), SCORED):  # all pairs are held, and fewer than eigenvectors
         _, s, right = np.linalg.svd(rows, full_matrices=False)
         values, q = s**2, right.T
     else:
-        values, q = np.linalg.eigh(sums.products[0])
-    values = np.maximum(values, 0.0)
-    keep = values > values.max() * 1e-12  # what no pair spans gets no weight
+        values, q = np.linalg.eigh(xx)
+    keep = values > max(values.max(), 0.0) * 1e-12  # what no pair spans gets no weight
     values, q = values[keep], q[:, keep]
-    scores, known = rows @ q, q.T @ sums.products[1]  # [m, r], [r, D]
-    best: tuple[float, float, Floats] | None = None
+    scores, known = rows @ q, q.T @ xy  # [m, r], [r, D]
+    best: tuple[float, float, float, Floats] | None = None
     for penalty in _PENALTIES * (values.max() if len(values) else 1.0):
         shrunk = scores / (values + penalty)
-        residual = sums.y - y_mean - shrunk @ known
         leverage = 1 / sums.count + (shrunk * scores).sum(axis=1)
-        left_out = sums.y - residual / np.maximum(1 - leverage, 1e-9)[:, None]
-        cosines = _row_cosines(left_out, sums.y)
-        if best is None or cosines.mean() > best[0]:
-            best = float(cosines.mean()), float(penalty), cosines
+        misses = targets - shrunk @ known
+        own = rows - (shrunk * values) @ q.T if square else rows  # of an identity in place of W
+        for anchor in _ANCHORS if square else (0.0,):
+            residual = misses - anchor * own if anchor else misses
+            left_out = sums.y - residual / np.maximum(1 - leverage, 1e-9)[:, None]
+            cosines = _row_cosines(left_out, sums.y)
+            if best is None or cosines.mean() > best[0]:
+                best = float(cosines.mean()), float(penalty), anchor, cosines
     assert best is not None
-    matrix = q @ (known / (values + best[1])[:, None])
-    return _Candidate(matrix, best[2], best[1])
+    _, penalty, anchor, cosines = best
+    matrix = q @ (known / (values + penalty)[:, None])
+    if anchor:
+        matrix += anchor * (np.eye(len(x_mean)) - (q * (values / (values + penalty))) @ q.T)
+    return _Candidate(matrix, cosines, penalty, anchor)
 
 
 def _procrustes(sums: PairSums) -> _Candidate:
