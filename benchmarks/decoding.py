@@ -30,6 +30,7 @@ from unembed.backends.cpu import PackedLinear
 from unembed.backends.onnx import FILE
 from unembed.config import DataSection
 from unembed.data.pieces import cut_pieces
+from unembed.data.readers import read_texts
 from unembed.decoding import STRATEGIES, Decoding, SequenceSpec
 from unembed.decoding.logits import REPETITION_PENALTY
 from unembed.denoiser import Denoiser
@@ -38,7 +39,6 @@ from unembed.encoders.base import Encoder
 from unembed.encoders.sentence import load_encoder
 from unembed.encoders.vectors import as_unit_vectors
 from unembed.evaluation.metrics import token_accuracy, token_set_f1
-from unembed.files import read_texts
 from unembed.inverter import Inverter, export_folder
 
 PLAIN_TEXTS = 4  # and as many of ours at batch 1: how soon a text is done differs

@@ -17,10 +17,10 @@ import torch
 from benchmarks.machine import alternate, matmul_rate, median_ratio, print_table
 from unembed.config import DataSection
 from unembed.data.pieces import cut_pieces
+from unembed.data.readers import read_texts
 from unembed.device import choose_compute
 from unembed.encoders.fake import FakeEncoder
 from unembed.encoders.sentence import SentenceEncoder, load_encoder
-from unembed.files import read_texts
 
 
 def make_texts(encoder: SentenceEncoder, path: Path | None, count: int) -> list[str]:
@@ -41,7 +41,8 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=2000)
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
-    encoder = load_encoder()  # in the format that `unembed prepare` chooses on this machine
+    # In the format that `unembed prepare` chooses on this machine
+    encoder = load_encoder(compute=choose_compute(training=False))
     library = load_encoder(compute=choose_compute("auto", "float32"))._model  # its defaults
     texts = make_texts(encoder, options.texts, options.count)
     theirs = library.encode(texts)

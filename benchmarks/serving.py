@@ -26,6 +26,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import httpx2 as httpx
@@ -169,16 +170,14 @@ async def under_attack(
         seconds: For which it goes on.
         pause: Of the other between inversions, so that its rate allows them.
     """
-    path, body = ATTACKS[attack]
-    content = None if body is None else json.dumps(body).encode()
-    headers = {"content-type": "application/json"}
+    command = [sys.executable, "-m", "benchmarks.serving", "--harm", attack, "--url", url]
+    # A process of its own: what it costs is not the other client's
+    hostile = await asyncio.create_subprocess_exec(
+        *command, stdout=asyncio.subprocess.PIPE, cwd=Path(__file__).parents[1]
+    )
+    assert hostile.stdout is not None
+    await hostile.stdout.readline()
     end = time.monotonic() + seconds
-
-    async def harm(hostile: httpx.AsyncClient) -> None:
-        while time.monotonic() < end:
-            with suppress(httpx.HTTPError):
-                method = "GET" if content is None else "POST"
-                await hostile.request(method, path, content=content, headers=headers)
 
     async def measure(client: httpx.AsyncClient, path: str, wait: float) -> list[float]:
         times = []
@@ -194,24 +193,38 @@ async def under_attack(
             await asyncio.sleep(wait)
         return times
 
-    async with (
-        _client(url, _CROWD) as hostile,
-        _client(url, 2, address="127.0.0.2") as other,
-        asyncio.TaskGroup() as group,
-    ):
-        crowd = [group.create_task(harm(hostile)) for _ in range(_CROWD)]
-        health = group.create_task(measure(other, "/health", 0.1))
-        plain = group.create_task(measure(other, "/invert", pause))
-        await asyncio.wait({health, plain})
-        for task in crowd:
-            task.cancel()
+    try:
+        async with _client(url, 2, address="127.0.0.2") as other, asyncio.TaskGroup() as group:
+            health = group.create_task(measure(other, "/health", 0.1))
+            plain = group.create_task(measure(other, "/invert", pause))
+    finally:
+        with suppress(ProcessLookupError):
+            hostile.kill()
+        await hostile.wait()
     return health.result(), plain.result()
 
 
-def attack_all(url: str, seconds: float) -> bool:
+async def harm(url: str, attack: str) -> None:
+    """Do one's worst until killed, from many connections at once, each without a pause."""
+    path, body = ATTACKS[attack]
+    content = None if body is None else json.dumps(body).encode()
+    headers = {"content-type": "application/json"}
+
+    async def repeat(client: httpx.AsyncClient) -> None:
+        while True:
+            with suppress(httpx.HTTPError):
+                method = "GET" if content is None else "POST"
+                await client.request(method, path, content=content, headers=headers)
+
+    print("ready", flush=True)
+    async with _client(url, _CROWD) as client:
+        await asyncio.gather(*(repeat(client) for _ in range(_CROWD)))
+
+
+def attack_all(url: str, attacks: Sequence[str], seconds: float) -> bool:
     """Print what others wait for under each attack; returns whether all were served in time."""
     rows, served = [], True
-    for attack in ATTACKS:
+    for attack in attacks:
         health, plain = asyncio.run(under_attack(url, attack, seconds))
         served &= max(health) < _HEALTH and max(plain) < _PLAIN
         figures = [statistics.median(health), max(health), statistics.median(plain), max(plain)]
@@ -263,7 +276,12 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=64, help="of a round of the comparison")
     parser.add_argument("--rounds", type=int, default=3, help="0: no comparison")
     parser.add_argument("--attack-seconds", type=float, default=15.0, help="0: no attacks")
+    parser.add_argument("--attack", choices=ATTACKS, nargs="*", default=list(ATTACKS))
+    parser.add_argument("--harm", choices=ATTACKS, help="be the hostile client of --url")
+    parser.add_argument("--url", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.harm:
+        asyncio.run(harm(options.url, options.harm))
     failed = False
     if options.seconds:
         with _server("--rate", "none", "--checkpoint", options.checkpoint) as (url, pid):
@@ -275,7 +293,7 @@ def main() -> None:
     if options.attack_seconds:
         with _server("--checkpoint", options.checkpoint) as (url, _):
             print(f"\none hostile client, {options.attack_seconds:g} s an attack\n")
-            failed |= not attack_all(url, options.attack_seconds)
+            failed |= not attack_all(url, options.attack, options.attack_seconds)
     sys.exit(1 if failed else 0)
 
 

@@ -19,7 +19,7 @@ from benchmarks.machine import print_table
 from unembed.checkpoints import FORMATS, Storage
 from unembed.config import DataSection
 from unembed.data.pieces import cut_pieces
-from unembed.files import read_texts
+from unembed.data.readers import read_texts
 from unembed.inverter import Inverter
 
 _BATCH = 32

@@ -235,3 +235,37 @@ def test_every_key_of_the_denoiser_is_one_of_its_sizes_or_read():
 def test_a_bad_value_from_the_command_line_is_not_blamed_on_the_file():
     with pytest.raises(ConfigError, match=r"found 5 in .*minilm\.yaml with --set training\.lr=5"):
         load_config("minilm", ["training.lr=5"])
+
+
+BOMB = "a: &a [1, 1, 1, 1, 1, 1, 1, 1, 1]\n" + "".join(
+    f"{name}: &{name} [{', '.join([f'*{before}'] * 9)}]\n"
+    for before, name in zip("abcdefgh", "bcdefghi", strict=True)
+)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        BOMB,
+        "[" * 30_000,
+        "a: 1\n" * 20_000,
+        "training: {steps: " + "9" * 5000 + "}",
+        "training: {steps: " + "x" * 60_000 + "}",
+        "training: {steps: 2020-99-99}",
+        "a: !!python/object/apply:os.system ['true']",
+        "a: \0",
+    ],
+)
+def test_load_config_refuses_a_hostile_file_in_a_line(content, tmp_path):
+    path = tmp_path / "hostile.yaml"
+    path.write_text(content)
+    with pytest.raises(ConfigError) as caught:
+        load_config(path)
+    assert len(str(caught.value)) < 1000
+
+
+@pytest.mark.parametrize("value", ["&a [*a]", "[" * 5000, "2020-99-99", "9" * 5000, "!!python/x"])
+def test_load_config_refuses_a_hostile_override(value):
+    with pytest.raises(ConfigError) as caught:
+        load_config("minilm", [f"training.steps={value}"])
+    assert len(str(caught.value)) < 1000

@@ -21,13 +21,13 @@ FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 # What each part imports of the others. A part is a folder or a file of the package; the table is
 # compared for equality, so that an arrow which is no longer needed goes as well.
 IMPORTS = {
-    "__init__": "encoders errors evaluation inverter",
+    "__init__": "encoders errors evaluation inverter vectors",
     "__main__": "cli",
     "backends": "denoiser device diffusion errors files",
     "checkpoints": "denoiser diffusion encoders errors files tokenizer",
     "cli": "backends checkpoints config data decoding demo device encoders errors "
     "evaluation files inverter tokenizer training vectors",
-    "config": "errors",
+    "config": "errors files",
     "data": "config encoders errors files tokenizer",
     "decoding": "diffusion errors",
     "demo": "decoding encoders errors evaluation inverter tokenizer",
@@ -40,10 +40,10 @@ IMPORTS = {
     "vectors",
     "files": "errors",
     "inverter": "backends checkpoints decoding denoiser device diffusion encoders errors tokenizer",
-    "tokenizer": "errors",
+    "tokenizer": "errors files",
     "training": "checkpoints config data decoding denoiser device diffusion encoders "
     "errors files inverter tokenizer",
-    "vectors": "encoders errors files inverter",
+    "vectors": "data encoders errors files inverter",
 }
 
 HEAVY = """

@@ -12,6 +12,10 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from unembed.errors import ConfigError
+from unembed.files import read_bounded
+
+_MOST_BYTES = 1 << 16  # of a configuration file
+_SHOWN = 200  # letters of a value in a message
 
 Positive = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -310,8 +314,8 @@ def load_config(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Conf
             "Pass --config with a shipped name or the path of a YAML file",
         )
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        data = _load_yaml(read_bounded(path, _MOST_BYTES).decode("utf-8")) or {}
+    except (yaml.YAMLError, OSError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise ConfigError(f"YAML in {path}", reason, "Correct the file") from error
     if not isinstance(data, dict):
@@ -320,6 +324,37 @@ def load_config(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Conf
         _apply(data, override)
     suffix = "".join(f" with --set {override}" for override in overrides)
     return validate_config(data, where=f"{path}{suffix}")
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads plain values and no aliases, of which a few lines can stand for billions of values."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        """Compose a node.
+
+        Raises:
+            YAMLError: It is an alias.
+        """
+        if self.check_event(yaml.AliasEvent):  # type: ignore[no-untyped-call]
+            raise yaml.YAMLError("an alias (*name); write the value itself")
+        return super().compose_node(parent, index)  # type: ignore[no-untyped-call]
+
+
+def _load_yaml(text: str) -> Any:
+    """Read YAML.
+
+    Raises:
+        YAMLError, ValueError: It is none, or a value of it is.
+    """
+    try:
+        return yaml.load(text, _Loader)
+    except RecursionError as error:
+        raise ValueError("values nested too deeply") from error
+
+
+def _shorten(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]} …"
 
 
 def validate_config(data: dict[str, Any], where: str) -> Config:
@@ -344,7 +379,7 @@ def validate_config(data: dict[str, Any], where: str) -> Config:
         if keys and keys[-1] in section.model_fields:
             message = f"{message} ({_allowed(section.model_json_schema()['properties'][keys[-1]])})"
         # Values that do not go together are named in the message
-        value = "these values" if first["type"] == "value_error" else repr(first["input"])
+        value = "these values" if first["type"] == "value_error" else _shorten(first["input"])
         raise ConfigError(
             f"{key}: {message[0].lower()}{message[1:]}",
             f"{value} in {where}",
@@ -406,12 +441,12 @@ def _apply(data: dict[str, Any], override: str) -> None:
     for name in sections:
         section = section.setdefault(name, {})
         if not isinstance(section, dict):
-            raise ConfigError(f"a section {name!r}", repr(section), "Correct the file or --set")
+            raise ConfigError(f"a section {name!r}", _shorten(section), "Correct the file or --set")
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+        value = _load_yaml(text)
+    except (yaml.YAMLError, ValueError) as error:
         raise ConfigError(
-            "a YAML value after the equals sign", repr(override), "Correct --set"
+            "a YAML value after the equals sign", _shorten(override), "Correct --set"
         ) from error
     if isinstance(value, str) and value == text:
         # YAML 1.1 reads 3e-4 as a string, which no user means unless it is quoted.

@@ -1,9 +1,8 @@
-"""Files: replaced in one step, digested, and texts read from them (plain, gz or zst); extras."""
+"""Files: replaced in one step, digested, their lines read (plain, gz or zst); extras."""
 
 from __future__ import annotations
 
 import codecs
-import csv
 import gzip
 import hashlib
 import importlib.util
@@ -12,20 +11,23 @@ import json
 import os
 import secrets
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from itertools import chain, zip_longest
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import Any, BinaryIO, cast
+
+from filelock import FileLock, Timeout
 
 from unembed.errors import ConfigError, DataError
 
 _LINES = (".jsonl", ".json", ".txt", ".csv", ".tsv")
 _KINDS = ".parquet, .jsonl, .json, .csv, .tsv or .txt (all but the first also with .gz or .zst)"
-_DELIMITERS = {".csv": ",;", ".tsv": "\t"}
 _COMPRESSED = (".gz", ".zst")
 _READ_BUFFER = 1 << 20
 _SIDE_FILES = ("manifest.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json")
+MANIFEST_BYTES = 128 << 20  # of a list of a million shards
+_MOST_BYTES = 16 << 20  # of a file of settings
+_MOST_DEPTH = 50  # of JSON within JSON in it
 _SIDE_BYTES = 1 << 20  # of a JSON file looked at whole, to tell a side file
 EXTRAS = {  # the extras of pyproject.toml → packages that are imported
     "dedup": ("datasketch",),
@@ -101,6 +103,60 @@ def remove_unfinished(folder: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def read_bounded(path: Path, most: int = _MOST_BYTES) -> bytes:
+    """Read a regular file of at most so many bytes: no pipe or device, which may have no end.
+
+    Raises:
+        OSError: Nothing there, or it cannot be read.
+        ValueError: It is no regular file, or larger.
+    """
+    if path.exists() and not path.is_file():
+        raise ValueError("no regular file")
+    with path.open("rb") as file:
+        data = file.read(most + 1)
+    if len(data) > most:
+        raise ValueError(f"more than {most:,} bytes")
+    return data
+
+
+def read_json(path: Path, most: int = _MOST_BYTES) -> Any:
+    """Read a JSON file within bounds: `read_bounded`, and a depth that nothing later stumbles over.
+
+    Raises:
+        OSError: Nothing there, or it cannot be read.
+        ValueError: No UTF-8, no JSON, no regular file, too large, or nested too deeply.
+    """
+    try:
+        data = json.loads(read_bounded(path, most).decode("utf-8"))
+    except RecursionError as error:
+        raise ValueError("values nested too deeply") from error
+    level, depth = [data] if isinstance(data, dict | list) else [], 0
+    while level:
+        depth += 1
+        if depth > _MOST_DEPTH:
+            raise ValueError(f"values nested more than {_MOST_DEPTH} deep")
+        parts = (v.values() if isinstance(v, dict) else v for v in level)
+        level = [v for part in parts for v in part if isinstance(v, dict | list)]
+    return data
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep a folder for this process alone, as long as the block lasts.
+
+    Raises:
+        DataError: Another process is writing to it.
+        OSError: It refuses.
+    """
+    try:
+        with FileLock(folder / ".lock", timeout=0):
+            yield
+    except Timeout as error:
+        raise DataError(
+            f"{folder} to be free", "another process writing to it", "Wait for it, or choose --out"
+        ) from error
+
+
 def file_format(path: Path) -> str:
     """The format of a text file by its name: ``.parquet``, ``.jsonl``, ``.csv``, ``.txt``.
 
@@ -126,13 +182,14 @@ def _format_of(path: Path) -> str | None:
 
 
 def require_apart(source: Path, out: Path) -> None:
-    """Refuse to write into the folder that is read: what is written would be read as text.
+    """Refuse to write over what is read, or into its folder, where it would be read as text.
 
     Raises:
-        DataError: ``out`` is the folder ``source``, or lies in it.
+        DataError: ``out`` is ``source``, whatever its name, or lies in it.
     """
-    if source.is_dir() and out.resolve().is_relative_to(source.resolve()):
-        raise DataError(f"an --out folder outside of {source}", str(out), "Choose another --out")
+    inside = source.is_dir() and out.resolve().is_relative_to(source.resolve())
+    if inside or (source.exists() and out.exists() and out.samefile(source)):
+        raise DataError(f"an --out outside of {source}", str(out), "Choose another --out")
 
 
 def make_folder(out: Path) -> None:
@@ -178,10 +235,10 @@ def _is_text_file(file: Path, folder: Path) -> bool:
 
 def _is_one_object(file: Path) -> bool:
     """Whether a JSON file is a single object over several lines, as those beside data sets are."""
-    if file.suffix.lower() != ".json" or file.stat().st_size > _SIDE_BYTES:
+    if file.suffix.lower() != ".json":
         return False
     try:
-        text = file.read_text(encoding="utf-8-sig").strip()
+        text = read_bounded(file, _SIDE_BYTES).decode("utf-8-sig").strip()
         return "\n" in text and isinstance(json.loads(text), dict)
     except (OSError, ValueError, RecursionError):
         return False
@@ -243,197 +300,6 @@ def _split(file: BinaryIO, limit: int | None) -> Iterator[bytes | None]:
             line = line.removeprefix(codecs.BOM_UTF8) if first else line
             yield line.removesuffix(b"\n").removesuffix(b"\r")
         first = False
-
-
-_BATCH_ROWS = 4096
-_BUFFER_BYTES = 1 << 20
-_LINE_BYTES = 64 << 20
-
-
-def read_texts(path: Path, column: str = "text") -> Iterator[str]:
-    """Yield the texts of a file or folder in order, never holding more than a batch of it.
-
-    Args:
-        path: ``.parquet``, ``.jsonl`` (one object a line), ``.csv`` or ``.tsv`` (names in the
-            first row) or ``.txt`` (one text a line), all but the first also ``.gz`` or ``.zst``;
-            or a folder of such files, read in the order of names.
-        column: Column or key that holds the text; plain text ignores it.
-
-    Raises:
-        DataError: A file cannot be read or lacks the column, or the folder is one that
-            `unembed prepare --stage 1` has not finished.
-    """
-    files = text_files(path)
-    _refuse_unfinished(path)
-    readers: dict[str, Callable[[Path, str], Iterator[str]]] = {
-        ".parquet": _read_parquet,
-        ".jsonl": _read_jsonl,
-        ".csv": _read_csv,
-        ".tsv": _read_csv,
-        ".txt": _read_lines,
-    }
-    return chain.from_iterable(readers[file_format(file)](file, column) for file in files)
-
-
-def require_texts(path: Path, column: str = "text") -> None:
-    """Refuse a wrong file, a wrong column or no text at all before anything is done for them.
-
-    Raises:
-        DataError: As `read_texts`, or there is no text.
-    """
-    if next(read_texts(path, column), None) is None:
-        raise DataError(f"texts in {path}", "an empty file", "Choose another source")
-
-
-def count_texts(path: Path) -> int:
-    """Number of texts, blank ones included: from the footer of Parquet, else the number of lines.
-
-    Raises:
-        DataError: A file cannot be read.
-    """
-    return sum(_count(file) for file in text_files(path))
-
-
-def _count(path: Path) -> int:
-    suffix = file_format(path)
-    if suffix == ".parquet":
-        return int(open_parquet(path).metadata.num_rows)
-    if suffix in _DELIMITERS:
-        return sum(1 for _ in csv_rows(path))
-    return count_lines(path)
-
-
-def _refuse_unfinished(folder: Path) -> None:
-    """Half of a collection, read as if it were all, would go unnoticed."""
-    manifest = folder / "manifest.json"
-    if not manifest.is_file():
-        return
-    try:
-        data = json.loads(manifest.read_text(encoding="utf-8"))
-    except ValueError:
-        return  # not ours
-    if isinstance(data, dict) and data.get("kind") == "texts" and not data.get("complete"):
-        raise DataError(
-            f"a finished collection of texts in {folder}",
-            "one that stopped on the way",
-            "Run `unembed prepare --stage 1` again with the same options; it goes on",
-        )
-
-
-def open_parquet(path: Path):  # type: ignore[no-untyped-def]  # noqa: ANN201 - pyarrow is untyped
-    """Open a Parquet file so that a large row group is read in pieces.
-
-    Raises:
-        DataError: It is no Parquet file.
-    """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        # pre_buffer would read all row groups ahead and keep them, at twice the time
-        return pq.ParquetFile(path, buffer_size=_BUFFER_BYTES, pre_buffer=False)
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(f"a Parquet file at {path}", str(error), "Copy the file again") from error
-
-
-def _read_parquet(path: Path, column: str) -> Iterator[str]:
-    import pyarrow as pa
-
-    file = open_parquet(path)
-    if column not in file.schema_arrow.names:
-        raise missing_column(path, column, file.schema_arrow.names)
-    try:
-        for batch in file.iter_batches(batch_size=_BATCH_ROWS, columns=[column]):
-            for text in batch.column(0).to_pylist():
-                yield _as_text(text, path, column)
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(f"readable rows in {path}", str(error), "Copy the file again") from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"UTF-8 text in {path}", str(error), "Convert the file") from error
-
-
-def _read_jsonl(path: Path, column: str) -> Iterator[str]:
-    for number, line in enumerate(_read_lines(path, column), start=1):
-        where = f"line {number} of {path}"
-        try:
-            row = json.loads(line) if line.strip() else {column: ""}
-        except (ValueError, RecursionError) as error:  # not JSON, a number too long, too deep
-            raise DataError(
-                "one JSON object a line", f"{where}: {error}", "Correct the line"
-            ) from error
-        if not isinstance(row, dict):
-            problem = f"{where}: a {type(row).__name__}"
-            raise DataError("one JSON object a line", problem, "Correct the line")
-        if column not in row:
-            raise missing_column(where, column, list(row))
-        yield _as_text(row[column], where, column)
-
-
-def _read_csv(path: Path, column: str) -> Iterator[str]:
-    for row in csv_rows(path, column):
-        if column not in row:
-            raise missing_column(path, column, list(row))
-        yield row[column]
-
-
-def csv_rows(path: Path, column: str = "text") -> Iterator[dict[str, str]]:
-    """Yield the rows of a ``.csv`` or ``.tsv`` file by the names in its first row.
-
-    Args:
-        path: Plain, ``.gz`` or ``.zst``. Fields may be quoted and hold line ends.
-        column: Found among the names, it tells commas from semicolons between the fields; else
-            the sign that makes more names does.
-
-    Raises:
-        DataError: The file cannot be read, is not UTF-8, or a quoted field has no end.
-    """
-    lines = (f"{line}\n" for line in _read_lines(path, column))
-    first = next(lines, "")
-    delimiters = _DELIMITERS[file_format(path)]
-    names = [next(csv.reader([first], delimiter=sign), []) for sign in delimiters]
-    best = max(range(len(names)), key=lambda k: (column in names[k], len(names[k])))
-    csv.field_size_limit(_LINE_BYTES)
-    try:
-        for cells in csv.reader(lines, delimiter=delimiters[best], strict=True):
-            if cells:
-                yield dict(zip_longest(names[best], cells[: len(names[best])], fillvalue=""))
-    except csv.Error as error:
-        raise DataError(f"rows of {delimiters[best]!r} in {path}", str(error), "Mend it") from error
-
-
-def _read_lines(path: Path, column: str) -> Iterator[str]:
-    for number, line in enumerate(read_lines(path, _LINE_BYTES), start=1):
-        if line is None:
-            raise DataError(
-                f"lines of at most {_LINE_BYTES >> 20} MiB",
-                f"a longer one, line {number} of {path}",
-                "Break it up, or let `unembed prepare --stage 1` pass over it",
-            )
-        try:
-            yield line.decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise DataError(
-                f"UTF-8 text in {path}", f"line {number}: {error}", "Convert the file"
-            ) from error
-
-
-def _as_text(value: object, path: Path | str, column: str) -> str:
-    if value is None:
-        return ""
-    if not isinstance(value, str):
-        raise DataError(
-            f"text in the column {column!r} of {path}", type(value).__name__, "Pass --column"
-        )
-    return value
-
-
-def missing_column(path: Path | str, column: str, names: list[str]) -> DataError:
-    """The error of a file without the column that was asked for."""
-    return DataError(
-        f"a column {column!r} in {path}",
-        f"the columns {', '.join(map(repr, names))}",
-        "Pass --column with the one that holds the text",
-    )
 
 
 def file_digest(path: Path) -> str:

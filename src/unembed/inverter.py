@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from unembed.backends.cpu import fast_form
 from unembed.backends.onnx import FILE, OnnxDenoiser, export_onnx, onnx_is_here
 from unembed.checkpoints import (
+    CARD,
     Checkpoint,
     load_checkpoint,
     may_be_a_repository,
@@ -32,7 +33,7 @@ from unembed.decoding.logits import (
     with_processors,
 )
 from unembed.decoding.settings import as_decoding, require_whole
-from unembed.decoding.strategy import OnStep
+from unembed.decoding.strategy import Inversion, OnStep, mix_seed
 from unembed.denoiser import Denoiser
 from unembed.device import Compute, choose_compute
 from unembed.diffusion import DenoiserFn, make_schedule
@@ -40,34 +41,12 @@ from unembed.encoders.alignment import Alignment
 from unembed.encoders.base import Encoder, EncoderIdentity
 from unembed.encoders.fingerprint import Fingerprint
 from unembed.encoders.oracle import EncoderOracle
+from unembed.encoders.pipeline import licence_lines, licence_note
 from unembed.encoders.vectors import as_unit_vectors
-from unembed.errors import CheckpointError
+from unembed.errors import CheckpointError, ConfigError
 from unembed.tokenizer import TextTokenizer
 
 DEFAULT = "minilm"
-
-
-@dataclass(frozen=True)
-class Inversion:
-    """One recovered text.
-
-    Attributes:
-        text: The text.
-        token_ids: Its content tokens, up to the end token.
-        confidences: Probability the denoiser gave each of them when it was unmasked, 0 to 1.
-        passes: Denoiser passes spent.
-        encoder_calls: Texts embedded on the way (0: the vector alone was used).
-        order: Pass, from 1, in which each token was unmasked for the last time.
-        cosine: Between the vector and that of the text, where it was embedded; else None.
-    """
-
-    text: str
-    token_ids: list[int]
-    confidences: list[float]
-    passes: int
-    encoder_calls: int
-    order: list[int] = field(default_factory=list)
-    cosine: float | None = None
 
 
 class Inverter(
@@ -201,7 +180,7 @@ class Inverter(
     def map_vectors(self, embeddings: Any) -> NDArray[np.float32]:
         """Unit vectors [N, D] in the encoder's space; raises what `invert` does."""
         if self.alignment is None:
-            return as_unit_vectors(embeddings, self.encoder.dimension)
+            return as_unit_vectors(embeddings, self.encoder.dimension, self.encoder.name)
         return self.alignment(embeddings)
 
     def require_encoder(self, encoder: Encoder) -> None:
@@ -240,7 +219,7 @@ class Inverter(
             decoding: How to decode: a `Decoding`, or the text of one (``"greedy:steps=16"``).
             encoder: The encoder that made the vectors, for a strategy that calls it.
             seed: Of the strategies that sample; each vector draws from (seed, its index).
-            batch_size: Vectors decoded together; changes the speed, not the texts.
+            batch_size: Vectors decoded together; changes the speed, and logits to rounding only.
             first_index: Index of the first vector, for callers that hand over a part at a time.
             draws: For each vector the (seed, index) it draws from, in place of the two above: for
                 callers that put vectors of several calls together.
@@ -248,8 +227,8 @@ class Inverter(
             before_pass: Called before every denoiser pass, those that are no step of their own
                 among them; what it raises ends the work.
             **settings: In place of ``decoding`` the keywords of `Decoding.of`: ``strategy``,
-                ``steps``, ``guidance``, ``repetition``, ``encoder_calls`` and the strategy's
-                options, each by its name or all in a mapping ``options``.
+                ``steps``, ``guidance``, ``repetition``, ``encoder_calls``, ``length`` and the
+                strategy's options, each by its name or all in a mapping ``options``.
 
         Returns:
             One result per vector, in order.
@@ -270,13 +249,13 @@ class Inverter(
             self.require_encoder(encoder)
         if draws is None:
             draws = [(seed, first_index + row) for row in range(len(vectors))]
-        denoiser = self._processed(decoding)
+        spec, denoiser = self._spec(decoding), self._processed(decoding)
         if before_pass is not None:
             denoiser = with_callback(denoiser, before_pass)
         results: list[Inversion] = []
         for start in range(0, len(vectors), batch_size):
             part = vectors[start : start + batch_size]
-            seeds = [_mix(*draw) for draw in draws[start : start + batch_size]]
+            seeds = [mix_seed(*draw) for draw in draws[start : start + batch_size]]
             oracle = None
             if calls_encoder and encoder is not None:
                 oracle = EncoderOracle(encoder, self.tokenizer, part, decoding.encoder_calls)
@@ -284,7 +263,7 @@ class Inverter(
                 decoded = decoding.strategy(
                     denoiser,
                     torch.from_numpy(part).to(self.compute.device),
-                    self.spec,
+                    spec,
                     steps=decoding.steps,
                     generators=[torch.Generator().manual_seed(k) for k in seeds],
                     on_step=on_step,
@@ -298,6 +277,18 @@ class Inverter(
     def warm_up(self) -> None:
         """Put the network into its fast form now, before several threads ask for it at once."""
         self._fast_denoiser()
+
+    def _spec(self, decoding: Decoding) -> SequenceSpec:
+        """What a decoding fills, the end of every text included where it says how long they are."""
+        if decoding.length is None:
+            return self.spec
+        if not self.spec.has_end or decoding.length >= self.length:
+            raise ConfigError(
+                f"a length of 1 to {self.length - 1} tokens, what this inverter writes",
+                str(decoding.length),
+                "Correct --length",
+            )
+        return replace(self.spec, content=decoding.length)
 
     def _processed(self, decoding: Decoding) -> DenoiserFn:
         """The network in its fast form, with what a decoding does to its logits."""
@@ -315,7 +306,7 @@ class Inverter(
         if not isinstance(network, Denoiser):  # whatever else was put in its place
             substitute: DenoiserFn = network
             return substitute
-        weights = [(p.data_ptr(), p._version) for p in self.denoiser.parameters()]
+        weights = _weights_version(self.denoiser)
         if self._onnx is not None and self.compute == choose_compute("cpu", "float32"):
             source, session = self._onnx
             if source == (self.denoiser, weights):
@@ -397,35 +388,45 @@ class Inverter(
     def _from_pretrained(cls, *, model_id: str, **kwargs: Any) -> Inverter:
         return _load(Path(snapshot_download(model_id, **kwargs)))
 
-    def _save_pretrained(self, save_directory: Path) -> None:
-        save_checkpoint(
-            Checkpoint(
-                self.denoiser,
-                self.tokenizer,
-                self.encoder,
-                self.diffusion,
-                self.trained,
-                self.card,
-                self.fingerprint,
-                self.storage,
-                self.curves,
-            ),
-            save_directory,
-        )
+    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> str | None:
+        """Write the inverter's folder; an earlier one there stays whole if that fails.
+
+        Args:
+            save_directory: The folder, made where it is not there.
+            kwargs: ``push_to_hub=True``, ``repo_id`` and others of `ModelHubMixin.push_to_hub`.
+
+        Raises:
+            CheckpointError: The weights do not fit the format, or the disk refused.
+        """
+        folder = Path(save_directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        old = self.card is None and (folder / CARD).exists()
+        card = None if old else str(self.generate_model_card())
+        parts = (self.denoiser, self.tokenizer, self.encoder, self.diffusion, self.trained, card)
+        save_checkpoint(Checkpoint(*parts, self.fingerprint, self.storage, self.curves), folder)
+        if not kwargs.pop("push_to_hub", False):
+            return None
+        name = kwargs.pop("repo_id", None) or folder.name
+        return cast(str, self.push_to_hub(repo_id=name, **kwargs))
 
     def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
         """Return the card given at construction, or a short one from the facts at hand."""
         if self.card is not None:
             return ModelCard(self.card)
         return ModelCard(
-            "---\nlibrary_name: unembed\nlicense: apache-2.0\n---\n"
+            f"---\nlibrary_name: unembed\n{licence_lines(self.encoder.name)}\n---\n"
             f"# Inverter for {self.encoder.name}\n\nRecovers text from embeddings of "
-            f"{self.encoder.describe()}, at most {self.length - 1} tokens.\n"
+            f"{self.encoder.describe()}, at most {self.length - 1} tokens.\n\n"
+            f"{licence_note(self.encoder.name)}\n"
         )
 
 
 def export_folder(folder: Path, out: Path) -> None:
-    """Write the denoiser of a folder as ONNX; a CPU decodes with its own ``denoiser.onnx``.
+    """Write the denoiser of an inverter's folder as ONNX (`unembed.backends.onnx.export_onnx`).
+
+    Args:
+        folder: From `Inverter.save_pretrained`.
+        out: File to write. ``denoiser.onnx`` in the folder itself is what a CPU then decodes with.
 
     Raises:
         CheckpointError: Not an inverter's folder, or the file cannot be written.
@@ -439,12 +440,11 @@ def _load(folder: Path) -> Inverter:
     inverter = Inverter.__new__(Inverter)
     inverter._set_up(checkpoint)
     if (folder / FILE).is_file() and onnx_is_here():
-        weights = [(p.data_ptr(), p._version) for p in inverter.denoiser.parameters()]
-        inverter._onnx = (inverter.denoiser, weights), OnnxDenoiser(folder / FILE)
+        source = inverter.denoiser, _weights_version(inverter.denoiser)
+        inverter._onnx = source, OnnxDenoiser(folder / FILE)
     return inverter
 
 
-def _mix(seed: int, index: int) -> int:
-    """Make a generator's seed for one vector of a call."""
-    words: Sequence[int] = np.random.SeedSequence([seed, index]).generate_state(2).tolist()
-    return words[0] << 31 | words[1] >> 1
+def _weights_version(denoiser: Denoiser) -> list[tuple[int, int]]:
+    """Identify the weights: where each lies and how often it was written to."""
+    return [(p.data_ptr(), p._version) for p in denoiser.parameters()]

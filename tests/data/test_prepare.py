@@ -8,8 +8,15 @@ import numpy as np
 import pytest
 
 from unembed.config import Config
-from unembed.data.manifest import MANIFEST, TOKENIZER, read_manifest, shard_names, source_digest
-from unembed.data.pairs import Pairs
+from unembed.data.pairs import (
+    MANIFEST,
+    TOKENIZER,
+    Pairs,
+    difference,
+    read_manifest,
+    shard_names,
+    source_digest,
+)
 from unembed.data.pieces import cut_pieces
 from unembed.data.prepare import PrepareProgress, prepare_pairs
 from unembed.encoders.fake import FakeEncoder
@@ -240,12 +247,23 @@ def test_a_wrong_column_is_refused_before_anything_is_written(tmp_path, tiny_con
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("name", ["tokenizer.json", "manifest.json"])
+def test_prepare_pairs_refuses_a_source_that_it_would_write_over(
+    tmp_path, tiny_config, encoder, name
+):
+    source = tmp_path / name
+    source.write_text('{"text": "the cat sleeps by the river."}\n', encoding="utf-8")
+    with pytest.raises(DataError, match="an --out outside of"):
+        prepare_pairs(source, tmp_path, tiny_config, encoder)
+    assert source.read_text().startswith('{"text"')
+
+
 @pytest.mark.parametrize("inside", [".", "pairs", "deep/pairs"])
 def test_pairs_are_not_written_among_their_texts(tmp_path, tiny_config, encoder, inside):
     source = tmp_path / "texts"
     source.mkdir()
     (source / "a.txt").write_text("the cat sleeps by the river.\n", encoding="utf-8")
-    with pytest.raises(DataError, match="an --out folder outside of"):
+    with pytest.raises(DataError, match="an --out outside of"):
         prepare_pairs(source, source / inside, tiny_config, encoder)
     assert [path.name for path in source.iterdir()] == ["a.txt"]
 
@@ -366,3 +384,11 @@ def test_a_folder_without_the_younger_keys_is_read_and_gone_on_with(
     after = contents(out)
     assert {**after, MANIFEST: b""} == {**before, MANIFEST: b""}
     Pairs.open(out).require_encoder(encoder)
+
+
+def test_difference_is_told_in_words_and_without_digests():
+    mine = {"name": "mine.txt", "bytes": 9, "column": "text", "digest": "a" * 64}
+    other = {**mine, "name": "other.txt", "digest": "b" * 64}
+    assert difference(mine, other) == ("name mine.txt", "name other.txt")
+    assert difference(mine, {**mine, "digest": "b"})[1] == "digest b"
+    assert difference("a", None) == ("a", "None")

@@ -15,8 +15,7 @@ import pytest
 
 from unembed.config import Config
 from unembed.data import prepare as encode
-from unembed.data.manifest import MANIFEST, read_manifest, shard_names
-from unembed.data.pairs import Pairs
+from unembed.data.pairs import MANIFEST, Pairs, read_manifest, shard_names
 from unembed.data.prepare import prepare_pairs
 from unembed.encoders.fake import FakeEncoder
 from unembed.encoders.fingerprint import PROBES

@@ -11,11 +11,9 @@ from tokenizers import Tokenizer
 
 from unembed.config import Config, DataSection
 from unembed.data import vocabulary
-from unembed.data.manifest import MANIFEST, read_manifest
-from unembed.data.pairs import Pairs
+from unembed.data.pairs import MANIFEST, Pairs, read_manifest
 from unembed.data.pieces import cut_pieces
-from unembed.data.prepare import prepare_pairs
-from unembed.data.vocabulary import choose_tokens, count_tokens
+from unembed.data.prepare import choose_tokens, count_tokens, prepare_pairs
 from unembed.encoders.fake import FakeEncoder
 from unembed.errors import DataError
 from unembed.tokenizer import TextTokenizer, from_transformers, ids_of, ranges_of

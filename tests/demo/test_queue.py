@@ -6,9 +6,8 @@ import pytest
 
 from unembed.decoding import Decoding
 from unembed.demo.limits import Limits
-from unembed.demo.metrics import Metrics
-from unembed.demo.problems import ProblemError
-from unembed.demo.queue import AbandonedError, Job, Worker
+from unembed.demo.queue import AbandonedError, Job, Metrics, Worker
+from unembed.demo.schemas import ProblemError
 from unembed.errors import EncoderError
 
 GREEDY = Decoding.of("greedy", steps=4)

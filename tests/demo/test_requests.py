@@ -5,9 +5,8 @@ import pytest
 from pydantic import ValidationError
 
 from unembed.demo import requests
-from unembed.demo.problems import ProblemError, invalid
 from unembed.demo.requests import EventStream, parse_body
-from unembed.demo.schemas import DecodeRequest, InvertRequest
+from unembed.demo.schemas import DecodeRequest, InvertRequest, ProblemError, invalid
 
 from .tiny import tiny_demo
 

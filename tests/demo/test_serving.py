@@ -19,7 +19,7 @@ from starlette.testclient import TestClient
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
 
-from unembed.demo.metrics import Metrics
+from unembed.demo.queue import Metrics
 from unembed.demo.server import configure, proxies_of
 from unembed.errors import ConfigError
 

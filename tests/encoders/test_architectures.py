@@ -8,8 +8,7 @@ import torch
 from sentence_transformers import SentenceTransformer
 
 from unembed.config import Config
-from unembed.data.manifest import read_manifest
-from unembed.data.pairs import Pairs
+from unembed.data.pairs import Pairs, read_manifest
 from unembed.data.prepare import prepare_pairs
 from unembed.device import choose_compute
 from unembed.encoders.fingerprint import preflight

@@ -116,7 +116,10 @@ def test_check_texts_returns_a_list_of_any_iterable():
 
 @pytest.mark.parametrize(
     ("texts", "message"),
-    [("a dog", "a list of texts; found the single 'a dog'"), (["a", None], "None at position 1")],
+    [
+        ("a dog", "a list of texts; found the lone string 'a dog'"),
+        (["a", None], "None at position 1"),
+    ],
 )
 def test_check_texts_refuses_a_lone_string_and_what_is_no_text(texts, message):
     with pytest.raises(EmbeddingError, match=message):

@@ -3,7 +3,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from unembed.evaluation.bootstrap import Figure, Tally, block_count, draw_blocks, summarise
+from unembed.evaluation.bootstrap import (
+    Figure,
+    Tally,
+    block_count,
+    draw_blocks,
+    put_in_words,
+    summarise,
+)
 from unembed.evaluation.metrics import CALIBRATION, COLUMNS, CORPUS_BLEU, METRICS
 
 
@@ -102,3 +109,39 @@ def test_every_resample_draws_as_many_blocks_as_there_are():
     assert weights.shape == (50, 7)
     assert (weights.sum(axis=1) == 7).all()
     assert np.array_equal(weights, draw_blocks(7, seed=3, resamples=50))
+
+
+def figures(recall, exact=0.0, half=0.02, **spans):
+    means = {"token-set recall": recall, "exact match": exact, **spans}
+    return {name: Figure(mean, mean - half, mean + half, 200) for name, mean in means.items()}
+
+
+@pytest.mark.parametrize(
+    ("recall", "exact", "words"),
+    [
+        (0.01, 0.0, "Hardly any of the words come back (1%, n = 200), no text whole"),
+        (0.33, 0.0, "About a third of the words come back (33%, n = 200), no text whole"),
+        (0.51, 0.032, "About half of the words come back (51%, n = 200), one text in 31 whole"),
+        (0.90, 0.8, "Nearly all of the words come back (90%, n = 200), 80% of the texts whole"),
+        (1.0, 1.0, "All of the words come back (100%, n = 200), every text whole"),
+    ],
+)
+def test_put_in_words_begins_with_how_much_came_back(recall, exact, words):
+    assert put_in_words({"inverter": figures(recall, exact)}, ["inverter"], []).startswith(words)
+
+
+def test_put_in_words_compares_with_guessing_and_search():
+    rows = {
+        "greedy": figures(0.4),
+        "best-of": figures(0.6, names=0.3),
+        "shuffled embedding": figures(0.1),
+        "nearest training text": figures(0.35),
+    }
+    text = put_in_words(rows, ["greedy", "best-of"], [])
+    assert text.startswith("About three fifths of the words come back with best-of (60%")
+    assert "30% of the names" in text
+    assert "the vector of another text gives 10%" in text and "no leak" not in text
+    assert "the nearest training text has 35%" in text
+    rows["shuffled embedding"] = figures(0.59)
+    assert "no leak beyond guessing" in put_in_words(rows, ["greedy", "best-of"], [])
+    assert put_in_words({"a": {"token-set recall": None}}, ["a"], []).startswith("Nothing")

@@ -21,7 +21,7 @@ from unembed.evaluation.leaked import (
     curve_table,
     word_f1,
 )
-from unembed.evaluation.report import write_curve
+from unembed.evaluation.report.plots import write_curve
 
 UNSEEN = 40  # dimensions of the encoder nobody trained for
 
@@ -118,7 +118,10 @@ def test_leaked_pairs_blocks_of_lines_that_are_damaged(encoder, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"column": "body"}, r"a column 'body'.*Pass --column with the one that holds the text"),
+        (
+            {"column": "body"},
+            r"a column 'body'.*Pass --text-column with the one that holds the text",
+        ),
         ({"key": "vec"}, r"a column 'vec'"),
     ],
 )
@@ -188,7 +191,7 @@ def test_align_pairs_refuses_another_encoder(inverter, halves):
 def test_align_pairs_of_rows_that_do_not_belong_together_is_doubted(
     inverter, encoder, texts, tmp_path
 ):
-    path = write(tmp_path / "p.parquet", texts, unseen(encoder, texts)[::-1])
+    path = write(tmp_path / "p.parquet", texts, unseen(encoder, texts[40:] + texts[:40]))
     assert "predicts nothing" in align_pairs(inverter, encoder, LeakedPairs(path)).doubt()
 
 
@@ -198,17 +201,21 @@ def test_align_pairs_of_rows_that_do_not_belong_together_is_doubted(
 def test_evaluate_inverts_the_vectors_that_come_with_the_texts(inverter, encoder, halves):
     leaked, held_out = halves
     alignment = align_pairs(inverter, encoder, leaked)
-    report = evaluate(inverter.aligned(alignment), encoder, held_out, limit=20)
-    assert report.settings["alignment"]["digest"] == alignment.digest
+    ((texts, vectors),) = held_out.blocks()
+    report = evaluate(inverter.aligned(alignment), encoder, texts, vectors=vectors, limit=20)
+    assert report.settings["alignment"] == alignment.describe()
+    assert any("mapped" in note for note in report.notes)
     rows = report.rows
     assert rows["inverter"]["token-set F1"].mean > rows["shuffled embedding"]["token-set F1"].mean
-    whole = {text for block, _ in held_out.blocks() for text in block}
-    assert {example.original for example in report.examples} <= whole  # not cut into pieces
+    assert {example.original for example in report.examples} <= set(texts)  # not cut into pieces
+    without = evaluate(inverter.aligned(alignment), None, texts, vectors=vectors, limit=20)
+    f1 = without.rows["inverter"]["token-set F1"]
+    assert f1 == rows["inverter"]["token-set F1"]
 
 
 def test_evaluate_of_an_aligned_inverter_wants_vectors(inverter, encoder, halves, passages):
     aligned = inverter.aligned(align_pairs(inverter, encoder, halves[0]))
-    with pytest.raises(DataError, match="texts beside their vectors"):
+    with pytest.raises(DataError, match="stored vectors of"):
         evaluate(aligned, encoder, passages, limit=4)
 
 

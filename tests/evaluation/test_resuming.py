@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from unembed.errors import DataError
 from unembed.evaluation import rows as recovering
 from unembed.evaluation.evaluate import evaluate
+from unembed.files import locked
 from unembed.inverter import Inverter
 
 ROOT = Path(__file__).parents[2]
@@ -116,3 +118,9 @@ def lines(out):
     """Finished recoveries of the inverter's row."""
     found = list(out.glob("decoded/inverter-*.jsonl"))
     return max(0, found[0].read_bytes().count(b"\n") - 1) if found else 0
+
+
+def test_evaluate_refuses_a_folder_that_is_written_to(lookup, encoder, passages, tmp_path):
+    with locked(tmp_path), pytest.raises(DataError, match="another process"):
+        evaluate(lookup, encoder, passages, limit=20, folder=tmp_path)
+    assert not lookup.calls

@@ -60,6 +60,8 @@ def test_the_card_says_what_the_run_was(run, tmp_path):
     progress, facts = saved.progress, saved.facts
     assert ModelCard(text).data.to_dict()["library_name"] == "unembed"
     assert "# Inverter for fake, texts of up to 11 tokens" in text
+    assert ModelCard(text).data.to_dict()["license"] == "other", "whose words the table starts from"
+    assert "`fake`, whose licence is not known here" in text
     assert f"{progress.step:,} steps of 8 pairs" in text and f"{progress.pairs:,} pairs" in text
     assert f"on {CPU.describe()}" in text and f"{progress.best_loss:.4f}" in text
     (settings,) = re.findall(r"```yaml\n(.*?)```", text, flags=re.DOTALL)

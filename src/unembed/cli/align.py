@@ -34,11 +34,15 @@ def align(
         str, typer.Option("--to", help="The inverter: shipped name, folder or Hub repository.")
     ] = "minilm",
     out: Annotated[Path, typer.Option("--out", help="Folder for the map.")] = Path("alignment"),
-    column: Annotated[str, typer.Option("--column", help="Column or key of the text.")] = "text",
-    vectors: Annotated[
+    column: Annotated[
         str | None,
-        typer.Option("--vectors", help="Column or key of the vector; the usual names are tried."),
+        typer.Option(
+            "--column", "--key", help="Column or key of the vector; usual names are tried."
+        ),
     ] = None,
+    text_column: Annotated[
+        str, typer.Option("--text-column", help="Column or key of the text.")
+    ] = "text",
     name: Annotated[
         str | None, typer.Option("--name", help="Of the encoder that made the vectors.")
     ] = None,
@@ -55,7 +59,7 @@ def align(
     from unembed.cli.display import StageDisplay, to_json
     from unembed.evaluation.leaked import LeakedPairs, align_pairs
 
-    leaked = LeakedPairs(pairs, column, vectors)
+    leaked = LeakedPairs(pairs, text_column, column)
     next(leaked.blocks(), None)  # a wrong file fails before the encoder is loaded
     inverter = make_inverter(to, None, device)
     model = make_encoder(encoder_settings(inverter, encoder), device, trust_remote_code)

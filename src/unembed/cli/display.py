@@ -26,8 +26,10 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from unembed.cli.options import OUTPUT
 from unembed.encoders.base import EncoderIdentity
 from unembed.errors import DataError
+from unembed.files import install_line
 
 if TYPE_CHECKING:  # torch is 200 MB that collecting texts does not need
     from unembed.data.collect.collect import CollectProgress
@@ -66,13 +68,21 @@ class _Display:
 
     def __init__(self, *columns: str) -> None:
         self.bar = _bar(*columns)
+        self.bar.disable = OUTPUT.quiet
+        self.started = False
 
     def __enter__(self) -> Any:
-        self.bar.start()
         return self
 
     def __exit__(self, *error: object) -> None:
-        self.bar.stop()
+        if self.started:
+            self.bar.stop()
+
+    def start(self) -> None:
+        """Show it; before there is progress an error would stand below an empty bar."""
+        if not self.started:
+            self.bar.start()
+            self.started = True
 
 
 class PrepareDisplay(_Display):
@@ -87,6 +97,7 @@ class PrepareDisplay(_Display):
 
     def update(self, progress: PrepareProgress) -> None:
         """Show how far the preparation is."""
+        self.start()
         if self.first is None:
             self.first = progress
         elapsed = self.bar.tasks[0].elapsed or 1.0
@@ -99,26 +110,20 @@ class PrepareDisplay(_Display):
 
 
 class CollectDisplay(_Display):
-    """Texts kept and read, and time left; nothing before the first of them."""
+    """Texts kept and read, and time left."""
 
     def __init__(self, samples: int) -> None:
         super().__init__("{task.fields[read]} read")
         self.task = self.bar.add_task("collecting", total=samples, read=0)
-        self.started = False
-
-    def __enter__(self) -> CollectDisplay:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self.started:
-            self.bar.stop()
 
     def update(self, progress: CollectProgress) -> None:
         """Show how far the collection is."""
-        if not self.started:
-            self.bar.start()
-            self.started = True
+        self.start()
         self.bar.update(self.task, completed=progress.samples, read=progress.read)
+
+    def finish(self, count: int) -> None:
+        """Show that all are there; progress comes now and then only."""
+        self.bar.update(self.task, completed=count)
 
 
 class StageDisplay(_Display):
@@ -130,9 +135,15 @@ class StageDisplay(_Display):
 
     def update(self, stage: str, done: int, total: int) -> None:
         """Show how far a stage is."""
+        self.start()
         if stage not in self.tasks:
             self.tasks[stage] = self.bar.add_task(escape(stage), total=total or None)
         self.bar.update(self.tasks[stage], completed=done)
+
+    def say(self, text: str) -> None:
+        """Write a remark above the bars."""
+        if not OUTPUT.quiet:
+            self.bar.console.print(Text(text), soft_wrap=True)
 
 
 class TrainingDisplay(_Display):
@@ -143,7 +154,8 @@ class TrainingDisplay(_Display):
 
     def __init__(self, steps: int) -> None:
         super().__init__("{task.fields[figures]}")
-        self.bar.disable = os.environ.get("RANK", "0") != "0"  # of several processes the first
+        # Of several processes the first
+        self.bar.disable = OUTPUT.quiet or os.environ.get("RANK", "0") != "0"
         self.task = self.bar.add_task("training", total=steps, figures="")
 
     def __exit__(self, *error: object) -> None:
@@ -154,7 +166,8 @@ class TrainingDisplay(_Display):
         """Show a record of ``metrics.jsonl``."""
         step = int(record["step"])
         with suppress(OSError):
-            if "validation_loss" in record:
+            self.start()
+            if "validation_loss" in record and not OUTPUT.quiet:
                 figures = ", ".join(f"{k} {v:.4f}" for k, v in record.items() if k != "step")
                 self.bar.console.print(f"step {step}: {figures}")
                 return
@@ -245,7 +258,8 @@ def _round_trip_table(trip: RoundTrip) -> Table:
 def show_collection(manifest: dict[str, Any], out: Path) -> None:
     """Texts of each language, what was left out and why, and what was not to be had."""
     counts, shards = manifest["counts"], manifest["shards"]
-    sys.stdout.write(f"{counts['kept']} texts in {len(shards)} shards in {out}\n")
+    count = f"{len(shards)} shard{'s' * (len(shards) != 1)}"
+    sys.stdout.write(f"{counts['kept']} texts in {count} in {out}\n")
     summary = ", ".join(
         f"{lang} {numbers.get('kept', 0)}" for lang, numbers in counts["langs"].items()
     )
@@ -326,6 +340,8 @@ def show_evaluation(report: Evaluation, as_json: bool) -> None:
             *(_plain_mean(figures[name]) for name in ("passes", "encoder calls")),
         )
     console = Console()
+    console.print(Text(report.verdict))
+    console.print()
     console.print(table)
     for note in report.notes:
         console.print(Text(f"note: {note}"))
@@ -365,7 +381,8 @@ def show_inspection(report: Inspection, as_json: bool) -> None:
     before = report.vocabulary.get("before_trimming")
     size = f"{report.vocabulary['size']:,}" + (f" (trimmed from {before:,})" if before else "")
     shards = f"{report.shards}, {report.bytes / 2**20:.1f} MiB"
-    languages = "not known: install unembed[languages] to detect them, or pass --source"
+    line = install_line("languages")
+    languages = f"not known: `{line}` to detect them, or pass --source"
     if report.languages:
         languages = f"{_counts(report.languages, _MOST_LANGUAGES)} ({report.languages_are})"
     rows = {

@@ -2,128 +2,144 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 import unembed
 from unembed.cli.align import show_curve, warn
 from unembed.cli.options import (
+    AlignCurveOption,
     AlignOption,
     CheckpointOption,
     DenoiserDtypeOption,
     DeviceOption,
     EncoderOption,
+    LeakedOption,
+    QuietOption,
+    RangesOption,
     SeedOption,
+    SkipBadOption,
     StepsOption,
     StrategiesOption,
     StrategyOption,
+    TextColumnOption,
     TrustOption,
+    VectorsOption,
+    VerboseOption,
     encoder_settings,
+    interruptible,
     make_encoder,
     make_inverter,
+    note,
+    opened,
     read_decoding,
+    refuse_idle,
+    refuse_idle_calls,
 )
-from unembed.errors import ConfigError
+from unembed.errors import ConfigError, DataError, EncoderError
+
+TextsOption = Annotated[
+    Path | None,
+    typer.Option("--texts", help="Held-out texts: Parquet, JSONL, CSV, plain; or a folder."),
+]
+TrainPairsOption = Annotated[
+    Path | None,
+    typer.Option("--train-pairs", help="Prepared training pairs, for the nearest-text baseline."),
+]
+ColumnOption = Annotated[
+    str | None,
+    typer.Option(
+        "--column",
+        "--key",
+        help="Column or key of the texts (text if not set); with --embedding of the vectors.",
+    ),
+]
+ReportOption = Annotated[
+    Path | None,
+    typer.Option("--out", help="FILE.json: the figures. A folder: the report; goes on there."),
+]
+
+# What nobody means as the name of a folder
+_FILES = (".csv", ".html", ".jsonl", ".md", ".npy", ".parquet", ".pdf", ".tsv", ".txt", ".yaml")
 
 
 def evaluate(
-    texts: Annotated[Path, typer.Option("--texts", help="Held-out texts: Parquet, JSONL, txt.")],
+    context: typer.Context,
+    texts: TextsOption = None,
+    embedding: VectorsOption = None,
     checkpoint: CheckpointOption = None,
-    train_pairs: Annotated[
-        Path | None,
-        typer.Option(
-            "--train-pairs", help="Prepared training pairs, for the nearest-text baseline."
-        ),
-    ] = None,
+    train_pairs: TrainPairsOption = None,
     limit: Annotated[int, typer.Option("--limit", min=2, help="Pieces to evaluate.")] = 1000,
-    column: Annotated[str, typer.Option("--column", help="Column that holds the text.")] = "text",
+    column: ColumnOption = None,
+    text_column: TextColumnOption = None,
+    ranges: RangesOption = None,
+    skip_bad: SkipBadOption = False,
     strategy: StrategyOption = "greedy",
     strategies: StrategiesOption = None,
     steps: StepsOption = None,
     seed: SeedOption = 0,
-    out: Annotated[
-        Path | None,
-        typer.Option("--out", help="FILE.json: the figures. A folder: the report; goes on there."),
-    ] = None,
     align: AlignOption = None,
-    vectors: Annotated[
-        str | None,
-        typer.Option(
-            "--vectors",
-            help="With --align: column of --texts that holds their vectors; the usual names are "
-            "tried.",
-        ),
-    ] = None,
-    align_curve: Annotated[
-        str | None,
-        typer.Option(
-            "--align-curve",
-            metavar="1,10,…",
-            help="Leak against the number of leaked pairs, with vectors beside --texts.",
-        ),
-    ] = None,
-    leaked: Annotated[
-        Path | None,
-        typer.Option("--leaked", help="For --align-curve: pairs of text and vector that leaked."),
-    ] = None,
+    align_curve: AlignCurveOption = None,
+    leaked: LeakedOption = None,
+    out: ReportOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     encoder: EncoderOption = None,
     device: DeviceOption = "auto",
     dtype: DenoiserDtypeOption = None,
     trust_remote_code: TrustOption = False,
+    quiet: QuietOption = False,
+    verbose: VerboseOption = False,
 ) -> None:
-    """Measure what held-out texts' embeddings give away, beside baselines."""
-    from unembed.cli.display import StageDisplay, show_evaluation
-    from unembed.data.manifest import write_json
-    from unembed.data.pairs import Pairs
-    from unembed.errors import DataError
-    from unembed.evaluation.leaked import LeakedPairs
-    from unembed.evaluation.leaked import align_curve as measure_curve
-    from unembed.evaluation.report import write_curve, write_report
-    from unembed.evaluation.samples import PassageFile
-    from unembed.files import require_apart
+    """Measure what held-out texts' embeddings give away, beside baselines.
 
-    if out is not None and not out.parent.is_dir():
-        raise DataError(f"a folder for {out}", f"nothing at {out.parent}", "Create it first")
-    folder = out if out is not None and out.suffix != ".json" else None
-    if folder is not None:
-        require_apart(texts, folder)
-    counts = _counts(align_curve, leaked, align, strategies)
-    paired = align is not None or counts is not None or vectors is not None
-    held_out = LeakedPairs(texts, column, vectors)
-    passages = held_out if paired else PassageFile(texts, column)
-    next(iter(passages), None)  # a wrong file fails before the encoder is loaded
+    --embedding: stored vectors with the texts beside them (--text-column), or in --texts.
+    """
+    from unembed.cli.display import StageDisplay, show_evaluation
+    from unembed.data.pairs import Pairs, write_json
+    from unembed.evaluation.report import write_report
+
+    folder = _folder(out, [path for path in (texts, embedding) if path is not None])
+    if embedding is None:
+        idle = ("text_column", "ranges", "skip_bad")
+        refuse_idle(context, "with --embedding only", "--texts alone", *idle)
+        passages = _passages(texts, column)
+    counts = _counts(context, align_curve, leaked, embedding)
+    specs = _strategies(context, strategy, strategies, steps)
+    source = None if embedding is None else _source(embedding, column, skip_bad, ranges)
     pairs = Pairs.open(train_pairs) if train_pairs is not None else None
     inverter = make_inverter(checkpoint, None, device, dtype).aligned(align)
     warn(inverter.alignment)
-    model = make_encoder(encoder_settings(inverter, encoder), device, trust_remote_code)
-    if counts is not None and leaked is not None:
-        pool = LeakedPairs(leaked, column, vectors)
-        how = read_decoding(strategy, steps=steps)
-        with StageDisplay() as display:
-            curve = measure_curve(
-                inverter, model, pool, held_out, counts,
-                limit=limit, decoding=how, seed=seed, progress=display.update,
-            )  # fmt: skip
-        if out is not None:
-            write_curve(curve, out)
-        show_curve(curve, as_json)
+    needed = source is None or encoder is not None or _ask_encoder(specs, steps) or bool(counts)
+    where = encoder_settings(inverter, encoder)
+    model = _encoder(inverter, needed, where, device, trust_remote_code)
+    if counts:
+        files, columns = (leaked, embedding), (text_column or "text", column)
+        _curve(inverter, model, files, columns, counts, limit, read_decoding(strategy, steps=steps),
+               seed, out, as_json)  # fmt: skip
         return
-    with StageDisplay() as display:
+    way_on = "the same command goes on" if folder else "with --out FOLDER it could have gone on"
+    with interruptible(way_on), opened(source) as vectors, StageDisplay() as display:
+        if vectors is not None:
+            passages = _stored(vectors, inverter, text_column, texts)
         report = unembed.evaluate(
             inverter,
             model,
             passages,
             train_pairs=pairs,
             limit=limit,
-            strategy=strategies.split(",") if strategies is not None else strategy,
+            strategy=specs,
             steps=steps,
             seed=seed,
             folder=folder,
             progress=display.update,
+            announce=display.say,
         )
+    if vectors is not None:
+        left_out = [f"vectors left out: {reason}" for reason in vectors.describe_left_out()]
+        report = replace(report, notes=[*vectors.notes, *left_out, *report.notes])
     if folder is not None:
         write_report(report, folder)
     elif out is not None:
@@ -131,20 +147,145 @@ def evaluate(
     show_evaluation(report, as_json)
 
 
-def _counts(
-    curve: str | None, leaked: Path | None, align: str | None, strategies: str | None
-) -> list[int] | None:
-    """The numbers of pairs of a curve, ascending; None where none was asked for."""
-    if curve is None:
-        if leaked is not None:
-            raise ConfigError("--leaked with --align-curve", "no --align-curve", "Pass both")
+def _folder(out: Path | None, sources: list[Path]) -> Path | None:
+    """The folder of the report, if --out is one; a wrong --out fails before anything is done."""
+    from unembed.files import require_apart
+
+    if out is None:
         return None
+    if not out.absolute().parent.is_dir():
+        raise DataError(f"a folder for {out}", f"nothing at {out.parent}", "Create it first")
+    for source in sources:
+        require_apart(source, out)
+        if out.resolve() == source.resolve():
+            raise DataError(f"a place to write {out}", "what is read", "Choose another --out")
+    if out.suffix == ".json":
+        if out.is_dir():
+            raise DataError(f"a file at {out}", "a folder", "Choose another --out")
+        return None
+    if out.is_file() or (out.suffix.lower() in _FILES and not out.is_dir()):
+        there = "a file" if out.is_file() else f"the name of a {out.suffix} file"
+        fix = "Say FILE.json for the figures, or a folder for the whole report"
+        raise DataError("--out as FILE.json or a folder", f"{out}, {there}", fix)
+    return out
+
+
+def _passages(texts: Path | None, column: str | None) -> Any:
+    """The texts to cut and embed; a wrong file fails before the encoder is loaded."""
+    from unembed.evaluation.samples import PassageFile
+    from unembed.files import file_format, text_files
+
+    if texts is None:
+        raise ConfigError("--texts, or --embedding", "neither", "Pass the texts to measure")
+    if column is not None and {file_format(file) for file in text_files(texts)} == {".txt"}:
+        raise ConfigError("--column for texts in columns only", f"{texts}", "Leave it out")
+    passages = PassageFile(texts, column or "text")
+    next(iter(passages), None)
+    return passages
+
+
+def _source(path: Path, column: str | None, skip_bad: bool, ranges: str | None) -> Any:
+    from unembed.vectors.numbers import Ranges
+    from unembed.vectors.read import STDIN, VectorFile
+
+    limits = None if ranges is None else Ranges.parse(ranges)
+    source = VectorFile(path, column, skip_bad, ranges=limits)
+    if str(path) != STDIN:
+        source.parts()  # a wrong path fails before the inverter is loaded
+    return source
+
+
+def _stored(source: Any, inverter: unembed.Inverter, column: str | None, texts: Path | None) -> Any:
+    """The stored vectors with their texts, of the same table or of a file of their own."""
+    from unembed.evaluation.samples import StoredPassages
+
+    lines = None if texts is None else _passages(texts, column)
+    return StoredPassages(source, inverter.dimension, column or "text", lines)
+
+
+def _strategies(
+    context: typer.Context, strategy: str, strategies: str | None, steps: int | None
+) -> str | list[str]:
+    """How to decode; settings that nothing would come of are refused."""
+    from unembed.evaluation.rows import name_attacks
+
+    if strategies is not None:
+        refuse_idle(context, "without --strategies only", "both", "strategy")
+    specs = strategy if strategies is None else strategies.split(",")
+    attacks = name_attacks(specs, steps)
+    for attack in attacks.values():
+        refuse_idle_calls(attack.decoding)
+    if steps is not None and name_attacks(specs, 1) == name_attacks(specs, 2):
+        raise ConfigError("--steps for a strategy that does not say", str(specs), "Leave it out")
+    return specs
+
+
+def _ask_encoder(specs: str | list[str], steps: int | None) -> bool:
+    from unembed.evaluation.rows import name_attacks
+
+    attacks = name_attacks(specs, steps).values()
+    return any(attack.decoding.strategy.needs_encoder for attack in attacks)
+
+
+def _encoder(
+    inverter: unembed.Inverter, needed: bool, where: dict[str, Any], device: str, trust: bool
+) -> Any:
+    """The encoder; None where stored vectors can be measured without one that is not here."""
+    try:
+        model = make_encoder(where, device, trust)
+        inverter.require_encoder(model)
+    except EncoderError as error:
+        if needed:
+            raise
+        note(f"the encoder is not at hand, so no cosine is measured: {error}")
+        return None
+    return model
+
+
+def _counts(
+    context: typer.Context, curve: str | None, leaked: Path | None, embedding: Path | None
+) -> list[int]:
+    """The numbers of pairs of a curve, ascending; none where no curve was asked for."""
+    if curve is None:
+        refuse_idle(context, "with --align-curve only", "--leaked alone", "leaked")
+        return []
     numbers = [number.strip().replace("_", "") for number in curve.split(",")]
     if not all(number.isdecimal() and int(number) for number in numbers):
         raise ConfigError("numbers of pairs as 1,10,100", repr(curve), "Correct --align-curve")
-    if leaked is None:
-        raise ConfigError("the pairs that leaked, for --align-curve", "none", "Pass --leaked")
-    for flag, value in (("--align", align), ("--strategies", strategies)):
-        if value is not None:
-            raise ConfigError("--align-curve by itself", flag, "Leave one of them out")
+    if leaked is None or embedding is None:
+        raise ConfigError(
+            "--leaked, the pairs that leaked, and --embedding, held-out vectors with their texts",
+            "--align-curve without one of them",
+            "Pass both",
+        )
+    idle = ("align", "strategies", "texts", "train_pairs", "ranges", "skip_bad")
+    refuse_idle(context, "without --align-curve only", "--align-curve", *idle)
     return sorted({int(number) for number in numbers})
+
+
+def _curve(
+    inverter: unembed.Inverter,
+    encoder: Any,
+    files: tuple[Any, Any],
+    columns: tuple[str, str | None],
+    counts: list[int],
+    limit: int,
+    decoding: Any,
+    seed: int,
+    out: Path | None,
+    as_json: bool,
+) -> None:
+    """Leak against the number of leaked pairs."""
+    from unembed.cli.display import StageDisplay
+    from unembed.evaluation.leaked import LeakedPairs, align_curve
+    from unembed.evaluation.report.plots import write_curve
+
+    leaked, held_out = (LeakedPairs(file, *columns) for file in files)
+    settings = {"limit": limit, "decoding": decoding, "seed": seed}
+    with interruptible("nothing is kept"), StageDisplay() as display:
+        curve = align_curve(
+            inverter, encoder, leaked, held_out, counts, **settings, progress=display.update
+        )
+    if out is not None:
+        write_curve(curve, out)
+    show_curve(curve, as_json)

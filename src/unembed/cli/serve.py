@@ -14,7 +14,10 @@ from unembed.cli.align import warn
 from unembed.cli.options import (
     DeviceOption,
     EncoderOption,
+    MapsOption,
+    QuietOption,
     TrustOption,
+    VerboseOption,
     encoder_settings,
     make_encoder,
     make_inverter,
@@ -28,13 +31,7 @@ def serve(
         list[str] | None,
         typer.Option("--checkpoint", help="Shipped name, folder or Hub repository. Repeatable."),
     ] = None,
-    align: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--align",
-            help="Offer a map by `unembed align` for vectors of another encoder. Repeatable.",
-        ),
-    ] = None,
+    align: MapsOption = None,
     encoder: EncoderOption = None,
     device: DeviceOption = "auto",
     trust_remote_code: TrustOption = False,
@@ -72,6 +69,8 @@ def serve(
     log_texts: Annotated[
         bool, typer.Option("--log-texts", help="Write texts and recoveries to the log.")
     ] = False,
+    quiet: QuietOption = False,
+    verbose: VerboseOption = False,
 ) -> None:
     """Serve the live demo: a page on which a vector turns back into text, and its API."""
     from unembed.files import require_extra

@@ -14,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unembed.data.pairs import Pairs
+from unembed.data.readers import read_texts
 from unembed.errors import DataError
-from unembed.files import atomic, file_format, has_extra, read_texts, require_extra, text_files
+from unembed.files import atomic, file_format, has_extra, require_extra, text_files
 
 _SAMPLE = 2000  # pairs decoded for languages and writing systems
 _CHUNK = 65_536

@@ -1,19 +1,26 @@
-"""Text files → prepared pairs on disk: token ids and embeddings, shard by shard, resumable."""
+"""Text files → prepared pairs on disk: token ids and embeddings, shard by shard, resumable.
+
+Which tokens of the vocabulary a corpus needs is counted first, where that is asked for.
+"""
 
 from __future__ import annotations
 
+import json
+import string
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import chain, count
+from itertools import chain, count, islice
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import pre_tokenizers
 
 from unembed.config import Config, DataSection
-from unembed.data.manifest import (
+from unembed.data.pairs import (
     FORMAT,
     MANIFEST,
     TOKENIZER,
@@ -25,22 +32,18 @@ from unembed.data.manifest import (
     source_digest,
     write_json,
 )
-from unembed.data.pieces import CUTTER, is_outdated
+from unembed.data.pieces import CUTTER, cut_pieces, is_outdated
+from unembed.data.readers import read_texts, require_texts
 from unembed.data.shards import CutShard, Job, Reads, Runner, ShardTask, make_here
-from unembed.data.vocabulary import choose_tokens, count_tokens
 from unembed.encoders.base import Encoder, EncoderIdentity, recorded_name
 from unembed.encoders.fingerprint import Fingerprint, make_fingerprint
 from unembed.errors import DataError
-from unembed.files import (
-    make_folder,
-    read_texts,
-    require_apart,
-    require_texts,
-    text_files,
-)
-from unembed.tokenizer import ids_of, load_tokenizer
+from unembed.files import locked, make_folder, remove_unfinished, require_apart, text_files
+from unembed.tokenizer import TextTokenizer, ids_of, load_tokenizer
 
 DIGEST = "digest"
+_BATCH = 4096
+_SPACE_SIGNS = "\u2581\u0120\u010a"  # SentencePiece's space; byte-level's space and line end
 
 
 @dataclass(frozen=True)
@@ -94,26 +97,23 @@ def prepare_pairs(
     """
     require_texts(source, column)
     require_apart(source, out)
+    if source.name in (MANIFEST, TOKENIZER):
+        require_apart(source, out / source.name)  # it would be written over
     job = _job(source, out, column, config.data, encoder)
     make_folder(out)
-    try:
-        with FileLock(out / ".lock", timeout=0):
-            job, manifest = _open_manifest(job)
-            damaged = list(_damaged(job, manifest)) if verify else []
-            if damaged or not manifest["complete"]:
-                job = _prove_encoder(job, encoder, manifest)
-                _begin(job, manifest)
-                tasks = chain(damaged, _missing(job, manifest, limit))
-                run = run or partial(make_here, encoder)
-                try:
-                    _write_shards(job, manifest, tasks, limit, progress, run)
-                finally:
-                    _sweep(out)
-            return manifest
-    except Timeout as error:
-        raise DataError(
-            f"{out} to be free", "another process writing to it", "Wait for it, or choose --out"
-        ) from error
+    with locked(out):
+        job, manifest = _open_manifest(job)
+        damaged = list(_damaged(job, manifest)) if verify else []
+        if damaged or not manifest["complete"]:
+            job = _prove_encoder(job, encoder, manifest)
+            _begin(job, manifest)
+            tasks = chain(damaged, _missing(job, manifest, limit))
+            run = run or partial(make_here, encoder)
+            try:
+                _write_shards(job, manifest, tasks, limit, progress, run)
+            finally:
+                _sweep(out)
+        return manifest
 
 
 def _job(source: Path, out: Path, column: str, settings: DataSection, encoder: Encoder) -> Job:
@@ -222,7 +222,8 @@ def _begin(job: Job, manifest: dict[str, Any]) -> None:
 
 def _sweep(out: Path) -> None:
     """Remove what workers, of this start or one that was killed, have begun and not handed in."""
-    for pattern in ("*.npy.*.tmp", ".*.tmp", f"{MANIFEST}.tmp"):  # the last: of older versions
+    remove_unfinished(out)
+    for pattern in ("*.npy.*.tmp", f"{MANIFEST}.tmp"):  # of workers; of older versions
         for path in out.glob(pattern):
             path.unlink(missing_ok=True)
 
@@ -296,3 +297,80 @@ def _no_piece(job: Job, dropped: dict[str, int]) -> DataError:
         f"none (left out: {dropped})" if dropped else "none",
         "Lower data.min_tokens or choose another source",
     )
+
+
+# The vocabulary
+
+
+def count_tokens(
+    texts: Iterable[str],
+    tokenizer: TextTokenizer,
+    settings: DataSection,
+    *,
+    limit: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> NDArray[np.int64]:
+    """How often each id occurs in the pieces of some passages, [V].
+
+    Args:
+        texts: Passages, read once and never held together.
+        tokenizer: With its whole vocabulary.
+        settings: How passages become pieces.
+        limit: Read no further than the batch that reaches this many pieces.
+        progress: Called after each batch with the passages read and the pieces counted.
+    """
+    counts = np.zeros(tokenizer.size, dtype=np.int64)
+    first, counted, iterator = 0, 0, iter(texts)
+    for batch in _batches(iterator):
+        # Whether pieces decode back takes as long to find out as the rest, and hardly counts
+        pieces = cut_pieces(batch, tokenizer, settings, first, round_trip=False)
+        ids = [token for piece in pieces for token in piece.token_ids]
+        counts += np.bincount(ids, minlength=tokenizer.size)
+        first, counted = first + len(batch), counted + len(pieces)
+        if progress is not None:
+            progress(first, counted)
+        if limit is not None and counted >= limit:
+            break
+    return counts
+
+
+def choose_tokens(
+    tokenizer: TextTokenizer, counts: NDArray[np.int64], min_count: int
+) -> tuple[int, ...]:
+    """The ids to keep: frequent tokens, and what is needed to spell the others.
+
+    Single characters are kept when they are ASCII or occur in a token that was seen; single bytes
+    (of byte-level vocabularies and of byte fallback) always; and the unknown token.
+
+    Args:
+        tokenizer: With its whole vocabulary.
+        counts: Of its ids, [V].
+        min_count: Occurrences from which a token is kept.
+    """
+    model = json.loads(tokenizer.definition)["model"]
+    prefix = model.get("continuing_subword_prefix") or ""
+    vocabulary = tokenizer.backend.get_vocab(with_added_tokens=True)
+    names = {token: name for name, token in vocabulary.items()}
+    occurring = np.flatnonzero(counts)
+    letters = set(string.printable) | set(_SPACE_SIGNS)
+    letters.update(*(names.get(int(token), "") for token in occurring))
+    if "ByteLevel" in tokenizer.definition:
+        letters.update(pre_tokenizers.ByteLevel.alphabet())
+    tokens = {int(token) for token in occurring if counts[token] >= min_count}
+    for name, token in vocabulary.items():
+        bare = name.removeprefix(prefix)
+        if bare in letters or _is_byte(name):
+            tokens.add(token)
+    unknown = model.get("unk_id", vocabulary.get(model.get("unk_token") or ""))
+    if isinstance(unknown, int):
+        tokens.add(unknown)
+    return tuple(sorted({*tokens, *tokenizer.special_ids}))
+
+
+def _is_byte(name: str) -> bool:
+    return len(name) == len("<0x00>") and name.startswith("<0x") and name.endswith(">")
+
+
+def _batches(iterator: Iterator[str]) -> Iterator[list[str]]:
+    while batch := list(islice(iterator, _BATCH)):
+        yield batch

@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from unembed.decoding.length_search import fixes_length
 from unembed.decoding.logits import sample, uniforms
 from unembed.decoding.sequential import Sequential
 from unembed.decoding.state import DenoisingState, after_end, scatter_masked
@@ -183,9 +184,10 @@ class TwoStage:
         """See `Strategy`; with one pass only there is no second stage."""
         state = DenoisingState(embedding, spec)
         total = (steps + 1) // 2
+        fixes = fixes_length(state, steps)
         for index in range(1, total + 1):
             if bool(state.masked.any()):
-                Sequential().step(state, denoiser, total - index + 1)
+                Sequential().step(state, denoiser, total - index + 1, fixes and index == 1)
             state.show(on_step, index, steps)
         later = steps - total
         if later:

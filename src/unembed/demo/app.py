@@ -19,12 +19,13 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
 import unembed
-from unembed.demo import problems, requests
+from unembed.demo import requests
 from unembed.demo.middleware import Guard
 from unembed.demo.models import Demo, describe_model
 from unembed.demo.requests import EventStream
 from unembed.demo.schemas import (
     EXAMPLES,
+    MEDIA_TYPE,
     DecodeRequest,
     EncodeOut,
     EncodeRequest,
@@ -32,17 +33,20 @@ from unembed.demo.schemas import (
     InvertOut,
     InvertRequest,
     ModelsOut,
+    ProblemError,
     ProblemOut,
     QueueOut,
     RandomOut,
     RequestBody,
+    on_http_error,
+    on_problem,
 )
 from unembed.demo.server import LOOPBACK
 from unembed.errors import UnembedError
 
 _GRACE = 10.0  # seconds in which the workers must have ended once everybody has an answer
 _STATIC = Path(__file__).parent / "static"
-_PROBLEM = {problems.MEDIA_TYPE: {"schema": ProblemOut.model_json_schema()}}
+_PROBLEM = {MEDIA_TYPE: {"schema": ProblemOut.model_json_schema()}}
 _REFUSALS: dict[int | str, dict[str, Any]] = {
     status: {"description": description, "content": _PROBLEM}
     for status, description in {
@@ -209,9 +213,9 @@ def create_app(demo: Demo, hosts: Sequence[str] = LOOPBACK, origins: Sequence[st
         telemetry={"tracing": False, "metrics": False, "logs": False},
     )
     app.state.demo = demo
-    app.add_exception_handler(problems.ProblemError, problems.on_problem)
-    app.add_exception_handler(UnembedError, problems.on_problem)
-    app.add_exception_handler(HTTPException, problems.on_http_error)
+    app.add_exception_handler(ProblemError, on_problem)
+    app.add_exception_handler(UnembedError, on_problem)
+    app.add_exception_handler(HTTPException, on_http_error)
     app.include_router(pages)
     app.include_router(api)
     app.mount("/static", StaticFiles(directory=_STATIC), name="static")

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,9 @@ from numpy.typing import NDArray
 from unembed.decoding import DEFAULT_STEPS, STRATEGIES, Decoding, DecodingStep, strategy_fields
 from unembed.demo.events import Speller, figures, is_news, step_event
 from unembed.demo.limits import Limits
-from unembed.demo.metrics import Metrics
 from unembed.demo.middleware import Clients
-from unembed.demo.problems import ProblemError
-from unembed.demo.queue import Job, Worker, require_listener
-from unembed.demo.schemas import MapOut, ModelOut, Option, StrategyOut
+from unembed.demo.queue import Job, Metrics, Worker, require_listener
+from unembed.demo.schemas import MapOut, ModelOut, Option, ProblemError, StrategyOut
 from unembed.encoders.alignment import Alignment
 from unembed.encoders.base import Encoder, EncoderIdentity, Progress
 from unembed.errors import ConfigError
@@ -32,6 +30,7 @@ from unembed.inverter import Inversion, Inverter
 from unembed.tokenizer import TextTokenizer
 
 DEFAULT_CALLS = 128  # where a strategy asks the encoder and the request does not say how often
+_OTHER_COMMAS = 1024  # of a body, beside those of its vectors or texts
 _PART = 16  # texts that the shared encoder embeds before others have their turn
 
 
@@ -288,6 +287,12 @@ class Demo:
         default_factory=lambda: ThreadPoolExecutor(1, thread_name_prefix="unembed bodies")
     )
 
+    @cached_property
+    def most_commas(self) -> int:
+        """Count the commas that a body with as many vectors or texts as are taken may have."""
+        widest = max(model.encoder.identity.dimension for model in self.models.values())
+        return self.limits.vectors * (max(widest, self.limits.text_chars) + 1) + _OTHER_COMMAS
+
     def find(self, name: str | None) -> ServedModel:
         """A model by its name; the default one without.
 
@@ -339,13 +344,13 @@ def describe_model(model: ServedModel, limits: Limits) -> ModelOut:
 
 
 def _describe_map(alignment: Alignment) -> MapOut:
-    known = bool(alignment.cosines)
+    scored = bool(alignment.cosines)
     return MapOut(
         into=alignment.target.name,
         method=alignment.method,
         pairs=alignment.pairs,
-        cosine=alignment.cosine if known else None,
-        floor=alignment.floor if known else None,
+        cosine=alignment.cosine if scored else None,
+        floor=alignment.floor if scored else None,
         doubt=alignment.doubt(),
     )
 

@@ -23,9 +23,15 @@ from unembed.decoding.settings import make_strategy
 from unembed.demo.limits import Limits
 from unembed.demo.middleware import client_name
 from unembed.demo.models import DEFAULT_CALLS, Demo, ServedModel
-from unembed.demo.problems import ProblemError, invalid
 from unembed.demo.queue import Job
-from unembed.demo.schemas import DecodeRequest, EncodeRequest, InvertRequest, RequestBody
+from unembed.demo.schemas import (
+    DecodeRequest,
+    EncodeRequest,
+    InvertRequest,
+    ProblemError,
+    RequestBody,
+    invalid,
+)
 
 _PING = 10.0  # seconds without an event after which the connection is kept open by a comment
 _SLACK = 5.0  # seconds that a reader may be behind
@@ -51,8 +57,11 @@ async def read_body(request: Request, demo: Demo, schema: type[Body]) -> Body:
     content = await request.body()
     if not _JSON.fullmatch(kind):
         raise ProblemError(422, "expected a body declared with Content-Type: application/json")
-    if content.count(b'":') > _MOST_COLONS:  # looked at without parsing, which would take long
+    # Looked at without parsing, which would take long
+    if content.count(b'":') > _MOST_COLONS:
         raise ProblemError(422, f"body: expected at most {_KEYS} keys; found thousands")
+    if content.count(b",") > demo.most_commas:
+        raise ProblemError(422, f"body: expected at most {demo.most_commas} values; found more")
     if len(content) <= _SMALL:
         return parse_body(content, schema)
     loop = asyncio.get_running_loop()
@@ -267,7 +276,7 @@ def invert(demo: Demo, body: InvertRequest, scope: Scope) -> PendingJob:
             _check_text(text, demo.limits)
     else:
         inputs = model.inverter.map_vectors(body.embeddings)
-    problem = demo.clients.charge(scope, count, paid=1) if count > 1 else None
+    problem = demo.clients.charge(scope, count)
     if problem is not None:
         raise problem
     return PendingJob(demo, model, decoding, inputs, client_name(scope), body.seed)

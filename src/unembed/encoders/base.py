@@ -120,7 +120,9 @@ def check_texts(texts: Iterable[str]) -> list[str]:
         EmbeddingError: A lone string, or a text that is none, is empty or only white space.
     """
     if isinstance(texts, (str, bytes)):  # a string is a sequence of its letters
-        raise EmbeddingError("a list of texts", f"the single {texts!r:.80}", "Put it into a list")
+        raise EmbeddingError(
+            "a list of texts", f"the lone string {texts!r:.80}", "Put it into a list"
+        )
     checked = list(texts)
     for index, text in enumerate(checked):
         if not isinstance(text, str):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from unembed.errors import EncoderError
+from unembed.files import read_json
 
 MODULES = "modules.json"
 POOLINGS = ("mean", "cls", "max", "lasttoken", "weightedmean", "mean_sqrt_len_tokens")
@@ -51,10 +51,8 @@ def _settings(path: Path) -> Any:
     if not path.is_file():
         return None
     try:
-        if path.stat().st_size > _MOST_BYTES:
-            raise ValueError(f"more than {_MOST_BYTES} bytes")
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        return read_json(path, _MOST_BYTES)
+    except (OSError, ValueError) as error:
         raise EncoderError(f"JSON in {path}", str(error), "Copy the model again") from error
 
 
@@ -227,3 +225,25 @@ def find(name: str) -> CatalogEntry | None:
     if key in CATALOG:
         return CATALOG[key]
     return next((e for e in CATALOG.values() if e.repository.lower() == key), None)
+
+
+def licence_lines(name: str) -> str:
+    """Name a licence for weights that start from an encoder's words: front matter of a card.
+
+    Args:
+        name: The encoder's. Of one outside the catalogue nobody here knows the licence.
+    """
+    entry = find(name)
+    if entry is None:
+        return "license: other\nlicense_name: see-the-encoder"
+    return f"license: {entry.licence.lower()}"
+
+
+def licence_note(name: str) -> str:
+    """Say in a card what the licence depends on."""
+    entry = find(name)
+    known = "is not known here: look it up" if entry is None else f"is {entry.licence}"
+    return (
+        f"The token table of these weights may start from the words of `{name}`, whose licence "
+        f"{known}. It can limit what may be done with them; the code of unembed is Apache-2.0."
+    )

@@ -67,6 +67,10 @@ class SentenceEncoder:
         self.identity = identity
         self.tokenizer = tokenizer
 
+    def __repr__(self) -> str:
+        """Say which model it is."""
+        return f"SentenceEncoder({self.identity.describe()})"
+
     def encode(self, texts: Sequence[str], progress: Progress | None = None) -> NDArray[np.float32]:
         """Embed texts; see `Encoder.encode`.
 
@@ -204,7 +208,8 @@ def load_encoder(
         truncate_dim: Keep the first so many dimensions of a Matryoshka model, at length 1 again.
         trust_remote_code: Run Python code that comes with the model. Needed by some models, and
             never done unless asked for.
-        compute: Device and number format; chosen when not given.
+        compute: Device and number format; float32 on the best device here when not given, so
+            that the vectors are the same on each.
         batch_size: Texts encoded at once; by their number of tokens when not given.
 
     Raises:
@@ -230,7 +235,7 @@ def load_encoder(
     if not trust_remote_code:
         refuse_foreign_code(folder)
     require_pooling(folder, pooling)
-    compute = compute or choose_compute(training=False)
+    compute = compute or choose_compute(dtype="float32", training=False)
     raw = partial(_load, folder, entry, trust_remote_code, pooling, truncate_dim)
 
     def load(compute: Compute) -> SentenceTransformer:

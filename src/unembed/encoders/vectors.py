@@ -14,13 +14,16 @@ from unembed.errors import EmbeddingError, EncoderError
 _MATRIX = 2
 
 
-def as_unit_vectors(embeddings: Any, dimension: int) -> NDArray[np.float32]:
+def as_unit_vectors(
+    embeddings: Any, dimension: int, encoder: str | None = None
+) -> NDArray[np.float32]:
     """Convert whatever a user calls an embedding to unit vectors float32 [N, D].
 
     Args:
         embeddings: One vector [D] or many [N, D]: NumPy, torch, nested lists, or a pandas Series
             of vectors.
         dimension: Their size D.
+        encoder: Name of the encoder that should have made them, for messages.
 
     Raises:
         EmbeddingError: Not numbers, numbers of a kind no encoder writes (truth values, unsigned,
@@ -33,7 +36,7 @@ def as_unit_vectors(embeddings: Any, dimension: int) -> NDArray[np.float32]:
         raise EmbeddingError(
             f"embeddings of {dimension} dimensions, [{dimension}] or [N, {dimension}]",
             f"shape {list(np.shape(embeddings))}",
-            "Use vectors of the encoder the inverter was trained for",
+            f"Use vectors of {encoder or 'the encoder the inverter was trained for'}",
         )
     peaks = row_peaks(vectors)
     for bad, what in ((~np.isfinite(peaks), "NaN or infinity"), (peaks == 0, "only zeros")):

@@ -14,8 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unembed.checkpoints import weights_digest
-from unembed.data.manifest import MANIFEST
-from unembed.data.pairs import Pairs
+from unembed.data.pairs import MANIFEST, Pairs
 from unembed.decoding import Decoding
 from unembed.encoders.alignment import Alignment, PairSums, fit_alignment
 from unembed.encoders.base import Encoder, is_unicode
@@ -24,7 +23,6 @@ from unembed.errors import DataError, EmbeddingError
 from unembed.evaluation.bootstrap import Figure, summarise
 from unembed.evaluation.metrics import token_set_f1
 from unembed.evaluation.rows import ProgressFn, derangement
-from unembed.evaluation.samples import Passage
 from unembed.inverter import Inverter
 from unembed.vectors.read import VectorFile, vector_size
 
@@ -63,11 +61,6 @@ class LeakedPairs:
     left_out: Counter[str] = field(default_factory=Counter)
     read: int = 0
 
-    def __iter__(self) -> Iterator[Passage]:
-        for texts, vectors in self.blocks():
-            for text, vector in zip(texts, vectors, strict=True):
-                yield Passage(text, {}, vector)
-
     def blocks(self) -> Iterator[Block]:
         """The usable pairs, a chunk at a time.
 
@@ -87,7 +80,7 @@ class LeakedPairs:
             raise EmbeddingError(
                 f"pairs of a text and a vector in {self.path}",
                 f"{self.read} rows, none usable ({self.describe_left_out() or 'an empty file'})",
-                "Correct the file, or say where text and vector are with --column and --vectors",
+                "Correct the file, or say where they are with --text-column and --column",
             )
 
     @property
@@ -137,7 +130,7 @@ class LeakedPairs:
             if "--keep" not in error.fix:
                 raise
             raise EmbeddingError(
-                error.expected, error.found, "Pass --column with the one that holds the text"
+                error.expected, error.found, "Pass --text-column with the one that holds the text"
             ) from error
 
     def _prepared(self) -> Iterator[tuple[list[Any], NDArray[np.float64]]]:

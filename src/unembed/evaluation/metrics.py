@@ -21,7 +21,7 @@ MEANS = (
     *("token accuracy", "exact match", "token-set precision", "token-set recall", "token-set F1"),
     *("informative recall", "BLEU (sentence)", "ROUGE-L", "cosine"),
     *KINDS,
-    *("length error", "passes", "encoder calls", "milliseconds"),
+    *("length error", "length bias", "passes", "encoder calls", "milliseconds"),
 )
 BLEU_PARTS = (
     *(f"matching {n}-grams" for n in range(1, _NGRAMS + 1)),
@@ -174,6 +174,7 @@ class Ruler:
             "token-set F1": token_set_f1(ids, hypothesis),
             "cosine": recovery.cosine,
             "length error": float(abs(len(hypothesis) - len(ids))),
+            "length bias": float(len(hypothesis) - len(ids)),
             "passes": recovery.passes,
             "encoder calls": recovery.encoder_calls,
             "milliseconds": recovery.milliseconds,

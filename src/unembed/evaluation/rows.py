@@ -6,7 +6,7 @@ import copy
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from importlib.metadata import version
 from typing import Any
 
@@ -20,7 +20,7 @@ from unembed.data.pairs import Pairs
 from unembed.decoding import Decoding
 from unembed.decoding.strategy import options_of
 from unembed.encoders.base import Encoder
-from unembed.errors import ConfigError
+from unembed.errors import ConfigError, DataError, EncoderError
 from unembed.evaluation.cache import settings_digest
 from unembed.evaluation.metrics import Recovery
 from unembed.evaluation.samples import Sample
@@ -28,6 +28,8 @@ from unembed.inverter import Inverter
 from unembed.tokenizer import TextTokenizer
 
 BATCH, CHUNK = 64, 1024
+_TRIAL = 16  # texts
+_PASSES_A_CALL, _PASSES_A_SAMPLE = 1.3, 6.0
 
 ProgressFn = Callable[[str, int, int], None]
 
@@ -93,6 +95,7 @@ class Attack:
             "options": options_of(decoding.strategy),
             "guidance": decoding.guidance,
             "repetition": decoding.repetition_penalty,
+            "length": decoding.length,
             "limit": self.limit,
             "threat_model": decoding.threat_model,
         }
@@ -131,31 +134,66 @@ def name_attacks(strategy: Spec | Sequence[Spec], steps: int | None) -> dict[str
 
 @dataclass
 class Part:
-    """A chunk of the texts with their vectors, made when first asked for."""
+    """A chunk of the texts with their vectors, stored ones or made when first asked for."""
 
-    encoder: Encoder
+    encoder: Encoder | None
     first: int
     samples: list[Sample]
+    inverter: Inverter
+
+    @cached_property
+    def stored(self) -> NDArray[np.float32] | None:
+        """Stored vectors [N, D'] of the texts, where they came with them."""
+        stored = [sample.vector for sample in self.samples if sample.vector is not None]
+        return np.stack(stored) if stored else None
 
     @cached_property
     def vectors(self) -> NDArray[np.float32]:
-        """Embeddings [N, D] of the texts."""
-        return self.encoder.encode([sample.text for sample in self.samples])
+        """What is inverted: stored vectors as they are, else the embeddings of the texts [N, D]."""
+        return self.targets if self.stored is None else self.stored
+
+    @cached_property
+    def targets(self) -> NDArray[np.float32]:
+        """Unit vectors [N, D] with which recovered texts are compared.
+
+        Stored ones, where they are of the inverter's encoder; those of another only stand for
+        what the inverter's would be, which is embedded here, or without an encoder mapped.
+        """
+        if self.stored is not None and (self.inverter.alignment is None or self.encoder is None):
+            return self.inverter.map_vectors(self.stored)
+        return require_encoder(self.encoder).encode([sample.text for sample in self.samples])
 
     def some(self, places: Sequence[int]) -> Part:
         """A part of it: the texts at some places."""
-        return Part(self.encoder, self.first, [self.samples[place] for place in places])
+        samples = [self.samples[place] for place in places]
+        return Part(self.encoder, self.first, samples, self.inverter)
 
     @property
-    def given(self) -> NDArray[Any]:
-        """What is inverted: the vectors that came with the texts, else the embeddings."""
-        rows = [sample.vector for sample in self.samples if sample.vector is not None]
-        return np.stack(rows) if len(rows) == len(self.samples) else self.vectors
-
-    @property
-    def shuffled(self) -> NDArray[Any]:
+    def shuffled(self) -> NDArray[np.float32]:
         """For each text what is inverted for another."""
-        return self.given[derangement(len(self.samples))]
+        return self.vectors[derangement(len(self.samples))]
+
+
+def require_no_map(inverter: Inverter) -> None:
+    """Refuse an aligned inverter where vectors of its own encoder come; raises DataError."""
+    if inverter.alignment is not None:
+        wanted = f"stored vectors of {inverter.alignment.name} with the texts, for the alignment"
+        raise DataError(wanted, "texts alone", "Pass them, or leave the alignment out")
+
+
+def require_encoder(encoder: Encoder | None) -> Encoder:
+    """Return the encoder of texts that come without vectors.
+
+    Raises:
+        EncoderError: There is none.
+    """
+    if encoder is None:
+        raise EncoderError(
+            "the encoder, or a stored vector with each text",
+            "neither",
+            "Pass the encoder, or vectors=",
+        )
+    return encoder
 
 
 Recover = Callable[[Part, int, int], list[Recovery]]  # part, start and stop within it
@@ -166,7 +204,7 @@ class Bench:
     """Everything that makes recoveries."""
 
     inverter: Inverter
-    encoder: Encoder
+    encoder: Encoder | None
     attacks: dict[str, Attack]
     pairs: Pairs | None
     counts: NDArray[np.int64] | None
@@ -204,6 +242,42 @@ class Bench:
         """Report how many texts a row has."""
         self.report(row, count, self.total)
 
+    def seconds(self, part: Part, attack: Attack, texts: int) -> float:
+        """Estimate the time of an attack and of embedding what it recovers, by a trial.
+
+        Args:
+            part: Some texts for the trial: a denoiser pass, an embedding.
+            attack: Of which the time is wanted; a search spends about 1.3 passes a call, a choice
+                among samples 6 (docs/reports/every-strategy.md).
+            texts: How many of them are left.
+        """
+        decoding, vectors = attack.decoding, part.vectors[:_TRIAL]
+        each = self._trial(lambda: self.inverter.invert(vectors, decoding="greedy:steps=1"))
+        calls = decoding.encoder_calls if decoding.strategy.needs_encoder else 0
+        options = options_of(decoding.strategy)
+        passes = (
+            decoding.steps
+            * max(1, int(options.get("lengths", 1)))
+            * (2 if decoding.guidance else 1)
+        )
+        if calls:
+            each_call = _PASSES_A_CALL if decoding.name == "guided-search" else _PASSES_A_SAMPLE
+            passes = max(passes, round(calls * each_call))
+        embedding = 0.0
+        if self.encoder is not None:
+            texts_embedded = [sample.text for sample in part.samples[:_TRIAL]]
+            embedding = self._trial(partial(self.encoder.encode, texts_embedded))
+        count = min(texts, attack.limit or texts)
+        return count * (passes * each + (calls + 1) * embedding) / len(vectors)
+
+    @staticmethod
+    def _trial(run: Callable[[], Any]) -> float:
+        """Seconds of a second run; in the first one things are loaded."""
+        run()
+        began = time.perf_counter()
+        run()
+        return time.perf_counter() - began
+
     def provenance(self) -> dict[str, Any]:
         """What every recovery depends on, beside the texts and the row's settings."""
         alignment = self.inverter.alignment
@@ -213,13 +287,13 @@ class Bench:
             "dtype": str(self.inverter.compute.dtype).removeprefix("torch."),
             "diffusion": self.inverter.diffusion,
             "tokenizer": self.inverter.tokenizer.digest,
-            "encoder": list(self.encoder.identity.key),
+            "encoder": None if self.encoder is None else list(self.encoder.identity.key),
             "unembed": version("unembed"),
         }
 
     def _decode(self, inverter: Inverter, attack: Attack, shuffled: bool = False) -> Recover:
         def recover(part: Part, start: int, stop: int) -> list[Recovery]:
-            embeddings = (part.shuffled if shuffled else part.given)[start:stop]
+            embeddings = (part.shuffled if shuffled else part.vectors)[start:stop]
             began = time.perf_counter()
             inversions = inverter.invert(
                 embeddings,
@@ -229,7 +303,7 @@ class Bench:
                 encoder=self.encoder if attack.decoding.encoder_calls else None,
             )
             each = (time.perf_counter() - began) * 1000 / len(inversions)
-            cosines = _cosines(self.encoder, [i.text for i in inversions], part.vectors[start:stop])
+            cosines = _cosines(self.encoder, [i.text for i in inversions], part.targets[start:stop])
             return [
                 Recovery(i.text, i.token_ids, i.confidences, i.passes, i.encoder_calls, each, c)
                 for i, c in zip(inversions, cosines, strict=True)
@@ -242,7 +316,7 @@ class Bench:
         pairs, total = self.pairs, len(self.pairs)
         tokens, cosines = nearest_pairs(
             pairs,
-            part.vectors[start:stop],
+            part.targets[start:stop],
             lambda count: self.report("searching the training texts", count, total),
         )
         texts = pairs.tokenizer.decode(tokens)
@@ -261,7 +335,7 @@ class Bench:
                 for index, sample in enumerate(batch, start=start)
             ]
             texts = self.inverter.tokenizer.decode(tokens)
-            cosines = _cosines(self.encoder, texts, part.vectors[start:stop])
+            cosines = _cosines(self.encoder, texts, part.targets[start:stop])
             return [
                 Recovery(text, ids, cosine=cosine)
                 for text, ids, cosine in zip(texts, tokens, cosines, strict=True)
@@ -271,12 +345,12 @@ class Bench:
 
 
 def _cosines(
-    encoder: Encoder, texts: Sequence[str], vectors: NDArray[np.float32]
+    encoder: Encoder | None, texts: Sequence[str], vectors: NDArray[np.float32]
 ) -> list[float | None]:
-    """Cosine of each re-encoded text with its target; None where there is no text to encode."""
+    """Cosine of each re-encoded text with its target; None where there is nothing to encode."""
     result: list[float | None] = [None] * len(texts)
     rows = [index for index, text in enumerate(texts) if text.strip()]
-    if rows:
+    if rows and encoder is not None:
         again = encoder.encode([texts[row] for row in rows])
         for row, cosine in zip(rows, np.sum(again * vectors[rows], axis=1), strict=True):
             result[row] = float(cosine)

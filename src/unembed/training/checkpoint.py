@@ -23,8 +23,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from unembed.checkpoints import write_tensors
-from unembed.data.manifest import MANIFEST, TOKENIZER
-from unembed.data.pairs import Pairs
+from unembed.data.pairs import MANIFEST, TOKENIZER, Pairs
 from unembed.denoiser import Denoiser
 from unembed.encoders.base import EncoderIdentity
 from unembed.errors import CheckpointError, TrainingError

@@ -35,8 +35,7 @@ from unembed.training.batch import (
     sample_contexts,
 )
 from unembed.training.distributed import Processes, full_tensor
-from unembed.training.loss import CandidateSampler, ChunkedCrossEntropy
-from unembed.training.nan_guard import LossGuard
+from unembed.training.loss import CandidateSampler, ChunkedCrossEntropy, LossGuard
 
 if TYPE_CHECKING:
     from unembed.config import Config, TrainingSection

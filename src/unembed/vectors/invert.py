@@ -179,7 +179,7 @@ def invert_stream(
     """
     if check is not None:
         inverter.require_encoder(check)
-    for chunk in source.chunks(inverter.dimension):
+    for chunk in _chunks(inverter, source):
         _compare(inverter, chunk, source)
         for start in range(0, max(1, len(chunk.rows)), batch_size):
             part = chunk.part(start, start + batch_size)
@@ -190,6 +190,20 @@ def invert_stream(
             if check is not None:
                 inversions = _with_cosines(inversions, inverter.map_vectors(part.vectors), check)
             yield part, inversions
+
+
+def _chunks(inverter: Inverter, source: VectorFile) -> Iterator[Chunk]:
+    """The vectors; an error about their size also says whose they should be."""
+    alignment = inverter.alignment
+    name = inverter.encoder.name if alignment is None else alignment.name
+    try:
+        yield from source.chunks(inverter.dimension)
+    except EmbeddingError as error:
+        if "dimensions" not in f"{error.expected} {error.found}":
+            raise
+        whose = f"Use vectors of {name}"
+        fix = whose if "Use vectors of" in error.fix else f"{whose}. {error.fix}"
+        raise EmbeddingError(error.expected, error.found, fix) from error
 
 
 def _compare(inverter: Inverter, chunk: Chunk, source: VectorFile) -> None:

@@ -86,6 +86,7 @@ class VectorFile:
             lines that are no JSON), and count them in ``left_out``, by reason; else the first one
             is an error.
         keep: Columns or keys whose values go with each vector.
+        optional: Those of ``keep`` that a file may lack; None stands for them.
         ranges: Of a quantisation to 8 bits, to undo it.
         left_out: Filled while reading.
         rows_left_out: The first ten rows of each reason.
@@ -98,6 +99,7 @@ class VectorFile:
     key: str | None = None
     skip_bad: bool = False
     keep: Sequence[str] = ()
+    optional: Sequence[str] = ()
     ranges: Ranges | None = None
     left_out: Counter[str] = field(default_factory=Counter)
     rows_left_out: dict[str, list[int]] = field(default_factory=dict)
@@ -197,16 +199,22 @@ class VectorFile:
     def _source(self, path: Path) -> Npy | Npz | Arrow | Json | Csv:
         kind = file_kind(path)
         if kind in (".npy", ".npz"):
-            if self.keep:
+            if set(self.keep) - set(self.optional):
                 raise EmbeddingError(
                     "columns to --keep", f"{path}, which has none", "Use Parquet, CSV or JSON"
                 )
+            if self.key is not None and path.suffix.lower() == ".npy":
+                raise EmbeddingError(
+                    f"no key (--key, --column) for {path}, which holds one array without a name",
+                    repr(self.key),
+                    "Leave it out",
+                )
             return Npz(path, self.key) if kind == ".npz" else Npy(path, self.key)
         if kind == ".parquet":
-            return Arrow(path, self.key, self.keep)
+            return Arrow(path, self.key, self.keep, self.optional)
         if kind == ".csv":
-            return Csv(path, self.key, self.keep)
-        return Json(path, self.key, self.skip_bad, self.keep)
+            return Csv(path, self.key, self.keep, self.optional)
+        return Json(path, self.key, self.skip_bad, self.keep, self.optional)
 
     def _rows(self, dimension: int) -> Iterator[Rows]:
         for path in self.parts():
@@ -215,7 +223,8 @@ class VectorFile:
                 convert = partial(self._converted, dimension=dimension, path=path)
                 if isinstance(source, (Npy, Npz)):
                     for array in source.blocks(dimension, CHUNK):
-                        yield convert(array, {})
+                        nothing: list[Any] = [None] * len(array)
+                        yield convert(array, dict.fromkeys(self.keep, nothing))
                 elif isinstance(source, Arrow):
                     for block, columns in source.blocks(dimension, CHUNK):
                         yield convert(block, columns)

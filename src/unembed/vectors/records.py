@@ -9,6 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from unembed.data.readers import JsonLine, json_lines
 from unembed.errors import EmbeddingError
 from unembed.files import read_lines
 from unembed.vectors.numbers import Reason
@@ -176,24 +177,25 @@ class Json:
         key: See `find_vectors`.
         skip_bad: A line that is no JSON, or has no vector, is a reason in place of a record.
         keep: Keys whose values go with each vector.
+        optional: Those of ``keep`` that a record may lack.
     """
 
     path: Path
     key: str | None = None
     skip_bad: bool = False
     keep: Sequence[str] = ()
+    optional: Sequence[str] = ()
 
     def count(self) -> int:
         """Vectors of a document; lines that are not blank, of which each may hold several."""
         document = self._document()
         if document is not None:
             return len(self._records(document[0], f"{self.path}"))
-        count, only = 0, None
-        for line in read_lines(self.path, LINE_BYTES):
-            if line is None or line.strip():
-                count, only = count + 1, line
-        if count == 1 and only is not None and _is_json(only):  # a document in one line
-            return len(self._of_line(only, f"line 1 of {self.path}"))
+        lines = (line for line in json_lines(self.path, LINE_BYTES) if line.fault != "blank")
+        first = next(lines, None)
+        count = (first is not None) + sum(1 for _ in lines)
+        if count == 1 and first is not None and first.fault is None:  # a document in one line
+            return len(self._of_line(first))
         return count
 
     def records(self) -> Iterator[tuple[Any, list[Any]]]:
@@ -202,9 +204,11 @@ class Json:
         records = self._lines() if document is None else self._records(document[0], str(self.path))
         for vector, record in records:
             values = [look_up(record, name) for name in self.keep]
-            if not self.skip_bad and any(map(is_missing, values)):
+            needed = zip(self.keep, values, strict=True)
+            absent = [n for n, value in needed if is_missing(value) and n not in self.optional]
+            if absent and not self.skip_bad:
                 raise EmbeddingError(
-                    f"the keys {', '.join(map(repr, self.keep))} beside each vector of {self.path}",
+                    f"the keys {', '.join(map(repr, absent))} beside each vector of {self.path}",
                     f"the keys {_names(record or {})}",
                     "Correct --keep",
                 )
@@ -251,27 +255,22 @@ class Json:
         return records
 
     def _lines(self) -> Iterator[Record]:
-        number = 0
-        for line in read_lines(self.path, LINE_BYTES):
-            number += 1
-            if line is not None and not line.strip():
+        for line in json_lines(self.path, LINE_BYTES):
+            if line.fault == "blank":
                 continue
             try:
-                yield from self._of_line(line, f"line {number} of {self.path}")
+                yield from self._of_line(line)
             except EmbeddingError:
                 if not self.skip_bad:
                     raise
                 yield Reason("no JSON with the key that was asked for"), None
 
-    def _of_line(self, line: bytes | None, where: str) -> list[Record]:
-        try:
-            if line is None:
-                raise ValueError(f"more than {LINE_BYTES >> 20} MiB")
-            value = json.loads(line)
-        except (ValueError, RecursionError) as error:
+    def _of_line(self, line: JsonLine) -> list[Record]:
+        where, value = f"line {line.number} of {self.path}", line.value
+        if line.fault is not None:
             raise EmbeddingError(
-                "one JSON object or list a line", f"{where}: {error}", "Correct the line"
-            ) from error
+                "one JSON object or list a line", f"{where}: {line.detail}", "Correct the line"
+            )
         if isinstance(value, list) and not (value and isinstance(value[0], (list, dict))):
             return [(value, None)]
         return self._records(value, where)

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from unembed.data.readers import open_parquet, parquet_batches, text_lines
 from unembed.errors import EmbeddingError
-from unembed.files import open_parquet, read_lines
 from unembed.vectors.numbers import Reason
 from unembed.vectors.records import LINE_BYTES, NAMES
 
@@ -22,6 +22,7 @@ from unembed.vectors.records import LINE_BYTES, NAMES
 _EXCESS_VALUES = 8_000_000
 _BATCH_VALUES = 4_000_000
 _DELIMITERS = ",;\t|"
+_ONE_A_LINE = "Export one vector a line"
 # A block of rows: numbers [n, D], or each vector as it is spelled; columns to keep by name
 Block = tuple[NDArray[Any] | list[Any], dict[str, list[Any]]]
 
@@ -34,11 +35,13 @@ class Arrow:
         path: ``.parquet``, or ``.arrow`` and ``.feather`` (Arrow's file or stream format).
         key: Column, or path of a field inside structs.
         keep: Columns whose values go with each vector.
+        optional: Those of ``keep`` that may be absent.
     """
 
     path: Path
     key: str | None = None
     keep: Sequence[str] = ()
+    optional: Sequence[str] = ()
 
     def count(self) -> int:
         """Rows; of a Parquet file by its footer."""
@@ -89,6 +92,8 @@ class Arrow:
 
     def _values_of(self, batch: Any, name: str) -> list[Any]:
         path = _path_of(batch.schema, name)
+        if path is None and name in self.optional:
+            return [None] * int(batch.num_rows)
         if path is None:
             raise _no_column(self.path, name, batch.schema.names, "Correct --keep")
         values: list[Any] = _field(batch.column(path[0]), path[1:]).to_pylist()
@@ -114,9 +119,8 @@ class Arrow:
         for group in range(file.metadata.num_row_groups):
             most = self._values_per_row(file.metadata.row_group(group), path, dimension)
             step = max(1, min(size, int(_BATCH_VALUES / max(1.0, most))))
-            yield from file.iter_batches(
-                batch_size=step, row_groups=[group], columns=list(dict.fromkeys(columns))
-            )
+            columns = list(dict.fromkeys(columns))
+            yield from parquet_batches(self.path, columns, size=step, group=group, file=file)
 
     def _values_per_row(self, group: Any, path: list[str], dimension: int) -> float:
         """Numbers (or 4-byte words) in a row on average, so that a few long ones are not read."""
@@ -273,11 +277,13 @@ class Csv:
         path: Also ``.gz`` or ``.zst``.
         key: Column, by the header.
         keep: Columns whose values go with each vector.
+        optional: Those of ``keep`` that may be absent.
     """
 
     path: Path
     key: str | None = None
     keep: Sequence[str] = ()
+    optional: Sequence[str] = ()
 
     def count(self) -> int:
         """Rows without the header."""
@@ -300,11 +306,16 @@ class Csv:
         bare = _column_of_vectors(first)
         names = [str(i) for i in range(len(first))] if bare is not None else first
         columns = self._columns(names, bare, dimension)
-        positions = [self._position(names, name, "Correct --keep") for name in self.keep]
+        positions = [
+            -1
+            if name in self.optional and name not in names
+            else self._position(names, name, "Correct --keep")
+            for name in self.keep
+        ]
         for row in chain([first] if bare is not None else [], rows):
             cells = [row[i] if i < len(row) else "" for i in columns]
             vector: Any = (cells[0] or None) if len(cells) == 1 else f"[{','.join(cells)}]"
-            yield vector, [row[i] if i < len(row) else None for i in positions]
+            yield vector, [row[i] if 0 <= i < len(row) else None for i in positions]
 
     def _columns(self, names: list[str], bare: int | None, dimension: int) -> list[int]:
         if self.key is not None:
@@ -326,7 +337,7 @@ class Csv:
         return names.index(name)
 
     def _rows(self) -> Iterator[list[str]]:
-        lines = self._lines()
+        lines = (f"{line}\n" for line in text_lines(self.path, LINE_BYTES, _ONE_A_LINE))
         first = next(lines, None)
         if first is None:
             return
@@ -340,16 +351,6 @@ class Csv:
             raise EmbeddingError(
                 f"a table of text in {self.path}", str(error), "Export it again"
             ) from error
-
-    def _lines(self) -> Iterator[str]:
-        for number, line in enumerate(read_lines(self.path, LINE_BYTES), start=1):
-            if line is None:
-                raise EmbeddingError(
-                    f"lines of at most {LINE_BYTES >> 20} MiB in {self.path}",
-                    f"a longer one, line {number}",
-                    "Export one vector a line",
-                )
-            yield line.decode("utf-8") + "\n"
 
 
 def _delimiter(line: str) -> str:

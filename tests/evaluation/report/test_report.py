@@ -10,8 +10,14 @@ from unembed.errors import DataError
 from unembed.evaluation.bootstrap import Figure
 from unembed.evaluation.evaluate import evaluate
 from unembed.evaluation.metrics import METRICS
-from unembed.evaluation.report import write_report
-from unembed.evaluation.report.page import cell, escape_markdown, tables, to_markdown, to_page
+from unembed.evaluation.report import (
+    cell,
+    escape_markdown,
+    tables,
+    to_markdown,
+    to_page,
+    write_report,
+)
 from unembed.evaluation.samples import Passage
 
 EVIL = "<script>alert(1)</script> | the *cat* $x$ &amp; <b>dog</b>"
@@ -70,6 +76,16 @@ def test_a_report_is_a_folder(evaluation, tmp_path):
     (png,) = (tmp_path / "report" / "plots").glob("quality.png")
     assert png.read_bytes().startswith(b"\x89PNG")
     write_report(evaluation, tmp_path / "report")
+
+
+def test_a_report_begins_with_its_verdict(evaluation, tmp_path):
+    verdict = evaluation.verdict
+    assert to_markdown(evaluation, []).splitlines()[2] == f"**{escape_markdown(verdict)}**"
+    reader = read(to_page(evaluation, {}))
+    assert reader.tags.index("strong") < reader.tags.index("ul")
+    assert verdict in "".join(reader.text)
+    write_report(evaluation, tmp_path)
+    assert next(iter(json.loads((tmp_path / "report.json").read_text("utf-8")))) == "verdict"
 
 
 def test_tables_have_every_metric_and_row(evaluation):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 import unicodedata
@@ -16,15 +15,15 @@ from typing import Any
 
 import numpy as np
 
-from unembed.errors import DataError
-from unembed.files import (
+from unembed.data.readers import (
     csv_rows,
-    file_format,
+    json_lines,
     missing_column,
     open_parquet,
-    read_lines,
-    require_extra,
+    parquet_batches,
 )
+from unembed.errors import DataError
+from unembed.files import file_format, read_lines, require_extra
 
 _LOOKED_AT = 4000  # characters; enough to judge a long text
 _LETTERS_END = 0x40000  # the planes that hold scripts
@@ -279,7 +278,7 @@ class _Bands:
         return True
 
 
-_BATCH_ROWS = 1024
+_BATCH_ROWS = 1024  # of passages, which may be long
 _LINE_BYTES = 16 << 20
 
 Skip = Callable[[str], None]
@@ -354,20 +353,17 @@ def _parquet_rows(path: Path, pick: Pick, skip: Skip) -> Iterator[str]:
     filtering = pick.filters(path, schema.names)
     _check_text_type(schema.field(pick.column).type, path, pick.column)
     columns = [pick.column, pick.lang_column] if filtering else [pick.column]
-    try:
-        for batch in file.iter_batches(batch_size=_BATCH_ROWS, columns=columns):
-            texts = batch.column(pick.column)
-            if filtering:
-                langs = batch.column(pick.lang_column).cast(pa.string())
-                texts = texts.filter(pc.equal(langs, pick.lang))
-            if pa.types.is_dictionary(texts.type):
-                texts = texts.dictionary_decode()
-            for raw in texts.cast(pa.large_binary()).to_pylist():
-                text = _decode(raw, skip)
-                if text is not None:
-                    yield text
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(f"readable rows in {path}", str(error), "Copy the file again") from error
+    for batch in parquet_batches(path, columns, size=_BATCH_ROWS, file=file):
+        texts = batch.column(pick.column)
+        if filtering:
+            langs = batch.column(pick.lang_column).cast(pa.string())
+            texts = texts.filter(pc.equal(langs, pick.lang))
+        if pa.types.is_dictionary(texts.type):
+            texts = texts.dictionary_decode()
+        for raw in texts.cast(pa.large_binary()).to_pylist():
+            text = _decode(raw, skip)
+            if text is not None:
+                yield text
 
 
 def _check_text_type(kind: Any, path: Path, column: str) -> None:
@@ -380,11 +376,10 @@ def _check_text_type(kind: Any, path: Path, column: str) -> None:
 
 def _json_rows(path: Path, pick: Pick, skip: Skip) -> Iterator[str]:
     filtering: bool | None = None
-    for line in _lines(path, skip):
-        try:
-            row = json.loads(line) if line.strip() else None
-        except (ValueError, RecursionError):
-            skip("not_json")
+    for line in json_lines(path, _LINE_BYTES):
+        row = line.value
+        if line.fault is not None and line.fault != "blank":
+            skip(line.fault)
             continue
         if not isinstance(row, dict):
             skip("no_text" if row is None else "not_json")

@@ -5,14 +5,17 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from unembed.data.pairs import write_json
+from unembed.errors import DataError
 from unembed.evaluation.evaluate import LENGTH, Evaluation, Figures
 from unembed.evaluation.leaked import METRICS as CURVE_METRICS
-from unembed.evaluation.leaked import AlignCurve
+from unembed.evaluation.leaked import AlignCurve, curve_table
 from unembed.evaluation.metrics import ESSENTIAL
-from unembed.files import install_line
+from unembed.files import atomic, install_line
 
 _NO_METADATA = {"Date": None, "Creator": None, "Format": None, "Type": None}
 _HEAD = re.compile(r"^.*?(?=<svg)", re.DOTALL)
@@ -39,10 +42,32 @@ def draw_plots(evaluation: Evaluation, folder: Path) -> tuple[dict[str, str], li
     return pictures, missing
 
 
-def draw_curve(curve: AlignCurve, folder: Path) -> list[str]:
-    """Draw leak against leaked pairs into ``curve.png`` and ``.svg``; returns what is missing."""
-    svg = _picture(lambda ax: _leak(ax, curve), "curve", folder)
-    return [_NO_MATPLOTLIB.format(install_line("plots"))] if svg is None else []
+def write_curve(curve: AlignCurve, out: Path) -> None:
+    """Write a curve of leaked pairs: to ``.json``, or as a folder of JSON, Markdown and a plot.
+
+    Args:
+        curve: What to write.
+        out: The file, or the folder, made if it is not there.
+
+    Raises:
+        DataError: It cannot be written.
+    """
+    try:
+        if out.suffix == ".json":
+            write_json(out, curve.to_dict())
+            return
+        (out / "plots").mkdir(parents=True, exist_ok=True)
+        if _picture(lambda ax: _leak(ax, curve), "curve", out / "plots") is None:
+            missing = _NO_MATPLOTLIB.format(install_line("plots"))
+            curve = replace(curve, notes=[*curve.notes, missing])
+        write_json(out / "curve.json", curve.to_dict())
+        header, *rows = curve_table(curve)
+        lines = [f"| {' | '.join(cells)} |" for cells in (header, ["---"] * len(header), *rows)]
+        with atomic(out / "curve.md") as temporary:
+            notes = [f"- {note}" for note in curve.notes]
+            temporary.write_text("\n".join([*lines, "", *notes, ""]), encoding="utf-8")
+    except OSError as error:
+        raise DataError(f"a folder at {out}", str(error), "Choose another --out") from error
 
 
 def _picture(draw: Callable[[Any], None], name: str, folder: Path) -> str | None:
