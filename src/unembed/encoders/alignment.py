@@ -34,7 +34,7 @@ SCORED = 2048  # pairs on which maps are compared; the sums are those of all pai
 _FOLDS = 8  # of Procrustes, which has no closed form for leaving one out
 _PENALTIES = np.logspace(-5, 2, 22)  # in units of the largest eigenvalue of the covariance
 _ANCHORS = (0.0, 0.25, 0.5, 0.75, 1.0)
-_LEAST_GAIN = 2.0  # standard errors above the constant output that a map must reach
+_LEAST_GAIN = 3.0  # standard errors above the constant output that a map must reach
 
 
 @dataclass(frozen=True)
