@@ -117,7 +117,7 @@ class LookupInverter:
     """
 
     def __init__(self, encoder, config, texts):
-        self.encoder = encoder.identity
+        self.encoder, self.alignment = encoder.identity, None
         self.tokenizer = encoder.tokenizer
         self.length = config.data.length
         self.compute = choose_compute("cpu", "float32")

@@ -36,7 +36,8 @@ IMPORTS = {
     "diffusion": "device",
     "encoders": "device errors files tokenizer",
     "errors": "",
-    "evaluation": "config data decoding encoders errors files inverter tokenizer vectors",
+    "evaluation": "checkpoints config data decoding encoders errors files inverter tokenizer "
+    "vectors",
     "files": "errors",
     "inverter": "backends checkpoints decoding denoiser device diffusion encoders errors tokenizer",
     "tokenizer": "errors files",

@@ -10,12 +10,16 @@ from typing import Annotated, Any
 import typer
 
 import unembed
+from unembed.cli.align import show_curve, warn
 from unembed.cli.options import (
+    AlignCurveOption,
+    AlignOption,
     ApiBaseOption,
     CheckpointOption,
     DenoiserDtypeOption,
     DeviceOption,
     EncoderOption,
+    LeakedOption,
     MaxCallsOption,
     PriceOption,
     QuietOption,
@@ -36,6 +40,7 @@ from unembed.cli.options import (
     make_inverter,
     note,
     opened,
+    read_decoding,
     refuse_idle,
     refuse_idle_calls,
     show_usage,
@@ -103,6 +108,9 @@ def evaluate(
     strategies: StrategiesOption = None,
     steps: StepsOption = None,
     seed: SeedOption = 0,
+    align: AlignOption = None,
+    align_curve: AlignCurveOption = None,
+    leaked: LeakedOption = None,
     out: ReportOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     encoder: EncoderOption = None,
@@ -129,6 +137,7 @@ def evaluate(
     passages = None
     if embedding is None or texts is not None:
         passages = _passages(texts, column if embedding is None else text_column)
+    counts = _counts(context, align_curve, leaked, embedding)
     if frontier:
         strategy = _searching(context, strategy)
     specs = _strategies(context, strategy, strategies, steps)
@@ -137,11 +146,17 @@ def evaluate(
     if source is not None and texts is None:
         _require_texts(source)
     pairs = Pairs.open(train_pairs) if train_pairs is not None else None
-    inverter = make_inverter(checkpoint, None, device, dtype)
-    needed = source is None or encoder is not None or _ask_encoder(specs, steps)
+    inverter = make_inverter(checkpoint, None, device, dtype).aligned(align)
+    warn(inverter.alignment)
+    needed = source is None or encoder is not None or _ask_encoder(specs, steps) or bool(counts)
     where = encoder_settings(inverter, encoder) | api_settings(api_base, max_calls, price)
     model = _encoder(inverter, needed, where, device, trust_remote_code)
     show_usage(context, model)
+    if counts:
+        files, columns = (leaked, embedding), (text_column or "text", column)
+        _curve(inverter, model, files, columns, counts, limit, read_decoding(strategy, steps=steps),
+               seed, out, as_json)  # fmt: skip
+        return
     similar = Pairs.open(corpus) if corpus is not None else None
     way_on = "the same command goes on" if folder else "with --out FOLDER it could have gone on"
     with interruptible(way_on), opened(source) as vectors, StageDisplay() as display:
@@ -288,7 +303,7 @@ def _stored(source: Any, inverter: unembed.Inverter, column: str, passages: Any)
     """The stored vectors with their texts, of the same table or of a file of their own."""
     from unembed.evaluation.samples import StoredPassages
 
-    return StoredPassages(source, inverter.encoder.dimension, column, passages)
+    return StoredPassages(source, inverter.dimension, column, passages)
 
 
 def _strategies(
@@ -328,3 +343,52 @@ def _encoder(
         note(f"the encoder is not at hand, so no cosine is measured: {error}")
         return None
     return model
+
+
+def _counts(
+    context: typer.Context, curve: str | None, leaked: Path | None, embedding: Path | None
+) -> list[int]:
+    """The numbers of pairs of a curve, ascending; none where no curve was asked for."""
+    if curve is None:
+        refuse_idle(context, "with --align-curve only", "--leaked alone", "leaked")
+        return []
+    numbers = [number.strip().replace("_", "") for number in curve.split(",")]
+    if not all(number.isdecimal() and int(number) for number in numbers):
+        raise ConfigError("numbers of pairs as 1,10,100", repr(curve), "Correct --align-curve")
+    if leaked is None or embedding is None:
+        raise ConfigError(
+            "--leaked, the pairs that leaked, and --embedding, held-out vectors with their texts",
+            "--align-curve without one of them",
+            "Pass both",
+        )
+    idle = ("align", "strategies", "texts", "train_pairs", "ranges", "skip_bad")
+    refuse_idle(context, "without --align-curve only", "--align-curve", *idle)
+    return sorted({int(number) for number in numbers})
+
+
+def _curve(
+    inverter: unembed.Inverter,
+    encoder: Any,
+    files: tuple[Any, Any],
+    columns: tuple[str, str | None],
+    counts: list[int],
+    limit: int,
+    decoding: Any,
+    seed: int,
+    out: Path | None,
+    as_json: bool,
+) -> None:
+    """Leak against the number of leaked pairs."""
+    from unembed.cli.display import StageDisplay
+    from unembed.evaluation.leaked import LeakedPairs, align_curve
+    from unembed.evaluation.report.plots import write_curve
+
+    leaked, held_out = (LeakedPairs(file, *columns) for file in files)
+    settings = {"limit": limit, "decoding": decoding, "seed": seed}
+    with interruptible("nothing is kept"), StageDisplay() as display:
+        curve = align_curve(
+            inverter, encoder, leaked, held_out, counts, **settings, progress=display.update
+        )
+    if out is not None:
+        write_curve(curve, out)
+    show_curve(curve, as_json)

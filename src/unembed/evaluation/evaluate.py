@@ -39,6 +39,7 @@ from unembed.evaluation.rows import (
     Spec,
     name_attacks,
     require_encoder,
+    require_no_map,
 )
 from unembed.evaluation.samples import (
     LABELS,
@@ -160,7 +161,7 @@ def evaluate(  # noqa: PLR0913 - the front door; all but the first three have a 
     attacks = _checked(inverter, encoder, train_pairs, name_attacks(strategy, steps))
     report = progress or (lambda stage, count, total: None)
     samples = Samples(
-        texts if vectors is None else paired(texts, vectors, inverter.encoder.dimension),
+        texts if vectors is None else paired(texts, vectors, inverter.dimension),
         inverter.tokenizer,
         cutting(inverter),
         limit=limit,
@@ -194,7 +195,7 @@ def _fill(bench: Bench, rows: list[_Row], samples: Samples, ruler: Ruler) -> lis
     indices, naming = draw_indices(len(samples), bench.seed), _Groups()
     examples: list[Example] = []
     for first, chunk in samples.chunks(CHUNK):
-        part = Part(bench.encoder, first, chunk)
+        part = Part(bench.encoder, first, chunk, bench.inverter)
         groups = [naming.of(sample) for sample in chunk]
         for row in rows:
             places, recoveries = row.recoveries(part, partial(bench.show, row.name))
@@ -222,7 +223,9 @@ def _first_notes(bench: Bench, samples: Samples) -> list[str]:
     """What is to be known before any figure: stored vectors that are strange, what is missing."""
     notes = []
     if samples.stored:
-        notes += _stored_notes(bench, Part(bench.encoder, *next(samples.chunks(_COMPARED))))
+        notes += _stored_notes(
+            bench, Part(bench.encoder, *next(samples.chunks(_COMPARED)), bench.inverter)
+        )
         longest = bench.inverter.length - 1
         long = sum(len(sample.token_ids) > longest for sample in samples)
         if long:
@@ -232,19 +235,24 @@ def _first_notes(bench: Bench, samples: Samples) -> list[str]:
             )
     else:
         require_encoder(bench.encoder)
+        require_no_map(bench.inverter)
     return notes
 
 
 def _stored_notes(bench: Bench, part: Part) -> list[str]:
     """Whether stored vectors look like the encoder's, and like those of their texts."""
-    name = bench.inverter.encoder.name
+    name, alignment = bench.inverter.encoder.name, bench.inverter.alignment
     statistics = getattr(getattr(bench.inverter, "fingerprint", None), "statistics", None)
-    doubt = None if statistics is None else statistics.doubt(part.vectors, name)
+    if alignment is not None:
+        statistics, name = alignment.statistics, alignment.name
+    doubt = None if statistics is None else statistics.doubt(part.stored, name)
     notes = [] if doubt is None else [doubt]
     if bench.encoder is None:
         return [*notes, "cosine: not measured, there is no encoder to embed what is recovered"]
+    if alignment is not None:
+        return [*notes, f"vectors: mapped ({alignment.describe()})"]
     again = bench.encoder.encode([sample.text for sample in part.samples])
-    cosines = (again * part.vectors).sum(axis=1)
+    cosines = (again * part.stored).sum(axis=1)
     unlike = int((cosines < _SAME_VECTOR).sum())
     if unlike > _FEW_UNLIKE * len(cosines):
         notes.append(
@@ -258,7 +266,7 @@ def _stored_notes(bench: Bench, part: Part) -> list[str]:
 
 def _forecast(bench: Bench, rows: list[_Row], trial: tuple[int, list[Sample]]) -> str:
     """How many texts are decoded how often, and how long that takes here."""
-    part, seconds = Part(bench.encoder, *trial), 0.0
+    part, seconds = Part(bench.encoder, *trial, bench.inverter), 0.0
     decoded = {**dict.fromkeys((SHUFFLED, BLIND), bench.guesser), **bench.attacks}
     for row in rows:
         if row.name in decoded:
@@ -411,6 +419,11 @@ def _conclude(
         "texts": bench.total,
         "encoder": bench.inverter.encoder.to_dict(),
         "vectors": "stored" if stored else "embedded here",
+        **(
+            {}
+            if bench.inverter.alignment is None
+            else {"alignment": bench.inverter.alignment.describe()}
+        ),
         "strategy": first.decoding.name,
         "passes": None if passes is None else _whole(passes.mean),
         "seed": bench.seed,
