@@ -34,8 +34,8 @@ def published(inverter: Inverter, x: NDArray[np.float32], y: NDArray[np.float32]
 
 def _bare(matrix: NDArray[np.float32], pairs: int, target: EncoderIdentity) -> Alignment:
     """A map without means."""
-    zeros = [np.zeros(size, np.float32) for size in matrix.shape]
-    return Alignment("linear", matrix, *zeros, pairs, None, None, {}, 0.0, target)
+    source, own = (np.zeros(size, np.float32) for size in matrix.shape)
+    return Alignment("linear", matrix, source, own, pairs, None, None, {}, 0.0, target)
 
 
 def recipes(options: argparse.Namespace) -> None:
@@ -89,10 +89,9 @@ def inverting(options: argparse.Namespace) -> None:
     vectors = aligned.map_vectors(x)
     times: dict[str, list[float]] = {"plain": [], "aligned": []}
     for _ in range(options.rounds + 1):
-        for name, call in (("plain", lambda: inverter.invert(vectors)),
-                           ("aligned", lambda: aligned.invert(x))):  # fmt: skip
+        for name, reader, given in (("plain", inverter, vectors), ("aligned", aligned, x)):
             began = time.process_time()
-            call()
+            reader.invert(given)
             times[name].append(time.process_time() - began)
     ratios = [a / p for a, p in zip(times["aligned"][1:], times["plain"][1:], strict=True)]
     began = time.process_time()

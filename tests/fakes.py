@@ -6,9 +6,9 @@ from types import SimpleNamespace
 
 import torch
 
+from unembed.decoding.strategy import Inversion
 from unembed.denoiser import DenoiserSizes
 from unembed.device import choose_compute
-from unembed.inverter import Inversion
 
 WORD_MASK = 10  # of `WordDenoiser`, whose vocabulary ends with it
 

@@ -154,16 +154,20 @@ def evaluate(
     show_usage(context, model)
     if counts:
         files, columns = (leaked, embedding), (text_column or "text", column)
-        _curve(inverter, model, files, columns, counts, limit, read_decoding(strategy, steps=steps),
-               seed, out, as_json)  # fmt: skip
-        return
+        options = {"decoding": read_decoding(strategy, steps=steps), "seed": seed}
+        return _curve(inverter, model, files, columns, counts, limit or 500, options, out, as_json)
     similar = Pairs.open(corpus) if corpus is not None else None
     way_on = "the same command goes on" if folder else "with --out FOLDER it could have gone on"
     with interruptible(way_on), opened(source) as vectors, StageDisplay() as display:
         if vectors is not None:
             passages = _stored(vectors, inverter, text_column or "text", passages)
         if frontier:
-            given = {"strategy": specs, "steps": steps, "seed": seed, "corpus": similar}
+            given: dict[str, Any] = {
+                "strategy": specs,
+                "steps": steps,
+                "seed": seed,
+                "corpus": similar,
+            }
             given |= {"limit": limit, "folder": folder, "progress": display.update}
             return _frontier(inverter, model, passages, out, as_json, given)
         report = unembed.evaluate(
@@ -373,22 +377,19 @@ def _curve(
     columns: tuple[str, str | None],
     counts: list[int],
     limit: int,
-    decoding: Any,
-    seed: int,
+    options: dict[str, Any],
     out: Path | None,
     as_json: bool,
 ) -> None:
-    """Leak against the number of leaked pairs."""
+    """Measure the leak against the number of leaked pairs."""
     from unembed.cli.display import StageDisplay
     from unembed.evaluation.leaked import LeakedPairs, align_curve
     from unembed.evaluation.report.plots import write_curve
 
     leaked, held_out = (LeakedPairs(file, *columns) for file in files)
-    settings = {"limit": limit, "decoding": decoding, "seed": seed}
     with interruptible("nothing is kept"), StageDisplay() as display:
-        curve = align_curve(
-            inverter, encoder, leaked, held_out, counts, **settings, progress=display.update
-        )
+        options |= {"limit": limit, "progress": display.update}
+        curve = align_curve(inverter, encoder, leaked, held_out, counts, **options)
     if out is not None:
         write_curve(curve, out)
     show_curve(curve, as_json)

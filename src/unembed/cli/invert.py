@@ -54,8 +54,9 @@ from unembed.cli.options import (
     show_usage,
 )
 
-_OF_FILES = ("out", "key", "column", "keep", "ranges", "skip_bad", "check", "batch_size",
-             "align")  # fmt: skip
+_OF_FILES = (
+    *("out", "key", "column", "keep", "ranges", "skip_bad", "check", "batch_size", "align"),
+)
 
 
 def invert(

@@ -421,8 +421,8 @@ class CorpusSearch:
 
     def __call__(self, vectors: NDArray[np.float32]) -> list[list[list[int]]]:
         """Token ids of the nearest texts of each unit vector [B, D], nearest first."""
-        best = np.full((len(vectors), 0), 0.0, dtype=np.float32)
-        rows = np.zeros((len(vectors), 0), dtype=np.int64)
+        best: NDArray[np.float32] = np.zeros((len(vectors), 0), dtype=np.float32)
+        rows: NDArray[np.int64] = np.zeros((len(vectors), 0), dtype=np.int64)
         for start in range(0, len(self.pairs), _SEARCHED):
             index = np.arange(start, min(start + _SEARCHED, len(self.pairs)))
             _, embeddings = self.pairs.rows(index)
@@ -431,7 +431,8 @@ class CorpusSearch:
                 [rows, np.broadcast_to(index, (len(vectors), len(index)))], axis=1
             )
             order = np.argsort(-best, axis=1, kind="stable")[:, : self.count]
-            best, rows = (np.take_along_axis(x, order, axis=1) for x in (best, rows))
+            best = np.take_along_axis(best, order, axis=1)
+            rows = np.take_along_axis(rows, order, axis=1)
         tokens, _ = self.pairs.rows(rows.ravel())
         texts = self.pairs.tokenizer.decode(tokens)
         ids = self.tokenizer.encode(texts)  # which may be another's

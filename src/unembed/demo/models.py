@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unembed.decoding import DEFAULT_STEPS, STRATEGIES, Decoding, DecodingStep, strategy_fields
+from unembed.decoding.strategy import Inversion
 from unembed.demo.events import Speller, figures, is_news, step_event
 from unembed.demo.limits import Limits
 from unembed.demo.middleware import Clients
@@ -26,7 +27,7 @@ from unembed.demo.schemas import MapOut, ModelOut, Option, ProblemError, Strateg
 from unembed.encoders.alignment import Alignment
 from unembed.encoders.base import Encoder, EncoderIdentity, Progress
 from unembed.errors import ConfigError
-from unembed.inverter import Inversion, Inverter
+from unembed.inverter import Inverter
 from unembed.tokenizer import TextTokenizer
 
 DEFAULT_CALLS = 128  # where a strategy asks the encoder and the request does not say how often

@@ -252,7 +252,7 @@ def _stored_notes(bench: Bench, part: Part) -> list[str]:
     if alignment is not None:
         return [*notes, f"vectors: mapped ({alignment.describe()})"]
     again = bench.encoder.encode([sample.text for sample in part.samples])
-    cosines = (again * part.stored).sum(axis=1)
+    cosines = (again * part.vectors).sum(axis=1)
     unlike = int((cosines < _SAME_VECTOR).sum())
     if unlike > _FEW_UNLIKE * len(cosines):
         notes.append(

@@ -311,7 +311,7 @@ def align_curve(  # noqa: PLR0913 - all but the first four have a default
         point = (size, alignment.method, predicted, reached, figures, shuffled, alignment.doubt())
         points.append(CurvePoint(*point))
     noise = np.random.default_rng([seed, 2]).standard_normal(y_test.shape)
-    floors = {}
+    floors: dict[str, dict[str, Figure | None]] = {}
     for name, vectors in (
         (CONSTANT, np.broadcast_to(y.mean(axis=0), y_test.shape)),
         (NOISE, noise),

@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from unembed.decoding.strategy import Inversion
 from unembed.encoders.base import Encoder
 from unembed.errors import EmbeddingError
-from unembed.inverter import Inversion, Inverter
+from unembed.inverter import Inverter
 from unembed.vectors.output import PartFile, named_columns, require_writable
 from unembed.vectors.read import Chunk, VectorFile
 
