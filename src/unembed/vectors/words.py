@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save
 from torch import Tensor
 
 from unembed.encoders.base import EncoderIdentity
@@ -203,7 +203,7 @@ class WordProbe:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with atomic(folder / WEIGHTS) as weights, atomic(folder / WORDS) as words:
-                save_file(tensors, weights)
+                weights.write_bytes(save(tensors))  # `save_file` would keep it to its owner
                 words.write_text(json.dumps(data, ensure_ascii=False) + "\n", encoding="utf-8")
         except (OSError, SafetensorError) as error:
             raise CheckpointError(
@@ -243,7 +243,8 @@ def chunks_of(passages: Sequence[str], limit: int, seed: int) -> list[str]:
 
     Args:
         passages: Raw texts.
-        limit: Chunks at most, drawn with the seed; longer passages are cut, shorter left out.
+        limit: Chunks at most; longer passages are cut, shorter left out.
+        seed: Of the draw.
 
     Raises:
         DataError: No passage is long enough.
