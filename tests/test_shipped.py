@@ -157,7 +157,7 @@ def test_the_python_of_the_words_page_runs(minilm, monkeypatch, capsys):
     monkeypatch.setattr("unembed.encoders.sentence.load_encoder", lambda *args: minilm)
     exec(code, {})
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert len(lines) == 5 and any(word in ("nurse", "patient", "hospital") for word, *_ in lines)
+    assert len(lines) == 5 and "heart" in [line[0] for line in lines]
 
 
 def test_the_word_probe_belongs_to_the_packaged_encoder_and_is_small(minilm):
