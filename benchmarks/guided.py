@@ -72,10 +72,12 @@ class Curve:
         """A text that was embedded counts for every mark that it is within."""
         for mark, best in self.at.items():
             known = best[row]
-            if calls <= mark:
-                nearer = known is None or cosine > known.cosine
-                text = (list(tokens), cosine) if nearer else (known.tokens, known.cosine)
-                best[row] = Found(calls, *text)
+            if calls > mark:
+                continue
+            if known is None or cosine > known.cosine:
+                best[row] = Found(calls, list(tokens), cosine)
+            else:
+                best[row] = Found(calls, known.tokens, known.cosine)
 
 
 def held_out(texts: Path, inverter: Inverter, first: int, count: int) -> list[Piece]:

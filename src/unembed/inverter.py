@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -11,7 +12,7 @@ import numpy as np
 import torch
 from huggingface_hub import ModelCard, ModelHubMixin, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-from torch import Tensor
+from numpy.typing import NDArray
 
 from unembed.backends.cpu import fast_form
 from unembed.backends.onnx import FILE, OnnxDenoiser, export_onnx, onnx_is_here
@@ -27,45 +28,24 @@ from unembed.decoding.logits import (
     Guidance,
     LogitsProcessor,
     RepetitionPenalty,
+    with_callback,
     with_processors,
 )
-from unembed.decoding.settings import as_decoding
-from unembed.decoding.strategy import OnStep
+from unembed.decoding.settings import as_decoding, require_whole
+from unembed.decoding.strategy import Inversion, OnStep, mix_seed
 from unembed.denoiser import Denoiser
 from unembed.device import Compute, choose_compute
 from unembed.diffusion import DenoiserFn, make_schedule
+from unembed.encoders.alignment import Alignment
 from unembed.encoders.base import Encoder, EncoderIdentity
 from unembed.encoders.fingerprint import Fingerprint, require_encoder
 from unembed.encoders.oracle import Corpus, EncoderOracle, OnCall
 from unembed.encoders.pipeline import licence_lines, licence_note
 from unembed.encoders.vectors import as_unit_vectors
-from unembed.errors import CheckpointError, ConfigError
+from unembed.errors import CheckpointError
 from unembed.tokenizer import TextTokenizer
 
 DEFAULT = "minilm"
-
-
-@dataclass(frozen=True)
-class Inversion:
-    """Inversion: a recovered text.
-
-    Attributes:
-        text: The text.
-        token_ids: Its content tokens, up to the end token.
-        confidences: Probability the denoiser gave each of them when it was unmasked, 0 to 1.
-        passes: Denoiser passes spent.
-        encoder_calls: Texts embedded on the way (0: the vector alone was used).
-        order: Pass, from 1, in which each token was unmasked for the last time.
-        cosine: Between the vector and that of the text, where it was embedded; else None.
-    """
-
-    text: str
-    token_ids: list[int]
-    confidences: list[float]
-    passes: int
-    encoder_calls: int
-    order: list[int] = field(default_factory=list)
-    cosine: float | None = None
 
 
 class Inverter(
@@ -89,6 +69,7 @@ class Inverter(
         storage: Number format and shard size in which `save_pretrained` and `push_to_hub` write
             the weights; float16 if not set, or the format they were loaded from.
         curves: Picture of the training (PNG) that is saved beside the card, where there is one.
+        alignment: Map that vectors of another encoder go through first, where there is one.
 
     A folder that holds ``denoiser.onnx`` is decoded with ONNX Runtime on a CPU, where that is
     installed: the same tokens, faster on some processors (docs/decoding.md; docs/results.md says
@@ -125,6 +106,7 @@ class Inverter(
         self.fingerprint = checkpoint.fingerprint
         self.storage = checkpoint.storage
         self.curves = checkpoint.curves
+        self.alignment: Alignment | None = None
         self.compute = choose_compute("cpu", "float32")
         self._proved: Encoder | None = None
         self._onnx: tuple[Any, OnnxDenoiser] | None = None  # the weights it was exported from
@@ -145,6 +127,11 @@ class Inverter(
     def length(self) -> int:
         """Positions L: the longest text it writes is L - 1 tokens."""
         return self.denoiser.sizes.length
+
+    @property
+    def dimension(self) -> int:
+        """Numbers of the vectors it takes: the encoder's, or those of the alignment."""
+        return self.encoder.dimension if self.alignment is None else self.alignment.dimension
 
     @property
     def spec(self) -> SequenceSpec:
@@ -174,6 +161,26 @@ class Inverter(
         self.denoiser.to(compute.device)
         self.compute = compute
         return self
+
+    def aligned(self, alignment: Alignment | str | Path | None) -> Inverter:
+        """The same network for vectors that the alignment maps; None: for its encoder's own.
+
+        Raises:
+            CheckpointError: No alignment there, or one into the space of another encoder.
+        """
+        if isinstance(alignment, (str, Path)):
+            alignment = Alignment.load(alignment)
+        if alignment is not None:
+            alignment.require_target(self.encoder)
+        inverter = copy.copy(self)
+        vars(inverter).update(vars(self), alignment=alignment)  # its fast form is shared
+        return inverter
+
+    def map_vectors(self, embeddings: Any) -> NDArray[np.float32]:
+        """Unit vectors [N, D] in the encoder's space; raises what `invert` does."""
+        if self.alignment is None:
+            return as_unit_vectors(embeddings, self.encoder.dimension, self.encoder.name)
+        return self.alignment(embeddings)
 
     def require_encoder(self, encoder: Encoder) -> None:
         """Refuse an encoder that is not the one the inverter was trained for.
@@ -235,8 +242,8 @@ class Inverter(
         """
         decoding = as_decoding(decoding, settings)
         decoding.check(has_encoder=encoder is not None)
-        _require_whole(seed=(seed, 0), batch_size=(batch_size, 1), first_index=(first_index, 0))
-        vectors = as_unit_vectors(embeddings, self.encoder.dimension, self.encoder.name)
+        require_whole(seed=(seed, 0), batch_size=(batch_size, 1), first_index=(first_index, 0))
+        vectors = self.map_vectors(embeddings)
         target = encoder if decoding.strategy.needs_encoder else None
         if target is not None:
             self.require_encoder(target)
@@ -244,11 +251,11 @@ class Inverter(
             draws = [(seed, first_index + row) for row in range(len(vectors))]
         spec, denoiser = self.spec.with_length(decoding.length), self._processed(decoding)
         if before_pass is not None:
-            denoiser = _watched(denoiser, before_pass)
+            denoiser = with_callback(denoiser, before_pass)
         results: list[Inversion] = []
         for start in range(0, len(vectors), batch_size):
             part = vectors[start : start + batch_size]
-            seeds = [_mix(*draw) for draw in draws[start : start + batch_size]]
+            seeds = [mix_seed(*draw) for draw in draws[start : start + batch_size]]
             how = decoding.encoder_calls, on_call, corpus, start
             oracle = None if target is None else EncoderOracle(target, self.tokenizer, part, *how)
             with self.compute.autocast():
@@ -320,19 +327,26 @@ class Inverter(
 
     @classmethod
     def from_pretrained(
-        cls, pretrained_model_name_or_path: str | Path = DEFAULT, **kwargs: Any
+        cls,
+        pretrained_model_name_or_path: str | Path = DEFAULT,
+        *,
+        align: Alignment | str | Path | None = None,
+        **kwargs: Any,
     ) -> Inverter:
         """Load an inverter.
 
         Args:
             pretrained_model_name_or_path: ``minilm`` (ships with the package), a folder, or a Hub
                 repository. A folder of a shipped name is ``./minilm``.
+            align: An alignment, for vectors of another encoder; see `aligned`.
             **kwargs: ``revision``, ``token``, ``cache_dir``, ``local_files_only`` and
                 ``force_download`` of `huggingface_hub`.
 
         Raises:
             CheckpointError: Nothing there, or the files are damaged or do not fit together.
         """
+        if align is not None:
+            return cls.from_pretrained(pretrained_model_name_or_path, **kwargs).aligned(align)
         where, shipped = str(pretrained_model_name_or_path), shipped_inverters()
         if isinstance(pretrained_model_name_or_path, str) and where in shipped:
             return _load(shipped[where])
@@ -425,26 +439,3 @@ def _may_be_a_repository(name: str) -> bool:
     """Tell whether a name has the form owner/name; a path is not sent to the Hub."""
     owner, slash, rest = name.partition("/")
     return bool(slash and owner and rest) and "/" not in rest and not owner.startswith((".", "~"))
-
-
-def _require_whole(**values: tuple[Any, int]) -> None:
-    for name, (value, low) in values.items():
-        integral = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
-        if not integral or value < low:
-            raise ConfigError(
-                f"{name} as a whole number of at least {low}", repr(value), f"Correct {name}"
-            )
-
-
-def _watched(denoiser: DenoiserFn, before_pass: Callable[[], None]) -> DenoiserFn:
-    def watched(tokens: Tensor, embedding: Tensor, t: Tensor, positions: Tensor) -> Tensor:
-        before_pass()
-        return denoiser(tokens, embedding, t, positions)
-
-    return watched
-
-
-def _mix(seed: int, index: int) -> int:
-    """Make a generator's seed for one vector of a call."""
-    words: Sequence[int] = np.random.SeedSequence([seed, index]).generate_state(2).tolist()
-    return words[0] << 31 | words[1] >> 1

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 import unembed
+from unembed.cli.align import AlignOption, warn
 from unembed.cli.evaluate import CorpusOption, require_search
 from unembed.cli.options import (
     ApiBaseOption,
@@ -52,7 +53,9 @@ from unembed.cli.options import (
     show_usage,
 )
 
-_OF_FILES = ("out", "key", "column", "keep", "ranges", "skip_bad", "check", "batch_size")
+_OF_FILES = (
+    *("out", "key", "column", "keep", "ranges", "skip_bad", "check", "batch_size", "align"),
+)
 
 
 def invert(
@@ -73,6 +76,7 @@ def invert(
         str | None, typer.Option("--config", "-c", help="Use the weights shipped for this config.")
     ] = None,
     checkpoint: CheckpointOption = None,
+    align: AlignOption = None,
     strategy: StrategyOption = "greedy",
     option: OptionOption = None,
     guidance: GuidanceOption = None,
@@ -113,7 +117,8 @@ def invert(
     _note_idle(context, decoding.name, with_encoder)
     if source is not None and out is not None:
         _require_apart(source, out)
-    inverter = make_inverter(checkpoint, config, device, dtype)
+    inverter = make_inverter(checkpoint, config, device, dtype).aligned(align)
+    warn(inverter.alignment)
     model: Any = None
     if with_encoder:
         where = encoder_settings(inverter, encoder) | api_settings(api_base, max_calls, price)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 import unembed
+from unembed.cli.align import MapsOption, warn
 from unembed.cli.options import (
     ApiBaseOption,
     DeviceOption,
@@ -37,16 +38,18 @@ OpenOption = Annotated[
 LogTextsOption = Annotated[
     bool, typer.Option("--log-texts", help="Write texts and recoveries to the log.")
 ]
+CheckpointsOption = Annotated[
+    list[str] | None,
+    typer.Option("--checkpoint", help="Shipped name, folder or Hub repository. Repeatable."),
+]
 
 
 def serve(
     context: typer.Context,
     host: Annotated[str, typer.Option("--host", help="Address to listen at.")] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0: a free one.")] = 8080,
-    checkpoint: Annotated[
-        list[str] | None,
-        typer.Option("--checkpoint", help="Shipped name, folder or Hub repository. Repeatable."),
-    ] = None,
+    checkpoint: CheckpointsOption = None,
+    align: MapsOption = None,
     encoder: EncoderOption = None,
     api_base: ApiBaseOption = None,
     max_calls: MaxCallsOption = None,
@@ -110,7 +113,10 @@ def serve(
         lambda name: make_inverter(name, None, device),
         partial(_load_encoder, context, encoder, api, device, trust_remote_code),
         log_texts,
+        align or [],
     )
+    for model in demo.models.values():
+        warn(model.inverter.alignment)
     app = create_app(demo, server.hosts_of(host, allow_host or []), allow_origin or [])
     address = server.address_of(bound)
     opening = f"open {address} (models: {', '.join(demo.models)}; Ctrl+C stops)"

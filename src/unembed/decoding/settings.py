@@ -16,6 +16,7 @@ import logging
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from numbers import Integral
 from typing import Any, NoReturn, cast
 
 from unembed.decoding.best_of import BestOf
@@ -310,3 +311,20 @@ def _refuse(expected: str, value: object, what: str) -> NoReturn:
 
 def _spell(value: object) -> str:
     return f"{value:g}" if isinstance(value, float) and float(f"{value:g}") == value else str(value)
+
+
+def require_whole(**values: tuple[Any, int]) -> None:
+    """Refuse a value that is no whole number, or below its least.
+
+    Args:
+        **values: (value, least) by the name that the error says.
+
+    Raises:
+        ConfigError: One of them is.
+    """
+    for name, (value, low) in values.items():
+        whole = isinstance(value, Integral) and not isinstance(value, bool)
+        if not whole or value < low:
+            raise ConfigError(
+                f"{name} as a whole number of at least {low}", repr(value), f"Correct {name}"
+            )

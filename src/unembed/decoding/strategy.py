@@ -137,6 +137,29 @@ class Decoded:
             object.__setattr__(self, "encoder_calls", torch.zeros_like(self.passes))
 
 
+@dataclass(frozen=True)
+class Inversion:
+    """One recovered text.
+
+    Attributes:
+        text: The text.
+        token_ids: Its content tokens, up to the end token.
+        confidences: Probability the denoiser gave each of them when it was unmasked, 0 to 1.
+        passes: Denoiser passes spent.
+        encoder_calls: Texts embedded on the way (0: the vector alone was used).
+        order: Pass, from 1, in which each token was unmasked for the last time.
+        cosine: Between the vector and that of the text, where it was embedded; else None.
+    """
+
+    text: str
+    token_ids: list[int]
+    confidences: list[float]
+    passes: int
+    encoder_calls: int
+    order: list[int] = field(default_factory=list)
+    cosine: float | None = None
+
+
 OnStep = Callable[[DecodingStep], None]
 
 
@@ -302,3 +325,9 @@ def require_oracle(oracle: Oracle | None, strategy: str) -> Oracle:
             "Pass the encoder and --encoder-calls, or choose a strategy that needs the vector only",
         )
     return oracle
+
+
+def mix_seed(seed: int, index: int) -> int:
+    """Make a generator's seed for one vector of a call."""
+    words: Sequence[int] = np.random.SeedSequence([seed, index]).generate_state(2).tolist()
+    return words[0] << 31 | words[1] >> 1

@@ -39,6 +39,7 @@ from unembed.evaluation.rows import (
     Spec,
     name_attacks,
     require_encoder,
+    require_no_map,
 )
 from unembed.evaluation.samples import (
     LABELS,
@@ -139,15 +140,13 @@ def evaluate(  # noqa: PLR0913 - the front door; all but the first three have a 
         texts: Held out: never trained on. Gone through twice, a piece of it in memory at a time;
             `PassageFile` and, with stored vectors, `StoredPassages` read them from files.
         vectors: Stored vectors of the texts, in their order, [N, D].
-        strategy: How to decode, one or several: a `Decoding` or its text, such as ``greedy`` or
-            ``greedy:steps=32``.
+        strategy: How to decode, one or several: a `Decoding` or its text (``greedy:steps=32``).
         steps: Denoiser passes per text where the strategy does not say; 8 if None.
         train_pairs: The training pairs, for the nearest text and the rarity of tokens.
         corpus: Pairs of texts like those under attack, which guided search starts from.
         limit: Pieces to evaluate, drawn with the seed; all when None.
         seed: Of the draw, of the strategies that sample and of the bootstrap.
-        folder: Keeps recovered texts as they come, so that the same call goes on after an
-            interruption.
+        folder: Keeps recovered texts as they come, so that the same call goes on where it ended.
         progress: Called with (stage, done, total); the total is 0 while it is unknown.
         announce: Called before anything is decoded, with how long it will take.
 
@@ -160,15 +159,16 @@ def evaluate(  # noqa: PLR0913 - the front door; all but the first three have a 
     attacks = _checked(inverter, encoder, train_pairs, name_attacks(strategy, steps))
     report = progress or (lambda stage, count, total: None)
     samples = Samples(
-        texts if vectors is None else paired(texts, vectors, inverter.encoder.dimension),
+        texts if vectors is None else paired(texts, vectors, inverter.dimension),
         inverter.tokenizer,
         cutting(inverter),
         limit=limit,
         seed=seed,
         report=lambda count: report("cutting the texts", count, 0),
     )
-    same_vocabulary = train_pairs is not None and _same_tokens(inverter, train_pairs)
-    counts = train_pairs.token_counts if same_vocabulary and train_pairs is not None else None
+    counts = None
+    if train_pairs is not None and train_pairs.tokenizer.digest == inverter.tokenizer.digest:
+        counts = train_pairs.token_counts
     known = train_pairs, counts, seed, report, len(samples), corpus
     bench = Bench(inverter, encoder, attacks, *known)
     ruler, notes = make_ruler(inverter.tokenizer, counts)
@@ -194,7 +194,7 @@ def _fill(bench: Bench, rows: list[_Row], samples: Samples, ruler: Ruler) -> lis
     indices, naming = draw_indices(len(samples), bench.seed), _Groups()
     examples: list[Example] = []
     for first, chunk in samples.chunks(CHUNK):
-        part = Part(bench.encoder, first, chunk)
+        part = Part(bench.encoder, first, chunk, bench.inverter)
         groups = [naming.of(sample) for sample in chunk]
         for row in rows:
             places, recoveries = row.recoveries(part, partial(bench.show, row.name))
@@ -222,7 +222,8 @@ def _first_notes(bench: Bench, samples: Samples) -> list[str]:
     """What is to be known before any figure: stored vectors that are strange, what is missing."""
     notes = []
     if samples.stored:
-        notes += _stored_notes(bench, Part(bench.encoder, *next(samples.chunks(_COMPARED))))
+        part = Part(bench.encoder, *next(samples.chunks(_COMPARED)), bench.inverter)
+        notes += _stored_notes(bench, part)
         longest = bench.inverter.length - 1
         long = sum(len(sample.token_ids) > longest for sample in samples)
         if long:
@@ -232,17 +233,22 @@ def _first_notes(bench: Bench, samples: Samples) -> list[str]:
             )
     else:
         require_encoder(bench.encoder)
+        require_no_map(bench.inverter)
     return notes
 
 
 def _stored_notes(bench: Bench, part: Part) -> list[str]:
     """Whether stored vectors look like the encoder's, and like those of their texts."""
-    name = bench.inverter.encoder.name
+    name, alignment = bench.inverter.encoder.name, bench.inverter.alignment
     statistics = getattr(getattr(bench.inverter, "fingerprint", None), "statistics", None)
-    doubt = None if statistics is None else statistics.doubt(part.vectors, name)
+    if alignment is not None:
+        statistics, name = alignment.statistics, alignment.name
+    doubt = None if statistics is None else statistics.doubt(part.stored, name)
     notes = [] if doubt is None else [doubt]
     if bench.encoder is None:
         return [*notes, "cosine: not measured, there is no encoder to embed what is recovered"]
+    if alignment is not None:
+        return [*notes, f"vectors: mapped ({alignment.describe()})"]
     again = bench.encoder.encode([sample.text for sample in part.samples])
     cosines = (again * part.vectors).sum(axis=1)
     unlike = int((cosines < _SAME_VECTOR).sum())
@@ -258,8 +264,8 @@ def _stored_notes(bench: Bench, part: Part) -> list[str]:
 
 def _forecast(bench: Bench, rows: list[_Row], trial: tuple[int, list[Sample]]) -> str:
     """How many texts are decoded how often, and how long that takes here."""
-    part, seconds = Part(bench.encoder, *trial), 0.0
-    decoded = {**dict.fromkeys((SHUFFLED, BLIND), bench.guesser), **bench.attacks}
+    part, seconds = Part(bench.encoder, *trial, bench.inverter), 0.0
+    decoded = dict.fromkeys((SHUFFLED, BLIND), bench.guesser) | bench.attacks
     for row in rows:
         if row.name in decoded:
             left = int(row.mask.sum()) - row.cache.count
@@ -280,13 +286,8 @@ def duration(seconds: float) -> str:
 
 def cutting(inverter: Inverter) -> DataSection:
     """Find how texts were cut in training."""
-    return DataSection.model_validate(
-        {"length": inverter.length, **inverter.trained.get("config", {}).get("data", {})}
-    )
-
-
-def _same_tokens(inverter: Inverter, pairs: Pairs) -> bool:
-    return pairs.tokenizer.digest == inverter.tokenizer.digest
+    trained = inverter.trained.get("config", {}).get("data", {})
+    return DataSection.model_validate({"length": inverter.length, **trained})
 
 
 def _attack_mask(attack: Attack | None, texts: int, seed: int) -> NDArray[np.bool_]:
@@ -294,8 +295,7 @@ def _attack_mask(attack: Attack | None, texts: int, seed: int) -> NDArray[np.boo
     mask = np.ones(texts, dtype=bool)
     if attack is not None and attack.limit is not None and attack.limit < texts:
         indices = np.random.default_rng(seed).choice(texts, size=attack.limit, replace=False)
-        mask[:] = False
-        mask[indices] = True
+        mask = np.isin(np.arange(texts), indices)
     return mask
 
 
@@ -411,6 +411,11 @@ def _conclude(
         "texts": bench.total,
         "encoder": bench.inverter.encoder.to_dict(),
         "vectors": "stored" if stored else "embedded here",
+        **(
+            {}
+            if bench.inverter.alignment is None
+            else {"alignment": bench.inverter.alignment.describe()}
+        ),
         "strategy": first.decoding.name,
         "passes": None if passes is None else _whole(passes.mean),
         "seed": bench.seed,

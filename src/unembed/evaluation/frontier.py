@@ -129,7 +129,11 @@ def measure_frontier(  # noqa: PLR0913 - as `evaluate`
         reached = [mark for mark in marks if mark <= attack.decoding.encoder_calls]
         values = {}
         for bucket, some in chosen.items():
-            settings = {"attack": bench.describe(attack), "marks": reached, "bucket": bucket}
+            settings: dict[str, Any] = {
+                "attack": bench.describe(attack),
+                "marks": reached,
+                "bucket": bucket,
+            }
             settings |= {"texts": samples.digest, "limit": limit, "seed": seed} | provenance
             with RowCache(folder, f"frontier {name} {bucket}", settings) as journal:
                 search = _Search(
@@ -138,14 +142,14 @@ def measure_frontier(  # noqa: PLR0913 - as `evaluate`
                 show = _reporter(report, f"{name}, {bucket} tokens", len(some))
                 values[bucket] = _values(search.recover_all(some, journal, show), some, ruler)
         points[name] = _figures(values, shares, reached, seed)
-    settings = {
+    facts = {
         "texts": {bucket: len(some) for bucket, some in chosen.items()},
         "encoder": encoder.identity.to_dict(),
         "attacks": {name: bench.describe(attack) for name, attack in attacks.items()},
         "seed": seed,
         "corpus": None if corpus is None else settings_digest(corpus.manifest),
     }
-    return Frontier(points, shares, settings, [note for note in notes if "BLEU" in note])
+    return Frontier(points, shares, facts, [note for note in notes if "BLEU" in note])
 
 
 def _with_calls(attack: Attack, calls: int) -> Attack:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -16,11 +15,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from unembed.data.pairs import CorpusSearch, Pairs
+from unembed.data.pairs import CorpusSearch, Pairs, nearest_rows
 from unembed.decoding import Decoding
 from unembed.decoding.strategy import options_of
+from unembed.denoiser import weights_digest
 from unembed.encoders.base import Encoder
-from unembed.errors import ConfigError, EncoderError
+from unembed.errors import ConfigError, DataError, EncoderError
 from unembed.evaluation.cache import settings_digest
 from unembed.evaluation.metrics import Recovery
 from unembed.evaluation.samples import Sample
@@ -32,7 +32,6 @@ _TRIAL = 16  # texts
 _PASSES_A_CALL, _PASSES_A_SAMPLE = 1.3, 6.0
 
 ProgressFn = Callable[[str, int, int], None]
-
 
 # ``all``: every strategy; those that call the encoder are tried on fewer texts, all on the same
 ALL = (
@@ -140,23 +139,46 @@ class Part:
     encoder: Encoder | None
     first: int
     samples: list[Sample]
+    inverter: Inverter
+
+    @cached_property
+    def stored(self) -> NDArray[np.float32] | None:
+        """Stored vectors [N, D'] of the texts, where they came with them."""
+        stored = [sample.vector for sample in self.samples if sample.vector is not None]
+        return np.stack(stored) if stored else None
 
     @cached_property
     def vectors(self) -> NDArray[np.float32]:
-        """Embeddings [N, D] of the texts."""
-        stored = [sample.vector for sample in self.samples if sample.vector is not None]
-        if stored:
-            return np.stack(stored)
+        """What is inverted: stored vectors as they are, else the embeddings of the texts [N, D]."""
+        return self.targets if self.stored is None else self.stored
+
+    @cached_property
+    def targets(self) -> NDArray[np.float32]:
+        """Unit vectors [N, D] with which recovered texts are compared.
+
+        Stored ones, where they are of the inverter's encoder; those of another only stand for
+        what the inverter's would be, which is embedded here, or without an encoder mapped.
+        """
+        if self.stored is not None and (self.inverter.alignment is None or self.encoder is None):
+            return self.inverter.map_vectors(self.stored)
         return require_encoder(self.encoder).encode([sample.text for sample in self.samples])
 
     def some(self, places: Sequence[int]) -> Part:
         """A part of it: the texts at some places."""
-        return Part(self.encoder, self.first, [self.samples[place] for place in places])
+        samples = [self.samples[place] for place in places]
+        return Part(self.encoder, self.first, samples, self.inverter)
 
     @property
     def shuffled(self) -> NDArray[np.float32]:
-        """Embedding of another text for each."""
+        """Vectors inverted for another text than theirs."""
         return self.vectors[derangement(len(self.samples))]
+
+
+def require_no_map(inverter: Inverter) -> None:
+    """Refuse an aligned inverter where vectors of its own encoder come; raises DataError."""
+    if inverter.alignment is not None:
+        wanted = f"stored vectors of {inverter.alignment.name} with the texts, for the alignment"
+        raise DataError(wanted, "texts alone", "Pass them, or leave the alignment out")
 
 
 def require_encoder(encoder: Encoder | None) -> Encoder:
@@ -222,12 +244,8 @@ class Bench:
         blind = self._decode(unconditional(self.inverter), self.guesser)
         yield BLIND, blind, BATCH, settings
         if self.pairs is not None:
-            yield (
-                NEAREST,
-                self._nearest,
-                CHUNK + 1,
-                {"pairs": settings_digest(self.pairs.manifest)},
-            )
+            searched = {"pairs": settings_digest(self.pairs.manifest)}
+            yield NEAREST, self._nearest, CHUNK + 1, searched
         digest = None if self.counts is None else settings_digest(self.counts.tolist())
         drawing = RandomTokens(self.inverter.tokenizer, self.counts, self.seed)
         yield RANDOM, self._drawing(drawing), BATCH, {"counts": digest}
@@ -274,13 +292,11 @@ class Bench:
 
     def provenance(self) -> dict[str, Any]:
         """Facts that every recovery depends on, beside the texts and the row's settings."""
-        digest = hashlib.sha256()
-        for name, tensor in sorted(self.inverter.denoiser.state_dict().items()):
-            digest.update(name.encode())
-            digest.update(tensor.detach().float().cpu().numpy().tobytes())
+        alignment = self.inverter.alignment
         corpus = {} if self.corpus is None else {"corpus": settings_digest(self.corpus.manifest)}
         return corpus | {
-            "weights": digest.hexdigest(),
+            "weights": weights_digest(self.inverter.denoiser),
+            **({} if alignment is None else {"alignment": alignment.digest}),
             "dtype": str(self.inverter.compute.dtype).removeprefix("torch."),
             "diffusion": self.inverter.diffusion,
             "tokenizer": self.inverter.tokenizer.digest,
@@ -301,9 +317,8 @@ class Bench:
                 corpus=self.corpus_search,
             )
             each = (time.perf_counter() - began) * 1000 / len(inversions)
-            cosines = cosines_of(
-                self.encoder, [i.text for i in inversions], part.vectors[start:stop]
-            )
+            texts = [inversion.text for inversion in inversions]
+            cosines = cosines_of(self.encoder, texts, part.targets[start:stop])
             return [
                 Recovery(i.text, i.token_ids, i.confidences, i.passes, i.encoder_calls, each, c)
                 for i, c in zip(inversions, cosines, strict=True)
@@ -316,7 +331,7 @@ class Bench:
         pairs, total = self.pairs, len(self.pairs)
         tokens, cosines = nearest_pairs(
             pairs,
-            part.vectors[start:stop],
+            part.targets[start:stop],
             lambda count: self.report("searching the training texts", count, total),
         )
         texts = pairs.tokenizer.decode(tokens)
@@ -335,7 +350,7 @@ class Bench:
                 for index, sample in enumerate(batch, start=start)
             ]
             texts = self.inverter.tokenizer.decode(tokens)
-            cosines = cosines_of(self.encoder, texts, part.vectors[start:stop])
+            cosines = cosines_of(self.encoder, texts, part.targets[start:stop])
             return [
                 Recovery(text, ids, cosine=cosine)
                 for text, ids, cosine in zip(texts, tokens, cosines, strict=True)
@@ -360,7 +375,6 @@ def cosines_of(
 SHUFFLED, BLIND = "shuffled embedding", "no embedding"
 NEAREST, RANDOM = "nearest training text", "random tokens"
 BASELINES = (SHUFFLED, BLIND, NEAREST, RANDOM)
-_CHUNK_ROWS = 8192
 
 
 class _Unconditional:
@@ -429,19 +443,8 @@ def nearest_pairs(
         vectors: Unit vectors.
         report: Called with the number of pairs searched.
     """
-    best = np.full(len(vectors), -np.inf, dtype=np.float32)
-    rows = np.zeros(len(vectors), dtype=np.int64)
-    for start in range(0, len(pairs), _CHUNK_ROWS):
-        index = np.arange(start, min(start + _CHUNK_ROWS, len(pairs)))
-        _, embeddings = pairs.rows(index)
-        similarity = vectors @ embeddings.T  # [N, rows]
-        winner = similarity.argmax(axis=1)
-        value = similarity[np.arange(len(vectors)), winner]
-        better = value > best
-        best[better], rows[better] = value[better], index[winner[better]]
-        report(int(index[-1]) + 1)
-    tokens, _ = pairs.rows(rows)
-    texts = []
-    for row in tokens.tolist():
-        texts.append([row[i] for i in pairs.tokenizer.content_positions(row)])
-    return texts, [float(value) for value in best]
+    rows, cosines = nearest_rows(pairs, vectors, 1, report)
+    tokens, _ = pairs.rows(rows[:, 0])
+    content = pairs.tokenizer.content_positions
+    texts = [[row[i] for i in content(row)] for row in tokens.tolist()]
+    return texts, cosines[:, 0].tolist()

@@ -1,9 +1,6 @@
 """Which words a vector says are in its text: one calibrated logistic regression for each word.
 
-An inverter writes a text of up to its length. Of a longer one, a passage of a vector store, the
-vector says less about the order and much about the words. What a linear map finds of them is a
-lower bound on what leaks, costs minutes to learn, and its probabilities mean what they say.
-docs/words.md has the commands and figures.
+What a linear map finds is a lower bound; docs/words.md has commands and figures.
 """
 
 from __future__ import annotations
@@ -21,13 +18,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save
 from torch import Tensor
 
 from unembed.encoders.base import EncoderIdentity
 from unembed.encoders.vectors import as_unit_vectors
 from unembed.errors import CheckpointError, ConfigError, DataError
-from unembed.files import atomic
+from unembed.files import atomic, read_json
 
 FORMAT = 1
 WORDS, WEIGHTS = "words.json", "words.safetensors"
@@ -35,10 +32,10 @@ COMMON = 0.1  # base rate from which on a word says little about a text
 SHORTEST, LONGEST = 24, 190  # words of a chunk: about 32 and 256 tokens
 _BUCKETS = (24, 48, 96)  # words from which on chunks are drawn in equal shares
 _MOST_WORDS = 12_000
-_LEAST_TEXTS = 10  # that a word must be in to be learned
+_LEAST_TEXTS = 8  # that a word must be in to be learned
 _LEAST_PAIRS = 200
 _CALIBRATION = 0.1  # share of the pairs that the regressions do not see
-_PENALTIES = (0.3, 1.0, 3.0, 10.0)  # of squared weights on features of unit variance
+_PENALTIES = (3.0, 10.0, 30.0, 100.0, 300.0)  # of squared weights on features of unit variance
 _TRIAL_WORDS = 600
 _ROUNDS = 12
 _TOGETHER = 1024  # words fitted at once: [N, 1024] logits
@@ -80,11 +77,6 @@ class WordProbe:
         bias: float32 [W].
         base_rates: Share of the training texts that have each word [W].
         trained: Facts about the training, for the record.
-
-    Example:
-        >>> probe = WordProbe.from_pretrained("minilm")
-        >>> probe.encoder.name
-        'all-MiniLM-L6-v2'
     """
 
     encoder: EncoderIdentity
@@ -127,8 +119,7 @@ class WordProbe:
             names: Names alone.
 
         Raises:
-            EmbeddingError: See `probabilities`.
-            ConfigError: ``top`` is below 1.
+            EmbeddingError, ConfigError: See `probabilities`; ``top`` is below 1.
         """
         if top < 1:
             raise ConfigError("top of at least 1", str(top), "Correct --top")
@@ -159,7 +150,7 @@ class WordProbe:
         shipped = shipped_probes()
         folder = shipped.get(str(name_or_path), Path(name_or_path))
         try:
-            data = json.loads((folder / WORDS).read_text(encoding="utf-8"))
+            data = read_json(folder / WORDS)
             if data["format"] != FORMAT:
                 raise ValueError(f"format {data['format']}")
             tensors = load_file(folder / WEIGHTS)
@@ -212,7 +203,7 @@ class WordProbe:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with atomic(folder / WEIGHTS) as weights, atomic(folder / WORDS) as words:
-                save_file(tensors, weights)
+                weights.write_bytes(save(tensors))  # `save_file` would keep it to its owner
                 words.write_text(json.dumps(data, ensure_ascii=False) + "\n", encoding="utf-8")
         except (OSError, SafetensorError) as error:
             raise CheckpointError(
@@ -250,11 +241,9 @@ def _spelled(text: str) -> list[tuple[str, str, bool]]:
 def chunks_of(passages: Sequence[str], limit: int, seed: int) -> list[str]:
     """Draw chunks of 24 to 190 words from passages, as many short as middling and long ones.
 
-    Longer passages are cut; shorter ones are left out.
-
     Args:
         passages: Raw texts.
-        limit: Chunks at most.
+        limit: Chunks at most; longer passages are cut, shorter left out.
         seed: Of the draw.
 
     Raises:
@@ -288,73 +277,90 @@ def fit_words(
     texts: Sequence[str],
     vectors: NDArray[np.float32],
     *,
+    encode: Callable[[Sequence[str]], NDArray[np.float32]] | None = None,
+    corpus: Sequence[str] = (),
     seed: int = 0,
     progress: Progress = lambda stage, done, total: None,
 ) -> WordProbe:
     """Learn which words a vector says are in its text.
 
-    Each word gets an L2-penalised logistic regression; the penalty is that of the least log loss
-    on a tenth of the pairs, which then also calibrate: logit' = a · logit + b · log-odds of the
-    base rate + c (Platt scaling with the base rate as a second feature), the same for all words.
+    Each word gets a logistic regression whose weights are drawn towards a multiple of the word's
+    own embedding, the same for all words, or towards 0 without an encoder; so rare words are known
+    too. The penalty is that of the least log loss on a tenth of the pairs, which then also
+    calibrate: logit' = a · logit + b · log-odds of the base rate + c (Platt scaling with the base
+    rate as a second feature), the same for all words.
 
     Args:
         encoder: What made the vectors.
         texts: As they were embedded.
         vectors: Unit vectors [N, D].
+        encode: Embeds the words alone, unit vectors [W, D].
+        corpus: Further texts, without vectors, to count words in.
         seed: Of the split.
         progress: Called with (stage, words done, words).
 
     Raises:
-        DataError: Fewer than 200 pairs, or no word that ten texts have.
+        DataError: Fewer than 200 pairs, or no word that eight texts have.
     """
     if len(texts) < _LEAST_PAIRS or len(texts) != len(vectors):
         found = f"{len(texts)} texts and {len(vectors)} vectors"
         raise DataError(f"at least {_LEAST_PAIRS} texts with a vector each", found, "Add some")
     order = np.random.default_rng(seed).permutation(len(texts))
     held_out, fitted = np.split(order, [round(_CALIBRATION * len(texts))])
-    words, names, counts = _vocabulary([texts[i] for i in fitted])
-    index = {word: place for place, word in enumerate(words)}
+    counted = [*(texts[i] for i in fitted), *corpus]
+    words, names, counts = _vocabulary(counted)
     mean = vectors[fitted].mean(axis=0)
     scale = np.float32(vectors.shape[1] ** 0.5)  # to features of about unit variance
 
     def part(rows: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
-        x = torch.from_numpy((vectors[rows] - mean) * scale)
-        y = torch.zeros(len(rows), len(words), dtype=torch.bool)
-        for row, text in enumerate(texts[i] for i in rows):
-            y[row, [index[word] for word in words_of(text) if word in index]] = True
-        return x, y
+        y = occurrences([texts[i] for i in rows], words)
+        return torch.from_numpy((vectors[rows] - mean) * scale), torch.from_numpy(y)
 
-    # The penalty, on some of the words
+    # Where the weights are drawn to; the penalty, on some of the words
     (x, y), (held_x, held_y) = part(fitted), part(held_out)
+    rates = (torch.from_numpy(counts) / len(counted)).clamp_max(1.0 - 0.5 / len(counted)).float()
+    prior, factor = torch.zeros(len(words), x.shape[1]), 0.0
+    if encode is not None:
+        own = torch.from_numpy((encode(words) - mean) / scale)  # so that x · own is a cosine
+        factor = _calibrate(x @ own.T, rates, y)[0]
+        prior = factor * own
     some = torch.linspace(0, len(words) - 1, min(_TRIAL_WORDS, len(words))).long()
-    losses = []
-    for penalty in _PENALTIES:
-        weight, bias = _regress(x, y[:, some], penalty)
-        logits = held_x @ weight.T + bias
-        losses.append(float(_log_loss(logits, held_y[:, some].float()).mean()))
-    penalty = _PENALTIES[int(np.argmin(losses))]
+    losses = {}
+    for trial in _PENALTIES:
+        weight, bias = _regress(x, y[:, some], prior[some], rates[some], trial)
+        losses[trial] = float(_log_loss(held_x @ weight.T + bias, held_y[:, some].float()).mean())
+    penalty = min(losses, key=losses.__getitem__)
 
     # All words, some at a time; calibration
-    weights, biases = [], []
+    blocks = []
     for start in range(0, len(words), _TOGETHER):
-        weight, bias = _regress(x, y[:, start : start + _TOGETHER], penalty)
-        weights.append(weight)
-        biases.append(bias)
+        here = slice(start, start + _TOGETHER)
+        blocks.append(_regress(x, y[:, here], prior[here], rates[here], penalty))
         progress("words", min(start + _TOGETHER, len(words)), len(words))
-    weight, bias = torch.cat(weights), torch.cat(biases)
-    rates = (torch.from_numpy(counts) / len(fitted)).clamp_max(1.0 - 0.5 / len(fitted)).float()
+    weight, bias = (torch.cat(parts) for parts in zip(*blocks, strict=True))
     slope, lift, offset = _calibrate(held_x @ weight.T + bias, rates, held_y)
     weight, bias = slope * weight, slope * bias + lift * rates.logit() + offset
     weight *= float(scale)  # as if vectors were neither centred nor scaled
     bias -= weight @ torch.from_numpy(mean)
     facts = {
         "pairs": len(texts),
+        "texts_counted": len(counted),
+        "own_embedding": factor,
         "penalty": penalty,
         "seed": seed,
-        "held_out_log_loss": {str(p): loss for p, loss in zip(_PENALTIES, losses, strict=True)},
+        "held_out_log_loss": {str(key): loss for key, loss in losses.items()},
         "calibration": {"slope": slope, "base_rate": lift, "offset": offset},
     }
     return WordProbe(encoder, words, names, weight.numpy(), bias.numpy(), rates.numpy(), facts)
+
+
+def occurrences(texts: Sequence[str], words: Sequence[str]) -> NDArray[np.bool_]:
+    """Tell which of the words [W] each text has, [N, W]."""
+    index = {word: place for place, word in enumerate(words)}
+    there = np.zeros((len(texts), len(words)), dtype=np.bool_)
+    for row, text in enumerate(texts):
+        there[row, [index[word] for word in words_of(text) if word in index]] = True
+    return there
 
 
 def _vocabulary(texts: Sequence[str]) -> tuple[list[str], dict[int, str], NDArray[np.int64]]:
@@ -381,21 +387,27 @@ def _vocabulary(texts: Sequence[str]) -> tuple[list[str], dict[int, str], NDArra
     return words, names, np.array([count for _, count in known])
 
 
-def _regress(x: Tensor, y: Tensor, penalty: float) -> tuple[Tensor, Tensor]:
-    """Fit logistic regressions of y [N, W] on x [N, D]: weights [W, D], biases [W].
+def _regress(
+    x: Tensor, y: Tensor, prior: Tensor, rates: Tensor, penalty: float
+) -> tuple[Tensor, Tensor]:
+    """Fit logistic regressions of y [N, W] on x [N, D].
+
+    Weights [W, D] are drawn to ``prior``, biases [W] a little to the log-odds of the base rates, so
+    that a word which none of the N texts has is as rare as in the others.
 
     Newton steps with the Hessian taken as mean p(1 - p) · X^T X + penalty, whose inverse all words
     share but for a factor; a word whose loss rises takes its step back and shorter ones.
     """
     targets = y.float()
     values, basis = torch.linalg.eigh(x.T @ x)
-    rate = targets.mean(dim=0).clamp(1e-6, 1.0 - 1e-6)
-    weight, bias = torch.zeros(y.shape[1], x.shape[1]), rate.logit()
+    usual = rates.logit()
+    weight, bias = prior.clone(), usual.clone()
     length, best = torch.ones(y.shape[1]), torch.full((y.shape[1],), torch.inf)
     saved, step = (weight, bias), (torch.zeros_like(weight), torch.zeros_like(bias))
     for _ in range(_ROUNDS):
         logits = x @ weight.T + bias  # [N, W]
-        loss = _log_loss(logits, targets).sum(dim=0) + 0.5 * penalty * weight.square().sum(dim=1)
+        distance = penalty * (weight - prior).square().sum(dim=1) + (bias - usual).square()
+        loss = _log_loss(logits, targets).sum(dim=0) + 0.5 * distance
         worse = loss > best
         length = torch.where(worse, 0.5 * length, length)
         saved = tuple(  # type: ignore[assignment]
@@ -405,9 +417,9 @@ def _regress(x: Tensor, y: Tensor, penalty: float) -> tuple[Tensor, Tensor]:
         best = torch.minimum(best, loss)
         p = logits.sigmoid()
         error, spread = p - targets, (p * (1.0 - p)).mean(dim=0).clamp_min(1e-9)
-        gradient = error.T @ x + penalty * weight  # [W, D]
+        gradient = error.T @ x + penalty * (weight - prior)  # [W, D]
         newton = (gradient @ basis) / (spread[:, None] * values + penalty) @ basis.T
-        shift = error.sum(dim=0) / (spread * len(x))
+        shift = (error.sum(dim=0) + bias - usual) / (spread * len(x) + 1.0)
         step = (
             torch.where(worse[:, None], step[0], newton),
             torch.where(worse, step[1], shift),
@@ -428,7 +440,8 @@ def _calibrate(logits: Tensor, rates: Tensor, y: Tensor) -> tuple[float, float, 
         [logits.flatten(), rates.logit().expand_as(logits).flatten(), torch.ones(logits.numel())]
     )[:, ::every].double()  # [3, M]
     targets = y.flatten()[::every].double()
-    factors = torch.tensor([1.0, 0.0, 0.0], dtype=torch.float64)
+    starts = torch.eye(3, dtype=torch.float64)[:2]  # the logits as they are, the base rates
+    factors = min(starts, key=lambda start: float(_log_loss(start @ features, targets).sum()))
     for _ in range(25):
         p = (factors @ features).sigmoid()
         hessian = (features * (p * (1.0 - p))) @ features.T + 1e-6 * torch.eye(3)
