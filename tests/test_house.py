@@ -36,8 +36,7 @@ IMPORTS = {
     "diffusion": "device",
     "encoders": "device errors files tokenizer",
     "errors": "",
-    "evaluation": "config data decoding denoiser encoders errors files inverter tokenizer "
-    "vectors",
+    "evaluation": "config data decoding denoiser encoders errors files inverter tokenizer vectors",
     "files": "errors",
     "inverter": "backends checkpoints decoding denoiser device diffusion encoders errors tokenizer",
     "tokenizer": "errors files",

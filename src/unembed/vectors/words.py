@@ -255,8 +255,8 @@ def chunks_of(passages: Sequence[str], limit: int, seed: int) -> list[str]:
         for start in range(0, len(words), LONGEST):
             chunk = words[start : start + LONGEST]
             if len(chunk) >= SHORTEST:
-                bucket = sum(len(chunk) >= least for least in _BUCKETS) - 1
-                buckets[bucket].append(passage if len(chunk) == len(words) else " ".join(chunk))
+                length = sum(len(chunk) >= least for least in _BUCKETS) - 1
+                buckets[length].append(passage if len(chunk) == len(words) else " ".join(chunk))
     rng = np.random.default_rng(seed)
     drawn: list[str] = []
     for place, bucket in enumerate(sorted(buckets, key=len)):  # what one lacks, others may give
