@@ -95,7 +95,8 @@ class FakeOracle:
 
     def vectors(self, rows: Sequence[int], token_ids):
         cosines = self(rows, token_ids).clamp(-1.0, 1.0)
-        return torch.stack([cosines, (1.0 - cosines**2).sqrt()], dim=1).numpy()
+        parts = [cosines, (1.0 - cosines**2).sqrt(), torch.zeros_like(cosines)]
+        return torch.stack(parts, dim=1).numpy()
 
     def starts(self, row: int):
         return []
