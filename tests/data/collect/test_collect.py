@@ -177,9 +177,11 @@ def test_collect_texts_other_settings_are_refused(sources, collected):
 def test_collect_texts_texts_are_not_written_over_nor_among_their_sources(sources, collected):
     before = contents(collected)
     shard = next(collected.glob("*.parquet"))
-    for source, out in ((collected, collected), (collected, collected / "b"), (shard, collected)):
+    inside, over = "an --out outside of ", "an --out folder without sources"
+    cases = (collected, collected, inside), (collected, collected / "b", inside)
+    for source, out, refusal in (*cases, (shard, collected, over)):
         (collected / MANIFEST).unlink(missing_ok=True)
-        with pytest.raises(DataError, match=r"an --out (folder|outside) "):
+        with pytest.raises(DataError, match=refusal):
             collect_texts([Weighted(FileSource(str(source)))], out, SETTINGS)
     del before[MANIFEST]
     assert contents(collected) == before
