@@ -26,7 +26,7 @@ from unembed.diffusion import DenoiserFn
 _STRIDE, _GAPS, _GAPS_TOGETHER = 4, 6, 3
 _FILLERS, _INSERTS = 12, 6  # tokens kept for each position and gap
 _NATS_A_COSINE = 50.0  # what a first-order gain in cosine weighs beside log-probabilities
-_NATS_A_CORPUS_WORD = 2.0
+_NATS_A_CORPUS_WORD = 2.0  # what a corpus's words gain over the denoiser's log-probabilities
 _SPANS = 0.5  # share of infills that are of neighbouring tokens
 _NATS_REMOVED, _INFILL_PASSES, _RAREST = 3.0, 4, 1e-4
 _ROWS = 128  # sequences of a pass whose logits are held at once
@@ -105,8 +105,8 @@ def masked_scores(
             _add_gains(logits, gains, owners[here], slots_of_all[here])
         for owner, some in enumerate(likelier):
             if some:
-                at = torch.from_numpy(np.flatnonzero(owners[here] == owner))
-                logits[at[:, None], torch.tensor(some)] += _NATS_A_CORPUS_WORD
+                masks = torch.from_numpy(np.flatnonzero(owners[here] == owner))
+                logits[masks[:, None], torch.tensor(some)] += _NATS_A_CORPUS_WORD
         done += len(logits)
         top = logits.topk(min(_FILLERS, logits.shape[1]), dim=-1)
         there = logits.gather(1, wanted[start : start + _ROWS][part == spec.mask_id][:, None])

@@ -212,14 +212,10 @@ class GuidedSearch:
             if not text.finished:
                 text.make_candidates(tokens, one, spec)
 
-    def _beam_of(self, text: _Text) -> list[Tokens]:
-        """Find the hypotheses to go on from."""
-        return text.nearest(self.beam, self.gain)
-
     def _to_score(self, text: _Text, drafting: bool) -> list[Tokens]:
         if text.finished:
             return [tokens for tokens in [text.best] if tokens]
-        beam = [] if drafting else self._beam_of(text)
+        beam = [] if drafting else text.nearest(self.beam, self.gain)
         return [tokens for tokens in beam if tokens not in text.scores]
 
     def _infill(
@@ -232,7 +228,7 @@ class GuidedSearch:
         """Write parts of the nearest hypotheses again: for each text the new ones."""
         jobs = []
         for text in texts:
-            beam = [tokens for tokens in self._beam_of(text) if tokens]
+            beam = [tokens for tokens in text.nearest(self.beam, self.gain) if tokens]
             for _ in range(_INFILLS if beam else 0):
                 tokens = beam[int(text.rng.integers(len(beam)))]
                 masked, removed = draw_masks(tokens, spec, text.rng)
@@ -254,7 +250,7 @@ class GuidedSearch:
     def _propose(self, text: _Text, left: int, infills: list[Tokens]) -> list[Tokens]:
         """Choose the texts most worth a call: infills, moves, then single edits."""
         text.learn_new()
-        text.forget_candidates(self._beam_of(text))
+        text.forget_candidates(text.nearest(self.beam, self.gain))
         count = min(self.proposals, left)
         chosen = infills[:count]
         for some, most in ((text.moves, len(chosen) + _MOVES), (text.edits, count)):
