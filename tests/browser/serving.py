@@ -72,6 +72,7 @@ class Server:
 
 
 def main():
+    from tests.fakes import word_probe
     from unembed.demo import server
     from unembed.demo.app import create_app
     from unembed.demo.limits import Limits
@@ -90,7 +91,11 @@ def main():
             inverter.denoiser.norm_out.register_forward_hook(lambda *_: time.sleep(_PASS))
         return inverter
 
-    demo = load_demo(("tiny", "slow"), Limits(rate=None), load, lambda _: FakeEncoder())
+    word_probe(FakeEncoder()).save(given.folder / "words")
+    probes = [str(given.folder / "words")]
+    demo = load_demo(
+        ("tiny", "slow"), Limits(rate=None), load, lambda _: FakeEncoder(), probes=probes
+    )
     server.run(create_app(demo), server.bind("127.0.0.1", given.port), ready=lambda: None)
 
 
