@@ -9,6 +9,7 @@ from playwright.sync_api import expect
 from unembed.encoders.base import FakeEncoder
 
 LONG = "the old river sends the bank a letter and the doctor a code " * 3  # beyond 12 positions
+BEFORE = "e => e.previousElementSibling.id === 'words'"
 
 
 def invert(page, text=None):
@@ -44,6 +45,7 @@ def test_the_words_of_a_long_text_are_drawn_with_their_probabilities(server, ope
     assert 0 < right < len(words)
     expect(page.locator("#words-note")).to_contain_text(f"{right} of these {len(words)} are in")
     assert page.locator("#bars .name").all_inner_texts() == ["River"]
+    assert page.locator("#lanes").evaluate(BEFORE), "of a long text the words say more"
 
 
 def test_a_short_text_is_written_out_and_needs_no_words(server, open_page):
@@ -62,6 +64,7 @@ def test_the_words_of_a_vector_are_drawn_without_a_verdict(server, open_page):
     expect(page.locator("#bars .bar").first).to_be_visible()
     expect(page.locator("#words-note")).to_have_text(re.compile("^Of the words given 30 %"))
     assert page.locator("#bars .sign").count() == 0
+    assert not page.locator("#lanes").evaluate(BEFORE)
     page.get_by_text("A sentence").click()
     invert(page, "the cat sleeps.")  # what was drawn before goes
     expect(page.locator("#words")).to_be_hidden()

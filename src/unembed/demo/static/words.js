@@ -19,6 +19,9 @@ export class Words {
     this.hide();
     const turn = (this.turn = {});
     byId("words-note").textContent = "Reading the words…";
+    // Of a text that is too long they say more than what comes back; a vector's may be short
+    if (text) byId("lanes").before(byId("words"));
+    else byId("legend").after(byId("words"));
     byId("words").hidden = false;
     try {
       const answer = await words({ text, embedding, model, top: TOP }, signal);
