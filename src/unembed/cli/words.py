@@ -24,8 +24,6 @@ from unembed.cli.options import (
 if TYPE_CHECKING:
     from unembed.vectors.words import Word
 
-_COUNTED = 4  # texts in which words are counted for each one that is embedded
-
 
 def words(
     text: Annotated[
@@ -118,7 +116,7 @@ def _fit(
     from unembed.cli.display import StageDisplay
     from unembed.data.readers import read_texts
     from unembed.errors import DataError
-    from unembed.vectors.words import chunks_of, fit_words
+    from unembed.vectors.words import COUNTED, chunks_of, fit_words
 
     if out.exists() and not out.is_dir():
         raise DataError(f"a folder at {out}", "a file", "Choose another --out")
@@ -128,7 +126,7 @@ def _fit(
         identity, chunks, vectors = _stored_pairs(texts, text_column, *stored, limit, seed)
     else:
         passages = list(read_texts(texts, text_column))
-        model, drawn = make(), chunks_of(passages, _COUNTED * limit, seed)
+        model, drawn = make(), chunks_of(passages, COUNTED * limit, seed)
         chunks, corpus = drawn[:limit], drawn[limit:]
     with StageDisplay() as display:
         if model is not None:
