@@ -72,6 +72,7 @@ class Server:
 
 
 def main():
+    from tests.fakes import word_probe
     from unembed.demo import server
     from unembed.demo.app import create_app
     from unembed.demo.limits import Limits
@@ -91,9 +92,14 @@ def main():
             inverter.denoiser.norm_out.register_forward_hook(lambda *_: time.sleep(_PASS))
         return inverter
 
-    limits = Limits(rate=None)
+    word_probe(FakeEncoder()).save(given.folder / "words")
     demo = load_demo(
-        ("tiny", "slow"), limits, load, lambda _: FakeEncoder(), alignments=given.align
+        ("tiny", "slow"),
+        Limits(rate=None),
+        load,
+        lambda _: FakeEncoder(),
+        alignments=given.align,
+        probes=[str(given.folder / "words")],
     )
     server.run(create_app(demo), server.bind("127.0.0.1", given.port), ready=lambda: None)
 
