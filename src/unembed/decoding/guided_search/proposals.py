@@ -28,7 +28,8 @@ _FILLERS, _INSERTS = 12, 6  # tokens kept for each position and gap
 _NATS_A_COSINE = 50.0  # what a first-order gain in cosine weighs beside log-probabilities
 _NATS_A_CORPUS_WORD = 2.0  # what a corpus's words gain over the denoiser's log-probabilities
 _SPANS = 0.5  # share of infills that are of neighbouring tokens
-_NATS_REMOVED, _INFILL_PASSES, _RAREST = 3.0, 4, 1e-4
+_NATS_REMOVED, _INFILL_PASSES = 3.0, 4  # added to the logits of what an infill took out
+_RAREST = 1e-4  # probability of a length that the denoiser does not expect
 _ROWS = 128  # sequences of a pass whose logits are held at once
 
 
