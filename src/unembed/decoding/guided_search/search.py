@@ -63,10 +63,11 @@ _PATIENCE = 5  # rounds in a row without a new text to embed
 class GuidedSearch:
     """Start from `Sequential`, then rounds of: score, edit, predict, embed, keep the nearest.
 
-    In each round the denoiser scores the nearest hypotheses of a text with some tokens masked;
-    some hundred edited copies are ranked by their predicted cosine and the denoiser's likelihood;
-    the first few are embedded. It stops at ``stop_cosine``, or when the
-    calls of the text are used up. A text depends on its own vector, generator and calls alone.
+    In each round the denoiser scores the nearest hypotheses of a text with some tokens masked, and
+    writes parts of two of them again; some hundred edited copies are ranked by their predicted
+    cosine and the denoiser's likelihood; the first few are embedded. It stops at ``stop_cosine``,
+    or when the calls of the text are used up. A text depends on its own vector, generator and calls
+    alone.
 
     Attributes:
         beam: See below.
