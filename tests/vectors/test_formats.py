@@ -40,6 +40,14 @@ DOCUMENTS = {
     "cohere": {"embeddings": {"float": LISTS}},
     "gemini": {"embeddings": [{"values": row} for row in LISTS]},
     "pinecone": {"vectors": {f"id{i}": {"values": row} for i, row in enumerate(LISTS)}},
+    "gemini, batch": {"predictions": [{"embeddings": {"values": row}} for row in LISTS]},
+    "vespa": [
+        {"fields": {"title": {"values": row}, "embedding": {"values": row}}} for row in LISTS
+    ],
+    "weaviate": [{"id": 1, "vector": {"default": row}} for row in LISTS],
+    "milvus": {"rows": [{"id": 1, "vector": row} for row in LISTS]},
+    "redis": [{"key": "a", "value": {"embedding": row}} for row in LISTS],
+    "elasticsearch": {"hits": {"hits": [{"_source": {"embedding": row}} for row in LISTS]}},
     "qdrant": {"result": {"points": [{"id": 1, "vector": row} for row in LISTS]}},
     "base64": {
         "data": [{"embedding": base64.b64encode(row.tobytes()).decode()} for row in VECTORS]
