@@ -214,13 +214,17 @@ def show_curve(curve: AlignCurve, as_json: bool) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    header, *rows = curve_table(curve)
+    header, *rows = (row[:5] + row[6:] for row in curve_table(curve))  # without token-set F1
     texts = curve.settings["texts"]
     table = Table(title=f"{texts} held-out texts; mean, 95% bootstrap interval", box=None)
-    for cell in header:
+    for cell in header[:4]:
         table.add_column(cell, overflow="fold")
-    for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
+    for cell in header[4:]:
+        table.add_column(cell.replace(", ", ",\n"), no_wrap=True)
+    for row in rows:  # each interval below its mean, so that 80 columns are enough
+        table.add_row(
+            *(Text(cell.replace(" [", "\n").replace(", ", "–").rstrip("]")) for cell in row)
+        )
     console = Console()
     console.print(table)
     for note in curve.notes:

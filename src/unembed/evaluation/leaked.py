@@ -97,11 +97,11 @@ class LeakedPairs:
     @property
     def source(self) -> dict[str, Any]:
         """What is known of the encoder: of prepared pairs its identity and fingerprint."""
-        if self.encoder is not None:
-            identity, fingerprint = self.encoder.identity, make_fingerprint(self.encoder)
-        elif self._is_prepared:
+        if self._is_prepared:
             pairs = Pairs.open(self.path)
             identity, fingerprint = pairs.encoder, pairs.fingerprint
+        elif self.encoder is not None:
+            identity, fingerprint = self.encoder.identity, make_fingerprint(self.encoder)
         else:
             return {}
         known = {"name": identity.name, "encoder": identity.to_dict()}
