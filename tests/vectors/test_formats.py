@@ -238,3 +238,12 @@ def test_chunks_read_refuses_damaged_offsets_of_arrow(tmp_path):
     path.write_bytes(content.replace(right, wrong))
     with pytest.raises(EmbeddingError, match=r"readable rows in .*v\.arrow"):
         read(path)
+
+
+@pytest.mark.parametrize("shape", [[True, 4], [3.9, 4], ["3", 4], [-1, 4], {"a": 1}, [1e400, 4]])
+def test_chunks_read_refuses_shapes_that_are_no_whole_numbers(tmp_path, shape):
+    header = json.dumps({"embedding": {"dtype": "F32", "shape": shape, "data_offsets": [0, 64]}})
+    data = len(header).to_bytes(8, "little") + header.encode() + bytes(64)
+    (tmp_path / "v.safetensors").write_bytes(data)
+    with pytest.raises(EmbeddingError, match="a NumPy array at"):
+        read(tmp_path / "v.safetensors")
