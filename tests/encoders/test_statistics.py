@@ -39,6 +39,11 @@ def test_doubt_names_the_figures_of_others(own, statistics, rows):
         assert "mean cosine between rows" in said
 
 
+@pytest.mark.parametrize("length", [1e-310, 1e-200, 1e200, 1e307])
+def test_doubt_knows_vectors_of_any_length(own, statistics, length):
+    assert statistics.doubt(own[2000:2100] * length, "it") is None
+
+
 def test_doubt_notices_a_tenth_of_another_encoder(own, statistics):
     mixed = own[2000:2100].copy()
     assert statistics.doubt(mixed, "it") is None
@@ -53,3 +58,17 @@ def test_measure_needs_many_vectors_and_to_dict_keeps_all(own, statistics):
     assert again.threshold == statistics.threshold
     with pytest.raises(EncoderError, match="statistics of an encoder's vectors"):
         VectorStatistics.from_dict({"int8": "AAAA", "shape": [2, 2]})
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"share": float("nan")},
+        {"shape": [-1]},
+        {"int8": "AAAA", "shape": [1, 3]},
+        {"shape": [0, D]},
+    ],
+)
+def test_from_dict_refuses_statistics_of_nothing(statistics, damage):
+    with pytest.raises(EncoderError, match="statistics of an encoder's vectors"):
+        VectorStatistics.from_dict(statistics.to_dict() | damage)

@@ -212,9 +212,14 @@ class VectorStatistics:
         """
         try:
             coded = np.frombuffer(base64.b64decode(data["int8"]), dtype=np.int8)
+            coded = coded.reshape(data["shape"])
             share, lowest, cosine = (float(data[name]) for name in ("share", "lowest", "cosine"))
-            return cls(coded.reshape(data["shape"]), share, lowest, cosine)
-        except (KeyError, ValueError, TypeError) as error:
+            if coded.ndim != 2 or not coded.any(axis=1).all() or not coded.size:  # noqa: PLR2004
+                raise ValueError(f"directions of shape {list(coded.shape)}, or of no length")
+            if not np.isfinite([share, lowest, cosine]).all():
+                raise ValueError("shares that are not finite")
+            return cls(coded, share, lowest, cosine)
+        except (KeyError, ValueError, TypeError, OverflowError) as error:
             raise EncoderError(
                 "statistics of an encoder's vectors", f"{error}", "Prepare the pairs again"
             ) from error
@@ -242,7 +247,8 @@ class VectorStatistics:
         count, dimension = self.directions.shape
         if not len(vectors) or vectors.shape[1] != dimension:
             return None
-        rows = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+        floats = np.asarray(vectors, dtype=np.float64)
+        rows = to_unit_length(floats, row_peaks(floats)).astype(np.float64)
         shares = _shares(self.directions, rows)
         strange = shares < self.threshold
         whole = shares.mean() < self.threshold * (1 - _LENIENCE / np.sqrt(len(rows)))
