@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from unembed.errors import EmbeddingError, EncoderError
 
 _MATRIX = 2
+_CLUSTERING = 8  # rounds
 
 
 def as_unit_vectors(
@@ -153,6 +154,29 @@ _MIXED, _MIXED_ROWS = (
 )  # share and number of strange rows in a batch that is right in the mean
 _LENIENCE = 0.15  # taken off the threshold of a single vector: texts of a kind nobody measured
 _ROWS_COMPARED = 256
+
+
+def typical_rows(vectors: NDArray[np.float32], count: int, seed: int = 0) -> NDArray[np.intp]:
+    """Choose rows nearest to the centres of clusters: typical ones, each unlike the others.
+
+    Args:
+        vectors: Unit vectors [N, D].
+        count: How many, at most N; spherical k-means makes as many clusters.
+        seed: Of the first centres.
+
+    Returns:
+        Indices [count], ascending; where two centres have the same nearest row, another at random.
+    """
+    random = np.random.default_rng(seed)
+    centres = vectors[random.choice(len(vectors), count, replace=False)]
+    for _ in range(_CLUSTERING):
+        nearest, sums = (vectors @ centres.T).argmax(axis=1), np.zeros_like(centres)
+        np.add.at(sums, nearest, vectors)
+        lengths = np.linalg.norm(sums, axis=1, keepdims=True)
+        centres = np.where(lengths > 0, sums / np.maximum(lengths, 1e-30), centres)
+    rows = np.unique((vectors @ centres.T).argmax(axis=0))
+    others = random.permutation(np.setdiff1d(np.arange(len(vectors)), rows))
+    return np.sort(np.concatenate([rows, others[: count - len(rows)]]))
 
 
 @dataclass(frozen=True)
