@@ -169,7 +169,9 @@ class Inverter(
         Raises:
             CheckpointError: No alignment there, or one into the space of another encoder.
         """
-        value: object = Alignment.load(alignment) if isinstance(alignment, (str, Path)) else alignment
+        value: object = (
+            Alignment.load(alignment) if isinstance(alignment, (str, Path)) else alignment
+        )
         if value is not None:
             if not isinstance(value, Alignment):
                 kind = type(value).__name__
