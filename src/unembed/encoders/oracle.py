@@ -209,5 +209,5 @@ def token_gains(
             slope = gradients[row][content].float()  # [n, H]
             of_tokens = slope @ table.weight.float().T  # [n, V']
             own = of_tokens.gather(1, ids[row][content][:, None])
-                gains.append((of_tokens - own).float().cpu().numpy())
+            gains.append((of_tokens - own).float().cpu().numpy())
     return gains
