@@ -137,7 +137,8 @@ class Inverter(
         """Sequence that a strategy fills: length, special tokens, schedule."""
         ids = self.tokenizer
         schedule = make_schedule(self.diffusion["schedule"], self.diffusion["rate"])
-        return SequenceSpec(self.length, ids.mask_id, schedule, ids.end_id, ids.pad_id)
+        numbers = self.length, ids.mask_id, schedule, ids.end_id, ids.pad_id
+        return SequenceSpec(*numbers, feedback=self.denoiser.sizes.feedback)
 
     def to(self, device: Compute | str, dtype: str | None = None) -> Inverter:
         """Move to a device (``"cuda"``, ``"cpu"``, ``"auto"``); returns itself.
@@ -303,8 +304,8 @@ class Inverter(
         if not isinstance(network, Denoiser):  # whatever else was put in its place
             return cast(DenoiserFn, network)
         version = _version(self.denoiser)
-        on_cpu = compute == choose_compute("cpu", "float32")
-        if on_cpu and self._onnx is not None and self._onnx[0] == version:
+        plain = compute == choose_compute("cpu", "float32") and not network.sizes.feedback
+        if plain and self._onnx is not None and self._onnx[0] == version:
             return self._onnx[1]
         if compute not in self._fast or self._fast[compute][0] != version:
             self._fast[compute] = version, fast_form(self.denoiser, compute)
