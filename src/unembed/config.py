@@ -12,7 +12,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from unembed.errors import ConfigError
-from unembed.files import read_bounded
+from unembed.files import is_file, read_bounded
 
 _MOST_BYTES = 1 << 16  # of a configuration file
 _SHOWN = 200  # letters of a value in a message
@@ -304,7 +304,7 @@ def load_config(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Conf
     """
     shipped = shipped_configs()
     path = shipped.get(str(name_or_path), Path(name_or_path))
-    if not path.is_file():
+    if not is_file(path):
         raise ConfigError(
             f"a configuration file or one of {', '.join(shipped)}",
             f"{str(name_or_path)!r}",

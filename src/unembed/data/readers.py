@@ -14,6 +14,7 @@ from unembed.files import (
     MANIFEST_BYTES,
     count_lines,
     file_format,
+    is_file,
     read_json,
     read_lines,
     text_files,
@@ -82,7 +83,7 @@ def _count(path: Path) -> int:
 def _refuse_unfinished(folder: Path) -> None:
     """Half of a collection, read as if it were all, would go unnoticed."""
     manifest = folder / "manifest.json"
-    if not manifest.is_file():
+    if not is_file(manifest):
         return
     try:
         data = read_json(manifest, MANIFEST_BYTES)

@@ -25,6 +25,7 @@ from unembed.encoders.pipeline import (
     require_pooling,
 )
 from unembed.errors import EncoderError
+from unembed.files import is_folder
 from unembed.tokenizer import TextTokenizer, from_transformers
 
 if TYPE_CHECKING:
@@ -302,7 +303,7 @@ def _resolve(
         folder = _packaged(entry.package)
         if folder is not None and not name.startswith("."):  # a folder of that name is ./NAME
             return folder, None
-    if Path(name).is_dir():
+    if is_folder(Path(name)):
         return Path(name), None
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError

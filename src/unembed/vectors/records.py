@@ -66,14 +66,10 @@ def is_missing(value: Any) -> bool:
 
 
 def _by_path(document: Any, key: str) -> list[Record] | None:
-    if isinstance(document, list) and document and not isinstance(document[0], (int, float)):
-        if all(isinstance(row, list) for row in document):
-            return [(row, None) for row in document]  # bare vectors have no keys
+    if isinstance(document, list) and any(isinstance(row, dict) for row in document):
         named = [(look_up(row, key), row) for row in document]
         if not all(is_missing(value) for value, _ in named):
             return [(None if is_missing(value) else value, row) for value, row in named]
-    elif isinstance(document, list):
-        return [(document, None)]
     head, star, rest = key.partition(".*")
     value = look_up(document, head)
     if star and isinstance(value, list):
@@ -249,6 +245,12 @@ class Json:
 
     def _records(self, document: Any, where: str) -> list[Record]:
         records = find_vectors(document, self.key)
+        if records is None and isinstance(document, list) and not isinstance(document[0], dict):
+            raise EmbeddingError(
+                f"a key {self.key or 'embedding'!r} in {where}",
+                "lists without keys",
+                "Leave --key out",
+            )
         if records is None:
             actual = f"the keys {_names(document)}" if isinstance(document, dict) else "others"
             if isinstance(document, list) and document and isinstance(document[0], dict):
@@ -277,7 +279,8 @@ class Json:
             raise EmbeddingError(
                 "one JSON object or list a line", f"{where}: {line.detail}", "Correct the line"
             )
-        if isinstance(value, list) and not (value and isinstance(value[0], (list, dict))):
+        bare = isinstance(value, list) and not (value and isinstance(value[0], (list, dict)))
+        if bare and self.key is None:
             return [(value, None)]
         return self._records(value, where)
 
