@@ -332,6 +332,14 @@ class _Loader(yaml.SafeLoader):
             raise yaml.YAMLError("an alias (*name); write the value itself")
         return super().compose_node(parent, index)
 
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        """Construct a mapping, or raise YAMLError for a key that stands twice."""
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.YAMLError(f"the key {key!r} twice, of which only one would count")
+        return super().construct_mapping(node, deep=deep)
+
 
 def _load_yaml(text: str) -> Any:
     """Read YAML, or raise YAMLError or ValueError where it is none."""

@@ -237,7 +237,7 @@ def _read_jsonl(path: Path, column: str) -> Iterator[str]:
             raise _line_error(path, line)
         if not isinstance(line.value, dict):
             problem = f"{where}: a {type(line.value).__name__}"
-            raise DataError("one JSON object a line", problem, "Correct the line")
+            raise DataError("one JSON object a line", problem, "Write each text as a line (.jsonl)")
         if column not in line.value:
             raise missing_column(where, column, list(line.value))
         yield _as_text(line.value[column], where, column)

@@ -41,9 +41,27 @@ def find_vectors(document: Any, key: str | None = None) -> list[Record] | None:
             ``response.body.data.0.embedding``, ``data.*.embedding``. Found by the usual names
             if not given.
     """
+    document = _records_of_table(document)
     if key is not None:
         return _by_path(document, key)
     return _search(document, _DEPTH)
+
+
+def _records_of_table(document: Any) -> Any:
+    """Records of a table by columns or by names and rows, as ``DataFrame.to_json`` writes them."""
+    if not isinstance(document, dict) or not document:
+        return document
+    names, rows = document.get("columns"), document.get("data")
+    if isinstance(names, list) and isinstance(rows, list):
+        whole = all(isinstance(row, list) and len(row) == len(names) for row in rows)
+        return [dict(zip(map(str, names), row, strict=True)) for row in rows] if whole else document
+    columns = list(document.values())
+    if all(isinstance(column, dict) for column in columns):
+        rows = list(columns[0])
+        same = all(list(column) == rows for column in columns)
+        if rows and same and all(row.isdecimal() for row in rows):
+            return [{name: column[row] for name, column in document.items()} for row in rows]
+    return document
 
 
 def look_up(record: Any, path: str) -> Any:

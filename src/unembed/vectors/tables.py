@@ -69,9 +69,13 @@ class Arrow:
             )
         )
         for batch in batches:
+            columns = {name: self._values_of(batch, name) for name in self.keep}
+            if wide := self._wide(batch.schema, dimension):
+                numbers = [batch.column(name).to_numpy(zero_copy_only=False) for name in wide]
+                yield np.column_stack(numbers).astype(np.float64), columns
+                continue
             column = self._column(batch.schema)
             values = _field(batch.column(column[0]), column[1:])
-            columns = {name: self._values_of(batch, name) for name in self.keep}
             yield _values(values, dimension, self.path, ".".join(column)), columns
 
     def sizes(self, count: int) -> list[int]:
@@ -107,6 +111,15 @@ class Arrow:
             raise _no_column(self.path, name, batch.schema.names, CORRECT_KEEP)
         return column_values(self.path, _field(batch.column(path[0]), path[1:]))
 
+    def _wide(self, schema: Any, dimension: int) -> list[str]:
+        """The columns of a table with a number a column, in which none has a usual name."""
+        if self.key is not None or any(_path_of(schema, name) for name in NAMES):
+            return []
+        others = {*self.keep, "__index_level_0__"}  # pandas
+        names = [field.name for field in schema if _is_number(field.type)]
+        names = [name for name in names if name not in others]
+        return names if len(set(names)) == len(names) == dimension else []
+
     def _column(self, schema: Any) -> list[str]:
         names = [self.key] if self.key is not None else [*NAMES[:3], *NAMES[3:]]
         for name in names:
@@ -119,8 +132,9 @@ class Arrow:
 
     def _parquet_batches(self, dimension: int, size: int) -> Iterator[Any]:
         file = open_parquet(self.path)
-        path = self._column(file.schema_arrow)
-        columns = [path[0]]
+        wide = self._wide(file.schema_arrow, dimension)
+        columns = list(wide) or self._column(file.schema_arrow)[:1]
+        vectors = columns[0]
         for name in self.keep:
             other = _path_of(file.schema_arrow, name)
             if other is None and name not in self.optional:
@@ -130,7 +144,7 @@ class Arrow:
         if file.metadata.num_rows > most_decompressed(self.path):  # of nulls, which take no room
             raise decompression_error(self.path)
         for group in range(file.metadata.num_row_groups):
-            most = self._values_per_row(file, group, path[0], dimension)
+            most = dimension if wide else self._values_per_row(file, group, vectors, dimension)
             step = max(1, min(size, int(_BATCH_VALUES / max(1.0, most))))
             yield from parquet_batches(self.path, columns, size=step, group=group, file=file)
 
