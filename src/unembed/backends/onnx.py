@@ -16,6 +16,7 @@ from unembed.files import atomic, require_extra
 
 FILE = "denoiser.onnx"
 _DIGEST = "weights_sha256"
+_MOST = 1 << 30  # of texts and positions; PyTorch 2.6 refuses a size without a limit
 _INPUTS = ("tokens", "embedding", "t", "index")
 
 
@@ -42,7 +43,7 @@ def export_onnx(denoiser: Denoiser, folder: Path, out: Path) -> None:
         torch.ones(2),
         torch.arange(3),
     )
-    batch, count = torch.export.Dim("B"), torch.export.Dim("M")
+    batch, count = (torch.export.Dim(name, max=_MOST) for name in "BM")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's, about itself
         program = torch.onnx.export(

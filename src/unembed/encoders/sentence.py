@@ -240,6 +240,7 @@ def load_encoder(  # noqa: PLR0913 - what may differ from a model's files
         return copy
 
     model = raw(compute)
+    pipeline.require_sizes(model, folder)
     padding = mend_padding(model)
     prompt = _find_prompt(model, prompt, prompt_name)
     identity = EncoderIdentity(
