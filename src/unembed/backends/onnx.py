@@ -33,7 +33,7 @@ def export_onnx(denoiser: Denoiser, folder: Path, out: Path) -> None:
 
     Raises:
         ConfigError: The extra is not installed.
-        CheckpointError: The file cannot be written.
+        CheckpointError: This PyTorch cannot, or the file cannot be written.
     """
     require_onnx()
     sizes = denoiser.sizes
@@ -46,15 +46,22 @@ def export_onnx(denoiser: Denoiser, folder: Path, out: Path) -> None:
     batch, count = (torch.export.Dim(name, max=_MOST) for name in "BM")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's, about itself
-        program = torch.onnx.export(
-            _Indexed(denoiser).eval(),
-            example,
-            dynamo=True,
-            input_names=list(_INPUTS),
-            output_names=["logits"],
-            dynamic_shapes=({0: batch}, {0: batch}, {0: batch}, {0: count}),
-            verbose=False,
-        )
+        try:
+            program = torch.onnx.export(
+                _Indexed(denoiser).eval(),
+                example,
+                dynamo=True,
+                input_names=list(_INPUTS),
+                output_names=["logits"],
+                dynamic_shapes=({0: batch}, {0: batch}, {0: batch}, {0: count}),
+                verbose=False,
+            )
+        except torch.onnx.OnnxExporterError as error:
+            raise CheckpointError(
+                f"the denoiser as ONNX from PyTorch {torch.__version__}",
+                str(error.__cause__ or error)[:300],
+                "Upgrade PyTorch (2.6 cannot), or leave --onnx out",
+            ) from error
     assert program is not None
     program.model.metadata_props[_DIGEST] = _digest(folder)
     try:
