@@ -370,9 +370,8 @@ class Inverter(
             return _load(Path(where))
         if exists(Path(where)) or not _may_be_a_repository(where):
             there = f"the file {where}" if exists(Path(where)) else f"no folder {where}"
-            raise CheckpointError(
-                expected, there, "Train one with `unembed train`, or pass --checkpoint"
-            )
+            todo = "Train one with `unembed train`, or pass --checkpoint"
+            raise CheckpointError(expected, there, todo)
         try:
             return super().from_pretrained(where, **kwargs)
         except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, ValueError) as error:
