@@ -4,6 +4,9 @@ Each row of docs/peers.md is a plan below. What a plan has recovered is written 
 ``DIR/rows``, so the same command goes on after a kill; ``--only`` runs some plans, ``--table``
 none. DIR also holds what `benchmarks.vec2text` and `unembed train` made: ``vec2text/`` and
 ``denoiser/``; a plan whose networks are not there is left out, and said so.
+
+The texts are those of `unembed evaluate --frontier`, as many of each length, weighted by how often
+each occurs; what that command has recovered with the shipped weights is taken from ``--frontier``.
 """
 
 from __future__ import annotations
@@ -28,13 +31,14 @@ from unembed.baselines.vec2text import Vec2Text, calls_at_most
 from unembed.baselines.zero2text import Zero2Text
 from unembed.data.pairs import Pairs
 from unembed.decoding import Decoding
+from unembed.denoiser import weights_digest
 from unembed.device import choose_compute
 from unembed.encoders.alignment import PairSums, fit_alignment
 from unembed.encoders.base import Encoder
 from unembed.encoders.sentence import load_encoder
-from unembed.evaluation.bootstrap import Figure, summarise
+from unembed.evaluation.bootstrap import RESAMPLES, Figure, draw_blocks
 from unembed.evaluation.evaluate import cutting
-from unembed.evaluation.frontier import MARKS
+from unembed.evaluation.frontier import MARKS, PER_LENGTH, draw_by_length
 from unembed.evaluation.metrics import COLUMNS, Recovery, make_ruler, word_f1
 from unembed.evaluation.rows import cosines_of, derangement, nearest_pairs, unconditional
 from unembed.evaluation.samples import PassageFile, Sample, Samples
@@ -42,7 +46,7 @@ from unembed.files import atomic
 from unembed.inverter import Inverter
 from unembed.training.export import inverter_from_run
 
-MANY, FEW, FEWEST = 200, 64, 16  # texts of a row
+MANY, FEW, BATCH = 256, 64, 16  # texts of a row, texts searched at once
 VECTOR, CALLS, LEAKED, FLOOR = "vector", "vector + encoder", "leaked pairs", "floor"
 METRICS = (
     *("exact match", "token accuracy", "word F1", "BLEU (sentence)", "ROUGE-L", "cosine"),
@@ -87,12 +91,11 @@ class Systems:
         self.texts, self.pairs_folder, self.work, self.dtype = texts, pairs, work, dtype
         self.encoder: Encoder = load_encoder(compute=choose_compute("cpu", "float32"))
         self.shipped = Inverter.from_pretrained("minilm").to("cpu", dtype)
-        samples = Samples(
-            PassageFile(texts), self.shipped.tokenizer, cutting(self.shipped), limit=MANY, seed=0
-        )
-        order = np.random.default_rng(0).permutation(len(samples))  # the first 64 are like all
-        drawn = list(samples)
-        self.samples = [drawn[k] for k in order]
+        samples = Samples(PassageFile(texts), self.shipped.tokenizer, cutting(self.shipped))
+        chosen, self.shares = draw_by_length(samples, self.shipped.length, PER_LENGTH, 0)
+        turns = zip(*chosen.values(), strict=True)  # the first 64 are 16 of each length
+        self.samples = [sample for turn in turns for sample in turn]
+        self.buckets = [name for _ in range(PER_LENGTH) for name in chosen]
 
     def vectors(self, samples: Sequence[Sample]) -> NDArray[np.float32]:
         """Unit vectors [N, D] of some texts."""
@@ -165,6 +168,22 @@ class Systems:
         (text,) = self.shipped.tokenizer.decode([ids])
         spent = affordable[-1][0]
         return Recovery(text, content, None, passes, spent, each if passes else None, cosine)
+
+    def searched(self, folder: Path) -> RecoverFn:
+        """Ours, as ``unembed evaluate --frontier --out FOLDER`` has recovered the same texts."""
+        known: dict[str, Marked] = {}
+        for path in sorted((folder / "decoded").glob("frontier-guided-search-*.jsonl")):
+            first, *lines = path.read_text(encoding="utf-8").splitlines()
+            settings = json.loads(first)["settings"]
+            if settings["weights"] != weights_digest(self.shipped.denoiser):
+                raise SystemExit(f"{path} was made with other weights")
+            for k, line in enumerate(map(json.loads, lines)):
+                mark = settings["marks"][k % len(settings["marks"])]
+                text = line.pop("original")
+                known.setdefault(text, {})[mark] = Recovery(**line)
+        return lambda first, samples: [
+            {mark: one for mark, one in known[sample.text].items() if mark} for sample in samples
+        ]
 
     def left_to_right(self, beams: int) -> RecoverFn:
         """Vec2Text's inverter alone."""
@@ -294,7 +313,7 @@ class Systems:
         return marked
 
 
-def make_plans(systems: Systems) -> list[Plan]:
+def make_plans(systems: Systems, frontier: Path | None) -> list[Plan]:
     """The rows, what is worth most first."""
     s, run = systems, systems.work / "denoiser" / "latest.safetensors"
     base, corrector = (s.work / "vec2text" / name for name in (BASE, CORRECTOR))
@@ -314,10 +333,6 @@ def make_plans(systems: Systems) -> list[Plan]:
         Plan("Vec2Text inverter, greedy", VECTOR, MANY, FEW, s.left_to_right(1), (base,)),
         Plan("Vec2Text inverter, 4 beams", VECTOR, MANY, FEW, s.left_to_right(4), (base,)),
     ]
-    searches: list[tuple[str, str, tuple[Path, ...]]] = [
-        ("unembed search, shipped weights", "shipped", ()),
-        ("unembed search, equal samples", "equal", (run,)),
-    ]
     loops: list[tuple[str, int, dict[int, int], int]] = [
         ("Vec2Text, 1 x 1", 1, {2: 1}, MANY),
         ("Vec2Text, s x 2", 2, {7: 2, 15: 4, 31: 8}, MANY),
@@ -325,20 +340,22 @@ def make_plans(systems: Systems) -> list[Plan]:
         ("Vec2Text, s x 4", 4, {117: 8, 245: 16}, FEW),
         ("Vec2Text, 8 x 8", 8, {457: 8}, FEW),
     ]
-    for name, which, needs in searches:
-        recover = s.invert(which, "guided-search", SHORT)
-        plans.append(Plan(name, CALLS, MANY, FEWEST, recover, needs))
+    if frontier is not None:
+        shipped = Plan("unembed search, shipped weights", CALLS, MANY, MANY, s.searched(frontier))
+        plans.append(shipped)
+    equal = "unembed search, equal samples"
+    recover = s.invert("equal", "guided-search", SHORT)
+    plans.append(Plan(equal, CALLS, MANY, BATCH, recover, (run,)))
     for name, beams, steps, texts in loops:
-        plans.append(Plan(name, CALLS, texts, FEWEST, s.corrected(beams, steps), both))
-    for name, which, needs in searches:
-        recover = s.invert(which, "guided-search", LONG)
-        plans.append(Plan(f"{name}, long", CALLS, FEW, FEWEST, recover, needs))
+        plans.append(Plan(name, CALLS, texts, BATCH, s.corrected(beams, steps), both))
+    recover = s.invert("equal", "guided-search", LONG)
+    plans.append(Plan(f"{equal}, long", CALLS, FEW, BATCH, recover, (run,)))
     for settings, texts in (
         (Zero2Text(beams=1, queries=40, candidates=100), FEW),
         (Zero2Text(beams=10, queries=50, candidates=50), FEW),
     ):
         name = f"Zero2Text, {settings.beams} beams, {settings.candidates} candidates"
-        plans.append(Plan(name, CALLS, texts, 4, s.zero2text(settings)))
+        plans.append(Plan(name, CALLS, texts, 4, s.zero2text(settings)))  # hours
     return plans
 
 
@@ -383,17 +400,27 @@ def read_plan(plan: Plan, systems: Systems) -> dict[int, list[tuple[Sample, Reco
 def figures_of(
     results: Sequence[tuple[Sample, Recovery]], systems: Systems
 ) -> dict[str, Figure | None]:
-    """Metric → mean with its interval."""
+    """Metric → mean with its interval, of the first texts, each length weighted by its share."""
     ruler, _ = make_ruler(systems.shipped.tokenizer, None)
-    table = np.array([ruler.measure(s.text, s.token_ids, r)[0] for s, r in results])
+    rows = [ruler.measure(s.text, s.token_ids, r)[0] for s, r in results]
+    table = np.array(rows)[:, [COLUMNS.index(m) for m in METRICS if m != "word F1"]]
+    words = np.array([word_f1(s.text, r.text) for s, r in results])
+    table = np.insert(table, METRICS.index("word F1"), words, axis=1)  # [N, metrics]
+    sums, weights = np.zeros((RESAMPLES + 1, len(METRICS))), np.zeros((RESAMPLES + 1, len(METRICS)))
+    for number, (bucket, share) in enumerate(systems.shares.items()):
+        of_bucket = table[[b == bucket for b in systems.buckets[: len(table)]]]
+        draws = draw_blocks(len(of_bucket), number)  # [R, texts]
+        draws = np.concatenate([np.ones((1, len(of_bucket))), draws]) * share / len(of_bucket)
+        sums += draws @ np.nan_to_num(of_bucket)
+        weights += draws @ ~np.isnan(of_bucket)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        means = sums / weights
     figures: dict[str, Figure | None] = {}
-    for metric in METRICS:
-        if metric == "word F1":
-            values: list[float | None] = [word_f1(s.text, r.text) for s, r in results]
-        else:
-            column = table[:, COLUMNS.index(metric)]
-            values = [None if np.isnan(v) else float(v) for v in column]
-        figures[metric] = summarise(values)
+    for column, metric in enumerate(METRICS):
+        count = int((~np.isnan(table[:, column])).sum())
+        low, high = np.nanquantile(means[1:, column], (0.025, 0.975)) if count else (0.0, 0.0)
+        figure = Figure(float(means[0, column]), float(low), float(high), count)
+        figures[metric] = figure if count else None
     return figures
 
 
@@ -451,6 +478,7 @@ def main() -> None:
     parser.add_argument("texts", type=Path)
     parser.add_argument("pairs", type=Path)
     parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--frontier", type=Path, help="of `unembed evaluate --frontier --out`")
     parser.add_argument("--only", nargs="*", help="beginnings of the names of plans")
     parser.add_argument("--table", action="store_true", help="print the tables, run nothing")
     parser.add_argument("--speed", type=int, default=0, metavar="ROUNDS", help="time texts instead")
@@ -460,7 +488,7 @@ def main() -> None:
     if arguments.speed:
         print_speed(systems, arguments.speed)
         return
-    plans = make_plans(systems)
+    plans = make_plans(systems, arguments.frontier)
     for plan in [] if arguments.table else plans:
         wanted = arguments.only is None or any(plan.name.startswith(o) for o in arguments.only)
         if wanted and all(path.is_file() for path in plan.needs):

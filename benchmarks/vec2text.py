@@ -291,8 +291,8 @@ def training_settings(arguments: argparse.Namespace) -> TrainingSection:
         "final_lr": 0.02,
         "condition_dropout": 0.0,
         "seed": 0,
-        "log_every": 10,
-        "save_every": 10,
+        "log_every": 25,
+        "save_every": 25,
     }
     training = load_config("minilm").training.model_dump() | changes
     return TrainingSection.model_validate(training)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from importlib.metadata import distribution
 from pathlib import Path
 from typing import Any
@@ -71,7 +71,7 @@ class LanguageModel:
                 means[k] = float(line[: len(rows[k])].mean())
         return means
 
-    @property
+    @cached_property
     def token_table(self) -> Tensor:
         """Embeddings of its tokens [V, H], unit length, in float32."""
         table: Tensor = self.network.get_input_embeddings().weight.detach().float()
