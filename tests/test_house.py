@@ -24,7 +24,7 @@ IMPORTS = {
     "__init__": "encoders errors evaluation inverter vectors",
     "__main__": "cli",
     "backends": "denoiser device diffusion errors files",
-    "baselines": "checkpoints decoding diffusion encoders files tokenizer",
+    "baselines": "checkpoints decoding diffusion encoders errors files tokenizer",
     "checkpoints": "denoiser encoders errors files tokenizer",
     "cli": "backends checkpoints config data decoding demo device encoders errors "
     "evaluation files inverter tokenizer training vectors",
