@@ -28,14 +28,26 @@ _READ_BUFFER = 1 << 20
 _SIDE_FILES = ("manifest.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json")
 _SIDE_BYTES = 1 << 20  # of a JSON file looked at whole, to tell a side file
 EXTRAS = {  # the extras of pyproject.toml → packages that are imported
+    "chroma": ("chromadb",),
     "dedup": ("datasketch",),
     "demo": ("fastapi", "prometheus_client", "uvicorn"),
     "distributed": ("ray",),
+    "duckdb": ("duckdb",),
+    "elasticsearch": ("elasticsearch",),
     "evaluation": ("rouge_score", "sacrebleu"),
+    "faiss": ("faiss",),
     "hub": ("datasets",),
+    "lancedb": ("lance",),
     "languages": ("py3langid",),
+    "milvus": ("milvus_lite", "pymilvus"),
     "onnx": ("onnx", "onnxruntime", "onnxscript"),
+    "opensearch": ("opensearchpy",),
+    "pii": ("presidio_analyzer",),
     "plots": ("matplotlib",),
+    "postgres": ("psycopg",),
+    "qdrant": ("qdrant_client",),
+    "redis": ("redis",),
+    "sqlite-vec": ("sqlite_vec",),
     "tensorboard": ("tensorboard",),
 }
 

@@ -1,0 +1,327 @@
+"""What every vector store is to us: facts, a count, streamed batches, a sample; never written."""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from itertools import islice
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unembed.errors import StoreError, UnembedError
+from unembed.vectors.numbers import row_of, to_floats
+
+BATCH = 1000
+TEXT_NAMES = ("text", "content", "document", "page_content", "chunk", "chunk_text", "body",
+              "passage", "_node_content")  # fmt: skip
+_MOST_READ = 2  # times the sample, where rows without a usable vector are replaced
+_SHOWN = 300  # characters of a client's own message
+
+
+@dataclass(frozen=True)
+class VectorBatch:
+    """Some rows of a store.
+
+    Attributes:
+        ids: Of each row, as text; the last one is where a later run goes on.
+        vectors: float32 [n, D], finite and not zero.
+        texts: The text stored beside each vector, None where a row has none; None where the store
+            has none at all.
+        payload: Further fields asked for, by name, one value a row.
+    """
+
+    ids: list[str]
+    vectors: NDArray[np.float32]
+    texts: list[str | None] | None = None
+    payload: dict[str, list[Any]] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def take(self, rows: Sequence[int]) -> VectorBatch:
+        """Some of the rows, in the order given."""
+        texts = None if self.texts is None else [self.texts[row] for row in rows]
+        payload = {name: [values[row] for row in rows] for name, values in self.payload.items()}
+        vectors = self.vectors[np.asarray(rows, dtype=np.int64)]
+        return VectorBatch([self.ids[row] for row in rows], vectors, texts, payload)
+
+    @staticmethod
+    def concatenate(batches: Sequence[VectorBatch]) -> VectorBatch:
+        """All rows of some batches of one store; at least one batch."""
+        first = batches[0]
+        texts = None if first.texts is None else [t for b in batches for t in b.texts or []]
+        return VectorBatch(
+            [name for batch in batches for name in batch.ids],
+            np.concatenate([batch.vectors for batch in batches]),
+            texts,
+            {name: [v for b in batches for v in b.payload[name]] for name in first.payload},
+        )
+
+
+@dataclass
+class StoreFacts:
+    """What was learnt about a store without reading its vectors.
+
+    Attributes:
+        kind: ``pgvector``, ``chroma``, …
+        collection: Table, collection, index or file.
+        count: Rows, those without a vector included.
+        dimension: D of the vectors; 0 where there are none.
+        stored_type: Number format at rest: float32, halfvec, ….
+        metric: Distance the store searches by, where it has one.
+        normalised: Whether the store scales vectors to unit length; None if it is not known.
+        lossy: Why the vectors are not the ones that were written; None where they are.
+        index: The search index, and whether it is quantised; the exact vectors are kept beside it.
+        deleted: Rows that were deleted and can still be read; None where there are none.
+        tenants: Tenants, partitions or namespaces seen.
+        text: Column or field of the text beside the vectors.
+        fields: Other fields.
+        not_read: Other vector columns and collections, and why they are not read.
+        authentication: What it took to get in.
+        encryption: Of the connection or at rest, as far as it can be seen.
+        row_security: Whether rules hide rows from this login.
+        tested: How this reader was tested: against the real store, or recorded answers only.
+        notes: What else a reader of the report should know.
+    """
+
+    kind: str
+    collection: str
+    count: int = 0
+    dimension: int = 0
+    stored_type: str = "float32"
+    metric: str | None = None
+    normalised: bool | None = None
+    lossy: str | None = None
+    index: str | None = None
+    deleted: str | None = None
+    tenants: list[str] = field(default_factory=list)
+    text: str | None = None
+    fields: list[str] = field(default_factory=list)
+    not_read: list[str] = field(default_factory=list)
+    authentication: str = "not observed"
+    encryption: str = "not observed"
+    row_security: str | None = None
+    tested: str = "against the real store"
+    notes: list[str] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return asdict(self)
+
+
+class Store(ABC):
+    """A collection of vectors, opened for reading.
+
+    A reader says how to list the ids and how to fetch rows by id; sampling, streaming and
+    resuming follow from these.
+
+    Attributes:
+        facts: About the collection.
+        left_out: Rows of the last read without a usable vector, by reason.
+    """
+
+    facts: StoreFacts
+
+    def __init__(self) -> None:
+        self.left_out: Counter[str] = Counter()
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    @abstractmethod
+    def ids(self, after: str | None = None) -> Iterator[str]:
+        """The ids of all rows in an order that stays, from the one behind ``after``; no vectors."""
+
+    @abstractmethod
+    def fetch(self, ids: Sequence[str]) -> VectorBatch:
+        """The rows of these ids, in this order, without those that have no usable vector."""
+
+    def close(self) -> None:  # noqa: B027 - most readers hold nothing open
+        """Let go of what is open."""
+
+    def batches(self, after: str | None = None, size: int = BATCH) -> Iterator[VectorBatch]:
+        """All rows in the order of `ids`, at most ``size`` in memory at a time.
+
+        Args:
+            after: Id of the last row that was read before; from the first row when None.
+            size: Rows of a batch; those left out count.
+
+        Raises:
+            StoreError: The store cannot be read, or went away.
+        """
+        self.left_out.clear()
+        names = self.ids(after)
+        while chunk := list(islice(names, size)):
+            yield self.fetch(chunk)
+
+    def sample(self, n: int, seed: int = 0) -> VectorBatch:
+        """Draw rows without reading the vectors of the others.
+
+        The ids are listed, and those with the lowest hash of (seed, id) are taken: the same rows
+        for the same seed whatever order the store lists them in, and a smaller sample is the
+        beginning of a larger one. Rows without a usable vector are replaced, as long as no more
+        than twice the sample is read.
+
+        Args:
+            n: Rows; all where the store has fewer.
+            seed: Of the draw.
+
+        Raises:
+            StoreError: The store cannot be read, or holds no usable vector.
+        """
+        self.left_out.clear()
+        names = draw_ids(self.ids(), _MOST_READ * n, seed)
+        batches, count, place = [], 0, 0
+        while count < n and place < len(names):
+            chunk = names[place : place + min(BATCH, n - count)]
+            batches.append(self.fetch(chunk))
+            count, place = count + len(batches[-1]), place + len(chunk)
+        if not count:
+            reasons = "; ".join(f"{k} × {reason}" for reason, k in self.left_out.items())
+            raise StoreError(
+                f"vectors in {self.facts.collection}",
+                reasons or "an empty collection",
+                "Choose another collection or column",
+            )
+        return VectorBatch.concatenate([batch for batch in batches if len(batch)])
+
+    def clean(
+        self,
+        ids: Sequence[str],
+        vectors: NDArray[Any] | Sequence[Any],
+        texts: Sequence[Any] | None = None,
+        payload: dict[str, list[Any]] | None = None,
+    ) -> VectorBatch:
+        """Keep the rows that hold a vector, as float32; count the others by reason.
+
+        Args:
+            ids: Of the rows.
+            vectors: [n, D], or for each row numbers, little-endian floats, text or None.
+            texts: The text of each row; what is no string is taken as none.
+            payload: Further fields.
+        """
+        rows = usable_rows(vectors, self.facts.dimension)
+        reasons = {row: value for row, value in enumerate(rows) if isinstance(value, str)}
+        self.left_out.update(reasons.values())
+        good = [row for row in range(len(rows)) if row not in reasons]
+        found = [rows[row] for row in good]
+        empty = np.empty((0, self.facts.dimension), dtype=np.float32)
+        strings = None
+        if texts is not None:
+            strings = [texts[row] if isinstance(texts[row], str) else None for row in good]
+        return VectorBatch(
+            [str(ids[row]) for row in good],
+            np.stack(found).astype(np.float32) if found else empty,
+            strings,
+            {name: [values[row] for row in good] for name, values in (payload or {}).items()},
+        )
+
+
+def usable_rows(
+    vectors: NDArray[Any] | Sequence[Any], dimension: int
+) -> list[NDArray[np.float64] | str]:
+    """Each row as float64 [D], or the reason why it cannot be used."""
+    rows: list[NDArray[np.float64] | str] = []
+    for value in vectors:
+        row = row_of(value.tolist() if _is_array(value) else value, dimension)
+        if isinstance(row, str):
+            rows.append(row)
+            continue
+        if row.dtype != np.float64:
+            row = to_floats(row[None], dimension, None, "the store")[0][0]
+        peak = float(np.abs(row).max(initial=0.0))
+        if not np.isfinite(peak):
+            rows.append("NaN or infinity")
+        else:
+            rows.append(row if peak > 0 else "only zeros")
+    return rows
+
+
+def _is_array(value: Any) -> bool:
+    return isinstance(value, np.ndarray)
+
+
+def draw_ids(ids: Iterable[str], n: int, seed: int) -> list[str]:
+    """The n ids with the lowest hash of (seed, id), lowest first; memory for n of them."""
+    key = seed.to_bytes(8, "big", signed=True)
+
+    def rank(name: str) -> tuple[bytes, str]:
+        text = name.encode("utf-8", "surrogatepass")
+        return hashlib.blake2b(text, digest_size=8, key=key).digest(), name
+
+    return heapq.nsmallest(n, ids, key=rank)
+
+
+def choose(names: Sequence[str], wanted: str | None, what: str, option: str) -> str:
+    """The collection, table or column that was asked for, or the only one.
+
+    Args:
+        names: Those that are there.
+        wanted: What was asked for; None for the only one.
+        what: For the message: "a table with vectors in DB".
+        option: How to name one: "?table=".
+
+    Raises:
+        StoreError: It is not there, or there are several or none.
+    """
+    if wanted is None and len(names) == 1:
+        return names[0]
+    if wanted is not None and wanted in names:
+        return wanted
+    shown = ", ".join(map(repr, list(names)[:20])) or "none"
+    raise StoreError(
+        what if wanted is None else f"{what} named {wanted!r}",
+        shown if wanted is not None or not names else f"several: {shown}",
+        f"Name one with {option}" if names else "Choose another store",
+    )
+
+
+def text_field(names: Iterable[str], wanted: str | None) -> str | None:
+    """The field of the text: what was asked for, else the first that has a usual name.
+
+    Raises:
+        StoreError: What was asked for is not there.
+    """
+    there = list(names)
+    if wanted is not None:
+        if wanted not in there:
+            raise StoreError(
+                f"a text column {wanted!r}",
+                ", ".join(map(repr, there[:40])) or "no other column",
+                "Correct --text-column",
+            )
+        return wanted
+    return next((name for name in TEXT_NAMES if name in there), None)
+
+
+@contextmanager
+def client_errors(
+    expected: str, fix: str, *kinds: type[BaseException], secret: str | None = None
+) -> Iterator[None]:
+    """Turn what a store's client raises into one line, without the secret.
+
+    Args:
+        expected: What should have been: "a PostgreSQL server at HOST".
+        fix: What to do.
+        *kinds: What the client raises.
+        secret: A password or key that must not be shown.
+    """
+    try:
+        yield
+    except UnembedError:
+        raise
+    except kinds as error:
+        message = " ".join(str(error).split()) or type(error).__name__
+        if secret:
+            message = message.replace(secret, "***")
+        raise StoreError(expected, message[:_SHOWN], fix) from None  # a cause may hold the secret
