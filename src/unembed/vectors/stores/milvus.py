@@ -1,0 +1,189 @@
+"""Milvus: a collection of a server, or of a folder of Milvus Lite, which is read in a copy."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import numpy as np
+
+from unembed.errors import StoreError
+from unembed.vectors.numbers import bfloat16
+from unembed.vectors.stores.address import Address
+from unembed.vectors.stores.store import (
+    Store,
+    StoreFacts,
+    VectorBatch,
+    choose,
+    client_errors,
+    text_field,
+)
+
+_PAGE = 1000
+_TYPES = {
+    "FLOAT_VECTOR": "float32",
+    "FLOAT16_VECTOR": "float16",
+    "BFLOAT16_VECTOR": "bfloat16",
+    "INT8_VECTOR": "int8",
+}
+
+
+class MilvusStore(Store):
+    """A collection of Milvus; cosine does not alter what is stored."""
+
+    def __init__(self, address: Address) -> None:
+        super().__init__()
+        self._address, self._stack = address, ExitStack()
+        try:
+            with self._errors():
+                self._client = self._connect()
+                names = sorted(self._client.list_collections())
+                name = choose(
+                    names, address.collection, f"a collection at {address.place}", "?collection="
+                )
+                self._learn(name, names)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Close the connection, remove a copy."""
+        self._stack.close()
+
+    def ids(self, after: str | None = None) -> Iterator[str]:
+        """Primary keys, ascending; see `Store.ids`."""
+        condition = "" if after is None else f"{self._key} > {self._literal(after)}"
+        names: list[Any] = []
+        with self._errors():
+            iterator = self._client.query_iterator(
+                self.facts.collection, batch_size=_PAGE, filter=condition,
+                output_fields=[self._key],
+            )  # fmt: skip
+            while rows := iterator.next():
+                names += [row[self._key] for row in rows]
+            iterator.close()
+        yield from map(str, sorted(names))
+
+    def fetch(self, ids: Sequence[str]) -> VectorBatch:
+        """Rows by primary key; see `Store.fetch`."""
+        text = self.facts.text
+        fields = [self._key, self._column, *([text] if text else []), *self._address.keep]
+        keys = [int(name) if self._whole else name for name in ids]
+        with self._errors():
+            rows = self._client.get(self.facts.collection, ids=keys, output_fields=fields)
+        known = {str(row[self._key]): row for row in rows}
+        found = [known[name] for name in ids if name in known]
+        texts = [row.get(text) for row in found] if text else None
+        payload = {name: [row.get(name) for row in found] for name in self._address.keep}
+        vectors = [self._numbers(row.get(self._column)) for row in found]
+        return self.clean([str(row[self._key]) for row in found], vectors, texts, payload)
+
+    def _literal(self, name: str) -> str:
+        return str(int(name)) if self._whole else json.dumps(name)
+
+    def _numbers(self, value: Any) -> Any:
+        """Half-precision vectors come as bytes, or as a list of one."""
+        if isinstance(value, list) and len(value) == 1 and isinstance(value[0], bytes):
+            value = value[0]
+        if not isinstance(value, bytes):
+            return None if value is None else [float(number) for number in value]
+        if self.facts.stored_type == "float16":
+            return np.frombuffer(value, "<f2").astype(float).tolist()
+        if self.facts.stored_type == "bfloat16":
+            return bfloat16(np.frombuffer(value, "<u2")).tolist()
+        return np.frombuffer(value, np.int8).astype(float).tolist()
+
+    def _connect(self) -> Any:
+        from pymilvus import MilvusClient
+
+        place, secret = self._address.place, self._address.secret
+        if "://" not in place:
+            if self._address.path.is_file():
+                raise StoreError(
+                    f"a folder of Milvus Lite 3 at {place}", "a file, as versions before 3 wrote",
+                    "Export it with the version that wrote it",
+                )  # fmt: skip
+            folder = self._stack.enter_context(tempfile.TemporaryDirectory(prefix="unembed-"))
+            copy = Path(folder) / "store.db"
+            shutil.copytree(self._address.path, copy)
+            client = MilvusClient(str(copy))
+        else:
+            where = urlsplit(place)
+            scheme = "https" if where.scheme.endswith("https") else "http"
+            client = MilvusClient(
+                uri=f"{scheme}://{where.hostname or 'localhost'}:{where.port or 19530}",
+                token=secret or "", db_name=self._address.options.get("database", ""), timeout=30,
+            )  # fmt: skip
+        self._stack.callback(client.close)
+        return client
+
+    def _learn(self, name: str, names: list[str]) -> None:
+        local = "://" not in self._address.place
+        described = self._client.describe_collection(name)
+        kinds = {f["name"]: f["type"].name for f in described["fields"]}
+        vectors = [field for field, kind in kinds.items() if kind in _TYPES]
+        refused = [f for f, k in kinds.items() if k in ("BINARY_VECTOR", "SPARSE_FLOAT_VECTOR")]
+        if not vectors and refused:
+            raise StoreError(
+                f"a field of dense floats in {name}", f"{refused[0]}: {kinds[refused[0]]}",
+                "Choose another ?collection=: bits and weights of words are not inverted",
+            )  # fmt: skip
+        self._column = choose(vectors, self._address.column, f"a field of vectors in {name}",
+                              "?column=")  # fmt: skip
+        field = next(f for f in described["fields"] if f["name"] == self._column)
+        primary = next(f for f in described["fields"] if f.get("is_primary"))
+        self._key, self._whole = primary["name"], primary["type"].name == "INT64"
+        others = [n for n in kinds if n not in (*vectors, *refused, self._key)]
+        for wanted in self._address.keep:
+            text_field(others, wanted)
+        text = text_field(others, self._address.text)
+        partitions = self._client.list_partitions(name)
+        self._client.load_collection(name)
+        stored = _TYPES[kinds[self._column]]
+        self.facts = StoreFacts(
+            kind="milvus",
+            collection=name,
+            count=int(self._client.get_collection_stats(name)["row_count"]),
+            dimension=int(field["params"]["dim"]),
+            stored_type=stored,
+            normalised=False,
+            lossy=None if stored == "float32" else f"{stored} instead of 32 bits",
+            tenants=[] if partitions == ["_default"] else list(partitions),
+            text=text,
+            fields=[other for other in others if other != text],
+            not_read=[f"collection {other}" for other in names if other != name]
+            + [f"field {n}: {kinds[n]}" for n in (*vectors, *refused) if n != self._column],
+            authentication="none: a folder" if local else (
+                "a token" if self._address.secret else "none was needed"),
+            encryption="none: the files are readable as they are" if local else (
+                "of the connection: " + ("TLS" if "https" in self._address.place else "none")),
+            tested="against Milvus Lite" + ("" if local else "; not run against a server"),
+            notes=["read in a copy"] if local else [],
+        )  # fmt: skip
+        for index in self._client.list_indexes(name):
+            facts = self._client.describe_index(name, index)
+            if facts.get("field_name") == self._column:
+                kind = str(facts.get("index_type"))
+                exact = ": quantised; the exact vectors are kept"
+                lossy = any(word in kind for word in ("PQ", "SQ", "RABITQ"))
+                self.facts.index = kind + (exact if lossy else "")
+                self.facts.metric = str(facts.get("metric_type", "")).lower()
+
+    def _errors(self) -> Any:
+        return client_errors(
+            f"a readable collection of Milvus at {self._address.place}",
+            "Start the server, or correct the address and MILVUS_TOKEN",
+            Exception,  # of the client and of gRPC
+            secret=self._address.secret,
+        )
+
+
+def open_store(address: Address) -> MilvusStore:
+    """Open a collection of Milvus."""
+    return MilvusStore(address)
