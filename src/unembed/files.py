@@ -47,7 +47,6 @@ EXTRAS = {  # the extras of pyproject.toml → packages that are imported
     "postgres": ("psycopg",),
     "qdrant": ("qdrant_client",),
     "redis": ("redis",),
-    "sqlite-vec": ("sqlite_vec",),
     "tensorboard": ("tensorboard",),
 }
 

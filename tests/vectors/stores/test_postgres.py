@@ -137,7 +137,7 @@ def test_open_store_says_which_tables_and_columns_there_are(server, table):
     name, _ = table("id int PRIMARY KEY, a vector(8), b vector(8), c text", name="two_columns")
     with pytest.raises(StoreError, match="named 'nothing'"):
         open_store(address(server, "nothing"))
-    with pytest.raises(StoreError, match="'a', 'b'.*column="):
+    with pytest.raises(StoreError, match=r"'a', 'b'.*column="):
         open_store(address(server, name))
     with pytest.raises(StoreError, match="c, of the type text"):
         open_store(address(server, name, column="c"))
@@ -150,7 +150,8 @@ def test_open_store_says_which_tables_and_columns_there_are(server, table):
 def test_open_store_tells_that_a_quantised_index_is_no_defence(server, connection, table):
     name, quoted = table(filled("vector(8)"), rows())
     connection.execute(
-        f"CREATE INDEX ON {quoted} USING hnsw ((binary_quantize(embedding)::bit(8)) bit_hamming_ops)"
+        f"CREATE INDEX ON {quoted} USING hnsw "
+        "((binary_quantize(embedding)::bit(8)) bit_hamming_ops)"
     )
     with open_store(address(server, name)) as store:
         assert "no defence" in store.facts.index

@@ -31,12 +31,24 @@ _READERS = {
     "opensearch": ("elastic", "opensearch", ("OPENSEARCH_PASSWORD",)),
 }
 _SCHEMES = {
-    "postgresql": "pgvector", "postgres": "pgvector", "chroma": "chroma", "chroma+https": "chroma",
-    "qdrant": "qdrant", "http": "qdrant", "https": "qdrant", "qdrant+https": "qdrant",
-    "milvus": "milvus", "milvus+https": "milvus", "redis": "redis", "rediss": "redis",
-    "unix": "redis", "elasticsearch": "elasticsearch", "elasticsearch+https": "elasticsearch",
-    "opensearch": "opensearch", "opensearch+https": "opensearch",
-}  # fmt: skip
+    "postgresql": "pgvector",
+    "postgres": "pgvector",
+    "chroma": "chroma",
+    "chroma+https": "chroma",
+    "qdrant": "qdrant",
+    "http": "qdrant",
+    "https": "qdrant",
+    "qdrant+https": "qdrant",
+    "milvus": "milvus",
+    "milvus+https": "milvus",
+    "redis": "redis",
+    "rediss": "redis",
+    "unix": "redis",
+    "elasticsearch": "elasticsearch",
+    "elasticsearch+https": "elasticsearch",
+    "opensearch": "opensearch",
+    "opensearch+https": "opensearch",
+}
 _PATH_SCHEMES = ("file", "faiss", "duckdb", "sqlite-vec", "lancedb")
 _SECRET_OPTIONS = ("password", "pass", "token", "api_key", "apikey", "key", "sslpassword")
 _OURS = ("collection", "table", "column", "text", "id", "dimension")  # not the client's

@@ -29,8 +29,9 @@ class ChromaStore(Store):
         try:
             client = self._client()
             with self._errors():
-                names = sorted(c if isinstance(c, str) else c.name
-                               for c in client.list_collections())  # fmt: skip
+                names = sorted(
+                    c if isinstance(c, str) else c.name for c in client.list_collections()
+                )
                 name = choose(
                     names, address.collection, f"a collection in {address.place}", "?collection="
                 )
@@ -91,19 +92,23 @@ class ChromaStore(Store):
             shutil.copytree(self._address.path, copy / "store")
             _refuse_pickles(copy / "store")
             client = chromadb.PersistentClient(str(copy / "store"), settings=settings)
-            self._stack.callback(chromadb.api.shared_system_client.SharedSystemClient
-                                 .clear_system_cache)  # fmt: skip
+            self._stack.callback(
+                chromadb.api.shared_system_client.SharedSystemClient.clear_system_cache
+            )
             return client
         where = urlsplit(self._address.place)
         secret = self._address.secret
         headers = {"Authorization": f"Bearer {secret}"} if secret else None
         with self._errors():
             return chromadb.HttpClient(
-                where.hostname or "localhost", where.port or _PORT,
-                ssl=where.scheme.endswith("https"), headers=headers, settings=settings,
+                where.hostname or "localhost",
+                where.port or _PORT,
+                ssl=where.scheme.endswith("https"),
+                headers=headers,
+                settings=settings,
                 tenant=self._address.options.get("tenant", "default_tenant"),
                 database=self._address.options.get("database", "default_database"),
-            )  # fmt: skip
+            )
 
     def _learn(self, names: list[str]) -> None:
         local = "://" not in self._address.place
@@ -127,13 +132,17 @@ class ChromaStore(Store):
             text=text,
             fields=fields,
             not_read=[f"collection {name}" for name in names if name != self._collection.name],
-            authentication="none: a folder" if local else (
-                "a token" if self._address.secret else "none was needed"),
-            encryption="none: SQLite and index files are readable as they are" if local else (
+            authentication="none: a folder"
+            if local
+            else ("a token" if self._address.secret else "none was needed"),
+            encryption="none: SQLite and index files are readable as they are"
+            if local
+            else (
                 "of the connection: "
-                + ("TLS" if self._address.place.startswith("chroma+https") else "none")),
+                + ("TLS" if self._address.place.startswith("chroma+https") else "none")
+            ),
             notes=["read in a copy: opening a folder of Chroma migrates it"] if local else [],
-        )  # fmt: skip
+        )
 
     def _errors(self) -> Any:
         return client_errors(
@@ -149,9 +158,10 @@ def _refuse_pickles(folder: Path) -> None:
     pickles = [path.name for path in folder.rglob("*.pickle")]
     if pickles:
         raise StoreError(
-            "a folder of Chroma without pickles", ", ".join(pickles[:5]),
+            "a folder of Chroma without pickles",
+            ", ".join(pickles[:5]),
             "Export the collection with the version that wrote it; pickles are never loaded",
-        )  # fmt: skip
+        )
 
 
 def open_store(address: Address) -> ChromaStore:

@@ -30,9 +30,10 @@ class DuckStore(Store):
         self._address, self._fail = address, (duckdb.Error, OSError)
         with self._errors():
             self._connection = duckdb.connect(
-                str(address.path), read_only=True,
+                str(address.path),
+                read_only=True,
                 config={"enable_external_access": "false", "autoinstall_known_extensions": "false"},
-            )  # fmt: skip
+            )
             self._learn()
 
     def close(self) -> None:

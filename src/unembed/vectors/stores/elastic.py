@@ -41,10 +41,12 @@ class ElasticStore(Store):
         try:
             while True:
                 body: dict[str, Any] = {
-                    "size": _PAGE, "_source": False, "track_total_hits": False,
+                    "size": _PAGE,
+                    "_source": False,
+                    "track_total_hits": False,
                     "pit": {"id": point, "keep_alive": _KEEP_ALIVE},
                     "sort": [{"_shard_doc": "asc"} if self._elastic else {"_doc": "asc"}],
-                }  # fmt: skip
+                }
                 if last is not None:
                     body["search_after"] = last
                 with self._errors():
@@ -101,24 +103,29 @@ class ElasticStore(Store):
 
     def _learn(self) -> None:
         indices = self._call("GET", f"/{quote(self._address.collection or '*')}/_mapping", None)
-        fields = {name: _fields(item["mappings"].get("properties", {}))
-                  for name, item in indices.items()}  # fmt: skip
+        fields = {
+            name: _fields(item["mappings"].get("properties", {})) for name, item in indices.items()
+        }
         usable = [n for n, f in fields.items() if any(v["type"] in _DENSE for v in f.values())]
         sparse = [n for n, f in fields.items() if any(v["type"] in _SPARSE for v in f.values())]
         if not usable and sparse:
             raise StoreError(
                 f"an index with a dense vector at {self._address.place}",
-                f"{sparse[0]} with sparse vectors", "Choose another ?collection=",
-            )  # fmt: skip
+                f"{sparse[0]} with sparse vectors",
+                "Choose another ?collection=",
+            )
         name = choose(
-            usable, self._address.collection if self._address.collection in usable else None,
-            f"an index with a dense vector at {self._address.place}", "?collection=",
-        )  # fmt: skip
+            usable,
+            self._address.collection if self._address.collection in usable else None,
+            f"an index with a dense vector at {self._address.place}",
+            "?collection=",
+        )
         self._index = quote(name)
         kinds = fields[name]
         vectors = [field for field, item in kinds.items() if item["type"] in _DENSE]
-        self._column = choose(vectors, self._address.column, f"a vector field in {name}",
-                              "?column=")  # fmt: skip
+        self._column = choose(
+            vectors, self._address.column, f"a vector field in {name}", "?column="
+        )
         chosen = kinds[self._column]
         if chosen.get("element_type") == "bit" or chosen.get("data_type") == "binary":
             raise StoreError(
@@ -149,7 +156,7 @@ class ElasticStore(Store):
             authentication="a key or password" if self._address.secret else "none was needed",
             encryption="of the connection: "
             + ("TLS" if "https" in self._address.place else "none"),
-            tested="against recorded answers only; not run against a server",
+            tested="against answers written after the documentation; not run against a server",
         )
 
     def _errors(self) -> Any:

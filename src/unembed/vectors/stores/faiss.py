@@ -39,11 +39,14 @@ class FaissStore(Store):
         pickled = (path.parent / "index.pkl").is_file()
         self._path = path
         with self._errors():
-            if path.stat().st_size and path.open("rb").read(2) == b"IB":
+            with path.open("rb") as file:
+                bits = file.read(2) == b"IB"
+            if bits:
                 raise StoreError(
-                    f"an index of floats at {path}", "one of bits (IndexBinary)",
+                    f"an index of floats at {path}",
+                    "one of bits (IndexBinary)",
                     "Choose an index of floats",
-                )  # fmt: skip
+                )
             whole = faiss.read_index(str(path), faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY)
             self._open(faiss.downcast_index(whole))
         if pickled:
@@ -85,9 +88,10 @@ class FaissStore(Store):
         self._index, kind = index, kinds[-1]
         if kind not in (*_EXACT, *_LOSSY):
             raise StoreError(
-                f"an index whose vectors can be rebuilt, in {self._path}", kind,
+                f"an index whose vectors can be rebuilt, in {self._path}",
+                kind,
                 f"Use one of {', '.join((*_EXACT, *_LOSSY))}",
-            )  # fmt: skip
+            )
         if hasattr(index, "make_direct_map"):
             self._inverted(index)
         self._place = {name: place for place, name in enumerate(self._names)}
@@ -106,8 +110,9 @@ class FaissStore(Store):
             authentication="none: a file",
             encryption="none: the file is readable as it is",
             notes=[f"the store holds a lossy copy ({lossy}); the attack was run on it"]
-            if lossy else [],
-        )  # fmt: skip
+            if lossy
+            else [],
+        )
 
     def _inverted(self, index: Any) -> None:
         """Where each vector lies in the lists; ids of the index itself are its names."""
@@ -141,9 +146,13 @@ class FaissStore(Store):
 
     def _errors(self) -> Any:
         return client_errors(
-            f"a readable index of FAISS at {self._path}", "Correct the path",
-            OSError, RuntimeError, AttributeError, KeyError,
-        )  # fmt: skip
+            f"a readable index of FAISS at {self._path}",
+            "Correct the path",
+            OSError,
+            RuntimeError,
+            AttributeError,
+            KeyError,
+        )
 
 
 def open_store(address: Address) -> FaissStore:

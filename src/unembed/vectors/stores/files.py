@@ -84,8 +84,9 @@ class FileStore(Store):
         """Rows by their number; see `Store.fetch`."""
         if not self._seeks:
             wanted = set(ids)
-            batches = [b.take([i for i, n in enumerate(b.ids) if n in wanted])
-                       for b in self.batches()]  # fmt: skip
+            batches = [
+                b.take([i for i, n in enumerate(b.ids) if n in wanted]) for b in self.batches()
+            ]
             batch = VectorBatch.concatenate(batches)
             order = {name: row for row, name in enumerate(batch.ids)}
             return batch.take([order[name] for name in ids if name in order])

@@ -59,9 +59,12 @@ class LanceStore(Store):
             for name, kind in kinds.items()
             if pa.types.is_fixed_size_list(kind) and pa.types.is_floating(kind.value_type)
         ]
-        # fmt: skip
-        several = [n for n, k in kinds.items() if pa.types.is_list(k)
-                   and pa.types.is_fixed_size_list(k.value_type)]  # fmt: skip
+
+        several = [
+            n
+            for n, k in kinds.items()
+            if pa.types.is_list(k) and pa.types.is_fixed_size_list(k.value_type)
+        ]
         if not vectors and several:
             raise StoreError(
                 f"a column of one vector a row in {path}",
@@ -112,15 +115,20 @@ class LanceStore(Store):
         count = max(removed, tombs)
         return (
             f"at least {count} deleted rows can be read in the {len(versions)} versions of the "
-            "table, until they are compacted and cleaned up" if count else None
-        )  # fmt: skip
+            "table, until they are compacted and cleaned up"
+            if count
+            else None
+        )
 
     def _errors(self) -> Any:
         return client_errors(
             f"a readable table of LanceDB in {self._address.place}",
             "Correct the path or ?table=",
-            OSError, ValueError, RuntimeError, KeyError,
-        )  # fmt: skip
+            OSError,
+            ValueError,
+            RuntimeError,
+            KeyError,
+        )
 
 
 def _table(address: Address) -> Path:

@@ -62,9 +62,11 @@ class MilvusStore(Store):
         names: list[Any] = []
         with self._errors():
             iterator = self._client.query_iterator(
-                self.facts.collection, batch_size=_PAGE, filter=condition,
+                self.facts.collection,
+                batch_size=_PAGE,
+                filter=condition,
                 output_fields=[self._key],
-            )  # fmt: skip
+            )
             while rows := iterator.next():
                 names += [row[self._key] for row in rows]
             iterator.close()
@@ -106,9 +108,10 @@ class MilvusStore(Store):
         if "://" not in place:
             if self._address.path.is_file():
                 raise StoreError(
-                    f"a folder of Milvus Lite 3 at {place}", "a file, as versions before 3 wrote",
+                    f"a folder of Milvus Lite 3 at {place}",
+                    "a file, as versions before 3 wrote",
                     "Export it with the version that wrote it",
-                )  # fmt: skip
+                )
             folder = self._stack.enter_context(tempfile.TemporaryDirectory(prefix="unembed-"))
             copy = Path(folder) / "store.db"
             shutil.copytree(self._address.path, copy)
@@ -118,8 +121,10 @@ class MilvusStore(Store):
             scheme = "https" if where.scheme.endswith("https") else "http"
             client = MilvusClient(
                 uri=f"{scheme}://{where.hostname or 'localhost'}:{where.port or 19530}",
-                token=secret or "", db_name=self._address.options.get("database", ""), timeout=30,
-            )  # fmt: skip
+                token=secret or "",
+                db_name=self._address.options.get("database", ""),
+                timeout=30,
+            )
         self._stack.callback(client.close)
         return client
 
@@ -131,11 +136,13 @@ class MilvusStore(Store):
         refused = [f for f, k in kinds.items() if k in ("BINARY_VECTOR", "SPARSE_FLOAT_VECTOR")]
         if not vectors and refused:
             raise StoreError(
-                f"a field of dense floats in {name}", f"{refused[0]}: {kinds[refused[0]]}",
+                f"a field of dense floats in {name}",
+                f"{refused[0]}: {kinds[refused[0]]}",
                 "Choose another ?collection=: bits and weights of words are not inverted",
-            )  # fmt: skip
-        self._column = choose(vectors, self._address.column, f"a field of vectors in {name}",
-                              "?column=")  # fmt: skip
+            )
+        self._column = choose(
+            vectors, self._address.column, f"a field of vectors in {name}", "?column="
+        )
         field = next(f for f in described["fields"] if f["name"] == self._column)
         primary = next(f for f in described["fields"] if f.get("is_primary"))
         self._key, self._whole = primary["name"], primary["type"].name == "INT64"
@@ -159,13 +166,15 @@ class MilvusStore(Store):
             fields=[other for other in others if other != text],
             not_read=[f"collection {other}" for other in names if other != name]
             + [f"field {n}: {kinds[n]}" for n in (*vectors, *refused) if n != self._column],
-            authentication="none: a folder" if local else (
-                "a token" if self._address.secret else "none was needed"),
-            encryption="none: the files are readable as they are" if local else (
-                "of the connection: " + ("TLS" if "https" in self._address.place else "none")),
+            authentication="none: a folder"
+            if local
+            else ("a token" if self._address.secret else "none was needed"),
+            encryption="none: the files are readable as they are"
+            if local
+            else ("of the connection: " + ("TLS" if "https" in self._address.place else "none")),
             tested="against Milvus Lite" + ("" if local else "; not run against a server"),
             notes=["read in a copy"] if local else [],
-        )  # fmt: skip
+        )
         for index in self._client.list_indexes(name):
             facts = self._client.describe_index(name, index)
             if facts.get("field_name") == self._column:

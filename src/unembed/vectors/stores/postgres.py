@@ -21,8 +21,13 @@ from unembed.vectors.stores.store import (
     text_field,
 )
 
-_ARRAYS = {"vector": "float32", "halfvec": "float16", "real[]": "float32",
-           "double precision[]": "float64", "numeric[]": "numeric"}  # fmt: skip
+_ARRAYS = {
+    "vector": "float32",
+    "halfvec": "float16",
+    "real[]": "float32",
+    "double precision[]": "float64",
+    "numeric[]": "numeric",
+}
 _REFUSED = {
     "sparsevec": "sparse vectors hold weights of words, which are read and not inverted",
     "bit": "bits alone are the signs of a vector: export them, and use `unembed invert --ranges`",
@@ -141,8 +146,11 @@ class PostgresStore(Store):
         self._names = {"table": identifier(schema, table), "id": self._id}
         extra = [identifier(name) for name in (*([text] if text else []), *self._address.keep)]
         cast = "" if types[column].endswith("[]") else "::real[]"
-        parts = [self._sql.SQL("{}::text").format(self._id),
-                 self._sql.SQL("{}" + cast).format(identifier(column)), *extra]  # fmt: skip
+        parts = [
+            self._sql.SQL("{}::text").format(self._id),
+            self._sql.SQL("{}" + cast).format(identifier(column)),
+            *extra,
+        ]
         self._columns = self._sql.SQL(", ").join(parts)
         declared = next(full for name, full, _ in columns if name == column)
         self.facts = StoreFacts(
@@ -154,9 +162,12 @@ class PostgresStore(Store):
             lossy="half precision: 11 bits of each number" if types[column] == "halfvec" else None,
             text=text,
             fields=[name for name in others if name != text],
-            not_read=[f"column {name}: {kind}" for name, kind in types.items()
-                      if name != column and kind in (*_ARRAYS, *_REFUSED)],
-        )  # fmt: skip
+            not_read=[
+                f"column {name}: {kind}"
+                for name, kind in types.items()
+                if name != column and kind in (*_ARRAYS, *_REFUSED)
+            ],
+        )
         self.facts.dimension = self._dimension(column, types[column], declared)
         self._indexes(schema, table, column)
         self._protection(schema, table)
@@ -229,8 +240,9 @@ class PostgresStore(Store):
         size = re.search(r"\((\d+)\)", declared)
         if size:
             return int(size[1])
-        length = "vector_dims({column})" if kind in ("vector", "halfvec") else (
-            "cardinality({column})")  # fmt: skip
+        length = (
+            "vector_dims({column})" if kind in ("vector", "halfvec") else ("cardinality({column})")
+        )
         found = self._rows(
             "SELECT " + length + " AS d, count(*) FROM {table} WHERE {column} IS NOT NULL "
             "GROUP BY 1 ORDER BY 2 DESC, 1",
@@ -254,15 +266,18 @@ class PostgresStore(Store):
             quantised = any(word in text for word in ("binary_quantize", "::halfvec", "subvector"))
             self.facts.index = text.partition(" USING ")[2] + (
                 ": quantised; the column keeps the exact vectors, so this is no defence"
-                if quantised else ""
-            )  # fmt: skip
+                if quantised
+                else ""
+            )
             self.facts.metric = next((m for key, m in metrics.items() if key in text), None)
 
     def _protection(self, schema: str, table: str) -> None:
         name = self._regclass(schema, table)
         secured, forced, estimate = self._rows(
             "SELECT relrowsecurity, relforcerowsecurity, reltuples FROM pg_class "
-            "WHERE oid = %s::regclass", [name])[0]  # fmt: skip
+            "WHERE oid = %s::regclass",
+            [name],
+        )[0]
         bypass = self._rows(
             "SELECT rolsuper OR rolbypassrls FROM pg_roles WHERE rolname = current_user", []
         )
@@ -280,8 +295,9 @@ class PostgresStore(Store):
             + ("; the table is readable by every login (PUBLIC)" if everyone else "")
         )
         tls = self._connection.pgconn.ssl_in_use
-        self.facts.encryption = f"of the connection: {'TLS' if tls else 'none'}; of the disk: " \
-            "not visible from here"  # fmt: skip
+        self.facts.encryption = (
+            f"of the connection: {'TLS' if tls else 'none'}; of the disk: not visible from here"
+        )
 
     def _rows(self, query: str, values: list[Any], **names: Any) -> list[tuple[Any, ...]]:
         known = getattr(self, "_names", {})

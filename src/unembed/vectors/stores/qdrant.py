@@ -46,9 +46,12 @@ class QdrantStore(Store):
         while True:
             with self._errors():
                 points, following = self._client.scroll(
-                    self.facts.collection, limit=_PAGE, offset=offset, with_vectors=False,
+                    self.facts.collection,
+                    limit=_PAGE,
+                    offset=offset,
+                    with_vectors=False,
                     with_payload=False,
-                )  # fmt: skip
+                )
             yield from (str(point.id) for point in points if str(point.id) != after)
             if following is None:
                 return
@@ -59,20 +62,24 @@ class QdrantStore(Store):
         text, keep = self.facts.text, list(self._address.keep)
         with self._errors():
             points = self._client.retrieve(
-                self.facts.collection, [_point_id(name) for name in ids],
+                self.facts.collection,
+                [_point_id(name) for name in ids],
                 with_vectors=[self._name] if self._name else True,
                 with_payload=[*([text] if text else []), *keep],
-            )  # fmt: skip
+            )
         known = {str(point.id): point for point in points}
         rows = [known[name] for name in ids if name in known]
-        vectors = [p.vector.get(self._name) if isinstance(p.vector, dict) else p.vector
-                   for p in rows]  # fmt: skip
+        vectors = [
+            p.vector.get(self._name) if isinstance(p.vector, dict) else p.vector for p in rows
+        ]
         payloads = [point.payload or {} for point in rows]
         texts = [payload.get(text) for payload in payloads] if text else None
         return self.clean(
-            [str(point.id) for point in rows], vectors, texts,
+            [str(point.id) for point in rows],
+            vectors,
+            texts,
             {name: [payload.get(name) for payload in payloads] for name in keep},
-        )  # fmt: skip
+        )
 
     def _learn(self, name: str, names: list[str]) -> None:
         facts = self._client.get_collection(name)
@@ -83,8 +90,9 @@ class QdrantStore(Store):
         if not usable:
             raise StoreError(
                 f"a collection of dense vectors, one a point, at {self._address.place}",
-                f"{name} with sparse or several vectors", "Choose another ?collection=",
-            )  # fmt: skip
+                f"{name} with sparse or several vectors",
+                "Choose another ?collection=",
+            )
         self._name = choose(usable, self._address.column, f"a vector of {name}", "?column=")
         chosen = named[self._name]
         kind = str(getattr(chosen.datatype, "value", chosen.datatype) or "float32")
@@ -102,8 +110,12 @@ class QdrantStore(Store):
             metric=metric,
             normalised=metric == "cosine",
             lossy=f"{kind} instead of 32 bits" if kind in _LOSSY else None,
-            index="HNSW" + (": quantised; the original vectors are kept and returned, so this is "
-                            "no defence" if quantised else ""),
+            index="HNSW"
+            + (
+                ": quantised; the original vectors are kept and returned, so this is no defence"
+                if quantised
+                else ""
+            ),
             text=text_field(fields, self._address.text),
             fields=fields,
             not_read=[f"collection {other}" for other in names if other != name]
@@ -112,7 +124,7 @@ class QdrantStore(Store):
             authentication="an API key" if self._address.secret else "none was needed",
             encryption=f"of the connection: {'none' if plain else 'TLS'}",
             tested="against the client's local mode; not run against a server",
-        )  # fmt: skip
+        )
 
     def _errors(self) -> Any:
         return client_errors(
@@ -128,10 +140,13 @@ def _client(address: Address) -> Any:
 
     where = urlsplit(address.place)
     return QdrantClient(
-        host=where.hostname or "localhost", port=where.port or _PORT,
-        https=where.scheme.endswith("https"), api_key=address.secret, timeout=30,
+        host=where.hostname or "localhost",
+        port=where.port or _PORT,
+        https=where.scheme.endswith("https"),
+        api_key=address.secret,
+        timeout=30,
         check_compatibility=False,
-    )  # fmt: skip
+    )
 
 
 def _point_id(name: str) -> int | str:

@@ -32,9 +32,11 @@ class QdrantFolderStore(Store):
             facts = json.loads((address.path / "meta.json").read_text(encoding="utf-8"))
             collections = facts.get("collections", {})
             name = choose(
-                list(collections), address.collection, f"a collection in {address.place}",
+                list(collections),
+                address.collection,
+                f"a collection in {address.place}",
                 "?collection=",
-            )  # fmt: skip
+            )
             self._file = address.path / "collection" / name / "storage.sqlite"
             uri = f"file:{quote(str(self._file.resolve()))}?mode=ro&immutable=1"
             self._connection = sqlite3.connect(uri, uri=True)
@@ -108,8 +110,13 @@ class QdrantFolderStore(Store):
         return client_errors(
             f"a readable collection of Qdrant in {self._address.place}",
             "Correct the path or ?collection=",
-            sqlite3.Error, OSError, ValueError, KeyError, TypeError, AttributeError,
-        )  # fmt: skip
+            sqlite3.Error,
+            OSError,
+            ValueError,
+            KeyError,
+            TypeError,
+            AttributeError,
+        )
 
 
 def _text(fields: list[str], wanted: str | None) -> str | None:

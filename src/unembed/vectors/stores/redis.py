@@ -34,9 +34,11 @@ class RedisStore(Store):
         self._address, self._fail = address, (redis.RedisError, OSError)
         with self._errors():
             self._client = redis.Redis.from_url(
-                address.place, password=address.secret, socket_timeout=30,
+                address.place,
+                password=address.secret,
+                socket_timeout=30,
                 socket_connect_timeout=10,
-            )  # fmt: skip
+            )
             self._learn()
 
     def close(self) -> None:
@@ -64,10 +66,11 @@ class RedisStore(Store):
         start = 2 if text else 1
         texts = [None if row[1] is None else _text(row[1], "replace") for row in rows]
         payload = {
-            name: [None if row[start + i] is None else _text(row[start + i], "replace")
-                   for row in rows]
+            name: [
+                None if row[start + i] is None else _text(row[start + i], "replace") for row in rows
+            ]
             for i, name in enumerate(self._address.keep)
-        }  # fmt: skip
+        }
         vectors = [_numbers(row[0], self.facts.stored_type) for row in rows]
         return self.clean(ids, vectors, texts if text else None, payload)
 
@@ -77,16 +80,19 @@ class RedisStore(Store):
         first = list(islice(self.ids(), _PEEKED))
         if not first:
             raise StoreError(
-                f"hashes whose keys begin with {prefix!r} at {self._address.place}", "none",
+                f"hashes whose keys begin with {prefix!r} at {self._address.place}",
+                "none",
                 "Name their prefix with ?collection=doc:",
-            )  # fmt: skip
+            )
         hashes = [self._client.hgetall(name.encode("utf-8", "surrogateescape")) for name in first]
         fields = sorted({_text(field) for row in hashes for field in row})
         usual = [name for name in NAMES if name in fields][:1]
         self._column = choose(
-            fields if self._address.column else usual, self._address.column,
-            f"a field of vectors in the hashes {prefix}*", "?column=",
-        )  # fmt: skip
+            fields if self._address.column else usual,
+            self._address.column,
+            f"a field of vectors in the hashes {prefix}*",
+            "?column=",
+        )
         sizes = Counter(len(row.get(self._column.encode(), b"")) for row in hashes)
         sizes.pop(0, None)
         width = sizes.most_common(1)[0][0] if sizes else 0

@@ -6,14 +6,14 @@ import re
 import shutil
 import sqlite3
 import tempfile
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from unembed.errors import ConfigError, StoreError
-from unembed.files import install_line, require_extra
+from unembed.errors import StoreError
 from unembed.vectors.stores.address import Address
 from unembed.vectors.stores.store import (
     Store,
@@ -62,14 +62,10 @@ class SqliteStore(Store):
 
     def fetch(self, ids: Sequence[str]) -> VectorBatch:
         """Rows by key, one question each; see `Store.fetch`."""
-        query = (
-            f"SELECT {self._columns} FROM {_quoted(self.facts.collection)} WHERE {self._key} = ?"
-        )
         rows, names = [], []
         with self._errors():
             for name in ids:
-                key = name if self._texts_as_keys else int(name)
-                row = self._connection.execute(query, [key]).fetchone()
+                row = self._row(name if self._texts_as_keys else int(name))
                 if row is not None:
                     rows.append(row)
                     names.append(name)
@@ -79,6 +75,14 @@ class SqliteStore(Store):
         }
         texts = [row[1] for row in rows] if self.facts.text else None
         return self.clean(names, [row[0] for row in rows], texts, payload)
+
+    def _row(self, key: str | int) -> tuple[Any, ...] | None:
+        if self.facts.kind == "sqlite-vec":
+            return self._virtual_row(key)
+        table = _quoted(self.facts.collection)
+        query = f"SELECT {self._columns} FROM {table} WHERE {self._key} = ?"
+        row: tuple[Any, ...] | None = self._connection.execute(query, [key]).fetchone()
+        return row
 
     def _open(self, path: Path) -> sqlite3.Connection:
         log = path.with_name(path.name + "-wal")
@@ -93,14 +97,16 @@ class SqliteStore(Store):
     def _learn(self) -> None:
         path = self._address.path
         tables = {
-            name: sql or "" for name, sql in self._connection.execute(
-                "SELECT name, sql FROM sqlite_schema WHERE type = 'table' ORDER BY name")
-        }  # fmt: skip
+            name: sql or ""
+            for name, sql in self._connection.execute(
+                "SELECT name, sql FROM sqlite_schema WHERE type = 'table' ORDER BY name"
+            )
+        }
         virtual = {n: s for n, s in tables.items() if re.search(r"USING\s+vec0\b", s, re.I)}
         if virtual and self._address.collection not in set(tables) - set(virtual):
-            name = choose(list(virtual), self._address.collection, f"a vec0 table in {path}",
-                          "?table=")  # fmt: skip
-            self._load_extension()
+            name = choose(
+                list(virtual), self._address.collection, f"a vec0 table in {path}", "?table="
+            )
             self._learn_virtual(name, virtual[name])
         else:
             self._learn_plain(tables)
@@ -108,84 +114,175 @@ class SqliteStore(Store):
         self.facts.encryption = "none: the file is readable as it is"
         self.facts.not_read += [f"table {n}" for n in virtual if n != self.facts.collection]
 
-    def _load_extension(self) -> None:
-        require_extra("sqlite-vec", "reading tables of sqlite-vec")
-        if not hasattr(self._connection, "enable_load_extension"):
-            raise ConfigError(
-                "a Python whose sqlite3 loads extensions", "one built without them",
-                f"Use another Python build with {install_line('sqlite-vec')}",
-            )  # fmt: skip
-        import sqlite_vec
-
-        self._connection.enable_load_extension(True)
-        sqlite_vec.load(self._connection)
-        self._connection.enable_load_extension(False)
-
     def _learn_virtual(self, name: str, sql: str) -> None:
-        inside = sql[sql.index("(") + 1 : sql.rindex(")")]
-        parts = [part.strip() for part in re.split(r",(?![^\[(]*[\])])", inside)]
-        vectors = {m[1]: m for part in parts if (m := _COLUMN.match(part))}
-        column = choose(list(vectors), self._address.column, f"a column of vectors in {name}",
-                        "?column=")  # fmt: skip
-        kind, size, rest = vectors[column][2].lower(), int(vectors[column][3]), vectors[column][4]
+        layout = _Layout(name, sql)
+        wanted = self._address.column
+        column = choose(list(layout.vectors), wanted, f"a column of vectors in {name}", "?column=")
+        kind, size, metric = layout.vectors[column]
         if kind == "bit":
             raise StoreError(
-                f"a column of floats in {name}", f"{column} bit[{size}]",
+                f"a column of floats in {name}",
+                f"{column} bit[{size}]",
                 "Choose another ?column=: bits alone are the signs of a vector",
-            )  # fmt: skip
-        others = [p.lstrip("+").split()[0].strip("\"'`[]") for p in parts if not _COLUMN.match(p)]
-        others = [other for other in others if "=" not in other]
-        primary = next((p.split()[0] for p in parts if re.search(r"text\s+primary\s+key", p, re.I)),
-                       None)  # fmt: skip
-        metric = re.search(r"distance_metric\s*=\s*(\w+)", rest, re.I)
-        self._texts_as_keys = primary is not None
-        self._key = _quoted(primary) if primary else "rowid"
-        self._keys = name if primary else f"{name}_rowids"
-        count = self._connection.execute(f"SELECT count(*) FROM {_quoted(name + '_rowids')}")
-        self._set(name, column, others, StoreFacts(
-            kind="sqlite-vec", collection=name, count=count.fetchone()[0], dimension=size,
+            )
+        self._layout, self._number = layout, list(layout.vectors).index(column)
+        self._key, self._keys = "id" if layout.primary else "rowid", f"{name}_rowids"
+        self._texts_as_keys = layout.primary is not None
+        count = self._connection.execute(f"SELECT count(*) FROM {_quoted(self._keys)}").fetchone()
+        facts = StoreFacts(
+            kind="sqlite-vec",
+            collection=name,
+            count=count[0],
+            dimension=size,
             stored_type="float32" if kind == "float" else "int8",
-            metric=metric[1].lower() if metric else "l2", normalised=False,
+            metric=metric,
+            normalised=False,
             lossy="8 bits of each number" if kind == "int8" else None,
-            not_read=[f"column {other}" for other in vectors if other != column],
-        ))  # fmt: skip
+            not_read=[f"column {other}" for other in layout.vectors if other != column],
+        )
+        self._set(column, list(layout.fields), facts)
+        chunks = f"{name}_vector_chunks{self._number:02}"  # its column rowid is not SQLite's
+        self._chunks = dict(
+            self._connection.execute(f"SELECT rowid, oid FROM {_quoted(chunks)}").fetchall()
+        )
+
+    def _virtual_row(self, key: str | int) -> tuple[Any, ...] | None:
+        """Vector and fields of one row, from the tables that hold them."""
+        name, layout = self.facts.collection, self._layout
+        row = self._connection.execute(
+            f"SELECT rowid, chunk_id, chunk_offset FROM {_quoted(self._keys)} "
+            f"WHERE {self._key} = ?",
+            [key],
+        ).fetchone()
+        if row is None:
+            return None
+        rowid, chunk, offset = row
+        size = self.facts.dimension * (_FLOAT_BYTES if self.facts.stored_type == "float32" else 1)
+        table = f"{name}_vector_chunks{self._number:02}"
+        with self._connection.blobopen(
+            table, "vectors", self._chunks[chunk], readonly=True
+        ) as blob:  # of a chunk of a thousand vectors one is read
+            blob.seek(offset * size)
+            vector = blob.read(size)
+        return (
+            vector,
+            *(layout.value(self._connection, f, rowid, chunk, offset) for f in self._wanted),
+        )
 
     def _learn_plain(self, tables: dict[str, str]) -> None:
         """A table of our naming whose vectors are blobs of little-endian floats, or JSON."""
-        name = choose(list(tables), self._address.collection,
-                      f"a table of vectors in {self._address.path}", "?table=")  # fmt: skip
-        columns = [row[1] for row in self._connection.execute(
-            f"PRAGMA table_info({_quoted(name)})")]  # fmt: skip
+        name = choose(
+            list(tables),
+            self._address.collection,
+            f"a table of vectors in {self._address.path}",
+            "?table=",
+        )
+        columns = [
+            row[1] for row in self._connection.execute(f"PRAGMA table_info({_quoted(name)})")
+        ]
         usual = [c for c in ("embedding", "vector", "embeddings", "vec") if c in columns]
-        column = choose(columns if self._address.column else usual, self._address.column,
-                        f"a column of vectors in {name}", "?column=")  # fmt: skip
+        column = choose(
+            columns if self._address.column else usual,
+            self._address.column,
+            f"a column of vectors in {name}",
+            "?column=",
+        )
         quoted, table = _quoted(column), _quoted(name)
         sizes = self._connection.execute(
             f"SELECT CASE typeof({quoted}) WHEN 'blob' THEN length({quoted}) / {_FLOAT_BYTES} "
             f"WHEN 'text' THEN json_array_length({quoted}) END d, count(*) FROM {table} "
-            "WHERE d > 0 GROUP BY 1 ORDER BY 2 DESC, 1").fetchall()  # fmt: skip
+            "WHERE d > 0 GROUP BY 1 ORDER BY 2 DESC, 1"
+        ).fetchall()
         count = self._connection.execute(f"SELECT count(*) FROM {table}").fetchone()[0]
         self._texts_as_keys, self._key, self._keys = False, "rowid", name
         facts = StoreFacts(
-            kind="sqlite", collection=name, count=count,
+            kind="sqlite",
+            collection=name,
+            count=count,
             dimension=int(self._address.options.get("dimension") or (sizes[0][0] if sizes else 0)),
-            stored_type="blobs or text taken as float32", normalised=False,
-        )  # fmt: skip
-        self._set(name, column, [c for c in columns if c != column], facts)
+            stored_type="blobs or text taken as float32",
+            normalised=False,
+        )
+        self._set(column, [c for c in columns if c != column], facts)
 
-    def _set(self, name: str, column: str, others: list[str], facts: StoreFacts) -> None:
+    def _set(self, column: str, others: list[str], facts: StoreFacts) -> None:
         facts.text = text_field(others, self._address.text)
         facts.fields = [other for other in others if other != facts.text]
         for wanted in self._address.keep:
             text_field(others, wanted)
-        names = [column, *([facts.text] if facts.text else []), *self._address.keep]
-        self._columns, self.facts = ", ".join(map(_quoted, names)), facts
+        self._wanted = [*([facts.text] if facts.text else []), *self._address.keep]
+        self._columns, self.facts = ", ".join(map(_quoted, [column, *self._wanted])), facts
 
     def _errors(self) -> Any:
         return client_errors(
             f"a readable table of SQLite in {self._address.place}",
-            "Correct the path or ?table=", sqlite3.Error, OSError, ValueError,
-        )  # fmt: skip
+            "Correct the path or ?table=",
+            sqlite3.Error,
+            OSError,
+            ValueError,
+        )
+
+
+class _Layout:
+    """Where sqlite-vec keeps the columns of a virtual table: in tables of its name and more.
+
+    Reading these needs no extension, which many builds of Python cannot load. Written for
+    sqlite-vec 0.1.
+
+    Args:
+        name: Of the table.
+        sql: Its CREATE statement.
+    """
+
+    def __init__(self, name: str, sql: str) -> None:
+        inside = sql[sql.index("(") + 1 : sql.rindex(")")]
+        self.name, self.primary = name, None
+        self.vectors: dict[str, tuple[str, int, str]] = {}
+        self.fields: dict[str, tuple[str, int]] = {}  # name → where, which of those there
+        counts: Counter[str] = Counter()
+        for part in re.split(r",(?![^\[(]*[\])])", inside):
+            vector, words = _COLUMN.match(part), part.strip().lstrip("+").split()
+            if vector:
+                metric = re.search(r"distance_metric\s*=\s*(\w+)", vector[4], re.I)
+                kind = (vector[2].lower(), int(vector[3]), metric[1].lower() if metric else "l2")
+                self.vectors[vector[1]] = kind
+            elif re.search(r"primary\s+key", part, re.I):
+                self.primary = words[0] if "text" in part.lower() else None
+            elif words and "=" not in words[0]:
+                where = "metadata_" + (words[1].lower() if len(words) > 1 else "any")
+                if part.strip().startswith("+"):
+                    where = "auxiliary"
+                elif re.search(r"partition\s+key", part, re.I):
+                    where = "partition"
+                counted = where.partition("_")[0]
+                self.fields[words[0].strip("\"'`[]")] = (where, counts[counted])
+                counts[counted] += 1
+
+    def value(
+        self, connection: sqlite3.Connection, field: str, rowid: int, chunk: int, offset: int
+    ) -> Any:
+        """A field of a row; None where its kind is not read."""
+        where, number = self.fields[field]
+
+        def one(table: str, column: str, key: str, value: int) -> Any:
+            query = f"SELECT {column} FROM {_quoted(self.name + table)} WHERE {key} = ?"
+            row = connection.execute(query, [value]).fetchone()
+            return None if row is None else row[0]
+
+        if where == "auxiliary":
+            return one("_auxiliary", f"value{number:02}", "rowid", rowid)
+        if where == "partition":
+            return one("_chunks", f"partition{number:02}", "chunk_id", chunk)
+        data = one(f"_metadatachunks{number:02}", "data", "rowid", chunk)
+        if where == "metadata_text":  # a length and twelve bytes; longer ones lie elsewhere
+            view = data[16 * offset : 16 * (offset + 1)]
+            size = int.from_bytes(view[:4], "little")
+            long = size > 12  # noqa: PLR2004 - the twelve bytes
+            short = view[4 : 4 + size].decode("utf-8", "replace")
+            return one(f"_metadatatext{number:02}", "data", "rowid", rowid) if long else short
+        if where == "metadata_integer":
+            return int.from_bytes(data[8 * offset : 8 * (offset + 1)], "little", signed=True)
+        return None
 
 
 def _quoted(name: str) -> str:

@@ -19,8 +19,17 @@ from unembed.errors import StoreError, UnembedError
 from unembed.vectors.numbers import row_of, to_floats
 
 BATCH = 1000
-TEXT_NAMES = ("text", "content", "document", "page_content", "chunk", "chunk_text", "body",
-              "passage", "_node_content")  # fmt: skip
+TEXT_NAMES = (
+    "text",
+    "content",
+    "document",
+    "page_content",
+    "chunk",
+    "chunk_text",
+    "body",
+    "passage",
+    "_node_content",
+)
 _MOST_READ = 2  # times the sample, where rows without a usable vector are replaced
 _SHOWN = 300  # characters of a client's own message
 
