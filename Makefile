@@ -34,8 +34,8 @@ demo: $(STAMP) ## embed a sentence, then recover it from the vector alone
 serve: $(STAMP) ## open the live demo in a browser (http://127.0.0.1:8080)
 	@$(BIN)/unembed serve --open
 
-test: $(STAMP) ## run the tests, the slow ones too
-	@$(BIN)/pytest $(PYTEST_OPTIONS)
+test: $(STAMP) ## run the tests, the slow ones too, several at a time
+	@$(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist worksteal $(PYTEST_OPTIONS)
 
 lint: $(STAMP) ## check style, format and types
 	$(BIN)/ruff check

@@ -30,6 +30,7 @@ from unembed.backends.cpu import PackedLinear
 from unembed.backends.onnx import FILE
 from unembed.config import DataSection
 from unembed.data.pieces import cut_pieces
+from unembed.data.readers import read_texts
 from unembed.decoding import STRATEGIES, Decoding, SequenceSpec
 from unembed.decoding.logits import REPETITION_PENALTY
 from unembed.denoiser import Denoiser
@@ -38,7 +39,6 @@ from unembed.encoders.base import Encoder
 from unembed.encoders.sentence import load_encoder
 from unembed.encoders.vectors import as_unit_vectors
 from unembed.evaluation.metrics import token_accuracy, token_set_f1
-from unembed.files import read_texts
 from unembed.inverter import Inverter, export_folder
 
 PLAIN_TEXTS = 4  # and as many of ours at batch 1: how soon a text is done differs
@@ -253,8 +253,8 @@ def pieces_of(inverter: Inverter, texts: Path, limit: int) -> tuple[list[str], l
     )
     passages = [text for text, _ in zip(read_texts(texts, "text"), range(4 * limit), strict=False)]
     pieces = cut_pieces(passages, inverter.tokenizer, settings)
-    chosen = np.random.default_rng(0).permutation(len(pieces))[:limit]
-    return [pieces[i].text for i in chosen], [list(pieces[i].token_ids) for i in chosen]
+    indices = np.random.default_rng(0).permutation(len(pieces))[:limit]
+    return [pieces[i].text for i in indices], [list(pieces[i].token_ids) for i in indices]
 
 
 def main() -> None:

@@ -17,10 +17,10 @@ import torch
 from benchmarks.machine import alternate, matmul_rate, median_ratio, print_table
 from unembed.config import DataSection
 from unembed.data.pieces import cut_pieces
+from unembed.data.readers import read_texts
 from unembed.device import choose_compute
 from unembed.encoders.fake import FakeEncoder
 from unembed.encoders.sentence import SentenceEncoder, load_encoder
-from unembed.files import read_texts
 
 
 def make_texts(encoder: SentenceEncoder, path: Path | None, count: int) -> list[str]:

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from benchmarks.machine import print_table
 from unembed.config import DataSection
 from unembed.data.pieces import Piece, cut_pieces
+from unembed.data.readers import read_texts
 from unembed.decoding import DecodingStep
 from unembed.decoding.guided_search import edits, proposals, search
 from unembed.device import choose_compute
@@ -32,7 +33,6 @@ from unembed.encoders.base import Encoder
 from unembed.encoders.sentence import load_encoder
 from unembed.evaluation.bootstrap import summarise
 from unembed.evaluation.metrics import exact_match, token_accuracy, token_set_f1
-from unembed.files import read_texts
 from unembed.inverter import Inverter
 
 _METRICS = ("exact match", "token accuracy", "token-set F1", "cosine")

@@ -18,15 +18,15 @@ _PLACE = re.compile(r"(<!-- report -->\n).*?(<!-- end of report -->)", re.DOTALL
 
 def as_section(report: str) -> str:
     """A report (Markdown) as part of a page: no title, no plots, headings a level down."""
-    kept = [
+    lines = [
         f"#{line}" if line.startswith("#") else line
         for line in report.splitlines()
         if not line.startswith(("# ", "![", "- note: plots"))
     ]
-    return re.sub(r"\n{3,}", "\n\n", "\n".join(kept)).strip() + "\n"
+    return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).strip() + "\n"
 
 
-def put(page: str, report: str) -> str:
+def insert(page: str, report: str) -> str:
     """The page with the report in its place.
 
     Raises:
@@ -45,7 +45,9 @@ def main() -> None:
     parser.add_argument("report", type=Path)
     parser.add_argument("page", type=Path)
     options = parser.parse_args()
-    page = put(options.page.read_text(encoding="utf-8"), options.report.read_text(encoding="utf-8"))
+    page = insert(
+        options.page.read_text(encoding="utf-8"), options.report.read_text(encoding="utf-8")
+    )
     options.page.write_text(page, encoding="utf-8")
 
 

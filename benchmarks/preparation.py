@@ -33,10 +33,10 @@ from unembed.config import Config, validate_config
 from unembed.data.pairs import Pairs
 from unembed.data.pieces import cut_pieces
 from unembed.data.prepare import PrepareProgress, prepare_pairs
+from unembed.data.readers import read_texts
 from unembed.device import choose_compute
 from unembed.encoders.fake import FakeEncoder
 from unembed.encoders.sentence import SentenceEncoder, load_encoder
-from unembed.files import read_texts
 from unembed.tokenizer import TextTokenizer
 from unembed.training.step import training_rows
 
@@ -44,7 +44,7 @@ LAYERS, HIDDEN = 6, 384  # all-MiniLM-L6-v2
 LENGTH = 32
 READ_BATCH = 128  # the batch of minilm.yaml
 BATCH_PASSAGES = 64
-WANTED_SPEED, WANTED_READING = 2.5, 20.0
+TARGET_SPEED, TARGET_READING = 2.5, 20.0
 
 
 def settings(passages_per_shard: int) -> Config:
@@ -53,7 +53,7 @@ def settings(passages_per_shard: int) -> Config:
     return validate_config({"data": data}, "benchmark")
 
 
-def made_passages() -> Iterator[str]:
+def synthetic_passages() -> Iterator[str]:
     """Endless passages of four sentences, from a list of words."""
     words = [word for word in FakeEncoder().tokenizer.backend.get_vocab() if word.isalpha()]
     generator = np.random.default_rng(0)
@@ -66,16 +66,16 @@ def write_source(
     path: Path, texts: Iterable[str], tokenizer: TextTokenizer, config: Config, pieces: int
 ) -> list[str]:
     """Write passages that yield at least so many pieces, as JSON lines; returns the pieces."""
-    found: list[str] = []
+    piece_texts: list[str] = []
     iterator = iter(texts)
     with path.open("w", encoding="utf-8") as file:
         for first in count(0, BATCH_PASSAGES):
             batch = list(islice(iterator, BATCH_PASSAGES))
-            if len(found) >= pieces or not batch:
-                return found
-            found += [p.text for p in cut_pieces(batch, tokenizer, config.data, first)]
+            if len(piece_texts) >= pieces or not batch:
+                return piece_texts
+            piece_texts += [p.text for p in cut_pieces(batch, tokenizer, config.data, first)]
             file.writelines(json.dumps({"text": text}) + "\n" for text in batch)
-    return found
+    return piece_texts
 
 
 def operations(lengths: Iterable[int]) -> float:
@@ -88,7 +88,7 @@ def compare_speed(texts: Iterable[str], folder: Path, pieces: int, rounds: int, 
     """All of stage 2 beside `SentenceTransformer.encode` on the pieces it cuts."""
     encoder, config = load_encoder(), settings(shard)
     source, outs = folder / "texts.jsonl", count()
-    found = write_source(source, texts, encoder.tokenizer, config, pieces)
+    piece_texts = write_source(source, texts, encoder.tokenizer, config, pieces)
     plain = SentenceTransformer(str(package_folder()), device="cpu")
     format_ = str(next(encoder._model.parameters()).dtype).removeprefix("torch.")
 
@@ -100,32 +100,32 @@ def compare_speed(texts: Iterable[str], folder: Path, pieces: int, rounds: int, 
     rates = measured_rates()
     seconds = alternate(
         {
-            "SentenceTransformer.encode": lambda: plain.encode(found),
+            "SentenceTransformer.encode": lambda: plain.encode(piece_texts),
             "unembed prepare, whole": prepare,
-            "its encoder alone": lambda: encoder.encode(found),
+            "its encoder alone": lambda: encoder.encode(piece_texts),
         },
         rounds,
     )
     rates = {name: max(rate, measured_rates()[name]) for name, rate in rates.items()}
-    lengths = [len(ids) + 2 for ids in encoder.tokenizer.encode(found)]
+    lengths = [len(ids) + 2 for ids in encoder.tokenizer.encode(piece_texts)]
     rows = []
     for name, times in seconds.items():
         median = statistics.median(times)
-        used = "float32" if name.startswith("Sentence") else format_
-        share = operations(lengths) / median / rates[used]
-        rows.append([name, used, f"{len(found) / median:.0f}", f"{share:.0%}"])
+        dtype = "float32" if name.startswith("Sentence") else format_
+        share = operations(lengths) / median / rates[dtype]
+        rows.append([name, dtype, f"{len(piece_texts) / median:.0f}", f"{share:.0%}"])
     mean = statistics.mean(lengths)
-    print(f"\n## Speed\n\n{len(found)} pieces, {mean:.1f} tokens on average with the two special")
-    print(f"ones, {torch.get_num_threads()} threads; matrix products, GFLOP/s: ", end="")
+    print(f"\n## Speed\n\n{len(piece_texts)} pieces, {mean:.1f} tokens on average, two special")
+    print(f"ones included, {torch.get_num_threads()} threads; matrix products, GFLOP/s: ", end="")
     print(", ".join(f"{name} {rate / 1e9:.0f}" for name, rate in rates.items()) + "\n")
     print_table(["", "format", "pieces/s", "share of that format's measured rate"], rows)
     ratio = median_ratio(seconds["SentenceTransformer.encode"], seconds["unembed prepare, whole"])
-    print(f"\nprepare against the library: {ratio:.2f} x (wanted {WANTED_SPEED} x)")
+    print(f"\nprepare against the library: {ratio:.2f} x (target {TARGET_SPEED} x)")
     whole = statistics.median(seconds["unembed prepare, whole"])
     beside = 1 - 1 / median_ratio(seconds["unembed prepare, whole"], seconds["its encoder alone"])
     print(f"time of prepare beside its encoder: {beside:.1%} of the whole")
-    show_differences(encoder, plain, found, prepare())
-    show_shares(source, encoder.tokenizer, config, found, whole)
+    show_differences(encoder, plain, piece_texts, prepare())
+    show_shares(source, encoder.tokenizer, config, piece_texts, whole)
 
 
 def package_folder() -> Path:
@@ -157,15 +157,15 @@ def show_differences(
 
 
 def show_shares(
-    source: Path, tokenizer: TextTokenizer, config: Config, found: list[str], whole: float
+    source: Path, tokenizer: TextTokenizer, config: Config, piece_texts: list[str], whole: float
 ) -> None:
     """What the parts beside the network take when each is timed alone.
 
     Where parts overlap with the network their sum overstates what they cost.
     """
     passages = list(read_texts(source))
-    packed = tokenizer.pack(tokenizer.encode(found), LENGTH)
-    vectors = np.zeros((len(found), HIDDEN), dtype=np.float16)
+    packed = tokenizer.pack(tokenizer.encode(piece_texts), LENGTH)
+    vectors = np.zeros((len(piece_texts), HIDDEN), dtype=np.float16)
 
     def write() -> None:
         for name, array in (("tokens", packed), ("vectors", vectors)):
@@ -179,8 +179,8 @@ def show_shares(
         "cutting into pieces (tokenises passages and pieces)": lambda: cut_pieces(
             passages, tokenizer, config.data
         ),
-        "tokenising the pieces": lambda: tokenizer.encode(found),
-        "packing token ids": lambda: tokenizer.pack(tokenizer.encode(found), LENGTH),
+        "tokenising the pieces": lambda: tokenizer.encode(piece_texts),
+        "packing token ids": lambda: tokenizer.pack(tokenizer.encode(piece_texts), LENGTH),
         "writing, flushed to the disk": write,
     }
     rows = []
@@ -200,19 +200,19 @@ def compare_sizes(texts: Iterable[str], folder: Path, sizes: list[int], shard: i
         source = folder / f"texts-{size}.jsonl"
         write_source(source, passages, tokenizer, config, size)
         command = [sys.executable, "-m", "benchmarks.preparation", "--worker", str(source)]
-        done = subprocess.run(
+        process = subprocess.run(
             [*command, "--passages-per-shard", str(shard)],
             stdout=subprocess.PIPE,
             text=True,
             check=True,
         )
-        found = json.loads(done.stdout)
-        per_piece.append(found["processor"] / found["pairs"])
-        most.append(found["most_mib"])
+        result = json.loads(process.stdout)
+        per_piece.append(result["processor"] / result["pairs"])
+        most.append(result["most_mib"])
         each = f"{1e3 * per_piece[-1]:.2f}"
-        seconds = [f"{found[clock]:.1f}" for clock in ("seconds", "processor")]
-        rows.append([f"{found['pairs']:,}", str(found["shards"]), *seconds, each])
-        rows[-1] += [f"{found[name]:.0f}" for name in ("loaded_mib", "most_mib", "peak_mib")]
+        seconds = [f"{result[clock]:.1f}" for clock in ("seconds", "processor")]
+        rows.append([f"{result['pairs']:,}", str(result["shards"]), *seconds, each])
+        rows[-1] += [f"{result[name]:.0f}" for name in ("loaded_mib", "most_mib", "peak_mib")]
     print(f"\n## Cost and memory by size\n\nshards of {shard} passages\n")
     heads = ["pieces", "shards", "seconds", "processor seconds", "processor ms a piece"]
     heads += ["MiB before", "most MiB while preparing", "peak, loading included"]
@@ -232,11 +232,11 @@ def run_worker(source: Path, shard: int) -> None:
         nonlocal most
         most = max(most, resident_mib())
 
-    began, used = time.perf_counter(), time.process_time()
+    began, processor_start = time.perf_counter(), time.process_time()
     manifest = prepare_pairs(
         source, source.with_suffix(".pairs"), settings(shard), encoder, progress=look
     )
-    seconds, processor = time.perf_counter() - began, time.process_time() - used
+    seconds, processor = time.perf_counter() - began, time.process_time() - processor_start
     facts = {
         "pairs": sum(entry["pairs"] for entry in manifest["shards"]),
         "shards": len(manifest["shards"]),
@@ -267,7 +267,7 @@ def compare_reading(data: Path | None, folder: Path, pairs: int, consumed: float
     """Pairs a second of training batches in the trainer's order, from cold and from warm files."""
     if data is None:
         data = folder / "reading"
-        texts = islice(made_passages(), pairs // 4)
+        texts = islice(synthetic_passages(), pairs // 4)
         source = folder / "reading.jsonl"
         with source.open("w", encoding="utf-8") as file:
             file.writelines(json.dumps({"text": text}) + "\n" for text in texts)
@@ -294,7 +294,7 @@ def compare_reading(data: Path | None, folder: Path, pairs: int, consumed: float
     ]
     heads = ["files", "in memory before", "pairs/s", f"of the {consumed:.0f} a CPU consumes"]
     print_table(heads, rows)
-    print(f"\nwanted from cold files: {WANTED_READING:.0f} x")
+    print(f"\ntarget from cold files: {TARGET_READING:.0f} x")
 
 
 def drop_from_cache(files: list[Path]) -> None:
@@ -312,13 +312,13 @@ def share_in_memory(files: list[Path]) -> float:
     for path in files:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY) as view:
             number = -(-len(view) // mmap.PAGESIZE)
-            found = (ctypes.c_ubyte * number)()
+            flags = (ctypes.c_ubyte * number)()
             window = (ctypes.c_char * len(view)).from_buffer(view)
-            failed = mincore(ctypes.byref(window), ctypes.c_size_t(len(view)), found)
+            failed = mincore(ctypes.byref(window), ctypes.c_size_t(len(view)), flags)
             del window  # the view can be closed again
             if failed:
                 raise OSError(ctypes.get_errno(), "mincore")
-            inside, pages = inside + sum(page & 1 for page in found), pages + number
+            inside, pages = inside + sum(page & 1 for page in flags), pages + number
     return inside / max(pages, 1)
 
 
@@ -344,7 +344,7 @@ def main() -> None:
     if options.worker is not None:
         run_worker(options.worker, options.passages_per_shard)
         return
-    texts = read_texts(options.texts) if options.texts is not None else made_passages()
+    texts = read_texts(options.texts) if options.texts is not None else synthetic_passages()
     parts = options.only.split(",")
     with tempfile.TemporaryDirectory(prefix="unembed-") as name:
         folder = Path(name)

@@ -27,7 +27,7 @@ _CANDIDATES = ("sentencex", "sentencex, en", "blingfire", "uniseg", "pysbd")
 
 def segmenters(language: str) -> dict[str, Segmenter]:
     """Name → function that counts the sentences of a text."""
-    found: dict[str, Segmenter] = {
+    functions: dict[str, Segmenter] = {
         "regex": partial(_count, DataSection()),
         "sentencex": partial(_count, DataSection(segmenter="sentencex", language=language)),
         "sentencex, en": partial(_count, DataSection(segmenter="sentencex")),
@@ -40,17 +40,17 @@ def segmenters(language: str) -> dict[str, Segmenter]:
             continue
     if "blingfire" in modules:
         split = modules["blingfire"].text_to_sentences
-        found["blingfire"] = lambda text: str(split(text)).count("\n") + 1
+        functions["blingfire"] = lambda text: str(split(text)).count("\n") + 1
     if "uniseg.sentencebreak" in modules:
         sentences = modules["uniseg.sentencebreak"].sentences
-        found["uniseg"] = lambda text: sum(1 for _ in sentences(text))
+        functions["uniseg"] = lambda text: sum(1 for _ in sentences(text))
     if "pysbd" in modules:
         try:
             segment = modules["pysbd"].Segmenter(language=language, clean=False).segment
-            found["pysbd"] = lambda text: len(segment(text))
+            functions["pysbd"] = lambda text: len(segment(text))
         except ValueError:
             pass  # it does not know the language
-    return found
+    return functions
 
 
 def _count(settings: DataSection, text: str) -> int:

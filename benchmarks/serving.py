@@ -26,6 +26,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import httpx2 as httpx
@@ -61,17 +62,17 @@ class Outcomes:
     Attributes:
         ends: Number of each end: ``done``, ``503``, or what went wrong.
         first: Seconds to the first step of each that got one.
-        whole: Seconds to the result.
+        complete: Seconds to the result.
         memory: Resident bytes of the server, about twice a second.
     """
 
     ends: Counter[str] = field(default_factory=Counter)
     first: list[float] = field(default_factory=list)
-    whole: list[float] = field(default_factory=list)
+    complete: list[float] = field(default_factory=list)
     memory: list[int] = field(default_factory=list)
 
     @property
-    def lost(self) -> int:
+    def unanswered(self) -> int:
         """Requests that got neither a result nor a 503 with a time."""
         return sum(self.ends.values()) - self.ends["done"] - self.ends["503"]
 
@@ -94,7 +95,7 @@ async def ask(client: httpx.AsyncClient, text: str, seed: int, outcomes: Outcome
                     outcomes.first.append(seconds)
                 elif line == "event: done":
                     end = "done"
-                    outcomes.whole.append(seconds)
+                    outcomes.complete.append(seconds)
                 elif line.startswith("data: ") and '"status":503' in line:
                     end, pause = "503", float(json.loads(line[6:]).get("retry_after", 0))
     except httpx.HTTPError as error:
@@ -128,10 +129,10 @@ async def load(url: str, clients: int, seconds: float, pid: int) -> Outcomes:
 
 async def answer_all(url: str, count: int, together: int) -> float:
     """Seconds for a number of requests, so many of them at once."""
-    outcomes, left = Outcomes(), iter(range(count))
+    outcomes, numbers = Outcomes(), iter(range(count))
 
     async def work(client: httpx.AsyncClient) -> None:
-        for number in left:
+        for number in numbers:
             await ask(client, EXAMPLES[number % len(EXAMPLES)], number, outcomes)
 
     async with _client(url, together) as client:
@@ -169,16 +170,14 @@ async def under_attack(
         seconds: For which it goes on.
         pause: Of the other between inversions, so that its rate allows them.
     """
-    path, body = ATTACKS[attack]
-    content = None if body is None else json.dumps(body).encode()
-    headers = {"content-type": "application/json"}
+    command = [sys.executable, "-m", "benchmarks.serving", "--harm", attack, "--url", url]
+    # A process of its own: what it costs is not the other client's
+    hostile = await asyncio.create_subprocess_exec(
+        *command, stdout=asyncio.subprocess.PIPE, cwd=Path(__file__).parents[1]
+    )
+    assert hostile.stdout is not None
+    await hostile.stdout.readline()
     end = time.monotonic() + seconds
-
-    async def harm(hostile: httpx.AsyncClient) -> None:
-        while time.monotonic() < end:
-            with suppress(httpx.HTTPError):
-                method = "GET" if content is None else "POST"
-                await hostile.request(method, path, content=content, headers=headers)
 
     async def measure(client: httpx.AsyncClient, path: str, wait: float) -> list[float]:
         times = []
@@ -194,24 +193,38 @@ async def under_attack(
             await asyncio.sleep(wait)
         return times
 
-    async with (
-        _client(url, _CROWD) as hostile,
-        _client(url, 2, address="127.0.0.2") as other,
-        asyncio.TaskGroup() as group,
-    ):
-        crowd = [group.create_task(harm(hostile)) for _ in range(_CROWD)]
-        health = group.create_task(measure(other, "/health", 0.1))
-        plain = group.create_task(measure(other, "/invert", pause))
-        await asyncio.wait({health, plain})
-        for task in crowd:
-            task.cancel()
+    try:
+        async with _client(url, 2, address="127.0.0.2") as other, asyncio.TaskGroup() as group:
+            health = group.create_task(measure(other, "/health", 0.1))
+            plain = group.create_task(measure(other, "/invert", pause))
+    finally:
+        with suppress(ProcessLookupError):
+            hostile.kill()
+        await hostile.wait()
     return health.result(), plain.result()
 
 
-def attack_all(url: str, seconds: float) -> bool:
+async def harm(url: str, attack: str) -> None:
+    """Do one's worst until killed, from many connections at once, each without a pause."""
+    path, body = ATTACKS[attack]
+    content = None if body is None else json.dumps(body).encode()
+    headers = {"content-type": "application/json"}
+
+    async def repeat(client: httpx.AsyncClient) -> None:
+        while True:
+            with suppress(httpx.HTTPError):
+                method = "GET" if content is None else "POST"
+                await client.request(method, path, content=content, headers=headers)
+
+    print("ready", flush=True)
+    async with _client(url, _CROWD) as client:
+        await asyncio.gather(*(repeat(client) for _ in range(_CROWD)))
+
+
+def attack_all(url: str, attacks: Sequence[str], seconds: float) -> bool:
     """Print what others wait for under each attack; returns whether all were served in time."""
     rows, served = [], True
-    for attack in ATTACKS:
+    for attack in attacks:
         health, plain = asyncio.run(under_attack(url, attack, seconds))
         served &= max(health) < _HEALTH and max(plain) < _PLAIN
         figures = [statistics.median(health), max(health), statistics.median(plain), max(plain)]
@@ -224,10 +237,10 @@ def attack_all(url: str, seconds: float) -> bool:
 def report(outcomes: Outcomes, clients: int, seconds: float) -> None:
     """Print how a load ended."""
     ends = ", ".join(f"{count} {end}" for end, count in sorted(outcomes.ends.items()))
-    print(f"{clients} clients, {seconds:g} s: {ends}; lost {outcomes.lost}")
+    print(f"{clients} clients, {seconds:g} s: {ends}; lost {outcomes.unanswered}")
     rows = [
         [name, *(f"{percentile(times, share):.2f} s" for share in (0.5, 0.99))]
-        for name, times in (("first step", outcomes.first), ("result", outcomes.whole))
+        for name, times in (("first step", outcomes.first), ("result", outcomes.complete))
         if times
     ]
     print_table(["", "p50", "p99"], rows)
@@ -263,7 +276,12 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=64, help="of a round of the comparison")
     parser.add_argument("--rounds", type=int, default=3, help="0: no comparison")
     parser.add_argument("--attack-seconds", type=float, default=15.0, help="0: no attacks")
+    parser.add_argument("--attack", choices=ATTACKS, nargs="*", default=list(ATTACKS))
+    parser.add_argument("--harm", choices=ATTACKS, help="be the hostile client of --url")
+    parser.add_argument("--url", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.harm:
+        asyncio.run(harm(options.url, options.harm))
     failed = False
     if options.seconds:
         with _server("--rate", "none", "--checkpoint", options.checkpoint) as (url, pid):
@@ -271,11 +289,11 @@ def main() -> None:
                 compare(url, options.requests, options.together, options.rounds)
             outcomes = asyncio.run(load(url, options.clients, options.seconds, pid))
             report(outcomes, options.clients, options.seconds)
-            failed = outcomes.lost > 0
+            failed = outcomes.unanswered > 0
     if options.attack_seconds:
         with _server("--checkpoint", options.checkpoint) as (url, _):
             print(f"\none hostile client, {options.attack_seconds:g} s an attack\n")
-            failed |= not attack_all(url, options.attack_seconds)
+            failed |= not attack_all(url, options.attack, options.attack_seconds)
     sys.exit(1 if failed else 0)
 
 

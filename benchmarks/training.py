@@ -175,11 +175,11 @@ class LargestTensor(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self, func: Any, types: Sequence[type], args: Any = (), kwargs: Any = None
     ) -> Any:
         """Run the operation and look at what it made."""
-        made = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(made):
+        result = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
             if isinstance(leaf, Tensor) and leaf.numel() > self.numbers:
                 self.numbers, self.shape = leaf.numel(), leaf.shape
-        return made
+        return result
 
 
 def report_memory(size: str, vocabulary: int, batch: int, device: str, dtype: str) -> None:
@@ -197,10 +197,10 @@ def report_memory(size: str, vocabulary: int, batch: int, device: str, dtype: st
     train_step(this, 0).item()
     seconds, peak = time.perf_counter() - began, _peak_bytes(compute.device)
 
-    drawn, embedding = draw_batch(this, 0, step_generator(0, 0))
+    masks, embedding = draw_batch(this, 0, step_generator(0, 0))
     with LargestTensor() as largest:
         with compute.autocast():
-            loss, _ = diffusion_loss(this.objective, drawn, embedding)
+            loss, _ = diffusion_loss(this.objective, masks, embedding)
         loss.backward()  # type: ignore[no-untyped-call]
     logits = batch * LENGTH * vocabulary
     rows = [

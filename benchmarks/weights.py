@@ -19,7 +19,7 @@ from benchmarks.machine import print_table
 from unembed.checkpoints import FORMATS, Storage
 from unembed.config import DataSection
 from unembed.data.pieces import cut_pieces
-from unembed.files import read_texts
+from unembed.data.readers import read_texts
 from unembed.inverter import Inverter
 
 _BATCH = 32
@@ -31,8 +31,8 @@ def logits(inverter: Inverter, tokens: Tensor, vectors: Tensor, share: float) ->
     draw = torch.Generator().manual_seed(0)
     masked = torch.rand(tokens.shape, generator=draw) < share
     xt = tokens.masked_fill(masked, inverter.tokenizer.mask_id)
-    found: Tensor = inverter.denoiser(xt, vectors, torch.full((len(tokens),), share), masked)
-    return found
+    output: Tensor = inverter.denoiser(xt, vectors, torch.full((len(tokens),), share), masked)
+    return output
 
 
 def main() -> None:

@@ -42,7 +42,7 @@ def sample(embedding: torch.Tensor) -> str:
 
     # The text: L tokens, all of them masked (t = 1)
     tokens = torch.full((denoiser.sizes.length,), mask_id)  # [L]
-    for steps_left in range(STEPS, 0, -1):
+    for remaining in range(STEPS, 0, -1):
         masked = tokens == mask_id
         if not masked.any():
             break
@@ -65,9 +65,9 @@ def sample(embedding: torch.Tensor) -> str:
             if int(prediction[position]) in predicted:
                 confidence[position] -= 1.0
             predicted.add(int(prediction[position]))
-        count = math.ceil(int(masked.sum()) / steps_left)
-        chosen = confidence.argsort(descending=True, stable=True)[:count]
-        tokens[chosen] = prediction[chosen]
+        count = math.ceil(int(masked.sum()) / remaining)
+        positions = confidence.argsort(descending=True, stable=True)[:count]
+        tokens[positions] = prediction[positions]
 
         # Behind the end of the text there is only padding
         behind_end = (tokens == end_id).cumsum(0) - (tokens == end_id).int() > 0

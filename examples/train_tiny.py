@@ -18,7 +18,7 @@ import unembed
 from unembed.denoiser import Denoiser, DenoiserSizes
 
 LENGTH, BATCH, RATE = 12, 64, 5.0  # RATE of the schedule: alpha_t = exp(-RATE t)
-HELD_OUT, SHOWN = 50, 5  # sentences
+HELD_OUT, PRINTED = 50, 5  # sentences
 PAD, MASK, END = 0, 1, 2  # the vocabulary begins with these
 
 GRAMMAR = [
@@ -76,8 +76,8 @@ def sample(vector: torch.Tensor, denoiser: Denoiser) -> list[int]:
         logits = denoiser(tokens[None], vector[None], t[None])[0]  # [L, V]
         logits[:, MASK] = -torch.inf
         confidence, prediction = logits.softmax(dim=-1).max(dim=-1)
-        chosen = confidence.masked_fill(~masked, -1.0).argmax()
-        tokens[chosen] = prediction[chosen]
+        position = confidence.masked_fill(~masked, -1.0).argmax()
+        tokens[position] = prediction[position]
     ids = tokens.tolist()
     return ids[: ids.index(END)] if END in ids else ids
 
@@ -112,7 +112,7 @@ def main() -> None:
         ids = sample(vectors[row], denoiser.eval())
         text = encoder.tokenizer.backend.decode([vocabulary[token] for token in ids if token > END])
         exact += text == texts[row].lower()
-        if row < SHOWN:
+        if row < PRINTED:
             print(f"original   {texts[row]}\nrecovered  {text}\n")
     print(f"{exact} of {HELD_OUT} held-out sentences recovered exactly")
 

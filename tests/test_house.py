@@ -42,7 +42,7 @@ IMPORTS = {
     "tokenizer": "errors",
     "training": "checkpoints config data decoding denoiser device diffusion encoders "
     "errors files inverter tokenizer",
-    "vectors": "encoders errors files inverter",
+    "vectors": "data encoders errors files inverter",
 }
 
 HEAVY = """

@@ -1,5 +1,5 @@
 import pytest
-from benchmarks.paste import as_section, put
+from benchmarks.paste import as_section, insert
 
 REPORT = """# What the embeddings gave away
 
@@ -38,19 +38,19 @@ def test_a_report_becomes_a_section():
 
 
 def test_it_takes_the_place_of_the_one_before_and_nothing_else():
-    page = put(PAGE, REPORT)
+    page = insert(PAGE, REPORT)
     assert page.startswith("# Results\n") and page.endswith("<!-- end of report -->\n\nmore\n")
     assert "old" not in page and "| greedy | 0.5 |" in page
-    assert put(page, REPORT) == page
+    assert insert(page, REPORT) == page
 
 
 @pytest.mark.parametrize("page", ["# Results\n", PAGE + PAGE])
 def test_a_page_without_one_place_is_refused(page):
     with pytest.raises(ValueError, match="one place"):
-        put(page, REPORT)
+        insert(page, REPORT)
 
 
 def test_the_page_of_the_report_has_a_place(pytestconfig):
     path = pytestconfig.rootpath / "docs" / "reports" / "every-strategy.md"
     page = path.read_text(encoding="utf-8")
-    assert "| greedy | 0.5 |" in put(page, REPORT)
+    assert "| greedy | 0.5 |" in insert(page, REPORT)

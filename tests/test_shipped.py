@@ -42,6 +42,35 @@ def test_they_beat_the_shuffled_control_clearly(inverter, minilm):
         assert own[metric].mean > shuffled[metric].mean + margin, metric
 
 
+PROSE = [
+    "The committee put off the vote until the new members had read the full report on housing.",
+    "After the storm the fishermen went back to the harbour and saw that most of their boats were "
+    "badly damaged.",
+    "Our grandmother told us about the winter when the river froze and people walked across it to "
+    "the other village.",
+    "The hospital will close two of its wards because there are not enough nurses to staff them.",
+    "To cancel the subscription, send us an email with your customer number at least two weeks "
+    "before the renewal date.",
+    "The price of coffee rose by nearly ten percent this month after heavy rain destroyed a large "
+    "part of the harvest in Brazil.",
+    "He was born in a small town in Texas and moved to California with his family when he was "
+    "eleven years old.",
+    "The new version fixes several security problems and makes the phone much faster, according to "
+    "the company.",
+]
+
+
+def test_the_default_does_not_end_prose_too_early(inverter, minilm):
+    lengths = np.array([len(ids) for ids in minilm.tokenizer.encode(PROSE)])
+    vectors = minilm.encode(PROSE)
+
+    def bias(decoding):
+        found = [len(item.token_ids) for item in inverter.invert(vectors, decoding=decoding)]
+        return float(np.mean(found - lengths))
+
+    assert abs(bias("greedy")) < min(3.0, -bias("greedy:lengths=0"))
+
+
 def test_they_belong_to_the_packaged_encoder(inverter, minilm):
     inverter.encoder.require_same(minilm.identity, "vectors")
     assert inverter.tokenizer.digest == minilm.tokenizer.digest

@@ -269,8 +269,8 @@ def quantise(weights: Tensor) -> tuple[Tensor, Tensor]:
     """
     scales = weights.abs().amax(dim=1) / _LARGEST  # [rows]
     scales[scales == 0] = 1.0
-    whole = (weights / scales[:, None]).round().clamp(-_LARGEST, _LARGEST)
-    return whole.to(torch.int8), scales
+    rounded = (weights / scales[:, None]).round().clamp(-_LARGEST, _LARGEST)
+    return rounded.to(torch.int8), scales
 
 
 def save_weights(state: Mapping[str, Tensor], folder: Path, storage: Storage) -> None:

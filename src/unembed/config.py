@@ -318,8 +318,8 @@ def load_config(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Conf
         raise ConfigError(f"a mapping in {path}", type(data).__name__, "Correct the file")
     for override in overrides:
         _apply(data, override)
-    given = "".join(f" with --set {override}" for override in overrides)
-    return validate_config(data, where=f"{path}{given}")
+    suffix = "".join(f" with --set {override}" for override in overrides)
+    return validate_config(data, where=f"{path}{suffix}")
 
 
 def validate_config(data: dict[str, Any], where: str) -> Config:
@@ -334,17 +334,15 @@ def validate_config(data: dict[str, Any], where: str) -> Config:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"]) or "the file"
         if first["type"] == "extra_forbidden":
-            known = ", ".join(_section_of(first["loc"][:-1])[0].model_fields)
+            keys = ", ".join(_section_of(first["loc"][:-1])[0].model_fields)
             raise ConfigError(
-                f"one of the keys {known}", f"unknown key {key!r} in {where}", "Correct the key"
+                f"one of the keys {keys}", f"unknown key {key!r} in {where}", "Correct the key"
             ) from error
-        section, names = _section_of(first["loc"])
-        key = ".".join(names) or "the file"
+        section, keys = _section_of(first["loc"])
+        key = ".".join(keys) or "the file"
         message = first["msg"].removeprefix("Value error, ")
-        if names and names[-1] in section.model_fields:
-            message = (
-                f"{message} ({_allowed(section.model_json_schema()['properties'][names[-1]])})"
-            )
+        if keys and keys[-1] in section.model_fields:
+            message = f"{message} ({_allowed(section.model_json_schema()['properties'][keys[-1]])})"
         # Values that do not go together are named in the message
         value = "these values" if first["type"] == "value_error" else repr(first["input"])
         raise ConfigError(

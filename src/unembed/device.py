@@ -65,8 +65,8 @@ def choose_compute(device: str = "auto", dtype: str = "auto", *, training: bool 
     if device == "auto":
         device = _best_device()
     try:
-        chosen = torch.device(device)
-        torch.empty(1, device=_own(chosen))
+        torch_device = torch.device(device)
+        torch.empty(1, device=_own(torch_device))
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise ConfigError(
@@ -75,11 +75,11 @@ def choose_compute(device: str = "auto", dtype: str = "auto", *, training: bool 
             "Use --device auto or --device cpu",
         ) from error
     if dtype == "auto":
-        return Compute(chosen, _quickest_format(chosen, training))
+        return Compute(torch_device, _quickest_format(torch_device, training))
     if dtype not in _FORMATS:
-        known = ", ".join(_FORMATS)
-        raise ConfigError(f"a dtype of auto, {known}", repr(dtype), "Correct the dtype")
-    return Compute(chosen, _FORMATS[dtype])
+        names = ", ".join(_FORMATS)
+        raise ConfigError(f"a dtype of auto, {names}", repr(dtype), "Correct the dtype")
+    return Compute(torch_device, _FORMATS[dtype])
 
 
 def _own(device: torch.device) -> torch.device:
@@ -153,9 +153,9 @@ def free_bytes(device: torch.device) -> int:
     free = int(psutil.virtual_memory().available)
     try:
         limit = (_GROUP / "memory.max").read_text(encoding="ascii").strip()
-        used = int((_GROUP / "memory.current").read_text(encoding="ascii"))
+        usage = int((_GROUP / "memory.current").read_text(encoding="ascii"))
         facts = (_GROUP / "memory.stat").read_text(encoding="ascii").split()
-        used -= int(facts[facts.index("inactive_file") + 1])  # files read, dropped when need be
+        usage -= int(facts[facts.index("inactive_file") + 1])  # files read, dropped when need be
     except (OSError, ValueError):
         return free
-    return free if limit == "max" else max(0, min(free, int(limit) - used))
+    return free if limit == "max" else max(0, min(free, int(limit) - usage))

@@ -212,8 +212,8 @@ class Inverter(
             before_pass: Called before every denoiser pass, those that are no step of their own
                 among them; what it raises ends the work.
             **settings: In place of ``decoding`` the keywords of `Decoding.of`: ``strategy``,
-                ``steps``, ``guidance``, ``repetition``, ``encoder_calls`` and the strategy's
-                options, each by its name or all in a mapping ``options``.
+                ``steps``, ``guidance``, ``repetition``, ``encoder_calls``, ``length`` and the
+                strategy's options, each by its name or all in a mapping ``options``.
 
         Returns:
             One result per vector, in order.
@@ -234,7 +234,7 @@ class Inverter(
             self.require_encoder(encoder)
         if draws is None:
             draws = [(seed, first_index + row) for row in range(len(vectors))]
-        denoiser = self._processed(decoding)
+        spec, denoiser = self._spec(decoding), self._processed(decoding)
         if before_pass is not None:
             denoiser = _watched(denoiser, before_pass)
         results: list[Inversion] = []
@@ -248,7 +248,7 @@ class Inverter(
                 decoded = decoding.strategy(
                     denoiser,
                     torch.from_numpy(part).to(self.compute.device),
-                    self.spec,
+                    spec,
                     steps=decoding.steps,
                     generators=[torch.Generator().manual_seed(k) for k in seeds],
                     on_step=on_step,
@@ -262,6 +262,18 @@ class Inverter(
     def warm_up(self) -> None:
         """Put the network into its fast form now, before several threads ask for it at once."""
         self._fast_denoiser()
+
+    def _spec(self, decoding: Decoding) -> SequenceSpec:
+        """What a decoding fills, the end of every text included where it says how long they are."""
+        if decoding.length is None:
+            return self.spec
+        if not self.spec.has_end or decoding.length >= self.length:
+            raise ConfigError(
+                f"a length of 1 to {self.length - 1} tokens, what this inverter writes",
+                str(decoding.length),
+                "Correct --length",
+            )
+        return replace(self.spec, content=decoding.length)
 
     def _processed(self, decoding: Decoding) -> DenoiserFn:
         """The network in its fast form, with what a decoding does to its logits."""
@@ -279,7 +291,7 @@ class Inverter(
         if not isinstance(network, Denoiser):  # whatever else was put in its place
             substitute: DenoiserFn = network
             return substitute
-        weights = [(p.data_ptr(), p._version) for p in self.denoiser.parameters()]
+        weights = _weights_version(self.denoiser)
         if self._onnx is not None and self.compute == choose_compute("cpu", "float32"):
             source, session = self._onnx
             if source == (self.denoiser, weights):
@@ -295,7 +307,7 @@ class Inverter(
         if decoded.cosines is not None:
             cosines = decoded.cosines.tolist()
         inversions = []
-        for text, row, sure, passes, calls, order, cosine in zip(
+        for text, row, probabilities, passes, calls, order, cosine in zip(
             self.tokenizer.decode(rows),
             rows,
             decoded.confidences.tolist(),
@@ -306,7 +318,7 @@ class Inverter(
             strict=True,
         ):
             content = self.tokenizer.content_positions(row)
-            ids, confidences, turns = ([x[i] for i in content] for x in (row, sure, order))
+            ids, confidences, turns = ([x[i] for i in content] for x in (row, probabilities, order))
             inversions.append(Inversion(text, ids, confidences, passes, calls, turns, cosine))
         return inversions
 
@@ -400,9 +412,14 @@ def _load(folder: Path) -> Inverter:
     inverter = Inverter.__new__(Inverter)
     inverter._set_up(checkpoint)
     if (folder / FILE).is_file() and onnx_is_here():
-        weights = [(p.data_ptr(), p._version) for p in inverter.denoiser.parameters()]
-        inverter._onnx = (inverter.denoiser, weights), OnnxDenoiser(folder / FILE)
+        source = inverter.denoiser, _weights_version(inverter.denoiser)
+        inverter._onnx = source, OnnxDenoiser(folder / FILE)
     return inverter
+
+
+def _weights_version(denoiser: Denoiser) -> list[tuple[int, int]]:
+    """Identify the weights: where each lies and how often it was written to."""
+    return [(p.data_ptr(), p._version) for p in denoiser.parameters()]
 
 
 def _may_be_a_repository(name: str) -> bool:
@@ -413,8 +430,8 @@ def _may_be_a_repository(name: str) -> bool:
 
 def _require_whole(**values: tuple[Any, int]) -> None:
     for name, (value, low) in values.items():
-        whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
-        if not whole or value < low:
+        integral = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+        if not integral or value < low:
             raise ConfigError(
                 f"{name} as a whole number of at least {low}", repr(value), f"Correct {name}"
             )

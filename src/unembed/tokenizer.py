@@ -32,8 +32,8 @@ class TextTokenizer:
         mask_id: Stands at every position not yet decided.
         pad_id: Fills the positions after the end.
         end_id: Ends the text.
-        kept: Of a trimmed vocabulary: the backend's id of each of our ids, ascending. A token that
-            is not kept is spelled with shorter ones that are.
+        source_ids: Of a trimmed vocabulary: the backend's id of each of our ids, ascending. A token
+            that is not among them is spelled with shorter ones that are.
     """
 
     definition: str
@@ -41,7 +41,7 @@ class TextTokenizer:
     mask_id: int
     pad_id: int
     end_id: int
-    kept: tuple[int, ...] | None = None
+    source_ids: tuple[int, ...] | None = None
 
     @classmethod
     def from_backend(
@@ -54,9 +54,9 @@ class TextTokenizer:
         vocabulary = backend.get_vocab(with_added_tokens=True)
         size = max(vocabulary.values()) + 1
         ids = []
-        for given in (mask_id, pad_id, end_id):
-            ids.append(size if given is None else given)
-            size += given is None
+        for special in (mask_id, pad_id, end_id):
+            ids.append(size if special is None else special)
+            size += special is None
         if len(set(ids)) != len(ids):
             # Some models pad with their end token; the denoiser needs to tell the two apart.
             ids[1] = size
@@ -85,15 +85,15 @@ class TextTokenizer:
     def digest(self) -> str:
         """SHA-256 over the tokenizer's definition and our ids."""
         ids = f"{self.size},{self.mask_id},{self.pad_id},{self.end_id}"
-        if self.kept is not None:
-            ids += f",{ranges_of(self.kept)}"
+        if self.source_ids is not None:
+            ids += f",{ranges_of(self.source_ids)}"
         return hashlib.sha256((self.definition + ids).encode()).hexdigest()
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Content ids of each text, without special tokens."""
         encodings = self.backend.encode_batch_fast(list(texts), add_special_tokens=False)
         contents = [encoding.ids for encoding in encodings]  # the fast way works out no offsets
-        if self.kept is None:
+        if self.source_ids is None:
             return contents
         spelling = self._spelling
         return [[ours for token in ids for ours in spelling[token]] for ids in contents]
@@ -135,8 +135,8 @@ class TextTokenizer:
         return self._text_of(contents)
 
     def _text_of(self, contents: Sequence[list[int]]) -> list[str]:
-        if self.kept is not None:
-            contents = [[self.kept[token] for token in ids] for ids in contents]
+        if self.source_ids is not None:
+            contents = [[self.source_ids[token] for token in ids] for ids in contents]
         texts: list[str] = self.backend.decode_batch(contents, skip_special_tokens=True)
         return [text.strip() for text in texts]
 
@@ -170,39 +170,39 @@ class TextTokenizer:
         normal = text if normalizer is None else normalizer.normalize_str(text)
         return "".join(normal.replace(_SPACE_SIGN, " ").split())
 
-    def trim(self, kept: Sequence[int]) -> TextTokenizer:
+    def trim(self, token_ids: Sequence[int]) -> TextTokenizer:
         """The same tokenizer with a smaller vocabulary.
 
         Args:
-            kept: Ids to keep; the three special ones are kept in any case.
+            token_ids: Ids to keep; the three special ones are kept in any case.
         """
-        assert self.kept is None, "a vocabulary is trimmed once"
-        chosen = tuple(sorted({*kept, *self.special_ids}))
-        ours = {token: index for index, token in enumerate(chosen)}
+        assert self.source_ids is None, "a vocabulary is trimmed once"
+        ids = tuple(sorted({*token_ids, *self.special_ids}))
+        ours = {token: index for index, token in enumerate(ids)}
         mask_id, pad_id, end_id = (ours[i] for i in (self.mask_id, self.pad_id, self.end_id))
-        return TextTokenizer(self.definition, len(chosen), mask_id, pad_id, end_id, chosen)
+        return TextTokenizer(self.definition, len(ids), mask_id, pad_id, end_id, ids)
 
     def rows_of(self, words: NDArray[np.float32]) -> NDArray[np.float32]:
         """The rows of an encoder's word embeddings [V', H'] that belong to our ids, in our order.
 
         Special ids beyond V' come last and have none.
         """
-        if self.kept is None:
+        if self.source_ids is None:
             return words
-        return words[[token for token in self.kept if token < len(words)]]
+        return words[[token for token in self.source_ids if token < len(words)]]
 
     @cached_property
     def _spelling(self) -> _Spelling:
-        assert self.kept is not None
-        return _Spelling(self.backend, self.definition, self.kept)
+        assert self.source_ids is not None
+        return _Spelling(self.backend, self.definition, self.source_ids)
 
     def token_strings(self, ids: Sequence[int]) -> list[str]:
         """The vocabulary's own spelling of each id, for displays."""
         names = {self.mask_id: "[MASK]", self.pad_id: "[PAD]", self.end_id: "[END]"}
 
         def spell(token: int) -> str:
-            if self.kept is not None and token < len(self.kept):
-                token = self.kept[token]
+            if self.source_ids is not None and token < len(self.source_ids):
+                token = self.source_ids[token]
             return self.backend.id_to_token(token) or "�"
 
         return [names.get(int(i)) or spell(int(i)) for i in ids]
@@ -215,7 +215,7 @@ class TextTokenizer:
             "pad_id": self.pad_id,
             "end_id": self.end_id,
         }
-        return ids if self.kept is None else {**ids, "kept": ranges_of(self.kept)}
+        return ids if self.source_ids is None else {**ids, "kept": ranges_of(self.source_ids)}
 
     def save(self, path: Path) -> None:
         """Write the tokenizer's definition (``tokenizer.json``)."""
@@ -251,12 +251,12 @@ class _Spelling(dict[int, tuple[int, ...]]):
     stands for it, or nothing where there is none, and `decodes_back` finds such a text.
     """
 
-    def __init__(self, backend: Tokenizer, definition: str, kept: Sequence[int]) -> None:
-        super().__init__({token: (ours,) for ours, token in enumerate(kept)})
+    def __init__(self, backend: Tokenizer, definition: str, source_ids: Sequence[int]) -> None:
+        super().__init__({token: (ours,) for ours, token in enumerate(source_ids)})
         model = json.loads(definition)["model"]
         self._backend = backend
         self._prefix: str = model.get("continuing_subword_prefix") or ""
-        self._ours = {backend.id_to_token(token): ours for ours, token in enumerate(kept)}
+        self._ours = {backend.id_to_token(token): ours for ours, token in enumerate(source_ids)}
         unknown = model.get("unk_token")
         if isinstance(model.get("unk_id"), int):
             unknown = backend.id_to_token(model["unk_id"])
@@ -283,8 +283,8 @@ class _Spelling(dict[int, tuple[int, ...]]):
             if ours is not None:
                 return [ours], stop
         signs = [self._ours.get(f"<0x{byte:02X}>") for byte in name[0].encode("utf-8")]
-        known_bytes = [sign for sign in signs if sign is not None]
-        return (known_bytes, 1) if len(known_bytes) == len(signs) else None
+        byte_values = [sign for sign in signs if sign is not None]
+        return (byte_values, 1) if len(byte_values) == len(signs) else None
 
 
 def ranges_of(ids: Sequence[int]) -> str:

@@ -35,7 +35,7 @@ def chromium():
         pytest.fail("UNEMBED_BROWSER=required, and there is no Chromium (apt-get install chromium)")
     if path is None:
         pytest.skip("the page needs a Chromium to be tested (apt-get install chromium)")
-    expect.set_options(timeout=20_000)  # milliseconds; machines are busy
+    expect.set_options(timeout=60_000)  # milliseconds; machines are busy
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path)
         yield browser
@@ -69,7 +69,7 @@ def open_page(chromium):
         context = chromium.new_context(
             **{"viewport": {"width": 1280, "height": 900}, "reduced_motion": "reduce", **options}
         )
-        context.set_default_timeout(20_000)
+        context.set_default_timeout(60_000)
         contexts.append(context)
         page = context.new_page()
         page.on("console", told)

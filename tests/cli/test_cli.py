@@ -305,6 +305,16 @@ def test_invert_passes_options_and_guidance_on(run, inverter_folder, tmp_path):
     assert found.token_ids == [t for item in json.loads(out) for t in item["token_ids"]]
 
 
+def test_invert_writes_texts_of_a_given_length(run, refused, inverter_folder, inverter, tmp_path):
+    path = save(tmp_path / "v.npy", np.random.default_rng(0).standard_normal((3, 32)))
+    command = ("invert", "--embedding", path, "--checkpoint", inverter_folder, "--json", "--length")
+    code, out, _ = run(*command, 2)
+    assert code == 0
+    assert [len(item["token_ids"]) for item in json.loads(out)] == [2] * 3
+    error = refused(*command, inverter.length)
+    assert f"a length of 1 to {inverter.length - 1} tokens" in error and "Correct --length" in error
+
+
 @pytest.mark.parametrize("given", [(), ("--repetition", "0"), ("--repetition", "9")])
 def test_invert_hands_over_what_repetition_costs(run, inverter_folder, tmp_path, given):
     path = save(tmp_path / "v.npy", np.ones(32))

@@ -14,11 +14,9 @@ from tokenizers import Tokenizer, models
 from tests.tokenizers import KINDS, WORDS
 from unembed.config import DataSection
 from unembed.data.inspect import inspect_pairs
-from unembed.data.manifest import MANIFEST
-from unembed.data.pairs import Pairs
+from unembed.data.pairs import MANIFEST, Pairs
 from unembed.data.pieces import CUTTER, cut_pieces, is_outdated
-from unembed.data.prepare import prepare_pairs
-from unembed.data.vocabulary import choose_kept, count_tokens
+from unembed.data.prepare import choose_tokens, count_tokens, prepare_pairs
 from unembed.encoders.fake import FakeEncoder
 from unembed.errors import DataError
 from unembed.tokenizer import TextTokenizer
@@ -40,7 +38,7 @@ def trimmed(kind):
     """With a vocabulary of single letters and the commonest tokens, so that words are spelled."""
     whole = tokenizer_of(kind)
     counts = count_tokens([PROSE, " ".join(WORDS)] * 3, whole, DataSection(min_tokens=1))
-    return whole.trim(choose_kept(whole, counts, 5))
+    return whole.trim(choose_tokens(whole, counts, 5))
 
 
 def cut(passage, tokenizer, dropped=None, **changes):

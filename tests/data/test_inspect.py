@@ -5,8 +5,7 @@ import numpy as np
 import pytest
 
 from unembed.data.inspect import inspect_pairs, plot_inspection, writing_systems
-from unembed.data.manifest import MANIFEST, read_manifest
-from unembed.data.pairs import Pairs
+from unembed.data.pairs import MANIFEST, Pairs, read_manifest
 from unembed.data.prepare import prepare_pairs
 from unembed.encoders.fingerprint import make_fingerprint
 from unembed.errors import ConfigError, DataError

@@ -8,8 +8,7 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from unembed.config import Config
-from unembed.data.manifest import MANIFEST
-from unembed.data.pairs import Pairs
+from unembed.data.pairs import MANIFEST, Pairs
 from unembed.data.prepare import prepare_pairs
 from unembed.device import choose_compute
 from unembed.encoders.fake import FakeEncoder

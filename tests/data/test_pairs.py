@@ -4,8 +4,7 @@ import shutil
 import numpy as np
 import pytest
 
-from unembed.data.manifest import MANIFEST, TOKENIZER, shard_names
-from unembed.data.pairs import Pairs
+from unembed.data.pairs import MANIFEST, TOKENIZER, Pairs, shard_names
 from unembed.errors import CheckpointError, DataError
 
 

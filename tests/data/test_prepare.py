@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from unembed.config import Config
-from unembed.data.manifest import MANIFEST, TOKENIZER, read_manifest, shard_names, source_digest
-from unembed.data.pairs import Pairs
+from unembed.data.pairs import MANIFEST, TOKENIZER, Pairs, read_manifest, shard_names, source_digest
 from unembed.data.pieces import cut_pieces
 from unembed.data.prepare import PrepareProgress, prepare_pairs
 from unembed.encoders.fake import FakeEncoder

@@ -16,7 +16,7 @@ import pytest
 
 from unembed.config import Config
 from unembed.data import ray as distributed
-from unembed.data.manifest import MANIFEST, read_manifest, shard_names
+from unembed.data.pairs import MANIFEST, read_manifest, shard_names
 from unembed.data.prepare import prepare_pairs
 from unembed.data.ray import ShardWorker, Share, plan_share, ray_runner
 from unembed.data.shards import MadeShard, PassageReader

@@ -15,8 +15,7 @@ import pytest
 
 from unembed.config import Config
 from unembed.data import prepare as encode
-from unembed.data.manifest import MANIFEST, read_manifest, shard_names
-from unembed.data.pairs import Pairs
+from unembed.data.pairs import MANIFEST, Pairs, read_manifest, shard_names
 from unembed.data.prepare import prepare_pairs
 from unembed.encoders.fake import FakeEncoder
 from unembed.encoders.fingerprint import PROBES
@@ -218,8 +217,9 @@ class Slow(FakeEncoder):  # long enough to be killed inside
         time.sleep(0.004)
         return super().encode(texts, progress)
 
-def tell(done):
+def tell(done):  # and wait until it is let go on
     print(done.shards, flush=True)
+    sys.stdin.readline()
 
 source, out, config = sys.argv[1:]
 config = Config.model_validate(json.loads(config))
@@ -238,12 +238,15 @@ def test_killed_at_random_moments_it_ends_with_the_same_bytes(passages, tiny_con
     for _ in range(10):
         process = subprocess.Popen(
             [sys.executable, "-c", CHILD, str(source), str(out), json.dumps(data)],
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
         )
         with process:
             for _ in range(draw.randint(0, 5)):  # some steps in, and then some milliseconds
                 process.stdout.readline()
+                process.stdin.write("\n")
+                process.stdin.flush()
             time.sleep(draw.uniform(0.0, 0.015))
             process.send_signal(signal.SIGKILL)
             killed += process.wait() == -signal.SIGKILL

@@ -11,11 +11,9 @@ from tokenizers import Tokenizer
 
 from unembed.config import Config, DataSection
 from unembed.data import vocabulary
-from unembed.data.manifest import MANIFEST, read_manifest
-from unembed.data.pairs import Pairs
+from unembed.data.pairs import MANIFEST, Pairs, read_manifest
 from unembed.data.pieces import cut_pieces
-from unembed.data.prepare import prepare_pairs
-from unembed.data.vocabulary import choose_kept, count_tokens
+from unembed.data.prepare import choose_tokens, count_tokens, prepare_pairs
 from unembed.encoders.fake import FakeEncoder
 from unembed.errors import DataError
 from unembed.tokenizer import TextTokenizer, from_transformers, ids_of, ranges_of
@@ -34,7 +32,7 @@ SETTINGS = DataSection(length=200, min_tokens=2)
 
 
 def trimmed(whole, min_count):
-    return whole.trim(choose_kept(whole, count_tokens(TEXTS, whole, SETTINGS), min_count))
+    return whole.trim(choose_tokens(whole, count_tokens(TEXTS, whole, SETTINGS), min_count))
 
 
 TRIMMED = {name: trimmed(whole, 2) for name, whole in WHOLE.items()}
@@ -66,7 +64,7 @@ def test_counting_reports_and_reads_no_further_than_asked(monkeypatch):
 def test_frequent_tokens_are_kept_and_rare_ones_are_not(name):
     whole = WHOLE[name]
     counts = count_tokens(TEXTS, whole, SETTINGS)
-    kept = set(choose_kept(whole, counts, 2))
+    kept = set(choose_tokens(whole, counts, 2))
     assert set(np.flatnonzero(counts >= 2).tolist()) <= kept
     assert whole.special_ids <= kept
     long = [
@@ -148,8 +146,8 @@ def test_rows_of_the_word_table_follow_the_ids():
     small, whole = TRIMMED["qwen3"], WHOLE["qwen3"]
     words = np.arange(whole.backend.get_vocab_size(), dtype=np.float32)[:, None]
     rows = small.rows_of(words)
-    assert rows[:, 0].tolist() == list(small.kept[: len(rows)])
-    assert len(small.kept) - len(rows) == 2, "mask and padding have no row of their own"
+    assert rows[:, 0].tolist() == list(small.source_ids[: len(rows)])
+    assert len(small.source_ids) - len(rows) == 2, "mask and padding have no row of their own"
     assert whole.rows_of(words) is words
 
 

@@ -1,5 +1,6 @@
 """What every registered strategy promises, on any length, batch, budget and seed."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.fakes import WORD_MASK, FakeOracle, WordDenoiser
+from tests.fakes import WORD_MASK, ConstantDenoiser, FakeOracle, WordDenoiser
 from unembed.decoding import (
     STRATEGIES,
     Decoding,
@@ -27,9 +28,11 @@ VARIANTS = [
     ("greedy", {}),
     ("greedy", {"order": "margin"}),
     ("greedy", {"order": "left-to-right"}),
+    ("greedy", {"lengths": 0}),
     ("greedy", {"lengths": 3}),
     ("entropy-bounded", {}),
     ("entropy-bounded", {"gamma": 5.0}),
+    ("entropy-bounded", {"lengths": 0}),
     ("entropy-bounded", {"lengths": 2}),
     ("euler", {}),
     ("euler", {"temperature": 0.5, "top_p": 0.8}),
@@ -83,7 +86,7 @@ def every_variant(test):
 
 
 def usable(options: dict, steps: int) -> bool:
-    return options.get("lengths", 1) == 1 or steps > 1
+    return options.get("lengths", 1) <= 1 or steps > 1
 
 
 @every_variant
@@ -114,7 +117,7 @@ def test_every_position_is_filled_within_the_budget(name, options, data):
     assert (decoded.order <= steps).all() or strategy.needs_encoder
     assert (decoded.passes >= 1).all()
     if not strategy.needs_encoder:
-        assert (decoded.passes <= steps * options.get("lengths", 1)).all()
+        assert (decoded.passes <= steps * max(1, options.get("lengths", 1))).all()
         assert decoded.encoder_calls.tolist() == [0] * batch
     else:
         assert (decoded.encoder_calls <= 20).all()
@@ -221,7 +224,7 @@ def test_an_unknown_option_is_refused_with_the_known_ones():
     ("name", "options", "message"),
     [
         ("greedy", {"order": "random"}, "order among confidence, margin, left-to-right"),
-        ("greedy", {"lengths": 0}, "lengths of at least 1 and at most 64; found 0"),
+        ("greedy", {"lengths": -1}, "lengths of at least 0 and at most 64; found -1"),
         ("greedy", {"lengths": 2.5}, "lengths of type int; found 2.5"),
         ("greedy", {"lengths": "two"}, "lengths of type int; found 'two'"),
         ("greedy", {"lengths": True}, "lengths of type int; found True"),
@@ -272,3 +275,64 @@ def test_every_option_has_a_plain_default_and_is_documented(name):
 def test_several_lengths_need_two_passes():
     with pytest.raises(ConfigError, match="at least 2 passes"):
         run(Decoding.of("greedy", lengths=2).strategy, 4, steps=1)
+
+
+def lengths_of(decoded) -> list[int]:
+    """Tokens before the end, or before padding, of each sequence."""
+    return (~torch.isin(decoded.tokens, torch.tensor([END, PAD]))).cumprod(1).sum(1).tolist()
+
+
+@every_variant
+@settings(max_examples=6, deadline=None)
+@given(data=st.data())
+def test_a_given_length_is_kept(name, options, data):
+    length = data.draw(st.integers(2, 9), "length")
+    content = data.draw(st.integers(1, length - 1), "content")
+    steps = data.draw(st.integers(1, 2 * length), "steps")
+    spec = replace(canvas_of(length), content=content)
+    decoded = run(Decoding.of(name, **options).strategy, length, 3, steps, spec=spec)
+    for row in decoded.tokens.tolist():
+        assert row[content:] == [END, *[PAD] * (length - content - 1)]
+        assert not {END, PAD, MASK} & set(row[:content])
+
+
+def ending(length: int, goes_on: list[float]) -> ConstantDenoiser:
+    """A denoiser of texts that have more than l tokens with probability ``goes_on[l]``."""
+    more = torch.tensor(goes_on)
+    ends = torch.cat([torch.ones(1), more[:-1]]) - more
+    table = torch.zeros(length, VOCABULARY)
+    table[:, 2:MASK] = more[:, None] / (MASK - 2)  # eight words, each less probable than the end
+    table[:, END], table[:, PAD] = ends, 1.0 - more - ends
+    return ConstantDenoiser(table.clamp_min(1e-9).log())
+
+
+@pytest.mark.parametrize("name", ["greedy", "entropy-bounded"])
+def test_the_length_is_the_median_one_where_passes_are_fewer_than_positions(name):
+    goes_on = [1.0, 0.9, 0.8, 0.7, 0.55, 0.45, 0.2, 0.0]
+    denoiser, median = ending(8, goes_on), 5
+    assert (
+        lengths_of(run(Decoding.of(name).strategy, 8, steps=4, denoiser=denoiser)) == [median] * 3
+    )
+    free = run(Decoding.of(name, lengths=0).strategy, 8, steps=4, denoiser=denoiser)
+    assert max(lengths_of(free)) < median, "the denoiser does not tempt into ending early"
+    # One position a pass is the published sampler, whatever `lengths` is
+    plain = run(Decoding.of(name, lengths=0).strategy, 8, steps=8, denoiser=denoiser)
+    default = run(Decoding.of(name).strategy, 8, steps=8, denoiser=denoiser)
+    assert torch.equal(plain.tokens, default.tokens)
+    assert plain.passes.tolist() == default.passes.tolist()
+
+
+def test_fixing_the_length_takes_no_pass_of_its_own():
+    denoiser = ending(8, [1.0, 0.9, 0.8, 0.7, 0.55, 0.45, 0.2, 0.0])
+    decoded = run(Decoding.of("greedy").strategy, 8, steps=4, denoiser=denoiser)
+    assert decoded.passes.tolist() == [4] * 3
+    assert (decoded.order[:, :5] == 1).any(dim=1).all(), "the first pass unmasked no word"
+    sure = decoded.confidences[0]
+    assert sure[5] == pytest.approx(0.1, abs=1e-4), "P(end) at the end"
+    assert sure[:5].tolist() == pytest.approx([1 / 8] * 5, abs=1e-4), "among words alone"
+
+
+def test_two_stage_keeps_the_median_length():
+    denoiser = ending(8, [1.0, 0.9, 0.8, 0.7, 0.55, 0.45, 0.2, 0.0])
+    strategy = Decoding.of("two-stage", noise=1.0).strategy
+    assert lengths_of(run(strategy, 8, steps=6, denoiser=denoiser)) == [5] * 3

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from unembed.decoding import STRATEGIES, strategy_fields
+from unembed.demo.limits import TEXT_BYTES
 from unembed.demo.models import EXAMPLES
 from unembed.evaluation.metrics import token_accuracy
 
@@ -340,6 +341,38 @@ def test_a_body_in_chunks_is_refused_unread(client):
     answer = client.post("/decode", content=iter([b"{}"]))
     assert "Content-Length" in refused(answer, 411)["detail"]
     assert answer.headers["connection"] == "close"
+
+
+def test_a_large_body_that_is_refused_ends_the_connection(serve):
+    client = serve(rate="1/minute", body_bytes=100_000)
+    small, large, huge = (
+        client.post("/decode", content=b"x" * size, headers={"content-type": "text/plain"})
+        for size in (10, 70_000, 200_000)
+    )
+    assert (small.status_code, large.status_code, huge.status_code) == (422, 429, 413)
+    assert large.headers["connection"] == huge.headers["connection"] == "close", "not read at all"
+    assert "connection" not in client.post("/decode", json={}).headers
+
+
+def test_a_body_of_too_many_values_is_not_parsed(client, monkeypatch):
+    monkeypatch.setattr("unembed.demo.requests.parse_body", lambda *_: pytest.fail("parsed"))
+    for path in ("/encode", "/decode", "/invert"):
+        answer = client.post(path, json={"embeddings": [[1] * 2000] * 40})
+        assert "at most 65" in refused(answer, 422)["detail"]
+
+
+def test_a_body_within_the_limits_is_never_one_of_too_many_values(client):
+    texts = {"texts": [",a" * 1000] * 32, "steps": 1}
+    assert client.post("/invert", json=texts).status_code == 200
+
+
+def test_a_large_body_counts_as_several_texts(serve):
+    client = serve(rate="4/minute")
+    content = json.dumps({"texts": [TEXT] * 2, "steps": 1}).encode() + b" " * 2 * TEXT_BYTES
+    headers = {"content-type": "application/json"}
+    assert client.post("/invert", content=content, headers=headers).status_code == 200
+    refused(client.post("/invert", json={"texts": [TEXT] * 2}), 429)
+    assert client.post("/invert", json={"texts": [TEXT]}).status_code == 200, "three of four"
 
 
 def test_paths_and_methods_that_are_not_there(client):

@@ -3,8 +3,8 @@ import asyncio
 import pytest
 
 from unembed.demo.limits import Limits
-from unembed.demo.metrics import Metrics
 from unembed.demo.middleware import Clients, Guard, host_of
+from unembed.demo.queue import Metrics
 
 
 @pytest.mark.parametrize(

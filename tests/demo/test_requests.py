@@ -1,13 +1,12 @@
 import asyncio
 import json
-import time
 
 import pytest
+from pydantic import ValidationError
 
 from unembed.demo import requests
-from unembed.demo.problems import ProblemError
 from unembed.demo.requests import EventStream, parse_body
-from unembed.demo.schemas import DecodeRequest, InvertRequest
+from unembed.demo.schemas import DecodeRequest, InvertRequest, ProblemError, invalid
 
 from .tiny import tiny_demo
 
@@ -27,7 +26,7 @@ def stream(demo, send, receive):
     async def answer():
         asked = requests.decode(demo, DecodeRequest(text="the red dog sleeps.", steps=12), SCOPE)
         response = EventStream(asked, demo.limits.seconds)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             await response(SCOPE, receive, send)
 
     asyncio.run(answer())
@@ -42,7 +41,7 @@ def test_a_client_that_does_not_read_is_cut_off(demo, monkeypatch, caplog):
     monkeypatch.setattr(requests, "_SLACK", 0.1)
     worker = stream(demo, forever, forever)
     assert "did not read its events in time" in caplog.text
-    assert worker.close(20), "its batch ends at the next step"
+    assert worker.close(60), "its batch ends at the next step"
     assert worker.counts == (0, 0)
 
 
@@ -51,7 +50,7 @@ def test_a_client_that_was_gone_before_the_first_event_leaves_its_job(demo):
         return {"type": "http.disconnect"}
 
     worker = stream(demo, forever, gone)
-    assert worker.close(20)
+    assert worker.close(60)
     assert worker.counts == (0, 0)
     left = demo.metrics.registry.get_sample_value("unembed_abandoned_total", {"worker": "inverter"})
     assert left == 1
@@ -83,14 +82,29 @@ HEAVY = {
 
 @pytest.mark.parametrize("kind", HEAVY)
 @pytest.mark.parametrize("schema", [DecodeRequest, InvertRequest])
-def test_parse_body_takes_no_longer_for_many_faults(kind, schema):
-    content = json.dumps(HEAVY[kind]).encode()
-    began = time.thread_time()
+def test_parse_body_collects_few_of_many_faults(kind, schema, monkeypatch):
+    """How long it takes is for `benchmarks.serving`; 350,000 faults were collected of some."""
+    collected = [0]
+    monkeypatch.setattr(
+        requests, "invalid", lambda error: collected.append(error.error_count()) or invalid(error)
+    )
     with pytest.raises(ProblemError) as caught:
-        parse_body(content, schema)
-    assert time.thread_time() - began < 0.5, "of processor time; 2.2 s when all were collected"
+        parse_body(json.dumps(HEAVY[kind]).encode(), schema)
+    assert max(collected) <= 8, "of a body with few keys"
     assert caught.value.status == 422
     assert len(json.dumps(caught.value.to_dict())) < 5000
+
+
+@pytest.mark.parametrize("schema", [DecodeRequest, InvertRequest])
+def test_parse_body_collects_a_bounded_number_of_faults_of_the_keys_it_reads(schema):
+    wrong = {str(key): [] for key in range(32)}
+    worst = {**dict(list(wrong.items())[:20]), **{key: [{}] for key in schema.model_fields}}
+    content = json.dumps({**worst, "options": wrong}).encode()
+    with pytest.raises(ProblemError) as caught:
+        parse_body(content, schema)
+    assert isinstance(caught.value.__context__, ValidationError)
+    assert 100 < caught.value.__context__.error_count() < 200, "four a value of `options`"
+    assert len(caught.value.errors) == 8
 
 
 def test_parse_body_repeats_little_of_a_long_key():

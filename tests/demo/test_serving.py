@@ -10,23 +10,25 @@ import threading
 import time
 from contextlib import contextmanager, suppress
 from tempfile import TemporaryFile
+from unittest.mock import MagicMock
 
 import httpx2 as httpx
 import pytest
 from benchmarks.serving import ATTACKS, load, under_attack
 from starlette.testclient import TestClient
+from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.server import ServerState
 
-from unembed.demo.metrics import Metrics
+from unembed.demo.queue import Metrics
 from unembed.demo.server import configure, proxies_of
 from unembed.errors import ConfigError
 
 from .conftest import parse_events
 
-PAUSE = 0.2  # seconds of a step; 12 of them are a decoding
+PAUSE = 0.05  # seconds of a step
 TEXT = "the red dog sleeps."
-LONG = {"strategy": "euler", "steps": 60}  # takes 12 seconds if nobody leaves
-SOON = 5.0  # seconds, on a machine that is busy with other things
-STARVED = 30.0  # seconds after which a client was kept waiting by another one
+LONG = {"strategy": "euler", "steps": 60}
+PATIENCE = 60.0  # seconds; no test says how fast anything is, which is for `benchmarks.serving`
 
 
 @contextmanager
@@ -46,7 +48,7 @@ def running(folder, *arguments):
         try:
             url = process.stdout.readline().strip()
             assert url.startswith("http://127.0.0.1:"), read_log()
-            with httpx.Client(base_url=url, timeout=60, trust_env=False) as client:
+            with httpx.Client(base_url=url, timeout=PATIENCE, trust_env=False) as client:
                 yield process, client
         finally:
             process.kill()
@@ -58,10 +60,19 @@ def folder(_saved):
     return _saved
 
 
+@pytest.fixture
+def gate(folder):
+    """While its file is there, decodings stop after a step: those it names, or all."""
+    path = folder.with_name("gate")
+    yield path
+    path.unlink(missing_ok=True)
+
+
 @pytest.fixture(scope="module")
 def one_by_one(folder):
     """Serves one at a time, with room for one that waits."""
-    with running(folder, "--pause", PAUSE, "--together", 1, "--queue", 1) as (_, client):
+    gated = "--gate", folder.with_name("gate")
+    with running(folder, *gated, "--together", 1, "--queue", 1) as (_, client):
         yield client
 
 
@@ -89,13 +100,17 @@ def figure_of(client, name):
     return next(float(line.split()[1]) for line in lines if line.startswith(f"{name} "))
 
 
-def until(condition, seconds=20.0):
-    """Seconds until it holds."""
-    began = time.monotonic()
+def passes(client):
+    """Denoiser passes of the decodings that came to their end."""
+    return figure(client, "unembed_work_total", model="inverter", kind="denoiser passes")
+
+
+def until(condition):
+    """Wait until it holds."""
+    end = time.monotonic() + PATIENCE
     while not condition():
-        assert time.monotonic() - began < seconds
+        assert time.monotonic() < end
         time.sleep(0.02)
-    return time.monotonic() - began
 
 
 def answers(client, path):
@@ -109,44 +124,52 @@ def idle(client):
     return client.get("/queue").json()[0]["running"] == 0
 
 
-def test_steps_come_as_they_happen(one_by_one):
+def test_steps_come_as_they_happen(one_by_one, gate):
     until(lambda: idle(one_by_one))
-    times = []
+    gate.touch()
     with decoding(one_by_one, steps=12) as names:
-        for name in names:
-            times.append((name, time.monotonic()))
-    assert [name for name, _ in times] == ["queued", "start", *["step"] * 12, "done"]
-    steps = [when for name, when in times if name == "step"]
-    assert steps[-1] - steps[0] > 11 * PAUSE / 2
+        assert [next(names) for _ in range(3)] == ["queued", "start", "step"], "no pass was made"
+        gate.unlink()
+        assert list(names) == [*["step"] * 11, "done"]
 
 
-def test_a_client_that_leaves_frees_its_slot_within_a_step(one_by_one):
+def test_a_client_that_leaves_frees_its_slot_within_a_step(one_by_one, gate):
     until(lambda: idle(one_by_one))
+
+    def left():
+        return figure(one_by_one, "unembed_abandoned_total", worker="inverter")
 
     def ended():
         return figure(one_by_one, "unembed_batch_seconds_count", worker="inverter")
 
-    before, left = ended(), figure(one_by_one, "unembed_abandoned_total", worker="inverter")
+    before = left(), ended(), passes(one_by_one)
+    gate.touch()
     with decoding(one_by_one, **LONG) as names:
         assert [next(names) for _ in range(3)] == ["queued", "start", "step"]
-    assert until(lambda: ended() > before) < SOON
-    assert figure(one_by_one, "unembed_abandoned_total", worker="inverter") == left + 1
+    until(lambda: left() == before[0] + 1)
+    gate.unlink()
+    until(lambda: ended() == before[1] + 1)
+    assert passes(one_by_one) == before[2], "it did not go on to its end"
     assert one_by_one.get("/queue").json()[0]["running"] == 0
 
 
-def test_a_client_of_a_batch_answer_that_leaves_is_noticed(one_by_one):
+def test_a_client_of_a_batch_answer_that_leaves_is_noticed(one_by_one, gate):
     until(lambda: idle(one_by_one))
     left = figure(one_by_one, "unembed_abandoned_total", worker="inverter")
+    before = passes(one_by_one)
+    gate.touch()
     with pytest.raises(httpx.ReadTimeout):
-        one_by_one.post("/invert", json={"texts": [TEXT], **LONG}, timeout=2 * PAUSE)
+        leave = httpx.Timeout(PATIENCE, read=0.4)
+        one_by_one.post("/invert", json={"texts": [TEXT], **LONG}, timeout=leave)
     until(lambda: figure(one_by_one, "unembed_abandoned_total", worker="inverter") == left + 1)
+    gate.unlink()
+    until(lambda: idle(one_by_one))
+    assert passes(one_by_one) == before, "it did not go on to its end"
     with decoding(one_by_one, steps=1) as names:
-        began = time.monotonic()
         assert list(names)[-1] == "done"
-        assert time.monotonic() - began < SOON, "the worker is free again"
 
 
-def test_the_queue_has_an_end_and_tells_the_place(one_by_one):
+def test_the_queue_has_an_end_and_tells_the_place(one_by_one, gate):
     until(lambda: idle(one_by_one))
     heard = []
 
@@ -154,6 +177,7 @@ def test_the_queue_has_an_end_and_tells_the_place(one_by_one):
         answer = one_by_one.post("/decode", json={"text": TEXT})
         heard.extend(parse_events(answer.text))
 
+    gate.touch()
     with decoding(one_by_one) as first:
         assert [next(first) for _ in range(2)] == ["queued", "start"]
         second = threading.Thread(target=wait)
@@ -162,15 +186,17 @@ def test_the_queue_has_an_end_and_tells_the_place(one_by_one):
         third = one_by_one.post("/decode", json={"text": TEXT})
         assert third.status_code == 503
         assert int(third.headers["retry-after"]) == third.json()["retry_after"] >= 1
+        gate.unlink()
         assert list(first)[-1] == "done"
     second.join()
     places = [data["position"] for name, data in heard if name == "queued"]
     assert places == [1, 0] and heard[-1][0] == "done"
 
 
-def test_a_search_does_not_keep_the_others_waiting(one_by_one):
+def test_a_search_does_not_keep_the_others_waiting(one_by_one, gate):
     until(lambda: idle(one_by_one))
     settings = {"strategy": "guided-search", "encoder_calls": 500, "options": {"stop_cosine": 1.0}}
+    gate.write_text("guided-search")
     with decoding(one_by_one, **settings) as search:
         assert [next(search) for _ in range(2)] == ["queued", "start"]
         with decoding(one_by_one, steps=1) as quick:
@@ -178,8 +204,9 @@ def test_a_search_does_not_keep_the_others_waiting(one_by_one):
         assert one_by_one.get("/queue").json()[2]["running"] == 1
 
 
-def test_a_large_request_does_not_keep_the_others_waiting(one_by_one):
+def test_a_large_request_does_not_keep_the_others_waiting(one_by_one, gate):
     until(lambda: idle(one_by_one))
+    gate.write_text("euler")
     with decoding(one_by_one, strategy="euler", steps=128) as large:
         assert [next(large) for _ in range(3)] == ["queued", "start", "step"]
         with decoding(one_by_one, steps=1) as quick:
@@ -187,22 +214,24 @@ def test_a_large_request_does_not_keep_the_others_waiting(one_by_one):
         assert one_by_one.get("/queue").json()[1]["running"] == 1
 
 
-def test_sigterm_finishes_what_runs_and_sends_the_others_away(folder):
-    with running(folder, "--pause", PAUSE, "--together", 1) as (process, client):
+def test_sigterm_finishes_what_runs_and_sends_the_others_away(folder, gate):
+    with running(folder, "--gate", gate, "--together", 1) as (process, client):
         heard = []
 
         def wait():
             answer = client.post("/decode", json={"text": TEXT})
             heard.extend(parse_events(answer.text))
 
+        gate.touch()
         with decoding(client) as first:
             assert [next(first) for _ in range(3)] == ["queued", "start", "step"]
             second = threading.Thread(target=wait)
             second.start()
             until(lambda: client.get("/queue").json()[0]["waiting"] == 1)
             process.send_signal(signal.SIGTERM)
+            second.join()
+            gate.unlink()
             assert list(first)[-1] == "done"
-        second.join()
         name, problem = heard[-1]
         assert (name, problem["status"]) == ("error", 503)
         assert problem["detail"] == "the server is shutting down"
@@ -213,30 +242,30 @@ def test_sigterm_finishes_what_runs_and_sends_the_others_away(folder):
     assert "Traceback" not in log and "red dog" not in log
 
 
-def test_a_second_signal_ends_the_process(folder):
+def test_a_second_signal_ends_the_process(folder, gate):
+    gate.touch()
     with (
-        running(folder, "--pause", PAUSE) as (process, client),
+        running(folder, "--gate", gate) as (process, client),
         decoding(client, **LONG) as names,
     ):
         assert [next(names) for _ in range(3)] == ["queued", "start", "step"]
         process.send_signal(signal.SIGTERM)
-        time.sleep(PAUSE)
-        began = time.monotonic()
+        until(lambda: not answers(client, "/health"))
         process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=20) == 128 + signal.SIGTERM
-        assert time.monotonic() - began < SOON
+        assert process.wait(timeout=120) == 128 + signal.SIGTERM, "0 if it finishes what runs"
 
 
 def test_a_worker_that_does_not_end_does_not_keep_the_process(folder):
     with running(folder, "--hang") as (process, client):
+        leave = httpx.Timeout(PATIENCE, read=1)
         with pytest.raises(httpx.ReadTimeout):
-            client.post("/invert", json={"texts": [TEXT], "steps": 1}, timeout=1)
+            client.post("/invert", json={"texts": [TEXT], "steps": 1}, timeout=leave)
         assert client.get("/queue").json()[0]["running"] == 1, "it still takes the worker"
         process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=60) == 0
+        assert process.wait(timeout=120) == 0
 
 
-def exchange(client, *parts, wait=15):
+def exchange(client, *parts, wait=PATIENCE):
     """What the server sends to some bytes, until it closes the connection."""
     with socket.create_connection(("127.0.0.1", client.base_url.port), timeout=wait) as connection:
         for part in parts:
@@ -255,36 +284,50 @@ def test_what_is_no_http_is_refused_as_everything_else(one_by_one):
     assert json.loads(body)["status"] == 400
 
 
-def test_tiny_chunks_are_not_parsed(one_by_one):
+def test_tiny_chunks_are_not_parsed(one_by_one, serve, monkeypatch):
     head = b"POST /decode HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
-
-    def seconds():
-        return figure_of(one_by_one, "process_cpu_seconds_total")
-
-    before = seconds()
-    answer = exchange(one_by_one, head, b"1\r\na\r\n" * 40_000)
+    chunks = b"1\r\na\r\n" * 40_000
+    answer = exchange(one_by_one, head, chunks)
     assert answer.startswith(b"HTTP/1.1 411 ") or not answer, "or reset while it was sending"
-    assert seconds() - before < 0.3, "0.6 s where each chunk is parsed"
+
+    sizes, parse = [], H11Protocol.data_received
+
+    def counted(connection, data):
+        sizes.append(len(data))
+        parse(connection, data)
+
+    monkeypatch.setattr(H11Protocol, "data_received", counted)
+    config = configure(serve().app)
+    config.load()
+
+    async def receive():
+        connection = config.http_protocol_class(config, ServerState(), {})
+        transport = MagicMock(spec=asyncio.Transport)
+        transport.is_closing.return_value = False
+        connection.connection_made(transport)
+        connection.data_received(head + chunks)
+        connection.connection_lost(None)
+
+    asyncio.run(receive())
+    assert 0 < sum(sizes) < len(chunks) / 50, "bytes that went through the parser"
 
 
 @pytest.mark.slow
 def test_half_a_head_is_not_waited_for(one_by_one):
-    began = time.monotonic()
-    assert exchange(one_by_one, b"GET /health HTTP/1.1\r\nHost: loc", wait=60) == b""
-    assert 5 < time.monotonic() - began < 40
+    assert exchange(one_by_one, b"GET /health HTTP/1.1\r\nHost: loc", wait=2 * PATIENCE) == b""
 
 
 @pytest.mark.slow
 def test_without_descriptors_others_are_served_and_the_log_stays_short(folder):
     with running(folder, "--descriptors", 128) as (process, client):
         address = ("127.0.0.1", client.base_url.port)
-        crowd = [socket.create_connection(address, timeout=5) for _ in range(200)]
+        crowd = [socket.create_connection(address, timeout=PATIENCE) for _ in range(200)]
         for connection in crowd:
             with suppress(OSError):
                 connection.sendall(b"GET / HTTP/1.1\r\nHost: x")
         source = httpx.HTTPTransport(local_address="127.0.0.2")
         with httpx.Client(transport=source, base_url=client.base_url, trust_env=False) as other:
-            assert other.get("/health", timeout=10).status_code == 200
+            assert other.get("/health", timeout=PATIENCE).status_code == 200
         for connection in crowd:
             connection.close()
         until(lambda: answers(client, "/health"))
@@ -296,19 +339,21 @@ def test_without_descriptors_others_are_served_and_the_log_stays_short(folder):
 @pytest.mark.slow
 @pytest.mark.parametrize("attack", ATTACKS)
 def test_one_hostile_client_does_not_stop_the_others(folder, attack):
-    """Others are answered all the while; `benchmarks.serving` says whether in time."""
+    """Others are answered all the while; `benchmarks.serving` says whether in time.
+
+    An answer that is no 200, or none in `benchmarks.serving`'s patience, is raised.
+    """
     with running(folder) as (_, client):
         health, plain = asyncio.run(under_attack(str(client.base_url), attack, 8.0))
         assert client.get("/health").status_code == 200
-    assert health and max(health) < STARVED
-    assert plain and max(plain) < STARVED
+    assert health and plain
 
 
 def test_under_load_every_request_is_answered(folder):
-    with running(folder, "--pause", 0.01, "--together", 4, "--queue", 4) as (process, client):
+    with running(folder, "--pause", PAUSE, "--together", 4, "--queue", 4) as (process, client):
         outcomes = asyncio.run(load(str(client.base_url), 16, 3.0, process.pid))
         assert outcomes.lost == 0, outcomes.ends
-        assert outcomes.ends["done"] >= 16 and outcomes.ends["503"] > 0
+        assert outcomes.ends["done"] > 0 and outcomes.ends["503"] > 0
         assert len(outcomes.first) == len(outcomes.whole) == outcomes.ends["done"]
         assert idle(client)
         assert client.get("/queue").json()[0]["waiting"] == 0

@@ -8,8 +8,7 @@ import torch
 from sentence_transformers import SentenceTransformer
 
 from unembed.config import Config
-from unembed.data.manifest import read_manifest
-from unembed.data.pairs import Pairs
+from unembed.data.pairs import Pairs, read_manifest
 from unembed.data.prepare import prepare_pairs
 from unembed.device import choose_compute
 from unembed.encoders.fingerprint import preflight
@@ -138,7 +137,7 @@ def test_the_table_starts_from_the_words_that_were_kept(model, source, tmp_path,
     )
     words = model.word_embeddings()
     train(chosen, tmp_path / "pairs", tmp_path / "run", CPU, words=words)
-    inside = [token for token in tokenizer.kept if token < len(words)]
+    inside = [token for token in tokenizer.source_ids if token < len(words)]
     assert torch.equal(given[0], torch.from_numpy(words[inside]))
 
 

@@ -63,7 +63,7 @@ def test_an_item_is_made_while_the_one_before_is_in_use():
             yield number
 
     for number in one_ahead(make()):
-        assert begun[min(number + 1, 2)].wait(20)
+        assert begun[min(number + 1, 2)].wait(60)
 
 
 def test_an_error_in_making_an_item_comes_in_its_turn():

@@ -18,7 +18,7 @@ from tests.tokenizers import KINDS
 from unembed.device import choose_compute
 from unembed.encoders.base import EncoderIdentity
 from unembed.encoders.fingerprint import preflight
-from unembed.encoders.pipeline import require_known_code, require_pooling
+from unembed.encoders.pipeline import refuse_foreign_code, require_pooling
 from unembed.encoders.sentence import load_encoder
 from unembed.errors import EncoderError
 from unembed.tokenizer import word_tokenizer
@@ -196,25 +196,25 @@ def test_require_known_code_refuses_modules_of_the_model(bert, tmp_path, kind):
 
 
 def test_require_known_code_reads_routes_and_activations(tmp_path):
-    require_known_code(tmp_path)
+    refuse_foreign_code(tmp_path)
     (tmp_path / "2_Dense").mkdir()
     path = tmp_path / "2_Dense" / "config.json"
     path.write_text(json.dumps({"activation_function": "torch.nn.modules.activation.Tanh"}))
-    require_known_code(tmp_path)
+    refuse_foreign_code(tmp_path)
     path.write_text(json.dumps({"activation_function": "evil.Tanh"}))
     with pytest.raises(EncoderError, match=r"'evil\.Tanh', whose code comes with the model"):
-        require_known_code(tmp_path)
+        refuse_foreign_code(tmp_path)
     path.unlink()
     (tmp_path / "router_config.json").write_text(json.dumps({"types": {"query_0_X": "evil.X"}}))
     with pytest.raises(EncoderError, match=r"'evil\.X'"):
-        require_known_code(tmp_path)
+        refuse_foreign_code(tmp_path)
 
 
 @pytest.mark.parametrize("content", ["{", "[" * 100_000])
 def test_require_known_code_refuses_damaged_settings(tmp_path, content):
     (tmp_path / "modules.json").write_text(content)
     with pytest.raises(EncoderError, match="JSON in"):
-        require_known_code(tmp_path)
+        refuse_foreign_code(tmp_path)
 
 
 def test_from_transformers_takes_a_bare_tokenizer():

@@ -111,7 +111,7 @@ class Waiting:
             if len(self.windows) == 2:
                 self.second.set()
             return self.tokenizer.encode(texts)
-        assert self.second.wait(20), "the next window is not tokenised meanwhile"
+        assert self.second.wait(60), "the next window is not tokenised meanwhile"
         return np.array([[len(text), 1.0] for text in texts])
 
 
@@ -241,7 +241,7 @@ def test_every_gpu_is_used_when_none_was_named(monkeypatch):
 def test_copies_on_further_gpus_share_the_work_in_the_order_given(encoder, monkeypatch):
     monkeypatch.setattr(sentence, "_TOKENS_PER_BATCH", 2)
     tokenizer = encoder.tokenizer
-    together, loaded = threading.Barrier(3, timeout=20), []
+    together, loaded = threading.Barrier(3, timeout=60), []
 
     class Gpu(StubModel):
         """The first batch of each but the set-up ones waits until all three are at work."""

@@ -13,11 +13,11 @@ def test_the_example_runs(minilm, monkeypatch, capsys):
     exec(code, {})
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("greedy:steps=4 ")
-    assert len(lines) == 5 + 2  # two strategies, three controls without pairs
+    assert len(lines) == 5 + 2  # two strategies, three baselines without pairs
 
 
 def test_every_metric_and_control_is_defined():
     tables = [line for line in TEXT.splitlines() if line.startswith("| ")]
     defined = {name.strip() for line in tables for name in line.split("|")[1].split(",")}
-    controls = {"shuffled embedding", "no embedding", "nearest training text", "random tokens"}
-    assert {*METRICS, *controls} <= defined
+    baselines = {"shuffled embedding", "no embedding", "nearest training text", "random tokens"}
+    assert {*METRICS, *baselines} <= defined

@@ -20,10 +20,11 @@ GREEDY = {
     "options": {"order": "confidence", "lengths": 1},
     "guidance": None,
     "repetition": 2.0,
+    "length": None,
     "limit": None,
     "threat_model": "vector only",
 }
-CONTROLS = ["shuffled embedding", "no embedding", "nearest training text", "random tokens"]
+BASELINES = ["shuffled embedding", "no embedding", "nearest training text", "random tokens"]
 
 
 def test_a_perfect_inverter_scores_one_and_the_shuffled_control_does_not(
@@ -88,7 +89,7 @@ def test_the_nearest_training_text_is_a_row_of_its_own(lookup, encoder, passages
 def test_every_table_has_every_control(lookup, encoder, passages, pairs_folder):
     texts = [Passage(text, {"domain": ("a", "b")[i % 2]}) for i, text in enumerate(passages)]
     report = evaluate(lookup, encoder, texts, train_pairs=Pairs.open(pairs_folder))
-    assert list(report.rows) == ["inverter", *CONTROLS]
+    assert list(report.rows) == ["inverter", *BASELINES]
     assert list(report.breakdowns) == ["length", "domain"]
     for groups in report.breakdowns.values():
         for group in groups.values():
@@ -114,7 +115,7 @@ def test_groups_add_up_to_the_whole(lookup_of, encoder, passages, pieces):
     assert list(report.breakdowns["lang"]) == ["a", "b"]
 
 
-OTHER_ROWS = {*CONTROLS} - {"nearest training text"}
+OTHER_ROWS = {*BASELINES} - {"nearest training text"}
 
 
 @pytest.mark.parametrize(
@@ -154,7 +155,7 @@ def test_a_costly_strategy_may_be_tried_on_fewer_texts(lookup, encoder, passages
 
 def test_without_training_pairs_the_report_says_what_is_missing(lookup, encoder, passages):
     report = evaluate(lookup, encoder, passages)
-    assert set(report.rows) == {"inverter", *CONTROLS} - {"nearest training text"}
+    assert set(report.rows) == {"inverter", *BASELINES} - {"nearest training text"}
     assert report.rows["inverter"]["informative recall"] is None
     rarity, nearest = report.notes
     assert rarity.startswith("informative recall: not measured, the training corpus is not known")
@@ -203,7 +204,7 @@ def test_a_perfect_inverter_has_a_perfect_bleu(lookup, encoder, passages):
     assert row["BLEU (corpus)"].mean == pytest.approx(100.0)
     assert row["ROUGE-L"].mean == 1.0
     assert row["calibration error"].mean == pytest.approx(0.0)
-    assert row["length error"].mean == 0.0
+    assert row["length error"].mean == row["length bias"].mean == 0.0
     assert row["milliseconds"].mean > 0.0
 
 
@@ -280,7 +281,7 @@ def test_progress_reaches_the_total_of_every_stage(lookup, encoder, passages, pi
     evaluate(lookup, encoder, passages, train_pairs=pairs, limit=None, progress=note)
     assert last == {
         "cutting the texts": (len(passages), 0),
-        **dict.fromkeys(["inverter", *CONTROLS], (len(pieces), len(pieces))),
+        **dict.fromkeys(["inverter", *BASELINES], (len(pieces), len(pieces))),
         "searching the training texts": (len(pairs), len(pairs)),
     }
 

@@ -1,9 +1,14 @@
 import pytest
 
 from unembed.evaluation import examples as module
-from unembed.evaluation.examples import choose_examples, draw_indices, make_example, pieces_of
 from unembed.evaluation.metrics import Recovery
-from unembed.evaluation.samples import Sample
+from unembed.evaluation.samples import (
+    Sample,
+    choose_examples,
+    draw_indices,
+    make_example,
+    pieces_of,
+)
 
 from .. import architectures
 

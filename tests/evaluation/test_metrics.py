@@ -67,6 +67,15 @@ def test_metrics_by_brute_force(original, recovered):
     assert token_set_recall(original, recovered) == pytest.approx(common / len(set(original)))
 
 
+def test_measure_says_whether_a_text_is_too_short_or_too_long(encoder):
+    ruler, _ = make_ruler(encoder.tokenizer, None)
+    ids = encoder.tokenizer.encode(["one two three four"])[0]
+    for recovered, bias in ((ids, 0), (ids[:-1], -1), ([*ids, *ids], len(ids)), ([], -len(ids))):
+        values, _ = ruler.measure("one two three four", ids, Recovery("", list(recovered)))
+        assert values[COLUMNS.index("length bias")] == bias
+        assert values[COLUMNS.index("length error")] == abs(bias)
+
+
 def test_nothing_recovered_has_no_precision():
     assert token_set_precision([1, 2], []) is None
     assert token_set_recall([1, 2], []) == 0.0

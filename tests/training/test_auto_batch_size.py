@@ -16,14 +16,14 @@ from unembed.training.distributed import Processes
 from .helpers import CPU, make_config
 
 
-def settle(pairs, **settings):
+def choose(pairs, **settings):
     config = make_config(batch_size="auto", **settings)
     return find_batch_size(config, Pairs.open(pairs), Processes(CPU), loop.make_denoiser)
 
 
 def test_with_memory_to_spare_there_are_as_many_pairs_as_make_sense(pairs):
     available = len(Pairs.open(pairs)) - 16
-    found = settle(pairs)
+    found = choose(pairs)
     assert found <= available < 2 * found and found <= MAX_BATCH
 
 
@@ -32,9 +32,9 @@ def test_on_a_cpu_half_of_the_free_memory_bounds_it(pairs, monkeypatch):
         p.nbytes for p in loop.make_denoiser(make_config(), Pairs.open(pairs)).parameters()
     )
     monkeypatch.setattr(module, "free_bytes", lambda device: 2 * (weights + 4_000_000))
-    small = settle(pairs)
+    small = choose(pairs)
     monkeypatch.setattr(module, "free_bytes", lambda device: 2 * (weights + 8_000_000))
-    assert settle(pairs) == 2 * small
+    assert choose(pairs) == 2 * small
     # Counted by hand, roughly: for each pair 2 layers x 12 positions x some 20 vectors of 32
     assert 4_000_000 / (8 * 2 * 12 * 30 * 32) < small < 4_000_000 / (2 * 2 * 12 * 10 * 32)
 
@@ -42,7 +42,7 @@ def test_on_a_cpu_half_of_the_free_memory_bounds_it(pairs, monkeypatch):
 def test_no_room_at_all_is_said(pairs, monkeypatch):
     monkeypatch.setattr(module, "free_bytes", lambda device: 1000)
     with pytest.raises(TrainingError, match="1000 bytes free"):
-        settle(pairs)
+        choose(pairs)
 
 
 def test_a_run_keeps_the_size_it_found_when_it_resumes(pairs, tmp_path, monkeypatch):

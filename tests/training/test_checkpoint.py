@@ -14,8 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from unembed.config import validate_config
-from unembed.data.manifest import MANIFEST, TOKENIZER
-from unembed.data.pairs import Pairs
+from unembed.data.pairs import MANIFEST, TOKENIZER, Pairs
 from unembed.denoiser import Denoiser
 from unembed.errors import CheckpointError, TrainingError
 from unembed.inverter import Inverter

@@ -89,17 +89,17 @@ class OnnxDenoiser:
             raise CheckpointError(
                 f"an ONNX file at {path}", str(error).splitlines()[0], "Export or delete it"
             ) from error
-        kept = self._session.get_modelmeta().custom_metadata_map.get(_DIGEST)
-        if kept != _digest(path.parent):
+        digest = self._session.get_modelmeta().custom_metadata_map.get(_DIGEST)
+        if digest != _digest(path.parent):
             raise CheckpointError(
                 f"the weights beside it in {path}", "others", "Export it again or delete it"
             )
 
-    def __call__(self, tokens: Tensor, embedding: Tensor, t: Tensor, where: Tensor) -> Tensor:
+    def __call__(self, tokens: Tensor, embedding: Tensor, t: Tensor, positions: Tensor) -> Tensor:
         """See `unembed.denoiser.Denoiser.forward`; logits float32 [M, V]."""
-        index = where.flatten().nonzero()[:, 0]
-        given = (tokens, embedding.float(), t.float(), index)
-        named = {n: x.contiguous().numpy() for n, x in zip(_INPUTS, given, strict=True)}
+        index = positions.flatten().nonzero()[:, 0]
+        inputs = (tokens, embedding.float(), t.float(), index)
+        named = {n: x.contiguous().numpy() for n, x in zip(_INPUTS, inputs, strict=True)}
         return torch.from_numpy(self._session.run(None, named)[0])
 
 

@@ -45,7 +45,7 @@ if TYPE_CHECKING:  # torch is 200 MB that collecting texts does not need
 _SURE, _UNSURE = 0.7, 0.3
 _VERDICTS = {True: "[green]passed[/]", False: "[red]failed[/]", None: ""}
 _PICTURE_COLUMNS, _FRAMES = 110, 7
-_SHOWN = 12  # languages
+_MOST_LANGUAGES = 12  # languages
 
 
 def _bar(*columns: str) -> Progress:
@@ -118,7 +118,7 @@ class CollectDisplay(_Display):
         if not self.started:
             self.bar.start()
             self.started = True
-        self.bar.update(self.task, completed=progress.kept, read=progress.read)
+        self.bar.update(self.task, completed=progress.samples, read=progress.read)
 
 
 class StageDisplay(_Display):
@@ -178,9 +178,9 @@ def watcher(tokenizer: TextTokenizer) -> OnStep:
 
 def _step_line(step: DecodingStep, tokenizer: TextTokenizer) -> Text:
     """The first sequence of a batch: masks as blocks, tokens coloured by confidence."""
-    ids, sure = step.tokens[0].tolist(), step.confidences[0].tolist()
+    ids, confidences = step.tokens[0].tolist(), step.confidences[0].tolist()
     line = Text(f"{step.index:3d}/{step.total}  ")
-    for name, token, confidence in zip(tokenizer.token_strings(ids), ids, sure, strict=True):
+    for name, token, confidence in zip(tokenizer.token_strings(ids), ids, confidences, strict=True):
         if token == tokenizer.mask_id:
             line.append("░░ ", style="dim")
         elif token not in tokenizer.special_ids:
@@ -197,8 +197,8 @@ def save_picture(
         DataError: The file cannot be written.
     """
     console = Console(record=True, width=_PICTURE_COLUMNS, file=StringIO(), force_terminal=True)
-    shown = sorted({round(i * (len(steps) - 1) / (_FRAMES - 1)) for i in range(_FRAMES)})
-    for index in shown:
+    frames = sorted({round(i * (len(steps) - 1) / (_FRAMES - 1)) for i in range(_FRAMES)})
+    for index in frames:
         console.print(_step_line(steps[index], tokenizer))
         console.print()
     console.print(_round_trip_table(trip))
@@ -246,13 +246,15 @@ def show_collection(manifest: dict[str, Any], out: Path) -> None:
     """Texts of each language, what was left out and why, and what was not to be had."""
     counts, shards = manifest["counts"], manifest["shards"]
     sys.stdout.write(f"{counts['kept']} texts in {len(shards)} shards in {out}\n")
-    kept = ", ".join(f"{lang} {found.get('kept', 0)}" for lang, found in counts["langs"].items())
-    sys.stdout.write(f"languages: {kept}\n")
+    summary = ", ".join(
+        f"{lang} {numbers.get('kept', 0)}" for lang, numbers in counts["langs"].items()
+    )
+    sys.stdout.write(f"languages: {summary}\n")
     reasons = ", ".join(f"{name} {times}" for name, times in counts["left_out"].items())
     sys.stdout.write(f"left out of {counts['read']} read: {reasons or 'none'}\n")
-    for lang, found in counts["langs"].items():
-        if found.get("kept", 0) < found["wanted"]:
-            sys.stdout.write(f"note: {lang}: the sources end before {found['wanted']} texts\n")
+    for lang, numbers in counts["langs"].items():
+        if numbers.get("kept", 0) < numbers["wanted"]:
+            sys.stdout.write(f"note: {lang}: the sources end before {numbers['wanted']} texts\n")
     for item in counts["missing"]:
         sys.stdout.write(f"note: {item['source']} has no texts in {item['lang']}\n")
     if counts["not_remembered"]:
@@ -274,8 +276,8 @@ def stream_inversions(
             if not as_json:
                 sys.stdout.write(item.text + "\n")
                 continue
-            kept = {name: values[index] for name, values in chunk.columns.items()}
-            record = {"row": chunk.rows[index], **asdict(item)} | named_columns(kept)
+            columns = {name: values[index] for name, values in chunk.columns.items()}
+            record = {"row": chunk.rows[index], **asdict(item)} | named_columns(columns)
             text = to_json(record).replace("\n", "\n  ")
             sys.stdout.write(f"{',' if begun else '['}\n  {text}")
             begun = True
@@ -365,7 +367,7 @@ def show_inspection(report: Inspection, as_json: bool) -> None:
     shards = f"{report.shards}, {report.bytes / 2**20:.1f} MiB"
     languages = "not known: install unembed[languages] to detect them, or pass --source"
     if report.languages:
-        languages = f"{_counts(report.languages, _SHOWN)} ({report.languages_are})"
+        languages = f"{_counts(report.languages, _MOST_LANGUAGES)} ({report.languages_are})"
     rows = {
         "pairs": f"{report.pairs:,}",
         "shards": shards if report.complete else f"{shards}, not complete",
@@ -392,11 +394,11 @@ def show_inspection(report: Inspection, as_json: bool) -> None:
 
 def _counts(counts: dict[str, int], most: int | None = None) -> str:
     items = list(counts.items())
-    shown = [f"{name} {count:,}" for name, count in items[:most]]
-    rest = items[len(shown) :]
+    parts = [f"{name} {count:,}" for name, count in items[:most]]
+    rest = items[len(parts) :]
     if rest:
-        shown.append(f"{len(rest)} others {sum(count for _, count in rest):,}")
-    return ", ".join(shown)
+        parts.append(f"{len(rest)} others {sum(count for _, count in rest):,}")
+    return ", ".join(parts)
 
 
 def _print_json(data: Any) -> None:

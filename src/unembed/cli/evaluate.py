@@ -30,7 +30,7 @@ def evaluate(
     train_pairs: Annotated[
         Path | None,
         typer.Option(
-            "--train-pairs", help="Prepared training pairs, for the nearest-text control."
+            "--train-pairs", help="Prepared training pairs, for the nearest-text baseline."
         ),
     ] = None,
     limit: Annotated[int, typer.Option("--limit", min=2, help="Pieces to evaluate.")] = 1000,
@@ -49,10 +49,9 @@ def evaluate(
     dtype: DenoiserDtypeOption = None,
     trust_remote_code: TrustOption = False,
 ) -> None:
-    """Measure what held-out texts' embeddings give away, beside controls."""
+    """Measure what held-out texts' embeddings give away, beside baselines."""
     from unembed.cli.display import StageDisplay, show_evaluation
-    from unembed.data.manifest import write_json
-    from unembed.data.pairs import Pairs
+    from unembed.data.pairs import Pairs, write_json
     from unembed.errors import DataError
     from unembed.evaluation.report import write_report
     from unembed.evaluation.samples import PassageFile

@@ -21,6 +21,7 @@ from unembed.cli.options import (
     GuidanceOption,
     KeepOption,
     KeyOption,
+    LengthOption,
     OptionOption,
     RangesOption,
     RecoveredOption,
@@ -63,6 +64,7 @@ def invert(
     repetition: RepetitionOption = None,
     encoder_calls: CallsOption = 0,
     steps: StepsOption = None,
+    length: LengthOption = None,
     seed: SeedOption = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     watch: Annotated[bool, typer.Option("--watch", help="Show the tokens appearing.")] = False,
@@ -80,8 +82,8 @@ def invert(
     if text is not None and not text.strip():
         raise EmbeddingError("a text with at least one visible character", repr(text), "Type one")
     if (text is None) == (embedding is None):
-        given = "neither" if text is None else "both"
-        raise EmbeddingError("either --text or --embedding", given, "Pass one of them")
+        actual = "neither" if text is None else "both"
+        raise EmbeddingError("either --text or --embedding", actual, "Pass one of them")
     if text is None:
         _refuse_without("--text", "--embedding", svg=svg)
     else:
@@ -91,7 +93,8 @@ def invert(
     from unembed.cli.display import save_picture, show_round_trip, watcher
     from unembed.vectors.invert import invert_text
 
-    decoding = read_decoding(strategy, option, steps, guidance, repetition, encoder_calls)
+    settings = steps, guidance, repetition, encoder_calls, length
+    decoding = read_decoding(strategy, option, *settings)
     decoding.check(has_encoder=decoding.encoder_calls > 0)
     source = (
         None if embedding is None else _source(embedding, key or column, skip_bad, keep, ranges)
@@ -101,16 +104,16 @@ def invert(
     if text is not None or decoding.encoder_calls or check:
         model = make_encoder(encoder_settings(inverter, encoder), device, trust_remote_code)
     options: dict[str, Any] = {"decoding": decoding, "seed": seed}
-    seen: list[Any] = []
+    trace: list[Any] = []
     if svg is not None:
-        options["on_step"] = seen.append
+        options["on_step"] = trace.append
     elif watch and not as_json:
         options["on_step"] = watcher(inverter.tokenizer)
     if text is not None:
         trip = invert_text(inverter, model, text, **options)
         show_round_trip(trip, as_json)
         if svg is not None:
-            save_picture(svg, trip, seen, inverter.tokenizer)
+            save_picture(svg, trip, trace, inverter.tokenizer)
         return
     options |= {"encoder": model, "batch_size": batch_size or 64, "check": model if check else None}
     with _opened(source) as vectors:
@@ -128,14 +131,14 @@ def _source(
     return VectorFile(path, key, skip_bad, columns, limits)
 
 
-def _refuse_without(needed: str, given: str, **options: Any) -> None:
+def _refuse_without(needed: str, actual: str, **options: Any) -> None:
     """Refuse options that do nothing without another one."""
     from unembed.errors import ConfigError
 
     for name, value in options.items():
         if value is not None:
             flag = "--" + name.replace("_", "-")
-            raise ConfigError(f"{flag} with {needed} only", given, "Leave it out")
+            raise ConfigError(f"{flag} with {needed} only", actual, "Leave it out")
 
 
 @contextmanager
@@ -180,9 +183,9 @@ def _write(inverter: unembed.Inverter, source: Any, out: Path, options: dict[str
 
     with StageDisplay() as display:
 
-        def progress(stage: str, done: int, total: int) -> None:
+        def progress(stage: str, count: int, total: int) -> None:
             show_notes(source)  # before hours are spent on the rest
-            display.update(stage, done, total)
+            display.update(stage, count, total)
 
         count = invert_to_file(inverter, source, out, progress=progress, **options)
     typer.echo(f"{count} texts in {out}")

@@ -56,6 +56,10 @@ CallsOption = Annotated[
     int,
     typer.Option("--encoder-calls", min=0, help="Texts that may be embedded for each vector."),
 ]
+LengthOption = Annotated[
+    int | None,
+    typer.Option("--length", min=1, help="Content tokens of every text; found if not set."),
+]
 StepsOption = Annotated[
     int | None, typer.Option("--steps", min=1, help="Denoiser passes for each text (8 if not set).")
 ]
@@ -269,8 +273,8 @@ def encoder_settings(inverter: unembed.Inverter, where: str | None = None) -> di
     settings = {"name": identity.name, "revision": identity.revision}
     if where is not None:
         settings = {"name": where, "revision": None}
-    made = {"pooling": identity.pooling, "truncate_dim": identity.truncate_dim}
-    return {**settings, "prompt": identity.prompt, **made}
+    shape = {"pooling": identity.pooling, "truncate_dim": identity.truncate_dim}
+    return {**settings, "prompt": identity.prompt, **shape}
 
 
 def make_inverter(
@@ -292,6 +296,7 @@ def read_decoding(
     guidance: tuple[float, float] | None = None,
     repetition: float | None = None,
     encoder_calls: int = 0,
+    length: int | None = None,
 ) -> Decoding:
     """How to decode: the text of ``--strategy`` with what other options add to it.
 
@@ -305,6 +310,7 @@ def read_decoding(
         "guidance": None if guidance is None else "{!r}/{!r}".format(*guidance),
         "repetition": repetition,
         "encoder_calls": encoder_calls or None,
+        "length": length,
     }
     words = [f"{name}={value}" for name, value in settings.items() if value is not None]
     for option in options or []:

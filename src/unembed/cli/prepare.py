@@ -81,27 +81,27 @@ def prepare(
     from unembed.cli.display import PrepareDisplay
     from unembed.config import load_config
     from unembed.data.prepare import prepare_pairs
-    from unembed.files import count_texts, require_texts
+    from unembed.data.readers import count_texts, require_texts
 
     _refuse_other_stage(context, stage)
     out = out or Path("data", "raw" if stage == 1 else Path(config).stem)
     if stage == 1:
         specs = [(spec, column, lang_column) for spec in sources or ["c4"]]
-        wanted = {"seed": seed or 0, "near_duplicates": near_duplicates}
-        _collect(specs, out, langs, n_samples, chars, wanted)
+        options = {"seed": seed or 0, "near_duplicates": near_duplicates}
+        _collect(specs, out, langs, n_samples, chars, options)
         return
     source = _one_source(sources)
-    chosen = load_config(config, settings or [])
+    configuration = load_config(config, settings or [])
     require_texts(source, column)  # before the encoder is loaded
-    wanted = {**chosen.encoder.model_dump(), "batch_size": encode_batch}
-    load = partial(make_encoder, wanted, device, trust_remote_code)
+    options = {**configuration.encoder.model_dump(), "batch_size": encode_batch}
+    load = partial(make_encoder, options, device, trust_remote_code)
     with _cluster(ray, workers, device, dtype, load) as run:
         encoder = load(dtype)
         with PrepareDisplay(count_texts(source), limit) as display:
             manifest = prepare_pairs(
                 source,
                 out,
-                chosen,
+                configuration,
                 encoder,
                 column=column,
                 limit=limit,
@@ -132,9 +132,9 @@ def preflight(
     from unembed.encoders.fingerprint import PROBES
     from unembed.encoders.fingerprint import preflight as run_preflight
 
-    chosen = load_config(config, settings or [])
+    configuration = load_config(config, settings or [])
     pairs = Pairs.open(data) if data is not None else None
-    encoder = make_encoder(chosen.encoder.model_dump(), device, trust_remote_code, dtype)
+    encoder = make_encoder(configuration.encoder.model_dump(), device, trust_remote_code, dtype)
     if pairs is not None:
         pairs.encoder.require_same(encoder.identity, "pairs")
     expected = pairs.fingerprint if pairs is not None else None
@@ -224,7 +224,7 @@ def _collect(
     langs: str | None,
     samples: int | None,
     chars: tuple[int, int],
-    wanted: dict[str, Any],
+    options: dict[str, Any],
 ) -> None:
     """Stage 1 of `prepare`."""
     from unembed.cli.display import CollectDisplay, show_collection
@@ -236,7 +236,7 @@ def _collect(
     if langs is None or samples is None:
         raise ConfigError("--langs and --n-samples", "not both", "Say for example --langs en,de")
     names = tuple(name.strip() for name in langs.split(","))
-    settings = CollectSettings(names, samples, limits=Limits(*chars), **wanted)
+    settings = CollectSettings(names, samples, limits=Limits(*chars), **options)
     with CollectDisplay(samples) as display:
         manifest = collect_texts(
             [parse_source(*spec) for spec in specs], out, settings, display.update

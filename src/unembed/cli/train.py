@@ -53,44 +53,45 @@ def train(
     from unembed.training.checkpoint import LATEST, PREVIOUS
     from unembed.training.loop import train as run_training
 
-    chosen = load_config(config, settings or [])
+    configuration = load_config(config, settings or [])
     pairs = Pairs.open(data)
     Pairs.verify(data)
     _notes([pairs.outdated] if pairs.outdated else [])
     words = encoder = None
     # Killed before its first save, a run has a folder and starts anew
     has_state = any((out / name).exists() for name in (LATEST, PREVIOUS))
-    from_words = chosen.denoiser.token_table == "encoder" and not (resume and has_state)
+    from_words = configuration.denoiser.token_table == "encoder" and not (resume and has_state)
     if from_words:
         _require_own_tokenizer(pairs.manifest)
-    if from_words or chosen.training.decoded_cosine:
-        encoder = make_encoder(chosen.encoder.model_dump(), "cpu", trust_remote_code)
+    if from_words or configuration.training.decoded_cosine:
+        encoder = make_encoder(configuration.encoder.model_dump(), "cpu", trust_remote_code)
         pairs.require_encoder(encoder)
         words = encoder.word_embeddings() if from_words else None
-    with TrainingDisplay(chosen.training.steps) as display, StopSignal() as stop:
+    with TrainingDisplay(configuration.training.steps) as display, StopSignal() as stop:
         progress = run_training(
-            chosen,
+            configuration,
             data,
             out,
             choose_compute(device),
             words=words,
-            encoder=encoder if chosen.training.decoded_cosine else None,
+            encoder=encoder if configuration.training.decoded_cosine else None,
             resume=resume,
             on_log=display.log,
             should_stop=stop.requested,
         )
     best = f"{progress.best_loss:.4f}" if progress.best_loss < float("inf") else "not measured yet"
     figures = f"step {progress.step}, best validation loss {best}, in {out}"
-    complete = progress.out_of_patience(chosen.training.patience)
-    if complete or progress.step >= chosen.training.steps:
+    complete = progress.out_of_patience(configuration.training.patience)
+    if complete or progress.step >= configuration.training.steps:
         typer.echo(figures)
         return
+    remaining = configuration.training.steps - progress.step
     # Of several processes any may have got the signal, for all of them
     number = stop.number or signal.SIGTERM
     with suppress(OSError):  # after SIGHUP nobody may be there to read it
         typer.echo(
-            f"unfinished: {number.name} at {figures}; {chosen.training.steps - progress.step} "
-            "steps are left: the same command with --resume goes on",
+            f"unfinished: {number.name} at {figures}; {remaining} steps are left: "
+            "the same command with --resume goes on",
             err=True,
         )
     raise typer.Exit(128 + number)
@@ -98,7 +99,7 @@ def train(
 
 def _require_own_tokenizer(manifest: dict[str, Any]) -> None:
     """Words of the encoder start the table of its own tokenizer only."""
-    from unembed.data.manifest import piece_settings
+    from unembed.data.pairs import piece_settings
     from unembed.errors import ConfigError
 
     other = piece_settings(manifest)["vocabulary"]["tokenizer"]

@@ -14,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unembed.data.pairs import Pairs
+from unembed.data.readers import read_texts
 from unembed.errors import DataError
-from unembed.files import atomic, file_format, has_extra, read_texts, require_extra, text_files
+from unembed.files import atomic, file_format, has_extra, require_extra, text_files
 
 _SAMPLE = 2000  # pairs decoded for languages and writing systems
 _CHUNK = 65_536
@@ -104,7 +105,7 @@ def inspect_pairs(
     draw = np.random.default_rng(seed)
     sample = draw.choice(len(pairs), size=min(len(pairs), max(_SAMPLE, examples)), replace=False)
     texts = pairs.tokenizer.decode(pairs.rows(np.sort(sample))[0])
-    chosen = draw.permutation(len(texts))[:examples]
+    indices = draw.permutation(len(texts))[:examples]
     dropped: Counter[str] = Counter()
     for shard in manifest["shards"]:
         dropped.update(shard.get("dropped", {}))
@@ -128,7 +129,7 @@ def inspect_pairs(
         languages=languages,
         languages_are=languages_are,
         writing=dict(writing_systems(texts).most_common()),
-        examples=[texts[index] for index in chosen],
+        examples=[texts[index] for index in indices],
         source=manifest["source"],
         outdated=pairs.outdated,
     )
@@ -201,9 +202,9 @@ def named_languages(
     """
     files = text_files(source)
     stated = {"name": source.name, "bytes": sum(file.stat().st_size for file in files)}
-    made_from = {key: manifest["source"].get(key) for key in stated}
-    if stated != made_from:
-        raise DataError(f"the source of the pairs, {made_from}", f"{stated}", "Correct --source")
+    actual = {key: manifest["source"].get(key) for key in stated}
+    if stated != actual:
+        raise DataError(f"the source of the pairs, {actual}", f"{stated}", "Correct --source")
     if any(file_format(file) == ".txt" for file in files):
         raise DataError(
             f"a column {column!r} in {source}",

@@ -145,13 +145,13 @@ def _encoded(
 ) -> Iterator[tuple[int, str, Encoding]]:
     """Add the tokens, a bounded number of characters at a time: they take a hundred times more."""
     together: list[tuple[int, str]] = []
-    held = 0
+    chars = 0
     for index, section in sections:
         together.append((index, section))
-        held += len(section)
-        if held >= _TOGETHER:
+        chars += len(section)
+        if chars >= _TOGETHER:
             yield from _with_tokens(together, tokenizer)
-            together, held = [], 0
+            together, chars = [], 0
     yield from _with_tokens(together, tokenizer)
 
 
@@ -200,7 +200,7 @@ def _layout(passage: str, encoding: Encoding, tokenizer: TextTokenizer) -> _Layo
         numbers = encoding.word_ids
         words = [True, *(one != other for one, other in pairwise(numbers))]
     stops = [stop for _, stop in offsets]
-    if tokenizer.kept is None:
+    if tokenizer.source_ids is None:
         return _Layout(starts, stops, words)
     parts = tokenizer.spelled_lengths(encoding.ids)
     copies = [index for index, count in enumerate(parts) for _ in range(count)]

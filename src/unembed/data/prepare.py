@@ -1,19 +1,27 @@
-"""Text files → prepared pairs on disk: token ids and embeddings, shard by shard, resumable."""
+"""Text files → prepared pairs on disk: token ids and embeddings, shard by shard, resumable.
+
+Which tokens of the vocabulary a corpus needs is counted first, where that is asked for.
+"""
 
 from __future__ import annotations
 
+import json
+import string
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import chain, count
+from itertools import chain, count, islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from filelock import FileLock, Timeout
+from numpy.typing import NDArray
+from tokenizers import pre_tokenizers
 
 from unembed.config import Config, DataSection
-from unembed.data.manifest import (
+from unembed.data.pairs import (
     FORMAT,
     MANIFEST,
     TOKENIZER,
@@ -25,22 +33,18 @@ from unembed.data.manifest import (
     source_digest,
     write_json,
 )
-from unembed.data.pieces import CUTTER, is_outdated
+from unembed.data.pieces import CUTTER, cut_pieces, is_outdated
+from unembed.data.readers import read_texts, require_texts
 from unembed.data.shards import CutShard, Job, Reads, Runner, ShardTask, make_here
-from unembed.data.vocabulary import choose_kept, count_tokens
-from unembed.encoders.base import Encoder, EncoderIdentity, known_as
+from unembed.encoders.base import Encoder, EncoderIdentity, recorded_name
 from unembed.encoders.fingerprint import Fingerprint, make_fingerprint
 from unembed.errors import DataError
-from unembed.files import (
-    make_folder,
-    read_texts,
-    require_apart,
-    require_texts,
-    text_files,
-)
-from unembed.tokenizer import ids_of, load_tokenizer
+from unembed.files import make_folder, remove_unfinished, require_apart, text_files
+from unembed.tokenizer import TextTokenizer, ids_of, load_tokenizer
 
 DIGEST = "digest"
+_BATCH = 4096
+_SPACE_SIGNS = "\u2581\u0120\u010a"  # SentencePiece's space; byte-level's space and line end
 
 
 @dataclass(frozen=True)
@@ -123,7 +127,7 @@ def _job(source: Path, out: Path, column: str, settings: DataSection, encoder: E
         _require_room(encoder, most, settings.length - 1)
         return Job(source, out, column, settings, encoder.tokenizer, encoder.identity)
     tokenizer = load_tokenizer(name)
-    recorded = settings.vocabulary.model_copy(update={"tokenizer": known_as(name)})
+    recorded = settings.vocabulary.model_copy(update={"tokenizer": recorded_name(name)})
     settings = settings.model_copy(update={"vocabulary": recorded})
     reads = None if most is None else Reads(encoder.tokenizer, most)
     return Job(source, out, column, settings, tokenizer, encoder.identity, reads=reads)
@@ -145,8 +149,8 @@ def _open_manifest(job: Job) -> tuple[Job, dict[str, Any]]:
     counted = None
     if job.settings.vocabulary.min_count is not None:
         if stored is None:
-            kept, counted = _count_vocabulary(job)
-            job = replace(job, tokenizer=job.tokenizer.trim(kept))
+            token_ids, counted = _count_vocabulary(job)
+            job = replace(job, tokenizer=job.tokenizer.trim(token_ids))
         elif "kept" in stored["tokenizer"]:  # else it is refused below
             job = replace(job, tokenizer=job.tokenizer.trim(ids_of(stored["tokenizer"]["kept"])))
     described: dict[str, Any] = {
@@ -171,22 +175,22 @@ def _open_manifest(job: Job) -> tuple[Job, dict[str, Any]]:
             "pairs made with an older cutter, which put a token of the next sentence behind them",
             "Choose another --out folder, or delete this one",
         )
-    described["source"] = _as_known(described["source"], stored["source"])
+    described["source"] = _without_missing_digest(described["source"], stored["source"])
     if EncoderIdentity.from_dict(stored["encoder"]).key == job.identity.key:
         described["encoder"] = stored["encoder"]  # wherever it is now
     for key, value in described.items():
         current = piece_settings(stored) if key == "pieces" else stored.get(key)
         if current != value:
-            wanted, actual = difference(value, current)
+            expected, actual = difference(value, current)
             raise DataError(
-                f"{job.out} to hold pairs with {key} {wanted}",
+                f"{job.out} to hold pairs with {key} {expected}",
                 actual,
                 "Choose another --out folder, or delete this one",
             )
     return replace(job, round_trip=stored.get("round_trip", False)), stored
 
 
-def _as_known(source: dict[str, Any], stored: Any) -> dict[str, Any]:
+def _without_missing_digest(source: dict[str, Any], stored: Any) -> dict[str, Any]:
     """The source, of which an older version kept the name and size but not the digest."""
     if isinstance(stored, dict) and DIGEST not in stored:
         return {key: value for key, value in source.items() if key != DIGEST}
@@ -197,9 +201,9 @@ def _count_vocabulary(job: Job) -> tuple[tuple[int, ...], dict[str, int]]:
     """The ids to keep, and what the manifest says about the choice."""
     settings, tokenizer = job.settings, job.tokenizer
     counts = count_tokens(read_texts(job.source, job.column), tokenizer, settings)
-    kept = choose_kept(tokenizer, counts, settings.vocabulary.min_count or 1)
-    facts = {"before": tokenizer.size, "after": len(kept), "tokens_counted": int(counts.sum())}
-    return kept, facts
+    token_ids = choose_tokens(tokenizer, counts, settings.vocabulary.min_count or 1)
+    facts = {"before": tokenizer.size, "after": len(token_ids), "tokens_counted": int(counts.sum())}
+    return token_ids, facts
 
 
 def _prove_encoder(job: Job, encoder: Encoder, manifest: dict[str, Any]) -> Job:
@@ -222,7 +226,8 @@ def _begin(job: Job, manifest: dict[str, Any]) -> None:
 
 def _sweep(out: Path) -> None:
     """Remove what workers, of this start or one that was killed, have begun and not handed in."""
-    for pattern in ("*.npy.*.tmp", ".*.tmp", f"{MANIFEST}.tmp"):  # the last: of older versions
+    remove_unfinished(out)
+    for pattern in ("*.npy.*.tmp", f"{MANIFEST}.tmp"):  # of workers; of older versions
         for path in out.glob(pattern):
             path.unlink(missing_ok=True)
 
@@ -240,9 +245,9 @@ def _write_shards(
 
     def report(cut: CutShard, finished: int) -> None:
         if progress is not None:
-            done = _totals(shards[: cut.task.index])
-            passages = done.passages + cut.passages * finished // max(len(cut.pieces), 1)
-            progress(replace(done, passages=passages, pairs=done.pairs + finished))
+            totals = _totals(shards[: cut.task.index])
+            passages = totals.passages + cut.passages * finished // max(len(cut.pieces), 1)
+            progress(replace(totals, passages=passages, pairs=totals.pairs + finished))
 
     with closing(run(job, tasks, report)) as finished:
         for shard in finished:
@@ -259,10 +264,10 @@ def _write_shards(
             shard.commit(job.out)
             shards[shard.index : shard.index + 1] = [entry]
             write_json(job.out / MANIFEST, manifest)
-            done = _totals(shards)
+            totals = _totals(shards)
             if progress is not None and new:
-                progress(done)
-            if new and (manifest["complete"] or (limit is not None and done.pairs >= limit)):
+                progress(totals)
+            if new and (manifest["complete"] or (limit is not None and totals.pairs >= limit)):
                 return
 
 
@@ -283,11 +288,11 @@ def _damaged(job: Job, manifest: dict[str, Any]) -> Iterator[ShardTask]:
 
 def _missing(job: Job, manifest: dict[str, Any], limit: int | None) -> Iterator[ShardTask]:
     """The shards from the first missing one on, without an end: the source's shows when read."""
-    done, size = _totals(manifest["shards"]), job.settings.passages_per_shard
-    if manifest["complete"] or (limit is not None and done.pairs >= limit):
+    totals, size = _totals(manifest["shards"]), job.settings.passages_per_shard
+    if manifest["complete"] or (limit is not None and totals.pairs >= limit):
         return
     for number in count():
-        yield ShardTask(done.shards + number, done.passages + number * size, size)
+        yield ShardTask(totals.shards + number, totals.passages + number * size, size)
 
 
 def _no_piece(job: Job, dropped: dict[str, int]) -> DataError:
@@ -296,3 +301,80 @@ def _no_piece(job: Job, dropped: dict[str, int]) -> DataError:
         f"none (left out: {dropped})" if dropped else "none",
         "Lower data.min_tokens or choose another source",
     )
+
+
+# The vocabulary
+
+
+def count_tokens(
+    texts: Iterable[str],
+    tokenizer: TextTokenizer,
+    settings: DataSection,
+    *,
+    limit: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> NDArray[np.int64]:
+    """How often each id occurs in the pieces of some passages, [V].
+
+    Args:
+        texts: Passages, read once and never held together.
+        tokenizer: With its whole vocabulary.
+        settings: How passages become pieces.
+        limit: Read no further than the batch that reaches this many pieces.
+        progress: Called after each batch with the passages read and the pieces counted.
+    """
+    counts = np.zeros(tokenizer.size, dtype=np.int64)
+    first, counted, iterator = 0, 0, iter(texts)
+    for batch in _batches(iterator):
+        # Whether pieces decode back takes as long to find out as the rest, and hardly counts
+        pieces = cut_pieces(batch, tokenizer, settings, first, round_trip=False)
+        ids = [token for piece in pieces for token in piece.token_ids]
+        counts += np.bincount(ids, minlength=tokenizer.size)
+        first, counted = first + len(batch), counted + len(pieces)
+        if progress is not None:
+            progress(first, counted)
+        if limit is not None and counted >= limit:
+            break
+    return counts
+
+
+def choose_tokens(
+    tokenizer: TextTokenizer, counts: NDArray[np.int64], min_count: int
+) -> tuple[int, ...]:
+    """The ids to keep: frequent tokens, and what is needed to spell the others.
+
+    Single characters are kept when they are ASCII or occur in a token that was seen; single bytes
+    (of byte-level vocabularies and of byte fallback) always; and the unknown token.
+
+    Args:
+        tokenizer: With its whole vocabulary.
+        counts: Of its ids, [V].
+        min_count: Occurrences from which a token is kept.
+    """
+    model = json.loads(tokenizer.definition)["model"]
+    prefix = model.get("continuing_subword_prefix") or ""
+    vocabulary = tokenizer.backend.get_vocab(with_added_tokens=True)
+    names = {token: name for name, token in vocabulary.items()}
+    occurring = np.flatnonzero(counts)
+    letters = set(string.printable) | set(_SPACE_SIGNS)
+    letters.update(*(names.get(int(token), "") for token in occurring))
+    if "ByteLevel" in tokenizer.definition:
+        letters.update(pre_tokenizers.ByteLevel.alphabet())
+    tokens = {int(token) for token in occurring if counts[token] >= min_count}
+    for name, token in vocabulary.items():
+        bare = name.removeprefix(prefix)
+        if bare in letters or _is_byte(name):
+            tokens.add(token)
+    unknown = model.get("unk_id", vocabulary.get(model.get("unk_token") or ""))
+    if isinstance(unknown, int):
+        tokens.add(unknown)
+    return tuple(sorted({*tokens, *tokenizer.special_ids}))
+
+
+def _is_byte(name: str) -> bool:
+    return len(name) == len("<0x00>") and name.startswith("<0x") and name.endswith(">")
+
+
+def _batches(iterator: Iterator[str]) -> Iterator[list[str]]:
+    while batch := list(islice(iterator, _BATCH)):
+        yield batch

@@ -26,7 +26,8 @@ from pathlib import Path
 from typing import Any
 
 from unembed import errors
-from unembed.data.manifest import shard_names
+from unembed.data.pairs import shard_names
+from unembed.data.readers import count_texts
 from unembed.data.shards import (
     Job,
     MadeShard,
@@ -40,7 +41,7 @@ from unembed.data.shards import (
 from unembed.encoders.base import Encoder
 from unembed.encoders.fingerprint import Fingerprint
 from unembed.errors import ConfigError, DataError, UnembedError
-from unembed.files import count_texts, require_extra
+from unembed.files import require_extra
 
 _ATTEMPTS, _PAUSE = 4, 1.0
 _CONNECT_SECONDS = 5.0
@@ -192,10 +193,10 @@ def plan_share(nodes: Sequence[dict[str, float]], workers: int | None, gpus: boo
     return Share(number, each, 0)
 
 
-def _require_enough(wanted: int, there: int, what: str) -> None:
-    if not 0 < wanted <= there:
+def _require_enough(workers: int, there: int, what: str) -> None:
+    if not 0 < workers <= there:
         raise ConfigError(
-            f"--workers of at most {there}, the {what} of the Ray cluster", str(wanted), "Lower it"
+            f"--workers of at most {there}, the {what} of the Ray cluster", str(workers), "Lower it"
         )
 
 

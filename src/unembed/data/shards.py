@@ -17,12 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unembed.config import DataSection
-from unembed.data.manifest import array_digest, shard_names, write_array
+from unembed.data.pairs import array_digest, shard_names, write_array
 from unembed.data.pieces import Piece, cut_pieces
+from unembed.data.readers import read_texts
 from unembed.encoders.base import Encoder, EncoderIdentity
 from unembed.encoders.batching import one_ahead
 from unembed.errors import DataError, EncoderError
-from unembed.files import read_texts
 from unembed.tokenizer import TextTokenizer
 
 _UNIT_TOLERANCE = 1e-2

@@ -9,7 +9,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from unembed.decoding.length_search import MOST_LENGTHS, search_lengths
+from unembed.decoding.length_search import (
+    MOST_LENGTHS,
+    fixes_length,
+    predict_with_length,
+    search_lengths,
+)
 from unembed.decoding.logits import entropies, most_probable
 from unembed.decoding.state import (
     DEMOTION,
@@ -47,7 +52,11 @@ class EntropyBounded:
         high=1000.0,
     )
     lengths: int = option(
-        1, "How many likely lengths are tried and ranked.", low=1, high=MOST_LENGTHS
+        1,
+        "How many likely lengths are tried and ranked; 1 fixes the median one at the first pass, "
+        "0 none.",
+        low=0,
+        high=MOST_LENGTHS,
     )
     needs_encoder: ClassVar[bool] = False
 
@@ -66,28 +75,35 @@ class EntropyBounded:
         oracle: Oracle | None = None,
     ) -> Decoded:
         """See `Strategy`."""
-        if self.lengths > 1:
+        if self.lengths > 1 and spec.content is None:
             return search_lengths(
                 self.step, denoiser, embedding, spec, self.lengths, steps, on_step
             )
         state = DenoisingState(embedding, spec)
+        fixes = self.lengths == 1 and fixes_length(state, steps)
         for index in range(1, steps + 1):
-            self.step(state, denoiser, steps - index + 1)
+            self.step(state, denoiser, steps - index + 1, fixes and index == 1)
             finished = not bool(state.masked.any())
             state.show(on_step, index, index if finished else steps)
             if finished:
                 break
         return state.decoded()
 
-    def step(self, state: DenoisingState, denoiser: DenoiserFn, passes: int) -> None:
-        """Make one pass, of so many that are left."""
+    def step(
+        self, state: DenoisingState, denoiser: DenoiserFn, passes: int, fixes: bool = False
+    ) -> None:
+        """Make one pass, of so many that are left; one that ``fixes`` the length does so first."""
         masked = state.masked
-        nats, probabilities, guesses = state.predict(
-            denoiser, masked, lambda x, _: (entropies(x), *most_probable(x))
-        )
+        if fixes:
+            figures = predict_with_length(state, denoiser, _read)
+        else:
+            figures = state.predict(denoiser, masked, _read)
+        probabilities, guesses, nats = figures  # [M] each
         tokens = scatter_masked(guesses, masked, 0)
         confidences = scatter_masked(probabilities, masked, 0.0)
-        scores = duplicates_last(tokens, -scatter_masked(nats, masked, torch.inf), masked)  # [B, L]
+        scores = -scatter_masked(nats, masked, torch.inf)
+        masked = state.masked
+        scores = duplicates_last(tokens, scores, masked).masked_fill(~masked, -torch.inf)  # [B, L]
         rising = -scores.sort(dim=1, descending=True).values
         # Sorted, the largest of a run is its last: the sum of those before it is the bound's side
         before = rising.cumsum(dim=1) - rising
@@ -95,3 +111,8 @@ class EntropyBounded:
         count = torch.maximum(fits, tokens_per_step(masked, passes))
         state.guess(tokens, confidences)
         state.unmask(topk_mask(scores, masked, count), tokens, confidences)
+
+
+def _read(logits: Tensor, _: slice) -> tuple[Tensor, ...]:
+    nats = entropies(logits)  # before the logits are spent
+    return (*most_probable(logits), nats)

@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from unembed.decoding.length_search import fixes_length
 from unembed.decoding.logits import sample, uniforms
 from unembed.decoding.sequential import Sequential
 from unembed.decoding.state import DenoisingState, after_end, scatter_masked
@@ -85,16 +86,20 @@ class Euler:
         schedule = state.spec.schedule
         rate = (schedule.alpha(s) - schedule.alpha(t)) / (1.0 - schedule.alpha(t))
         u = uniforms(generators, (2, state.spec.length), state.embedding)  # [B, 2, L]
-        chosen = state.masked & (u[:, 0] < rate if index < steps else True)
-        if not bool(chosen.any()):
+        positions = state.masked & (u[:, 0] < rate if index < steps else True)
+        if not bool(positions.any()):
             return
-        draws = u[:, 1][chosen]  # [M]
+        draws = u[:, 1][positions]  # [M]
 
         def draw(logits: Tensor, part: slice) -> tuple[Tensor, Tensor]:
             return sample(logits, draws[part], self.temperature, self.top_p)
 
-        tokens, sure = state.predict(denoiser, chosen, draw, t.expand(len(chosen)))
-        state.unmask(chosen, scatter_masked(tokens, chosen, 0), scatter_masked(sure, chosen, 0.0))
+        tokens, confidences = state.predict(denoiser, positions, draw, t.expand(len(positions)))
+        state.unmask(
+            positions,
+            scatter_masked(tokens, positions, 0),
+            scatter_masked(confidences, positions, 0.0),
+        )
 
 
 @dataclass(frozen=True)
@@ -179,9 +184,10 @@ class TwoStage:
         """See `Strategy`; with one pass only there is no second stage."""
         state = DenoisingState(embedding, spec)
         total = (steps + 1) // 2
+        fixes = fixes_length(state, steps)
         for index in range(1, total + 1):
             if bool(state.masked.any()):
-                Sequential().step(state, denoiser, total - index + 1)
+                Sequential().step(state, denoiser, total - index + 1, fixes and index == 1)
             state.show(on_step, index, steps)
         later = steps - total
         if later:
@@ -196,7 +202,7 @@ class TwoStage:
 
     def _renoise(self, state: DenoisingState, generators: Sequence[torch.Generator]) -> None:
         u = uniforms(generators, (state.spec.length,), state.embedding)  # [B, L]
-        chosen = u < self.noise
+        positions = u < self.noise
         if state.spec.end_id is not None:
-            chosen &= ~after_end(state.tokens, state.spec.end_id)
-        state.remask(chosen)
+            positions &= ~after_end(state.tokens, state.spec.end_id)
+        state.remask(positions)

@@ -107,7 +107,7 @@ class RepetitionPenalty:
     A vector says which words a text has better than where they are. A denoiser that knows so puts
     the most probable word at every place it may have, and takes too little back once it is unmasked
     somewhere. The penalty is that of Keskar et al. (2019, arXiv 1909.05858), subtracted for each
-    occurrence, so that a word the denoiser is sure of can be said again.
+    occurrence, so that a word the denoiser is confident of can stand again.
 
     Attributes:
         spec: Its special tokens are not penalised.
@@ -212,8 +212,8 @@ def sample(
         target = u.to(cumulative.dtype)[:, None] * below_one * cumulative[:, -1:]
         # The first token whose sum exceeds the target, which is never one of probability zero
         tokens = torch.searchsorted(cumulative, target, right=True)[:, 0]
-    chosen = logits.gather(1, tokens[:, None])[:, 0]
-    return tokens, (chosen - logits.logsumexp(dim=-1)).exp()
+    token_logits = logits.gather(1, tokens[:, None])[:, 0]
+    return tokens, (token_logits - logits.logsumexp(dim=-1)).exp()
 
 
 def nucleus_floor(p: Tensor, top_p: float) -> Tensor:

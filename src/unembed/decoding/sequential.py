@@ -9,7 +9,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from unembed.decoding.length_search import MOST_LENGTHS, search_lengths
+from unembed.decoding.length_search import (
+    MOST_LENGTHS,
+    fixes_length,
+    predict_with_length,
+    search_lengths,
+)
 from unembed.decoding.logits import margins, most_probable
 from unembed.decoding.state import (
     DenoisingState,
@@ -46,7 +51,11 @@ class Sequential:
         choices=ORDERS,
     )
     lengths: int = option(
-        1, "How many likely lengths are tried and ranked.", low=1, high=MOST_LENGTHS
+        1,
+        "How many likely lengths are tried and ranked; 1 fixes the median one at the first pass, "
+        "0 none.",
+        low=0,
+        high=MOST_LENGTHS,
     )
     needs_encoder: ClassVar[bool] = False
 
@@ -65,24 +74,31 @@ class Sequential:
         oracle: Oracle | None = None,
     ) -> Decoded:
         """See `Strategy`."""
-        if self.lengths > 1:
+        if self.lengths > 1 and spec.content is None:
             return search_lengths(
                 self.step, denoiser, embedding, spec, self.lengths, steps, on_step
             )
         state = DenoisingState(embedding, spec)
         total = min(steps, spec.length)
+        fixes = self.lengths == 1 and fixes_length(state, steps)
         for index in range(1, total + 1):
-            self.step(state, denoiser, total - index + 1)
+            self.step(state, denoiser, total - index + 1, fixes and index == 1)
             finished = not bool(state.masked.any())
             state.show(on_step, index, index if finished else total)
             if finished:
                 break
         return state.decoded()
 
-    def step(self, state: DenoisingState, denoiser: DenoiserFn, passes: int) -> None:
-        """Make one pass, of so many that are left."""
+    def step(
+        self, state: DenoisingState, denoiser: DenoiserFn, passes: int, fixes: bool = False
+    ) -> None:
+        """Make one pass, of so many that are left; one that ``fixes`` the length does so first."""
         masked = state.masked
-        probabilities, guesses, *leads = state.predict(denoiser, masked, self._read)  # [M] each
+        if fixes:
+            figures = predict_with_length(state, denoiser, self._read)
+        else:
+            figures = state.predict(denoiser, masked, self._read)
+        probabilities, guesses, *leads = figures  # [M] each
         confidences = scatter_masked(probabilities, masked, 0.0)  # [B, L]
         tokens = scatter_masked(guesses, masked, 0)
         state.guess(tokens, confidences)
@@ -92,9 +108,10 @@ class Sequential:
         elif self.order == "left-to-right":
             places = torch.arange(0.0, -masked.shape[1], -1.0, device=confidences.device)
             scores = places.expand_as(confidences)
+        masked = state.masked
         scores = duplicates_last(tokens, scores, masked)
-        chosen = topk_mask(scores, masked, tokens_per_step(masked, passes))
-        state.unmask(chosen, tokens, confidences)
+        positions = topk_mask(scores, masked, tokens_per_step(masked, passes))
+        state.unmask(positions, tokens, confidences)
 
     def _read(self, logits: Tensor, _: slice) -> tuple[Tensor, ...]:
         leads = (margins(logits),) if self.order == "margin" else ()

@@ -39,7 +39,11 @@ STRATEGIES: dict[str, type[Strategy]] = {
 DEFAULT_STEPS = 8  # as good as one a position, and four times as fast (docs/results.md)
 MOST_STEPS = 4096
 MOST_CALLS = 1_000_000
-FORM = "NAME[:steps=N][:guidance=FIRST/LAST][:repetition=X][:encoder_calls=N][:OPTION=VALUE]…"
+MOST_TOKENS = 65_536
+FORM = (
+    "NAME[:steps=N][:guidance=FIRST/LAST][:repetition=X][:encoder_calls=N][:length=N]"
+    "[:OPTION=VALUE]…"
+)
 
 _STRONGEST = 100.0  # of guidance and repetition penalty
 # Options by the names they had before 0.2, and those that are gone, which have no effect
@@ -60,6 +64,7 @@ class Decoding:
             0 is the denoiser's own distribution.
         encoder_calls: Texts that may be embedded for each vector; 0 is the threat model *vector
             only*.
+        length: Content tokens of every text; found by the strategy when None.
 
     Raises:
         ConfigError: A number out of range.
@@ -70,10 +75,13 @@ class Decoding:
     guidance: tuple[float, float] | None = None
     repetition_penalty: float = REPETITION_PENALTY
     encoder_calls: int = 0
+    length: int | None = None
 
     def __post_init__(self) -> None:
         _require_whole("steps", self.steps, 1, MOST_STEPS)
         _require_whole("encoder_calls", self.encoder_calls, 0, MOST_CALLS)
+        if self.length is not None:
+            _require_whole("length", self.length, 1, MOST_TOKENS)
         _require_strength("repetition", self.repetition_penalty)
         if self.guidance is not None:
             strengths: Any = self.guidance  # from Python anything may come
@@ -91,6 +99,7 @@ class Decoding:
         guidance: tuple[float, float] | None = None,
         repetition: float | None = None,
         encoder_calls: int = 0,
+        length: int | None = None,
         **options: Any,
     ) -> Decoding:
         """Make one from the name of a strategy.
@@ -101,6 +110,7 @@ class Decoding:
             guidance: See `Decoding`.
             repetition: The ``repetition_penalty``; its default when not given.
             encoder_calls: See `Decoding`.
+            length: See `Decoding`.
             **options: Of the strategy; a value may also be text, as the command line has it.
 
         Raises:
@@ -112,6 +122,7 @@ class Decoding:
             guidance,
             REPETITION_PENALTY if repetition is None else repetition,
             encoder_calls,
+            length,
         )
 
     @classmethod
@@ -119,8 +130,8 @@ class Decoding:
         """Read ``greedy:steps=8`` or ``euler:temperature=0.5``.
 
         Args:
-            text: ``NAME[:steps=N][:guidance=FIRST/LAST][:repetition=X][:encoder_calls=N]`` and
-                ``[:OPTION=VALUE]…``.
+            text: ``NAME[:steps=N][:guidance=FIRST/LAST][:repetition=X][:encoder_calls=N]
+                [:length=N][:OPTION=VALUE]…``.
             steps: For one that does not say.
 
         Raises:
@@ -133,7 +144,7 @@ class Decoding:
             if not (key and equals and value) or key in values:
                 raise ConfigError(f"a decoding as {FORM}", repr(text), "Correct it")
             values[key] = value
-        for key in ("steps", "encoder_calls"):
+        for key in ("steps", "encoder_calls", "length"):
             if key in values:
                 values[key] = _convert(key, values[key], int)
         if "repetition" in values:
@@ -146,7 +157,9 @@ class Decoding:
     def name(self) -> str:
         """The strategy's name; of one that is not registered, its class's."""
         kind = type(self.strategy)
-        return next((name for name, known in STRATEGIES.items() if known is kind), kind.__name__)
+        return next(
+            (name for name, strategy in STRATEGIES.items() if strategy is kind), kind.__name__
+        )
 
     @property
     def threat_model(self) -> str:
@@ -178,6 +191,8 @@ class Decoding:
             settings["repetition"] = self.repetition_penalty
         if self.encoder_calls:
             settings["encoder_calls"] = self.encoder_calls
+        if self.length is not None:
+            settings["length"] = self.length
         for item in dataclasses.fields(cast(Any, self.strategy)):
             value = getattr(self.strategy, item.name)
             if value != item.default:
@@ -231,8 +246,8 @@ def make_strategy(name: str, options: Mapping[str, Any]) -> Strategy:
             continue
         current = ALIASES.get(key, key)
         if current not in defaults:
-            known = ", ".join(defaults) or "none"
-            _refuse(f"an option of the strategy {name} ({known})", key, "the option")
+            names = ", ".join(defaults) or "none"
+            _refuse(f"an option of the strategy {name} ({names})", key, "the option")
         if current in values:
             _refuse(f"the option {current} once", options, "the option")
         values[current] = _convert(key, value, type(defaults[current]))

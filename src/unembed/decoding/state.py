@@ -30,7 +30,8 @@ class DenoisingState:
         embedding: Unit vectors [B, D].
         spec: Length, special tokens and schedule.
         tokens: Ids to start from [B, L], the mask token where masked; all masked when not given.
-        content_only: The end is given: no end token or padding is put before it.
+        end_given: The end is in ``tokens``: none is put before it, and it stays. So it is too
+            where the spec says how long texts are.
 
     Attributes:
         tokens: Ids [B, L].
@@ -46,7 +47,7 @@ class DenoisingState:
         embedding: Tensor,
         spec: SequenceSpec,
         tokens: Tensor | None = None,
-        content_only: bool = False,
+        end_given: bool = False,
     ) -> None:
         self.embedding, self.spec = embedding, spec
         blank = spec.masked(len(embedding), embedding.device)
@@ -54,9 +55,10 @@ class DenoisingState:
         self.confidences = (self.tokens != spec.mask_id).float()
         self.order = torch.zeros_like(self.tokens)
         self.passes = torch.zeros(len(self.tokens), dtype=torch.long, device=embedding.device)
-        self.forbidden = spec.special_ids if content_only else [spec.mask_id]
+        self.end_given = end_given or spec.content is not None
+        self.forbidden = spec.special_ids if self.end_given else [spec.mask_id]
         self._guesses: tuple[Tensor, Tensor] | None = None
-        self._shown = blank.cpu()
+        self._previous = blank.cpu()
 
     @property
     def masked(self) -> Tensor:
@@ -93,28 +95,46 @@ class DenoisingState:
             first = part.stop
         return tuple(torch.cat(parts) for parts in zip(*figures, strict=True))
 
+    def fix_length(self, content: Tensor, confidences: Tensor) -> None:
+        """Put the end behind so many tokens [B]; no other end comes before it, and it stays.
+
+        Args:
+            content: Tokens before the end, from 1 to L - 1.
+            confidences: Probability of the end token at each position [B, L].
+        """
+        tokens = self.spec.with_end(self.tokens, content)
+        sure = torch.where(tokens == self.spec.end_id, confidences, 1.0)
+        self.unmask(tokens != self.tokens, tokens, sure)
+        self.end_given, self.forbidden = True, self.spec.special_ids
+
     def guess(self, tokens: Tensor, confidences: Tensor) -> None:
         """Remember what this pass predicts, [B, L] each, for the next `show`."""
         self._guesses = tokens, confidences
 
-    def unmask(self, chosen: Tensor, tokens: Tensor, confidences: Tensor) -> None:
+    def unmask(self, positions: Tensor, tokens: Tensor, confidences: Tensor) -> None:
         """Write the tokens and confidences [B, L] of the chosen positions, boolean [B, L]."""
-        self.tokens = torch.where(chosen, tokens, self.tokens)
-        self.confidences = torch.where(chosen, confidences, self.confidences)
-        self.order = torch.where(chosen, self.passes[:, None], self.order)
+        self.tokens = torch.where(positions, tokens, self.tokens)
+        self.confidences = torch.where(positions, confidences, self.confidences)
+        self.order = torch.where(positions, self.passes[:, None], self.order)
         if self.spec.end_id is not None and self.spec.pad_id is not None:
             late = after_end(self.tokens, self.spec.end_id) & self.masked
             self.tokens = self.tokens.masked_fill(late, self.spec.pad_id)
             self.confidences = self.confidences.masked_fill(late, 1.0)
             self.order = torch.where(late, self.passes[:, None], self.order)
 
-    def remask(self, chosen: Tensor) -> None:
-        """Mask the chosen positions again, and what follows an end token among them."""
-        if self.spec.end_id is not None:
-            ends = chosen & (self.tokens == self.spec.end_id)
-            chosen = chosen | (ends.cumsum(dim=1) > 0)
-        self.tokens = self.tokens.masked_fill(chosen, self.spec.mask_id)
-        self.confidences = self.confidences.masked_fill(chosen, 0.0)
+    def remask(self, positions: Tensor) -> None:
+        """Mask the positions positions again, and what follows an end token among them.
+
+        An end that was given stays.
+        """
+        if self.end_given:
+            over = (self.tokens == self.spec.end_id) | (self.tokens == self.spec.pad_id)
+            positions = positions & ~over
+        elif self.spec.end_id is not None:
+            ends = positions & (self.tokens == self.spec.end_id)
+            positions = positions | (ends.cumsum(dim=1) > 0)
+        self.tokens = self.tokens.masked_fill(positions, self.spec.mask_id)
+        self.confidences = self.confidences.masked_fill(positions, 0.0)
 
     def show(self, on_step: OnStep | None, index: int, total: int, every: int = 1) -> None:
         """Hand the state to a live display, if there is one: one of every so many sequences."""
@@ -123,14 +143,14 @@ class DenoisingState:
         tokens = self.tokens[::every].cpu().clone()
         ratio = self.masked[::every].float().mean(dim=1).cpu()
         confidences = self.confidences[::every].cpu().clone()
-        changed = tokens != self._shown[::every]
+        changed = tokens != self._previous[::every]
         step = DecodingStep(index, total, tokens, confidences, changed, ratio)
         if self._guesses is not None:
-            guesses, sure = (x[::every].cpu().clone() for x in self._guesses)
-            step = replace(step, guesses=guesses, guess_confidences=sure)
+            guesses, scores = (x[::every].cpu().clone() for x in self._guesses)
+            step = replace(step, guesses=guesses, guess_confidences=scores)
         on_step(step)
         self._guesses = None
-        self._shown = self.tokens.cpu().clone()
+        self._previous = self.tokens.cpu().clone()
 
     def decoded(self) -> Decoded:
         """Return the result."""

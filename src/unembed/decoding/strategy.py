@@ -27,6 +27,7 @@ class SequenceSpec:
         end_id: Id of the token that ends a text; what follows it is never read. None: texts fill
             all L positions.
         pad_id: Id of the token that fills the positions after the end; None where there is no end.
+        content: Tokens before the end, from 1 to L - 1, where that number is given; else None.
     """
 
     length: int
@@ -34,6 +35,12 @@ class SequenceSpec:
     schedule: Schedule
     end_id: int | None = None
     pad_id: int | None = None
+    content: int | None = None
+
+    @property
+    def has_end(self) -> bool:
+        """Whether texts end before L."""
+        return self.end_id is not None and self.pad_id is not None
 
     @property
     def special_ids(self) -> list[int]:
@@ -41,8 +48,17 @@ class SequenceSpec:
         return [i for i in (self.mask_id, self.end_id, self.pad_id) if i is not None]
 
     def masked(self, batch: int, device: torch.device) -> Tensor:
-        """Fully masked sequences [B, L]."""
-        return torch.full((batch, self.length), self.mask_id, device=device)
+        """Fully masked sequences [B, L]; of a given length, with their end and padding."""
+        blank = torch.full((batch, self.length), self.mask_id, device=device)
+        if self.content is None:
+            return blank
+        return self.with_end(blank, torch.full((batch,), self.content, device=device))
+
+    def with_end(self, tokens: Tensor, content: Tensor) -> Tensor:
+        """Put end and padding behind so many tokens [B] of each sequence [B, L]."""
+        places = torch.arange(self.length, device=tokens.device)
+        tokens = torch.where(places == content[:, None], self.end_id or 0, tokens)
+        return torch.where(places > content[:, None], self.pad_id or 0, tokens)
 
 
 @dataclass(frozen=True)

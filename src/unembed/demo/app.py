@@ -19,11 +19,12 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
 import unembed
-from unembed.demo import problems, requests
+from unembed.demo import requests
 from unembed.demo.middleware import Guard
 from unembed.demo.models import EXAMPLES, Demo, describe_model
 from unembed.demo.requests import EventStream
 from unembed.demo.schemas import (
+    MEDIA_TYPE,
     DecodeRequest,
     EncodeOut,
     EncodeRequest,
@@ -31,17 +32,20 @@ from unembed.demo.schemas import (
     InvertOut,
     InvertRequest,
     ModelsOut,
+    ProblemError,
     ProblemOut,
     QueueOut,
     RandomOut,
     RequestBody,
+    on_http_error,
+    on_problem,
 )
 from unembed.demo.server import LOOPBACK
 from unembed.errors import UnembedError
 
 _GRACE = 10.0  # seconds in which the workers must have ended once everybody has an answer
 _STATIC = Path(__file__).parent / "static"
-_PROBLEM = {problems.MEDIA_TYPE: {"schema": ProblemOut.model_json_schema()}}
+_PROBLEM = {MEDIA_TYPE: {"schema": ProblemOut.model_json_schema()}}
 _REFUSALS: dict[int | str, dict[str, Any]] = {
     status: {"description": description, "content": _PROBLEM}
     for status, description in {
@@ -207,9 +211,9 @@ def create_app(demo: Demo, hosts: Sequence[str] = LOOPBACK, origins: Sequence[st
         telemetry={"tracing": False, "metrics": False, "logs": False},
     )
     app.state.demo = demo
-    app.add_exception_handler(problems.ProblemError, problems.on_problem)
-    app.add_exception_handler(UnembedError, problems.on_problem)
-    app.add_exception_handler(HTTPException, problems.on_http_error)
+    app.add_exception_handler(ProblemError, on_problem)
+    app.add_exception_handler(UnembedError, on_problem)
+    app.add_exception_handler(HTTPException, on_http_error)
     app.include_router(pages)
     app.include_router(api)
     app.mount("/static", StaticFiles(directory=_STATIC), name="static")
@@ -285,21 +289,21 @@ def _fields(
 
     Only a body's fields have defaults and may be left out.
     """
-    whole = _resolve(document, schema)
-    if whole.get("type") == "array":
+    resolved = _resolve(document, schema)
+    if resolved.get("type") == "array":
         yield "<p>A list of:</p>"
-        whole = _resolve(document, whole["items"])
-    if "properties" not in whole:
+        resolved = _resolve(document, resolved["items"])
+    if "properties" not in resolved:
         return
-    required = whole.get("required", [])
-    default = "" if answer else "<th>Default"
-    yield f"<div class=wide><table><thead><tr><th>Field<th>Type{default}<th></tr></thead><tbody>"
-    for name, field in whole["properties"].items():
+    required = resolved.get("required", [])
+    head = "" if answer else "<th>Default"
+    yield f"<div class=wide><table><thead><tr><th>Field<th>Type{head}<th></tr></thead><tbody>"
+    for name, field in resolved["properties"].items():
         cells = [f"<code>{escape(name)}</code>", escape(_type(document, field))]
         description = field.get("description", "")
         if not answer:
-            given = "required" if name in required else json.dumps(field.get("default"))
-            cells.append(f"<code>{escape(given)}</code>")
+            default = "required" if name in required else json.dumps(field.get("default"))
+            cells.append(f"<code>{escape(default)}</code>")
         yield f"<tr><td>{'<td>'.join(cells)}<td>{escape(description)}</tr>"
     yield "</tbody></table></div>"
 

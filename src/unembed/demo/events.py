@@ -25,18 +25,18 @@ class Speller:
 
     def __init__(self, tokenizer: TextTokenizer) -> None:
         self.tokenizer = tokenizer
-        self._known: dict[int, str] = {}
+        self._spellings: dict[int, str] = {}
 
     def __call__(self, token: int) -> str:
         """One token; a byte-level vocabulary's is decoded, so that it can be read."""
-        if token not in self._known:
+        if token not in self._spellings:
             (name,), (text,) = (
                 self.tokenizer.token_strings([token]),
                 self.tokenizer.decode([[token]]),
             )
             start = name[:1] if name[:1] in _WORD_STARTS else ""
-            self._known[token] = start + text if text else name
-        return self._known[token]
+            self._spellings[token] = start + text if text else name
+        return self._spellings[token]
 
     def all(self, text: str) -> list[str]:
         """The tokens of a text."""
@@ -69,13 +69,13 @@ def step_event(step: DecodingStep, row: int, speller: Speller, seconds: float) -
 def _tokens(step: DecodingStep, row: int, speller: Speller) -> list[dict[str, Any]]:
     """A dictionary per position; what the denoiser would say where nothing is unmasked."""
     ids, states = speller.tokenizer, _states(step, row, speller.tokenizer)
-    tokens, sure = step.tokens[row].tolist(), step.confidences[row].tolist()
+    tokens, confidences = step.tokens[row].tolist(), step.confidences[row].tolist()
     if step.guesses is not None and step.guess_confidences is not None:
         guesses = step.guesses[row].tolist(), step.guess_confidences[row].tolist()
         for place, state in enumerate(states):
             if state == "masked":
                 states[place] = "guessed"
-                tokens[place], sure[place] = guesses[0][place], guesses[1][place]
+                tokens[place], confidences[place] = guesses[0][place], guesses[1][place]
     changed = step.changed[row].tolist()
     return [
         {
@@ -84,7 +84,7 @@ def _tokens(step: DecodingStep, row: int, speller: Speller) -> list[dict[str, An
             "state": state,
             "changed": new,
         }
-        for token, p, state, new in zip(tokens, sure, states, changed, strict=True)
+        for token, p, state, new in zip(tokens, confidences, states, changed, strict=True)
     ]
 
 
@@ -121,8 +121,8 @@ def figures(
         speller: Of the model.
     """
     tokens = [
-        {"text": speller(token), "confidence": round(sure, 4)}
-        for token, sure in zip(inversion.token_ids, inversion.confidences, strict=True)
+        {"text": speller(token), "confidence": round(confidence, 4)}
+        for token, confidence in zip(inversion.token_ids, inversion.confidences, strict=True)
     ]
     metrics: dict[str, Any] = dict.fromkeys(
         ("alignment", "token_accuracy", "exact_match", "token_f1")

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from unembed.errors import ConfigError
 
 _UNITS = {"second": 1.0, "minute": 60.0, "hour": 3600.0}
+TEXT_BYTES = 1 << 15  # of a body, from which on it counts as several texts
 _CLIENTS = 10_000  # remembered; the one not seen for longest is forgotten
 
 

@@ -4,24 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import re
 import time
 from collections.abc import Sequence
-from http import HTTPStatus
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from unembed.demo.limits import Limits, RateLimiter, client_of, parse_rate
-from unembed.demo.metrics import Metrics
-from unembed.demo.problems import ProblemError, too_large
-from unembed.demo.queue import describe, failure
+from unembed.demo.limits import TEXT_BYTES, Limits, RateLimiter, client_of, parse_rate
+from unembed.demo.queue import Metrics, describe, failure
+from unembed.demo.schemas import ProblemError, too_large
 
 log = logging.getLogger(__name__)
 
 _HOST = re.compile(r"(\[[0-9a-f:.]+\]|[^:@/?#\[\]\\\s]+)(?::\d{1,5})?")
 _METHODS = ("GET", "HEAD", "POST", "OPTIONS")
+_DRAINED = 1 << 16  # bytes of a refused body that are read and dropped, to keep the connection
+_COST = "unembed.cost"  # key of a scope: texts that its client was charged for
 
 _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
@@ -51,16 +52,19 @@ class Clients:
         self._limiter = None if rate is None else RateLimiter(*parse_rate(rate))
         self._metrics = metrics
 
-    def charge(self, scope: Scope, cost: int = 1, paid: int = 0) -> ProblemError | None:
+    def charge(self, scope: Scope, cost: int) -> ProblemError | None:
         """Count texts of the client of a request; the refusal if there are too many.
 
         Args:
             scope: Of the request.
-            cost: Texts of the whole request.
-            paid: Those of them that were counted before.
+            cost: Texts of the whole request; those that were counted for it before are not again.
         """
-        wait = self._limiter.take(client_name(scope), cost, paid) if self._limiter else 0
+        paid = scope.get(_COST, 0)
+        if not self._limiter or cost <= paid:
+            return None
+        wait = self._limiter.take(client_name(scope), cost, paid)
         if not wait:
+            scope[_COST] = cost
             return None
         self._metrics.refused("rate")
         return ProblemError(429, "too many requests from this address", wait)
@@ -113,7 +117,8 @@ class Guard:
         try:
             problem = self._refusal(scope)
             if problem is not None:
-                body.broken = problem.status == HTTPStatus.LENGTH_REQUIRED
+                length = _length(Headers(scope=scope))
+                body.broken = length is None or length > _DRAINED
                 await problem.to_response()(scope, receive, answer)
             else:
                 _drop_range(scope)
@@ -135,14 +140,24 @@ class Guard:
         if host_of(headers.get("host", "")) not in self.hosts:
             self.metrics.refused("host")
             return ProblemError(421, "this server does not answer to that host name")
-        if "transfer-encoding" in headers:
+        length = _length(headers)
+        if length is None:
             return ProblemError(
                 411, "expected a body with the header Content-Length, not in chunks"
             )
-        length = headers.get("content-length", "0")
-        if length.isdecimal() and int(length) > self.limits.body_bytes:
+        if length > self.limits.body_bytes:
             return too_large()
-        return self.clients.charge(scope) if scope["method"] == "POST" else None
+        if scope["method"] != "POST":
+            return None
+        # Before it is read, so that reading much to refuse it is not a text's price
+        return self.clients.charge(scope, max(1, math.ceil(length / TEXT_BYTES)))
+
+
+def _length(headers: Headers) -> int | None:
+    """Bytes of the body; None where they are not told, as in chunks."""
+    length = headers.get("content-length", "0")
+    told = length.isascii() and length.isdecimal() and "transfer-encoding" not in headers
+    return int(length) if told else None
 
 
 class _Body:
@@ -152,7 +167,7 @@ class _Body:
     """
 
     def __init__(self, receive: Receive, limits: Limits) -> None:
-        self.receive, self.left = receive, limits.body_bytes
+        self.receive, self.remaining = receive, limits.body_bytes
         self.end = time.monotonic() + limits.body_seconds
         self.complete = self.broken = False
 
@@ -165,8 +180,8 @@ class _Body:
         except TimeoutError as error:
             self.broken = True
             raise HTTPException(408, "the body took too long to come") from error
-        self.left -= len(message.get("body", b""))
-        if self.left < 0:
+        self.remaining -= len(message.get("body", b""))
+        if self.remaining < 0:
             self.broken = True
             raise HTTPException(413)
         self.complete = not message.get("more_body", False)

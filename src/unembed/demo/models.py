@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +19,16 @@ from numpy.typing import NDArray
 from unembed.decoding import DEFAULT_STEPS, STRATEGIES, Decoding, DecodingStep, strategy_fields
 from unembed.demo.events import Speller, figures, is_news, step_event
 from unembed.demo.limits import Limits
-from unembed.demo.metrics import Metrics
 from unembed.demo.middleware import Clients
-from unembed.demo.problems import ProblemError
-from unembed.demo.queue import Job, Worker, require_listener
-from unembed.demo.schemas import ModelOut, Option, StrategyOut
+from unembed.demo.queue import Job, Metrics, Worker, require_listener
+from unembed.demo.schemas import ModelOut, Option, ProblemError, StrategyOut
 from unembed.encoders.base import Encoder, EncoderIdentity, Progress
 from unembed.errors import ConfigError
 from unembed.inverter import Inversion, Inverter
 from unembed.tokenizer import TextTokenizer
 
 DEFAULT_CALLS = 128  # where a strategy asks the encoder and the request does not say how often
+_OTHER_COMMAS = 1024  # of a body, beside those of its vectors or texts
 _PART = 16  # texts that the shared encoder embeds before others have their turn
 
 
@@ -248,7 +247,7 @@ class _Broadcast:
         require_listener(self.jobs)
         seconds, row = time.perf_counter() - self.began, 0
         for job in self.jobs:
-            if job.watched and not job.gone and is_news(step, self.before, row):
+            if job.watched and not job.cancelled and is_news(step, self.before, row):
                 job.tell("step", step_event(step, row, self.speller, seconds))
             row += len(job)
         self.before = step
@@ -275,6 +274,12 @@ class Demo:
     parser: ThreadPoolExecutor = field(
         default_factory=lambda: ThreadPoolExecutor(1, thread_name_prefix="unembed bodies")
     )
+
+    @cached_property
+    def most_commas(self) -> int:
+        """Count the commas that a body with as many vectors or texts as are taken may have."""
+        widest = max(model.encoder.identity.dimension for model in self.models.values())
+        return self.limits.vectors * (max(widest, self.limits.text_chars) + 1) + _OTHER_COMMAS
 
     def find(self, name: str | None) -> ServedModel:
         """A model by its name; the default one without.

@@ -1,4 +1,4 @@
-"""A fair queue of requests, and the threads that serve those with the same settings together."""
+"""A fair queue of requests, the threads that serve those of the same settings together, figures."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import prometheus_client as prometheus
 from numpy.typing import NDArray
 
 from unembed.decoding import Decoding
 from unembed.demo.limits import Limits
-from unembed.demo.metrics import Metrics
-from unembed.demo.problems import ProblemError, refusal
+from unembed.demo.schemas import ProblemError, refusal
 from unembed.errors import UnembedError
 
 log = logging.getLogger(__name__)
@@ -35,7 +35,7 @@ class Job:
         watched: Somebody wants to see the steps.
         tell: Takes the name of an event and its data; called from any thread.
         client: Who sent it, for a fair order.
-        gone: The client has left, or its time is over; nobody reads what it is told.
+        cancelled: The client has left, or its time is over; nobody reads what it is told.
     """
 
     decoding: Decoding | None
@@ -44,7 +44,7 @@ class Job:
     watched: bool
     tell: Callable[[str, Any], None]
     client: str = ""
-    gone: bool = False
+    cancelled: bool = False
 
     def __len__(self) -> int:
         """Count the texts or vectors."""
@@ -55,7 +55,7 @@ class Job:
         """Denoiser passes over all its vectors, about: what it costs beside other jobs."""
         if self.decoding is None:
             return len(self)
-        lengths: int = getattr(self.decoding.strategy, "lengths", 1)
+        lengths: int = max(1, getattr(self.decoding.strategy, "lengths", 1))
         guided = 1 if self.decoding.guidance is None else 2
         return len(self) * self.decoding.steps * lengths * guided
 
@@ -77,7 +77,7 @@ def require_listener(jobs: Sequence[Job]) -> None:
     Raises:
         AbandonedError: They have.
     """
-    if all(job.gone for job in jobs):
+    if all(job.cancelled for job in jobs):
         raise AbandonedError
 
 
@@ -142,7 +142,7 @@ class Worker:
         A job that is over is left without effect.
         """
         with self._changed:
-            job.gone = True
+            job.cancelled = True
             if job in self._waiting:
                 self._waiting.remove(job)
                 self._tell_places()
@@ -284,3 +284,96 @@ def failure() -> ProblemError:
 def shutting_down() -> ProblemError:
     """No new work."""
     return ProblemError(503, "the server is shutting down", 5)
+
+
+# Figures for Prometheus, in a registry of their own
+
+_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+_VECTORS = (1, 2, 4, 8, 16, 32, 64)
+
+
+class Metrics:
+    """What one server counts."""
+
+    def __init__(self) -> None:
+        registry = self.registry = prometheus.CollectorRegistry()
+        prometheus.ProcessCollector(registry=registry)
+        self._requests = prometheus.Counter(
+            "unembed_requests",
+            "Requests answered.",
+            ["method", "path", "status"],
+            registry=registry,
+        )
+        self._seconds = prometheus.Histogram(
+            "unembed_request_seconds",
+            "From a request's head to the end of its answer.",
+            ["path"],
+            registry=registry,
+            buckets=_SECONDS,
+        )
+        self._refused = prometheus.Counter(
+            "unembed_refused", "Requests refused.", ["reason"], registry=registry
+        )
+        self._abandoned = prometheus.Counter(
+            "unembed_abandoned", "Requests whose client left.", ["worker"], registry=registry
+        )
+        self._batch = prometheus.Histogram(
+            "unembed_batch_vectors",
+            "Vectors decoded together.",
+            ["worker"],
+            registry=registry,
+            buckets=_VECTORS,
+        )
+        self._batch_seconds = prometheus.Histogram(
+            "unembed_batch_seconds",
+            "Time of a batch.",
+            ["worker"],
+            registry=registry,
+            buckets=_SECONDS,
+        )
+        self._work = prometheus.Counter(
+            "unembed_work",
+            "Denoiser passes and encoder calls made for vectors.",
+            ["model", "kind"],
+            registry=registry,
+        )
+        self._queue = prometheus.Gauge(
+            "unembed_jobs", "Requests waiting or running.", ["worker", "state"], registry=registry
+        )
+
+    def answered(self, method: str, path: str, status: int, seconds: float) -> None:
+        """A request is over."""
+        self._requests.labels(method, path, str(status)).inc()
+        self._seconds.labels(path).observe(seconds)
+
+    def refused(self, reason: str) -> None:
+        """A request was sent away: ``queue``, ``rate``, ``host``."""
+        self._refused.labels(reason).inc()
+
+    def abandoned(self, worker: str) -> None:
+        """A client left before its result."""
+        self._abandoned.labels(worker).inc()
+
+    def batch(self, worker: str, vectors: int) -> None:
+        """A batch begins."""
+        self._batch.labels(worker).observe(vectors)
+
+    def served(self, worker: str, seconds: float) -> None:
+        """A batch is over."""
+        self._batch_seconds.labels(worker).observe(seconds)
+
+    def worked(self, model: str, passes: int, encoder_calls: int) -> None:
+        """What vectors cost."""
+        self._work.labels(model, "denoiser passes").inc(passes)
+        self._work.labels(model, "encoder calls").inc(encoder_calls)
+
+    def page(self, counts: dict[str, tuple[int, int]]) -> bytes:
+        """Everything in Prometheus's text format.
+
+        Args:
+            counts: Jobs waiting and running, by worker.
+        """
+        for worker, (waiting, running) in counts.items():
+            self._queue.labels(worker, "waiting").set(waiting)
+            self._queue.labels(worker, "running").set(running)
+        return prometheus.generate_latest(self.registry)

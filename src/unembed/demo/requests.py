@@ -23,9 +23,15 @@ from unembed.decoding.settings import make_strategy
 from unembed.demo.limits import Limits
 from unembed.demo.middleware import client_name
 from unembed.demo.models import DEFAULT_CALLS, Demo, ServedModel
-from unembed.demo.problems import ProblemError, invalid
 from unembed.demo.queue import Job
-from unembed.demo.schemas import DecodeRequest, EncodeRequest, InvertRequest, RequestBody
+from unembed.demo.schemas import (
+    DecodeRequest,
+    EncodeRequest,
+    InvertRequest,
+    ProblemError,
+    RequestBody,
+    invalid,
+)
 from unembed.encoders.vectors import as_unit_vectors
 
 _PING = 10.0  # seconds without an event after which the connection is kept open by a comment
@@ -52,8 +58,11 @@ async def read_body(request: Request, demo: Demo, schema: type[Body]) -> Body:
     content = await request.body()
     if not _JSON.fullmatch(kind):
         raise ProblemError(422, "expected a body declared with Content-Type: application/json")
-    if content.count(b'":') > _MOST_COLONS:  # looked at without parsing, which would take long
+    # Looked at without parsing, which would take long
+    if content.count(b'":') > _MOST_COLONS:
         raise ProblemError(422, f"body: expected at most {_KEYS} keys; found thousands")
+    if content.count(b",") > demo.most_commas:
+        raise ProblemError(422, f"body: expected at most {demo.most_commas} values; found more")
     if len(content) <= _SMALL:
         return parse_body(content, schema)
     loop = asyncio.get_running_loop()
@@ -127,12 +136,14 @@ class PendingJob:
         last = "done" if self._job.decoding is not None else "start"
         name = ""
         while name not in (last, "error"):
-            left = self._end - time.monotonic()
+            remaining = self._end - time.monotonic()
             try:
-                name, data = await asyncio.wait_for(self._events.get(), max(0.0, min(left, _PING)))
+                name, data = await asyncio.wait_for(
+                    self._events.get(), max(0.0, min(remaining, _PING))
+                )
             except TimeoutError:
                 name, data = "ping", None
-                if left <= _PING:
+                if remaining <= _PING:
                     name, data = "error", _too_slow(self._demo.limits).to_dict()
             self._over = name in (last, "error")
             self._log(name, data)
@@ -150,15 +161,15 @@ class PendingJob:
             ProblemError: Of an ``error``; or the client has left.
         """
         answer = asyncio.ensure_future(self._last())
-        gone = asyncio.ensure_future(_disconnected(request))
+        disconnect = asyncio.ensure_future(_disconnected(request))
         try:
-            await asyncio.wait({answer, gone}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({answer, disconnect}, return_when=asyncio.FIRST_COMPLETED)
             if not answer.done():
                 raise ProblemError(408, "the client has left")
             return answer.result()
         finally:
             answer.cancel()
-            gone.cancel()
+            disconnect.cancel()
             self.leave()
 
     async def _last(self) -> dict[str, Any]:
@@ -266,7 +277,7 @@ def invert(demo: Demo, body: InvertRequest, scope: Scope) -> PendingJob:
             _check_text(text, demo.limits)
     else:
         inputs = as_unit_vectors(body.embeddings, model.encoder.identity.dimension)
-    problem = demo.clients.charge(scope, count, paid=1) if count > 1 else None
+    problem = demo.clients.charge(scope, count)
     if problem is not None:
         raise problem
     return PendingJob(demo, model, decoding, inputs, client_name(scope), body.seed)

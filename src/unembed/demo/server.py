@@ -25,8 +25,8 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from unembed.demo.limits import client_of
 from unembed.demo.middleware import HEADERS
 from unembed.demo.models import Demo
-from unembed.demo.problems import MEDIA_TYPE, ProblemError
 from unembed.demo.queue import describe
+from unembed.demo.schemas import MEDIA_TYPE, ProblemError
 from unembed.errors import ConfigError
 
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]")

@@ -108,7 +108,7 @@ class Encoder(Protocol):
         ...
 
 
-def known_as(name: str) -> str:
+def recorded_name(name: str) -> str:
     """What a model is recorded as: of an absolute path, which is nobody's business, the end."""
     return Path(name).name if Path(name).is_absolute() else name
 

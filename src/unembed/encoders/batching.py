@@ -52,8 +52,8 @@ def run_batches(
     try:
         with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
             running = [pool.submit(work, batch) for batch in batches[1:]]
-            for batch, done in zip(batches[1:], running, strict=True):
-                done.result()
+            for batch, future in zip(batches[1:], running, strict=True):
+                future.result()
                 yield len(batch)
     finally:
         torch.set_num_threads(before)

@@ -34,25 +34,25 @@ class EncoderOracle:
     ) -> None:
         self._encoder, self._tokenizer, self._targets = encoder, tokenizer, targets
         self._budget = budget
-        self._known: list[dict[str, float]] = [{} for _ in targets]
+        self._cosines: list[dict[str, float]] = [{} for _ in targets]
         self._vectors: list[dict[str, NDArray[np.float32]]] = [{} for _ in targets]
 
     @property
     def calls(self) -> Tensor:
         """Calls made for each vector [B]."""
-        return torch.tensor([len(known) for known in self._known])
+        return torch.tensor([len(cosines) for cosines in self._cosines])
 
     def remaining(self, row: int) -> int:
         """Calls left for one vector."""
-        return self._budget - len(self._known[row])
+        return self._budget - len(self._cosines[row])
 
     def __call__(self, rows: Sequence[int], token_ids: Tensor | Sequence[Sequence[int]]) -> Tensor:
         """See `unembed.decoding.Oracle`."""
         ids = token_ids.tolist() if isinstance(token_ids, Tensor) else token_ids
-        asked = list(zip(rows, self._tokenizer.decode(ids), strict=True))
-        self._embed(self._affordable(asked))
+        queries = list(zip(rows, self._tokenizer.decode(ids), strict=True))
+        self._embed(self._affordable(queries))
         cosines = [
-            self._known[row].get(text, _UNPAID) if text else _INVISIBLE for row, text in asked
+            self._cosines[row].get(text, _UNPAID) if text else _INVISIBLE for row, text in queries
         ]
         return torch.tensor(cosines, dtype=torch.float32)
 
@@ -68,14 +68,19 @@ class EncoderOracle:
         ]
         return np.stack(embeddings) if embeddings else nothing[None][:0]
 
-    def _affordable(self, asked: Sequence[tuple[int, str]]) -> list[tuple[int, str]]:
+    def _affordable(self, queries: Sequence[tuple[int, str]]) -> list[tuple[int, str]]:
         """The (row, text) that are new, each once, as far as each row's budget goes."""
         new: dict[tuple[int, str], None] = {}
-        left = {row: self.remaining(row) for row, _ in asked}
-        for row, text in asked:
-            if text and text not in self._known[row] and (row, text) not in new and left[row] > 0:
+        budgets = {row: self.remaining(row) for row, _ in queries}
+        for row, text in queries:
+            if (
+                text
+                and text not in self._cosines[row]
+                and (row, text) not in new
+                and budgets[row] > 0
+            ):
                 new[row, text] = None
-                left[row] -= 1
+                budgets[row] -= 1
         return list(new)
 
     def _embed(self, pairs: Sequence[tuple[int, str]]) -> None:
@@ -84,5 +89,5 @@ class EncoderOracle:
         texts = list(dict.fromkeys(text for _, text in pairs))
         vectors = dict(zip(texts, self._encoder.encode(texts), strict=True))
         for row, text in pairs:
-            self._known[row][text] = float(vectors[text] @ self._targets[row])
+            self._cosines[row][text] = float(vectors[text] @ self._targets[row])
             self._vectors[row][text] = vectors[text]

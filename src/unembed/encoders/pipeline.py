@@ -17,7 +17,7 @@ _LIBRARY, _TORCH = "sentence_transformers.", "torch."
 _MOST_BYTES = 1 << 20  # of a settings file
 
 
-def require_known_code(folder: Path) -> None:
+def refuse_foreign_code(folder: Path) -> None:
     """Refuse a model whose files name classes of other packages than the two it is loaded with.
 
     Some versions of the library import such a class from the model's own folder, others refuse.
@@ -119,12 +119,12 @@ def mend_padding(model: Any) -> str | None:
     return f"{tokenizer.pad_token!r}, the end token: made up, as the tokenizer has no padding token"
 
 
-def describe(model: Any, made_up: dict[str, str]) -> list[tuple[str, str]]:
+def describe(model: Any, defaults: dict[str, str]) -> list[tuple[str, str]]:
     """Names and values of what a loaded model does with a text, for people to compare.
 
     Args:
         model: A `SentenceTransformer`.
-        made_up: Of what its files do not say: name → what was taken in its place.
+        defaults: Of what its files do not say: name → what was taken in its place.
     """
     modules = list(model)
     rows = {"modules": " → ".join(type(module).__name__ for module in modules)}
@@ -138,7 +138,7 @@ def describe(model: Any, made_up: dict[str, str]) -> list[tuple[str, str]]:
     rows["longest text"] = "no limit" if limit is None else f"{limit} tokens, special ones included"
     truncated = getattr(model, "truncate_dim", None)
     rows["truncation"] = "none" if truncated is None else f"the first {truncated} dimensions"
-    return [*(rows | made_up).items()]
+    return [*(rows | defaults).items()]
 
 
 def _pooling_mode(module: Any) -> str | None:
@@ -223,7 +223,7 @@ CATALOG: dict[str, CatalogEntry] = {
 
 def find(name: str) -> CatalogEntry | None:
     """The entry for a short name or a Hub repository, in any case."""
-    wanted = name.lower()
-    if wanted in CATALOG:
-        return CATALOG[wanted]
-    return next((e for e in CATALOG.values() if e.repository.lower() == wanted), None)
+    key = name.lower()
+    if key in CATALOG:
+        return CATALOG[key]
+    return next((e for e in CATALOG.values() if e.repository.lower() == key), None)

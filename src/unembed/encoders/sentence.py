@@ -16,13 +16,13 @@ from numpy.typing import NDArray
 
 from unembed.device import Compute, choose_compute, replica_devices
 from unembed.encoders import pipeline
-from unembed.encoders.base import EncoderIdentity, Progress, check_texts, known_as
+from unembed.encoders.base import EncoderIdentity, Progress, check_texts, recorded_name
 from unembed.encoders.batching import one_ahead, plan_batches, run_batches
 from unembed.encoders.pipeline import (
     describe,
     longest_text,
     mend_padding,
-    require_known_code,
+    refuse_foreign_code,
     require_pooling,
 )
 from unembed.errors import EncoderError
@@ -56,10 +56,10 @@ class SentenceEncoder:
         load: Callable[[Compute], SentenceTransformer] | None = None,
         replicas: Sequence[Compute] = (),
         batch_size: int | None = None,
-        made_up: dict[str, str] | None = None,
+        defaults: dict[str, str] | None = None,
     ) -> None:
         self._model = model
-        self._made_up = made_up or {}
+        self._defaults = defaults or {}
         self._load = load
         self._waiting = list(replicas)
         self._models = [model]
@@ -151,7 +151,7 @@ class SentenceEncoder:
     @property
     def pipeline(self) -> list[tuple[str, str]]:
         """What the model does with a text: modules, pooling, longest text, truncation."""
-        return describe(self._model, self._made_up)
+        return describe(self._model, self._defaults)
 
     def official(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Vectors [B, D] by the library alone: the files loaded apart, in float32, its batching.
@@ -228,7 +228,7 @@ def load_encoder(
             "Reinstall the model from a source you trust",
         )
     if not trust_remote_code:
-        require_known_code(folder)
+        refuse_foreign_code(folder)
     require_pooling(folder, pooling)
     compute = compute or choose_compute(training=False)
     raw = partial(_load, folder, entry, trust_remote_code, pooling, truncate_dim)
@@ -240,10 +240,10 @@ def load_encoder(
 
     model = raw(compute)
     padding = mend_padding(model)
-    prompt = _chosen_prompt(model, prompt, prompt_name)
+    prompt = _find_prompt(model, prompt, prompt_name)
     dimension = _dimension(model, entry, truncate_dim)
     identity = EncoderIdentity(
-        name=entry.name if entry is not None else known_as(name),
+        name=entry.name if entry is not None else recorded_name(name),
         revision=commit,
         dimension=dimension,
         weights_digest=digest,
@@ -253,13 +253,13 @@ def load_encoder(
     )
     others = [Compute(each, compute.dtype) for each in replica_devices(compute.device)[1:]]
     tokenizer = from_transformers(model.tokenizer)
-    made_up = {} if padding is None else {"padding": padding}
+    defaults = {} if padding is None else {"padding": padding}
     if prompt is None and not identity.prompt and (query := _query_default(model)):
-        made_up["prompt of documents"] = (
+        defaults["prompt of documents"] = (
             f"none: the model's default prompt, {query!r}, is for queries. If the texts were "
             "embedded with it all the same, set encoder.prompt_name"
         )
-    return SentenceEncoder(model, identity, tokenizer, load, others, batch_size, made_up)
+    return SentenceEncoder(model, identity, tokenizer, load, others, batch_size, defaults)
 
 
 def _dimension(
@@ -374,7 +374,7 @@ def _document_prompt(model: SentenceTransformer, entry: pipeline.CatalogEntry | 
     return _own_prompt(model) or (entry.prompt if entry is not None else "")
 
 
-def _chosen_prompt(model: SentenceTransformer, prompt: str | None, name: str | None) -> str | None:
+def _find_prompt(model: SentenceTransformer, prompt: str | None, name: str | None) -> str | None:
     """The prompt asked for, by its text or by its name; None where neither was given."""
     texts = getattr(model, "prompts", {})
     if name is not None and name not in texts:

@@ -1,1 +1,1 @@
-"""How much of the text came back: metrics, controls, tables."""
+"""How much of the text came back: metrics, baselines, tables."""

@@ -55,14 +55,14 @@ class Tally:
     def __init__(self, texts: int) -> None:
         self.texts = texts
         self.sums = np.zeros((block_count(texts), len(COLUMNS)))
-        self.known = np.zeros((block_count(texts), len(COLUMNS)))
+        self.counts = np.zeros((block_count(texts), len(COLUMNS)))
 
     def add(self, index: int, values: NDArray[np.float64]) -> None:
         """Add the numbers of text ``index`` (0 to N-1); not-a-number is not known."""
         block = index * len(self.sums) // self.texts
         missing = np.isnan(values)
         self.sums[block] += np.where(missing, 0.0, values)
-        self.known[block] += ~missing
+        self.counts[block] += ~missing
 
     def figures(self, weights: NDArray[np.float64]) -> dict[str, Figure | None]:
         """Every metric, None where no text has it.
@@ -70,26 +70,29 @@ class Tally:
         Args:
             weights: How often each block is drawn in each resample [R, blocks], of `draw_blocks`.
         """
-        found: dict[str, Figure | None] = {}
-        sums, known = self.sums.sum(axis=0), self.known.sum(axis=0)
-        drawn, drawn_known = weights @ self.sums, weights @ self.known  # [R, columns]
+        figures: dict[str, Figure | None] = {}
+        sums, counts = self.sums.sum(axis=0), self.counts.sum(axis=0)
+        resampled_sums, resampled_counts = (
+            weights @ self.sums,
+            weights @ self.counts,
+        )  # [R, columns]
         for name in MEANS:
             at = COLUMNS.index(name)
             with np.errstate(invalid="ignore", divide="ignore"):
-                means = drawn[:, at] / drawn_known[:, at]
-                found[name] = _figure(sums[at] / known[at], means, int(known[at]))
+                means = resampled_sums[:, at] / resampled_counts[:, at]
+                figures[name] = _figure(sums[at] / counts[at], means, int(counts[at]))
         parts = [COLUMNS.index(name) for name in BLEU_PARTS]
-        found[CORPUS_BLEU] = None
-        if known[parts[0]]:
-            bleu = np.array([corpus_bleu(row) for row in drawn[:, parts].tolist()])
+        figures[CORPUS_BLEU] = None
+        if counts[parts[0]]:
+            bleu = np.array([corpus_bleu(row) for row in resampled_sums[:, parts].tolist()])
             mean = corpus_bleu(sums[parts].tolist())
-            found[CORPUS_BLEU] = _figure(mean, bleu, int(known[parts[0]]))
+            figures[CORPUS_BLEU] = _figure(mean, bleu, int(counts[parts[0]]))
         parts = [COLUMNS.index(name) for name in CALIBRATION_PARTS]
         with np.errstate(invalid="ignore", divide="ignore"):
-            errors = calibration_error(drawn[:, parts])
+            errors = calibration_error(resampled_sums[:, parts])
             mean = float(calibration_error(sums[parts]))
-        found[CALIBRATION] = _figure(mean, errors, int(known[parts[0]]))
-        return {name: found[name] for name in METRICS}
+        figures[CALIBRATION] = _figure(mean, errors, int(counts[parts[0]]))
+        return {name: figures[name] for name in METRICS}
 
 
 def block_count(texts: int) -> int:
@@ -102,8 +105,8 @@ def draw_blocks(blocks: int, seed: int, resamples: int = RESAMPLES) -> NDArray[n
 
     One draw serves every row and metric of a table, so that their differences are paired.
     """
-    drawn = np.random.default_rng(seed).integers(blocks, size=(resamples, blocks))
-    flat = drawn + blocks * np.arange(resamples)[:, None]
+    draws = np.random.default_rng(seed).integers(blocks, size=(resamples, blocks))
+    flat = draws + blocks * np.arange(resamples)[:, None]
     counts = np.bincount(flat.ravel(), minlength=resamples * blocks)
     return counts.reshape(resamples, blocks).astype(np.float64)
 
@@ -116,16 +119,16 @@ def summarise(
     Returns:
         None when no value could be computed: a missing metric is never 0.
     """
-    known: NDArray[np.float64] = np.array([v for v in values if v is not None], dtype=np.float64)
-    if not len(known):
+    numbers: NDArray[np.float64] = np.array([v for v in values if v is not None], dtype=np.float64)
+    if not len(numbers):
         return None
-    means = draw_blocks(len(known), seed, resamples) @ known / len(known)
-    return _figure(known.mean(), means, len(known))
+    means = draw_blocks(len(numbers), seed, resamples) @ numbers / len(numbers)
+    return _figure(numbers.mean(), means, len(numbers))
 
 
 def _figure(mean: float, resampled: NDArray[np.float64], n: int) -> Figure | None:
-    known = resampled[np.isfinite(resampled)]  # a resample may hold none of the texts that count
-    if n == 0 or not len(known):
+    finite = resampled[np.isfinite(resampled)]  # a resample may hold none of the texts that count
+    if n == 0 or not len(finite):
         return None
-    low, high = np.quantile(known, _LEVELS)
+    low, high = np.quantile(finite, _LEVELS)
     return Figure(float(mean), float(low), float(high), n)

@@ -23,7 +23,7 @@ def settings_digest(settings: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 
-class Journal:
+class RowCache:
     """The recoveries of one row of the tables, in the order of the texts, one JSON object a line.
 
     The name of the file holds a digest of what the recoveries depend on, so other settings are
@@ -57,7 +57,7 @@ class Journal:
             raise DataError(f"a folder at {folder}", str(error), "Choose another --out") from error
         self._finished = _lines_after_the_first(self.path)
 
-    def __enter__(self) -> Journal:
+    def __enter__(self) -> RowCache:
         return self
 
     def __exit__(
@@ -100,9 +100,11 @@ class Journal:
             self._file.write(line.encode() + b"\n")
         self._file.flush()
 
-    def _wrong(self, found: str) -> DataError:
+    def _wrong(self, actual: str) -> DataError:
         return DataError(
-            f"the recoveries of these texts in {self.path}", found, "Delete the file, or the folder"
+            f"the recoveries of these texts in {self.path}",
+            actual,
+            "Delete the file, or the folder",
         )
 
 

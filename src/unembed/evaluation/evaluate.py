@@ -1,4 +1,4 @@
-"""Decode held-out texts from a fully masked start and say how much came back, beside controls."""
+"""Decode held-out texts from a fully masked start and say how much came back, beside baselines."""
 
 from __future__ import annotations
 
@@ -16,8 +16,7 @@ from unembed.config import DataSection
 from unembed.data.pairs import Pairs
 from unembed.encoders.base import Encoder
 from unembed.evaluation.bootstrap import RESAMPLES, Figure, Tally, block_count, draw_blocks
-from unembed.evaluation.cache import Journal
-from unembed.evaluation.examples import Example, draw_indices, make_example
+from unembed.evaluation.cache import RowCache
 from unembed.evaluation.metrics import BINS, Recovery, Ruler, make_ruler
 from unembed.evaluation.rows import (
     CHUNK,
@@ -29,7 +28,15 @@ from unembed.evaluation.rows import (
     Spec,
     name_attacks,
 )
-from unembed.evaluation.samples import LABELS, Passage, Sample, Samples
+from unembed.evaluation.samples import (
+    LABELS,
+    Example,
+    Passage,
+    Sample,
+    Samples,
+    draw_indices,
+    make_example,
+)
 from unembed.inverter import Inverter
 from unembed.tokenizer import TextTokenizer
 
@@ -45,7 +52,7 @@ class Evaluation:
     """The tables of one evaluation.
 
     Attributes:
-        rows: What was decoded (``inverter`` or each of several strategies; the controls) →
+        rows: What was decoded (``inverter`` or each of several strategies; the baselines) →
             metric → figure; a metric that could not be computed is None.
         breakdowns: ``length``, ``domain`` and ``lang``, where there are such → group → row →
             metric → figure.
@@ -85,10 +92,10 @@ def evaluate(  # noqa: PLR0913 - the front door; all but the first three have a 
     """Measure what vectors of held-out texts give away.
 
     The texts are cut into pieces as in training. Each piece is embedded, decoded and compared; the
-    recovered text is embedded again for the cosine. Controls go through the same metrics:
+    recovered text is embedded again for the cosine. Baselines go through the same metrics:
     another text's embedding (what fluent guessing is worth), no embedding (what the model writes
     unprompted), the nearest training text by cosine (what retrieval alone is worth) and random
-    tokens. docs/evaluation.md defines every metric and control.
+    tokens. docs/evaluation.md defines every metric and baseline.
 
     Args:
         inverter: Under test.
@@ -116,17 +123,17 @@ def evaluate(  # noqa: PLR0913 - the front door; all but the first three have a 
     attacks = name_attacks(strategy, steps)
     for attack in attacks.values():  # a wrong one is told before the others have taken hours
         attack.decoding.check(has_encoder=True)
-    report = progress or (lambda stage, done, total: None)
+    report = progress or (lambda stage, count, total: None)
     samples = Samples(
         texts,
         inverter.tokenizer,
         _cutting(inverter),
         limit=limit,
         seed=seed,
-        report=lambda done: report("cutting the texts", done, 0),
+        report=lambda count: report("cutting the texts", count, 0),
     )
-    known = train_pairs is not None and _same_tokens(inverter, train_pairs)
-    counts = train_pairs.token_counts if known and train_pairs is not None else None
+    same_vocabulary = train_pairs is not None and _same_tokens(inverter, train_pairs)
+    counts = train_pairs.token_counts if same_vocabulary and train_pairs is not None else None
     bench = Bench(inverter, encoder, attacks, train_pairs, counts, seed, report, len(samples))
     ruler, notes = make_ruler(inverter.tokenizer, counts)
     if train_pairs is None:
@@ -134,11 +141,11 @@ def evaluate(  # noqa: PLR0913 - the front door; all but the first three have a 
     with ExitStack() as stack:
         rows, provenance = [], {} if folder is None else bench.provenance()
         for name, recover, batch, settings in bench.rows():
-            made_by = {**settings, "texts": samples.digest, "limit": limit, "seed": seed}
-            journal = stack.enter_context(Journal(folder, name, made_by | provenance))
-            chosen = _drawn(attacks.get(name), len(samples), seed)
-            rows.append(_Row(name, recover, batch, journal, len(samples), chosen))
-        kept, examples, naming = draw_indices(len(samples), seed), [], _Groups()
+            identity = {**settings, "texts": samples.digest, "limit": limit, "seed": seed}
+            cache = stack.enter_context(RowCache(folder, name, identity | provenance))
+            mask = _attack_mask(attacks.get(name), len(samples), seed)
+            rows.append(_Row(name, recover, batch, cache, len(samples), mask))
+        indices, examples, naming = draw_indices(len(samples), seed), [], _Groups()
         for first, chunk in samples.chunks(CHUNK):
             part = Part(encoder, first, chunk)
             groups = [naming.of(sample) for sample in chunk]
@@ -146,7 +153,7 @@ def evaluate(  # noqa: PLR0913 - the front door; all but the first three have a 
                 places, recoveries = row.recoveries(part, partial(bench.show, row.name))
                 row.add(part, groups, places, recoveries, ruler)
                 if row.name in attacks:
-                    examples += row.examples(part, places, recoveries, kept, ruler.tokenizer)
+                    examples += row.examples(part, places, recoveries, indices, ruler.tokenizer)
     examples.sort(key=lambda example: (list(attacks).index(example.row), example.index))
     return _conclude(bench, rows, examples, notes)
 
@@ -162,14 +169,14 @@ def _same_tokens(inverter: Inverter, pairs: Pairs) -> bool:
     return pairs.tokenizer.digest == inverter.tokenizer.digest
 
 
-def _drawn(attack: Attack | None, texts: int, seed: int) -> NDArray[np.bool_]:
+def _attack_mask(attack: Attack | None, texts: int, seed: int) -> NDArray[np.bool_]:
     """Which texts a row is of: all, or as many as its attack is limited to, drawn with the seed."""
-    chosen = np.ones(texts, dtype=bool)
+    mask = np.ones(texts, dtype=bool)
     if attack is not None and attack.limit is not None and attack.limit < texts:
-        drawn = np.random.default_rng(seed).choice(texts, size=attack.limit, replace=False)
-        chosen[:] = False
-        chosen[drawn] = True
-    return chosen
+        indices = np.random.default_rng(seed).choice(texts, size=attack.limit, replace=False)
+        mask[:] = False
+        mask[indices] = True
+    return mask
 
 
 @dataclass
@@ -179,9 +186,9 @@ class _Row:
     name: str
     recover: Recover
     batch: int
-    journal: Journal
+    cache: RowCache
     texts: int
-    chosen: NDArray[np.bool_]
+    mask: NDArray[np.bool_]
     groups: dict[tuple[str, str], Tally] = field(default_factory=dict)
     bins: NDArray[np.float64] = field(default_factory=lambda: np.zeros((BINS, 3)))
 
@@ -190,15 +197,15 @@ class _Row:
     ) -> tuple[list[int], list[Recovery]]:
         """Those of a chunk, with their places in it: what is on the disk, and the rest."""
         last = part.first + len(part.samples)
-        places = np.flatnonzero(self.chosen[part.first : last]).tolist()
+        places = np.flatnonzero(self.mask[part.first : last]).tolist()
         mine = part if len(places) == len(part.samples) else part.some(places)
         originals = [sample.text for sample in mine.samples]
-        recoveries = self.journal.read(originals)
+        recoveries = self.cache.read(originals)
         for start in range(len(recoveries), len(originals), self.batch):
             show(part.first + places[start])
             stop = min(start + self.batch, len(originals))
             new = self.recover(mine, start, stop)
-            self.journal.append(originals[start:stop], new)
+            self.cache.append(originals[start:stop], new)
             recoveries += new
         show(last)
         return places, recoveries
@@ -225,14 +232,14 @@ class _Row:
         part: Part,
         places: Sequence[int],
         recoveries: Sequence[Recovery],
-        kept: set[int],
+        indices: set[int],
         tokenizer: TextTokenizer,
     ) -> list[Example]:
         """The recoveries of a chunk that are kept, beside their originals."""
         return [
             make_example(part.first + i, self.name, part.samples[i], recovery, tokenizer)
             for i, recovery in zip(places, recoveries, strict=True)
-            if part.first + i in kept
+            if part.first + i in indices
         ]
 
     def figures(self, group: tuple[str, str], weights: NDArray[np.float64]) -> Figures:
@@ -244,16 +251,16 @@ class _Groups:
     """Names the groups of texts, the same for all rows; what is too many is collected."""
 
     def __init__(self) -> None:
-        self._known: dict[str, set[str]] = {}
+        self._names: dict[str, set[str]] = {}
 
     def of(self, sample: Sample) -> list[tuple[str, str]]:
         """The groups of a text."""
         groups = []
         for label, name in groups_of(sample):
-            known = self._known.setdefault(label, set())
-            if label == LENGTH or len(known) < _MOST_GROUPS:
-                known.add(name)
-            groups.append((label, name if name in known else OTHERS))
+            names = self._names.setdefault(label, set())
+            if label == LENGTH or len(names) < _MOST_GROUPS:
+                names.add(name)
+            groups.append((label, name if name in names else OTHERS))
         return groups
 
 
@@ -304,9 +311,9 @@ def _whole(number: float) -> float:
 def _in_order(group: tuple[str, str]) -> tuple[int, bool, int, str]:
     """Lengths ascending, then labels by name, the collected rest last."""
     label, name = group
-    known = (LENGTH, *LABELS)
+    order = (LENGTH, *LABELS)
     low = int(name.partition("-")[0]) if label == LENGTH else 0
-    return known.index(label) if label else -1, name == OTHERS, low, name
+    return order.index(label) if label else -1, name == OTHERS, low, name
 
 
 def _reliability(bins: NDArray[np.float64]) -> list[dict[str, float]]:

@@ -21,7 +21,7 @@ MEANS = (
     *("token accuracy", "exact match", "token-set precision", "token-set recall", "token-set F1"),
     *("informative recall", "BLEU (sentence)", "ROUGE-L", "cosine"),
     *KINDS,
-    *("length error", "passes", "encoder calls", "milliseconds"),
+    *("length error", "length bias", "passes", "encoder calls", "milliseconds"),
 )
 BLEU_PARTS = (
     *(f"matching {n}-grams" for n in range(1, _NGRAMS + 1)),
@@ -42,7 +42,7 @@ _LATIN_WORD = re.compile(r"[a-z0-9]")
 
 @dataclass(frozen=True)
 class Recovery:
-    """What came back for one text, by a strategy or by a control.
+    """What came back for one text, by a strategy or by a baseline.
 
     Attributes:
         text: The text.
@@ -77,29 +77,29 @@ def exact_match(original: Sequence[int], recovered: Sequence[int]) -> float:
 
 def token_set_precision(original: Sequence[int], recovered: Sequence[int]) -> float | None:
     """Share of the distinct recovered tokens that the original has; None when none came back."""
-    got = set(recovered)
-    return len(got & set(original)) / len(got) if got else None
+    hypothesis = set(recovered)
+    return len(hypothesis & set(original)) / len(hypothesis) if hypothesis else None
 
 
 def token_set_recall(original: Sequence[int], recovered: Sequence[int]) -> float:
     """Share of the original's distinct tokens that came back, anywhere, 0 to 1."""
-    wanted = set(original)
-    return len(wanted & set(recovered)) / len(wanted)
+    reference = set(original)
+    return len(reference & set(recovered)) / len(reference)
 
 
 def token_set_f1(original: Sequence[int], recovered: Sequence[int]) -> float:
     """Harmonic mean of precision and recall over the sets of tokens, order ignored, 0 to 1."""
-    wanted, got = set(original), set(recovered)
-    return 2.0 * len(wanted & got) / (len(wanted) + len(got))
+    reference, hypothesis = set(original), set(recovered)
+    return 2.0 * len(reference & hypothesis) / (len(reference) + len(hypothesis))
 
 
 def informative_recall(
     original: Sequence[int], recovered: Sequence[int], weights: NDArray[np.float64]
 ) -> float:
     """Token-set recall with each token weighted by its rarity: weights [V], see `rarity`."""
-    wanted = sorted(set(original))
-    back = sorted(set(wanted) & set(recovered))
-    return float(weights[back].sum() / weights[wanted].sum())
+    reference = sorted(set(original))
+    hits = sorted(set(reference) & set(recovered))
+    return float(weights[hits].sum() / weights[reference].sum())
 
 
 def rarity(counts: NDArray[np.int64], tokenizer: TextTokenizer) -> NDArray[np.float64]:
@@ -113,8 +113,8 @@ def rarity(counts: NDArray[np.int64], tokenizer: TextTokenizer) -> NDArray[np.fl
     smoothed = counts.astype(np.float64) + 1.0
     smoothed[list(tokenizer.special_ids)] = 0.0
     weights = np.zeros_like(smoothed)
-    known = smoothed > 0
-    weights[known] = -np.log(smoothed[known] / smoothed.sum())
+    positive = smoothed > 0
+    weights[positive] = -np.log(smoothed[positive] / smoothed.sum())
     return weights
 
 
@@ -162,29 +162,30 @@ class Ruler:
             A value per name of ``COLUMNS``, not-a-number where it cannot be computed; and the
             sums of `calibration_sums`.
         """
-        got = recovery.token_ids
+        hypothesis = recovery.token_ids
         # Half of a tokenizer's changes (case, spaces) can never be recovered, so what the
         # recovery is compared with has gone through it too: an exact match has BLEU 100.
         (reference,) = self.tokenizer.decode([ids])
         values: dict[str, float | None] = {
-            "token accuracy": token_accuracy(ids, got),
-            "exact match": exact_match(ids, got),
-            "token-set precision": token_set_precision(ids, got),
-            "token-set recall": token_set_recall(ids, got),
-            "token-set F1": token_set_f1(ids, got),
+            "token accuracy": token_accuracy(ids, hypothesis),
+            "exact match": exact_match(ids, hypothesis),
+            "token-set precision": token_set_precision(ids, hypothesis),
+            "token-set recall": token_set_recall(ids, hypothesis),
+            "token-set F1": token_set_f1(ids, hypothesis),
             "cosine": recovery.cosine,
-            "length error": float(abs(len(got) - len(ids))),
+            "length error": float(abs(len(hypothesis) - len(ids))),
+            "length bias": float(len(hypothesis) - len(ids)),
             "passes": recovery.passes,
             "encoder calls": recovery.encoder_calls,
             "milliseconds": recovery.milliseconds,
         }
         if self.weights is not None:
-            values["informative recall"] = informative_recall(ids, got, self.weights)
+            values["informative recall"] = informative_recall(ids, hypothesis, self.weights)
         values |= span_recalls(original, recovery.text, self.tokenizer)
         values |= self._overlaps(reference, recovery.text)
         bins = np.zeros((BINS, 3))
         if recovery.confidences is not None:
-            bins = calibration_sums(ids, got, recovery.confidences)
+            bins = calibration_sums(ids, hypothesis, recovery.confidences)
             sums = (*(bins[:, 1] - bins[:, 2]), bins[:, 0].sum())
             values |= dict(zip(CALIBRATION_PARTS, sums, strict=True))
         numbers = [values.get(name) for name in COLUMNS]
@@ -241,9 +242,9 @@ def corpus_bleu(sums: Sequence[float]) -> float:
     """BLEU of a corpus, 0 to 100, from the sums of ``BLEU_PARTS`` over its texts."""
     from sacrebleu.metrics.bleu import BLEU
 
-    whole = [round(value) for value in sums]
-    correct, total = whole[:_NGRAMS], whole[_NGRAMS:-2]
-    score = BLEU.compute_bleu(correct, total, whole[-2], whole[-1], smooth_method="exp")
+    rounded = [round(value) for value in sums]
+    correct, total = rounded[:_NGRAMS], rounded[_NGRAMS:-2]
+    score = BLEU.compute_bleu(correct, total, rounded[-2], rounded[-1], smooth_method="exp")
     return float(score.score)
 
 

@@ -93,6 +93,7 @@ class Attack:
             "options": options_of(decoding.strategy),
             "guidance": decoding.guidance,
             "repetition": decoding.repetition_penalty,
+            "length": decoding.length,
             "limit": self.limit,
             "threat_model": decoding.threat_model,
         }
@@ -190,13 +191,13 @@ class Bench:
                 CHUNK + 1,
                 {"pairs": settings_digest(self.pairs.manifest)},
             )
-        known = None if self.counts is None else settings_digest(self.counts.tolist())
+        digest = None if self.counts is None else settings_digest(self.counts.tolist())
         drawing = RandomTokens(self.inverter.tokenizer, self.counts, self.seed)
-        yield RANDOM, self._drawing(drawing), BATCH, {"counts": known}
+        yield RANDOM, self._drawing(drawing), BATCH, {"counts": digest}
 
-    def show(self, row: str, done: int) -> None:
+    def show(self, row: str, count: int) -> None:
         """Report how many texts a row has."""
-        self.report(row, done, self.total)
+        self.report(row, count, self.total)
 
     def provenance(self) -> dict[str, Any]:
         """What every recovery depends on, beside the texts and the row's settings."""
@@ -215,10 +216,10 @@ class Bench:
 
     def _decode(self, inverter: Inverter, attack: Attack, shuffled: bool = False) -> Recover:
         def recover(part: Part, start: int, stop: int) -> list[Recovery]:
-            given = (part.shuffled if shuffled else part.vectors)[start:stop]
+            embeddings = (part.shuffled if shuffled else part.vectors)[start:stop]
             began = time.perf_counter()
             inversions = inverter.invert(
-                given,
+                embeddings,
                 seed=self.seed,
                 first_index=part.first + start,
                 decoding=attack.decoding,
@@ -239,7 +240,7 @@ class Bench:
         tokens, cosines = nearest_pairs(
             pairs,
             part.vectors[start:stop],
-            lambda done: self.report("searching the training texts", done, total),
+            lambda count: self.report("searching the training texts", count, total),
         )
         texts = pairs.tokenizer.decode(tokens)
         if self.counts is None:  # of another tokenizer
@@ -251,10 +252,10 @@ class Bench:
 
     def _drawing(self, drawing: RandomTokens) -> Recover:
         def recover(part: Part, start: int, stop: int) -> list[Recovery]:
-            chosen = part.samples[start:stop]
+            batch = part.samples[start:stop]
             tokens = [
                 drawing.draw(part.first + index, len(sample.token_ids))
-                for index, sample in enumerate(chosen, start=start)
+                for index, sample in enumerate(batch, start=start)
             ]
             texts = self.inverter.tokenizer.decode(tokens)
             cosines = _cosines(self.encoder, texts, part.vectors[start:stop])
@@ -281,7 +282,7 @@ def _cosines(
 
 SHUFFLED, BLIND = "shuffled embedding", "no embedding"
 NEAREST, RANDOM = "nearest training text", "random tokens"
-CONTROLS = (SHUFFLED, BLIND, NEAREST, RANDOM)
+BASELINES = (SHUFFLED, BLIND, NEAREST, RANDOM)
 _CHUNK_ROWS = 8192
 
 
@@ -337,8 +338,8 @@ class RandomTokens:
     def draw(self, index: int, count: int) -> list[int]:
         """Token ids for the text ``index``."""
         points = np.random.default_rng([self._seed, index]).random(count)
-        found: list[int] = np.searchsorted(self._cumulative, points, side="right").tolist()
-        return found
+        tokens: list[int] = np.searchsorted(self._cumulative, points, side="right").tolist()
+        return tokens
 
 
 def nearest_pairs(
@@ -363,7 +364,7 @@ def nearest_pairs(
         best[better], rows[better] = value[better], index[winner[better]]
         report(int(index[-1]) + 1)
     tokens, _ = pairs.rows(rows)
-    found = []
+    texts = []
     for row in tokens.tolist():
-        found.append([row[i] for i in pairs.tokenizer.content_positions(row)])
-    return found, [float(value) for value in best]
+        texts.append([row[i] for i in pairs.tokenizer.content_positions(row)])
+    return texts, [float(value) for value in best]

@@ -73,18 +73,18 @@ def _resident_reader(pairs: Pairs, device: torch.device) -> RowReader:
 # Shapes that never change
 
 
-def max_masked(pairs: int, length: int, ratio: float, whole: bool) -> int:
+def max_masked(pairs: int, length: int, ratio: float, stratified: bool) -> int:
     """Bound the masked positions of a batch: a number that it practically never exceeds.
 
     Args:
         pairs: Pairs b of it.
         length: Positions L of each.
         ratio: Mean share masked.
-        whole: Whether its timesteps are stratified, as those of a whole batch are. Those of a
-            process's part of one are a random choice, and their sum varies more.
+        stratified: Whether its timesteps are, as those of a whole batch. Those of a process's part
+            of one are a random choice, and their sum varies more.
     """
     # Variance of a binomial over L at most L / 4; of L times a ratio in [0, 1] at most L^2 / 12
-    variance = pairs * length * (0.25 if whole else 0.25 + length / 12)
+    variance = pairs * length * (0.25 if stratified else 0.25 + length / 12)
     bound = pairs * length * ratio + _SPARE * math.sqrt(variance)
     return min(pairs * length, math.ceil(bound / _ROUND) * _ROUND)
 
@@ -137,7 +137,7 @@ def sample_contexts(
     denoiser: Denoiser,
     batch: CorruptedBatch,
     embedding: Tensor,
-    chosen: Tensor,
+    positions: Tensor,
     uniform: Tensor,
     mask_id: int,
     timestep: Callable[[Tensor], Tensor],
@@ -151,16 +151,16 @@ def sample_contexts(
         denoiser: Samples, without gradient.
         batch: z_t.
         embedding: [B, D].
-        chosen: Positions to replace, boolean [B, L]; masked ones among them are left alone.
+        positions: Positions to replace, boolean [B, L]; masked ones among them are left alone.
         uniform: A draw in [0, 1) for each position [B, L]: samples come from the inverse of the
             distribution function, so the host's generator decides on every device.
         mask_id: The token that must not be sampled.
         timestep: The schedule's mask ratio → t.
     """
-    chosen = chosen & ~batch.masked
-    hidden = torch.where(chosen, mask_id, batch.xt)
-    ratio = (chosen | batch.masked).float().mean(dim=1)
-    index = chosen.flatten().nonzero()[:, 0]  # may be none; the pass takes all processes
+    positions = positions & ~batch.masked
+    hidden = torch.where(positions, mask_id, batch.xt)
+    ratio = (positions | batch.masked).float().mean(dim=1)
+    index = positions.flatten().nonzero()[:, 0]  # may be none; the pass takes all processes
     h = denoiser.hidden_states(hidden, embedding, timestep(ratio)).flatten(0, 1)[index]
     table, bias = denoiser.token_table.weight, denoiser.output_bias
     rows = max(1, _LOGITS // len(table))

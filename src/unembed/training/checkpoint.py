@@ -23,8 +23,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from unembed.checkpoints import write_tensors
-from unembed.data.manifest import MANIFEST, TOKENIZER
-from unembed.data.pairs import Pairs
+from unembed.data.pairs import MANIFEST, TOKENIZER, Pairs
 from unembed.denoiser import Denoiser
 from unembed.encoders.base import EncoderIdentity
 from unembed.errors import CheckpointError, TrainingError
@@ -424,9 +423,9 @@ def start_from(name: str, denoiser: Denoiser, pairs: Pairs) -> None:
     pairs.encoder.require_same(inverter.encoder, "training.start_from")
     ours, theirs = denoiser.sizes, inverter.denoiser.sizes
     length, layers = max(theirs.length, ours.length), max(theirs.layers, ours.layers)
-    grown = replace(theirs, length=length, layers=layers)
+    enlarged = replace(theirs, length=length, layers=layers)
     for what, expected, actual in (
-        ("sizes", ours, grown),
+        ("sizes", ours, enlarged),
         ("a tokenizer with digest", pairs.tokenizer.digest, inverter.tokenizer.digest),
     ):
         if expected != actual:

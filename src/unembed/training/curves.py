@@ -156,28 +156,28 @@ def draw_curves(
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    drawn, notes = [], []
+    panels, notes = [], []
     for panel in PANELS:
         lacking = [run.name for run in runs if not _has(run, panel)]
         if len(lacking) < len(runs):
-            drawn.append(panel)
+            panels.append(panel)
         if lacking:
             what = "that panel is" if len(lacking) == len(runs) else "that curve is"
             notes.append(f"no {panel.title} in the log of {', '.join(lacking)}: {what} left out")
-    if not drawn:
+    if not panels:
         raise TrainingError(
             f"one of {', '.join(panel.title for panel in PANELS)} in the logs", "none", "Train on"
         )
     style = {"svg.hashsalt": "unembed", "svg.fonttype": "none", "font.size": 10}
     with rc_context(style):  # type: ignore[arg-type, unused-ignore]
-        figure = Figure(figsize=(0.4 + 4.2 * len(drawn), 3.9), layout="constrained")
-        row = figure.subplots(1, len(drawn), squeeze=False)[0]
-        for axes, panel in zip(row, drawn, strict=True):
+        figure = Figure(figsize=(0.4 + 4.2 * len(panels), 3.9), layout="constrained")
+        row = figure.subplots(1, len(panels), squeeze=False)[0]
+        for axes, panel in zip(row, panels, strict=True):
             _draw(axes, panel, runs, axis)
         end = max(x for axes in row for line in axes.get_lines() for x in line.get_xdata())
         for axes in row:
             axes.set_xlim(0, (end or 1.0) * _ROOM)
-        _legend(figure, runs, drawn)
+        _legend(figure, runs, panels)
         file = BytesIO()
         still = {"Date": None} if kind == "svg" else {"Software": None}
         figure.savefig(file, format=kind, dpi=150, metadata=still, facecolor="white")
@@ -309,7 +309,7 @@ def _means(
     return means[0], means[1]
 
 
-def _legend(figure: Any, runs: Sequence[Run], drawn: Sequence[Panel]) -> None:
+def _legend(figure: Any, runs: Sequence[Run], panels: Sequence[Panel]) -> None:
     """Draw below the panels: the runs by colour and marker, and what pale and dark mean."""
     from matplotlib.lines import Line2D
 
@@ -323,7 +323,7 @@ def _legend(figure: Any, runs: Sequence[Run], drawn: Sequence[Panel]) -> None:
     else:
         figure.suptitle(runs[0].name, fontsize=12, color=_INK, parse_math=False)
     neutral = _COLOURS[0] if len(runs) == 1 else "#666666"
-    if any(panel.training for panel in drawn):
+    if any(panel.training for panel in panels):
         handles.append(Line2D([], [], color=neutral, alpha=0.45, linewidth=1.2, label="training"))
     marker = _MARKERS[0] if len(runs) == 1 else ""
     held_out = "held out, averaged weights"

@@ -26,7 +26,7 @@ from unembed.device import Compute
 from unembed.errors import TrainingError
 
 _T = TypeVar("_T")
-_KNOWN = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
+_SUPPORTED = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
 
 
 class Processes:
@@ -52,7 +52,7 @@ class Processes:
         self._accelerator = Accelerator(cpu=cpu, mixed_precision="no")
         self.count: int = self._accelerator.num_processes
         self.rank: int = self._accelerator.process_index
-        if self._accelerator.distributed_type not in _KNOWN:
+        if self._accelerator.distributed_type not in _SUPPORTED:
             raise TrainingError(
                 "one process, or several with a copy of the network each (DDP)",
                 str(self._accelerator.distributed_type),

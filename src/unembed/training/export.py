@@ -13,7 +13,7 @@ import torch
 import yaml
 
 from unembed.checkpoints import CURVES, Storage, is_inverter
-from unembed.data.manifest import TOKENIZER
+from unembed.data.pairs import TOKENIZER
 from unembed.denoiser import Denoiser, DenoiserSizes, parameter_counts
 from unembed.encoders.base import EncoderIdentity
 from unembed.encoders.fingerprint import Fingerprint
@@ -26,7 +26,7 @@ from unembed.training.curves import draw_curves, read_run
 _STATES = re.compile(r"best|latest|milestone-\d+")
 # What an export that was cut short may have left, and hidden files
 _OURS = re.compile(r"\..*|model.*|tokenizer\.json")
-_SHOWN = ("token accuracy", "exact match", "token-set F1", "informative recall", "cosine")
+_CARD_METRICS = ("token accuracy", "exact match", "token-set F1", "informative recall", "cosine")
 _SHORT = 12  # characters of a digest that are shown
 _MINUTES, _HOURS = 120, 7200  # seconds above which a time is given in minutes, in hours
 
@@ -172,7 +172,7 @@ def figures_table(report: Mapping[str, Any]) -> str:
     """Format rows times the main metrics of an evaluation as Markdown; a missing figure says so."""
     rows = report["rows"]
     measured = dict.fromkeys(name for figures in rows.values() for name in figures)
-    names = [name for name in measured if name in _SHOWN]
+    names = [name for name in measured if name in _CARD_METRICS]
     lines = [f"| | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
     for row, figures in rows.items():
         title = "**unembed, vector only**" if row == "inverter" else row

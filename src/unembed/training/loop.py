@@ -16,7 +16,7 @@ from unembed.data.pairs import Pairs
 from unembed.denoiser import Denoiser, DenoiserSizes
 from unembed.device import Compute
 from unembed.diffusion import mean_mask_ratio
-from unembed.encoders.base import Encoder, known_as
+from unembed.encoders.base import Encoder, recorded_name
 from unembed.errors import TrainingError
 from unembed.training.auto_batch_size import find_batch_size
 from unembed.training.checkpoint import (
@@ -172,7 +172,7 @@ def train(  # noqa: C901, PLR0915 - a loop is read in one piece, under its headi
 def with_batch_size(
     config: Config, pairs: Pairs, processes: Processes, facts: dict[str, Any] | None
 ) -> Config:
-    """Settle ``batch_size: auto``: as the run to resume did, or now."""
+    """Choose ``batch_size: auto``: as the run to resume did, or now."""
     if config.training.batch_size != "auto":
         return config
     if facts is not None:
@@ -249,7 +249,7 @@ def _portable(config: Config) -> dict[str, Any]:
         (settings["training"], "start_from"),
     ):
         if section[key] is not None:
-            section[key] = known_as(section[key])
+            section[key] = recorded_name(section[key])
     return settings
 
 

@@ -35,8 +35,7 @@ from unembed.training.batch import (
     sample_contexts,
 )
 from unembed.training.distributed import Processes, full_tensor
-from unembed.training.loss import CandidateSampler, ChunkedCrossEntropy
-from unembed.training.nan_guard import LossGuard
+from unembed.training.loss import CandidateSampler, ChunkedCrossEntropy, LossGuard
 
 if TYPE_CHECKING:
     from unembed.config import Config, TrainingSection
@@ -202,11 +201,11 @@ def draw_batch(
     if settings.self_context:
         draws = torch.rand(2, size, x0.shape[1], generator=generator)[:, local]
         draws = send(draws, x0.device)
-        chosen, uniform = draws[0] < settings.self_context, draws[1]
+        positions, uniform = draws[0] < settings.self_context, draws[1]
         timestep = state.schedule.timestep
         with state.compute.autocast():
             batch = sample_contexts(
-                state.denoiser, batch, embedding, chosen, uniform, tokenizer.mask_id, timestep
+                state.denoiser, batch, embedding, positions, uniform, tokenizer.mask_id, timestep
             )
     if state.sampler is not None:
         batch = replace(batch, candidates=state.sampler.draw(batch.targets, generator))
@@ -250,11 +249,11 @@ def learning_rate(step: int, settings: TrainingSection) -> float:
         return settings.lr * (step + 1) / settings.warmup_steps
     if settings.schedule == "wsd":
         decay = settings.decay_steps or max(1, settings.steps // 10)
-        done = max(0.0, (step - settings.steps + decay) / decay)
-        share = 1.0 - math.sqrt(done)
+        progress = max(0.0, (step - settings.steps + decay) / decay)
+        share = 1.0 - math.sqrt(progress)
     else:
-        done = (step - settings.warmup_steps) / (settings.steps - settings.warmup_steps)
-        share = 0.5 * (1.0 + math.cos(math.pi * done))
+        progress = (step - settings.warmup_steps) / (settings.steps - settings.warmup_steps)
+        share = 0.5 * (1.0 + math.cos(math.pi * progress))
     return settings.lr * (settings.final_lr + (1.0 - settings.final_lr) * share)
 
 

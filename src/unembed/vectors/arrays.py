@@ -176,7 +176,7 @@ def _tensor(file: BinaryIO, key: str | None, path: Path) -> Header:
         raise ValueError(f"a header of {size} bytes: no safetensors file")
     tensors = json.loads(file.read(size))
     names = [name for name in tensors if name != "__metadata__"]
-    facts = tensors[_chosen(names, key, path)]
+    facts = tensors[_array_name(names, key, path)]
     shape = tuple(int(n) for n in facts["shape"])
     if min(shape, default=0) < 0 or math.prod(shape) > _MOST:
         raise ValueError(f"a shape of {list(shape)}")
@@ -188,16 +188,16 @@ def _tensor(file: BinaryIO, key: str | None, path: Path) -> Header:
     return Header(shape, False, np.dtype(_KINDS[facts["dtype"]]), 8 + size + begin)
 
 
-def _chosen(names: list[str], key: str | None, path: Path) -> str:
+def _array_name(names: list[str], key: str | None, path: Path) -> str:
     """The array that was asked for, or the only one, or the one of the usual name."""
     if key is None and len(names) > 1 and "embedding" in names:
         return "embedding"
-    chosen = names[0] if key is None and len(names) == 1 else key
-    if chosen is None or chosen not in names:
-        wanted = "one array" if key is None else f"an array {key!r}"
+    name = names[0] if key is None and len(names) == 1 else key
+    if name is None or name not in names:
+        expected = "one array" if key is None else f"an array {key!r}"
         fix = "Pass --key with its name" if names else "Save the vectors with numpy.savez"
-        raise EmbeddingError(f"{wanted} in {path}", ", ".join(names)[:400] or "none", fix)
-    return chosen
+        raise EmbeddingError(f"{expected} in {path}", ", ".join(names)[:400] or "none", fix)
+    return name
 
 
 @dataclass(frozen=True)
@@ -248,4 +248,4 @@ class Npz:
 
     def _member(self, archive: zipfile.ZipFile) -> BinaryIO:
         names = [n.removesuffix(".npy") for n in archive.namelist() if n.endswith(".npy")]
-        return cast(BinaryIO, archive.open(f"{_chosen(names, self.key, self.path)}.npy"))
+        return cast(BinaryIO, archive.open(f"{_array_name(names, self.key, self.path)}.npy"))

@@ -16,7 +16,7 @@ from unembed.encoders.base import Encoder
 from unembed.encoders.vectors import as_unit_vectors
 from unembed.errors import EmbeddingError
 from unembed.inverter import Inversion, Inverter
-from unembed.vectors.output import Journal, named_columns, require_writable
+from unembed.vectors.output import PartFile, named_columns, require_writable
 from unembed.vectors.read import Chunk, VectorFile
 
 BATCH = 64
@@ -68,12 +68,12 @@ def invert_text(inverter: Inverter, encoder: Encoder, text: str, **options: Any)
     if inversion.text:
         cosine = float((encoder.encode([inversion.text]) @ vector[0])[0])
     original = inverter.tokenizer.encode([text])[0]
-    wanted = set(original)
+    reference = set(original)
     return RoundTrip(
         original=text,
         inversion=inversion,
         cosine=cosine,
-        token_recall=len(wanted & set(inversion.token_ids)) / max(len(wanted), 1),
+        token_recall=len(reference & set(inversion.token_ids)) / max(len(reference), 1),
         exact=original == inversion.token_ids,
         seconds=seconds,
     )
@@ -103,7 +103,7 @@ def invert_to_file(
     source: VectorFile,
     out: Path,
     *,
-    progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
+    progress: Callable[[str, int, int], None] = lambda stage, count, total: None,
     check: Encoder | None = None,
     **options: Any,
 ) -> int:
@@ -132,26 +132,26 @@ def invert_to_file(
     """
     require_writable(out, source.parts())
     total = len(source)
-    journal = Journal(out, _identity(inverter, source, check, options))
+    part_file = PartFile(out, _identity(inverter, source, check, options))
     try:
-        done = journal.last
-        stream = invert_stream(inverter, source, check=check, after=done, **options)
+        last_row = part_file.last
+        stream = invert_stream(inverter, source, check=check, after=last_row, **options)
         for chunk, inversions in stream:
             rows = [
                 {"row": row, **asdict(item)}
                 | named_columns({name: values[i] for name, values in chunk.columns.items()})
                 for i, (row, item) in enumerate(zip(chunk.rows, inversions, strict=False))
             ]
-            journal.write([row for row in rows if row["row"] > done])
+            part_file.write([row for row in rows if row["row"] > last_row])
             progress("inverting", chunk.read, total)
-        journal.finish()
+        part_file.finish()
     except OSError as error:
         raise EmbeddingError(
             f"a place to write {out}", str(error), "Choose another --out"
         ) from error
     finally:
-        journal.close()
-    return journal.count
+        part_file.close()
+    return part_file.count
 
 
 def invert_stream(
@@ -204,12 +204,12 @@ def _compare(inverter: Inverter, chunk: Chunk, source: VectorFile) -> None:
 
 def _with_cosines(inversions: list[Inversion], part: Chunk, encoder: Encoder) -> list[Inversion]:
     """Each text's cosine with its vector; None where no text was recovered."""
-    wanted = [i for i, item in enumerate(inversions) if item.text.strip()]
+    indices = [i for i, item in enumerate(inversions) if item.text.strip()]
     checked = list(inversions)
-    if wanted:
-        embeddings = encoder.encode([inversions[i].text for i in wanted])
-        given = as_unit_vectors(part.vectors[wanted], part.vectors.shape[1])
-        for i, cosine in zip(wanted, (embeddings * given).sum(axis=1), strict=True):
+    if indices:
+        embeddings = encoder.encode([inversions[i].text for i in indices])
+        targets = as_unit_vectors(part.vectors[indices], part.vectors.shape[1])
+        for i, cosine in zip(indices, (embeddings * targets).sum(axis=1), strict=True):
             checked[i] = replace(inversions[i], cosine=float(np.clip(cosine, -1, 1)))
     return checked
 

@@ -147,10 +147,10 @@ def _dequantised(
             f"{ranges.low.size} ranges, {array.shape[1]} numbers in {where}",
             "Correct --ranges",
         )
-    known = floats[np.isfinite(floats)]
-    signed = array.dtype == np.int8 or bool((known < 0).any())
+    finite = floats[np.isfinite(floats)]
+    signed = array.dtype == np.int8 or bool((finite < 0).any())
     lowest, highest = (-128, 127) if signed else (0, _LEVELS)
-    if (known != np.round(known)).any() or ((known < lowest) | (known > highest)).any():
+    if (finite != np.round(finite)).any() or ((finite < lowest) | (finite > highest)).any():
         raise EmbeddingError(
             f"whole numbers from {lowest} to {highest} in {where}, as --ranges says",
             str(array.dtype),

@@ -1,4 +1,4 @@
-"""Recovered texts on their way to a file: a journal that a later run goes on with."""
+"""Recovered texts on their way to a file: a part file that a later run goes on with."""
 
 from __future__ import annotations
 
@@ -44,12 +44,12 @@ def named_columns(columns: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-class Journal:
+class PartFile:
     """Rows written so far, as JSON lines beside the file they become.
 
     Args:
-        out: The file; the journal is ``out`` with ``.part`` at its end.
-        identity: What the rows depend on. A journal of anything else is refused.
+        out: The file; the part file is ``out`` with ``.part`` at its end.
+        identity: What the rows depend on. A part file of anything else is refused.
 
     Attributes:
         count: Rows in it.
@@ -106,28 +106,28 @@ class Journal:
             self.count, self.last = self.count + len(rows), int(rows[-1]["row"])
 
     def finish(self) -> None:
-        """Put the rows under the name of the file, which is replaced, and end the journal."""
+        """Put the rows under the name of the file, which is replaced, and end the part file."""
         self._file.flush()
-        whole = self.path.with_name(self.path.name + ".whole")
-        whole.unlink(missing_ok=True)
+        parquet = self.path.with_name(self.path.name + ".whole")
+        parquet.unlink(missing_ok=True)
         if self.out.suffix == ".parquet":
-            _write_parquet(whole, self._rows)
+            _write_parquet(parquet, self._rows)
         else:
             self._file.seek(0)
             self._file.readline()
-            with whole.open("xb") as file:
+            with parquet.open("xb") as file:
                 while block := self._file.read(1 << 20):
                     file.write(block)
-        whole.replace(self.out)
+        parquet.replace(self.out)
         self.discard()
 
     def discard(self) -> None:
-        """Remove the journal."""
+        """Remove the part file."""
         self._file.close()
         self.path.unlink(missing_ok=True)
 
     def close(self) -> None:
-        """Leave the journal for a later run; one without rows goes."""
+        """Leave the part file for a later run; one without rows goes."""
         if not self._file.closed and not self.count:
             self.discard()
         self._file.close()
@@ -173,16 +173,16 @@ def _write_parquet(path: Path, rows: Any) -> None:
         ("cosine", pa.float32()),
     ]
     types = {bool: pa.bool_(), int: pa.int64(), float: pa.float64()}
-    kept = {name: kind - {type(None)} for name, kind in sorted(kinds.items())}
-    for name, kind in kept.items():
+    kinds_of = {name: kind - {type(None)} for name, kind in sorted(kinds.items())}
+    for name, kind in kinds_of.items():
         only = float if kind == {int, float} else next(iter(kind)) if len(kind) == 1 else str
-        kept[name] = {only}
+        kinds_of[name] = {only}
         fields.append((name, types.get(only, pa.string())))
     schema = pa.schema(fields)
     with pq.ParquetWriter(path, schema) as writer:
         group: list[dict[str, Any]] = []
         for row in rows():
-            for name, kind in kept.items():
+            for name, kind in kinds_of.items():
                 if next(iter(kind)) not in types and not isinstance(row.get(name), str | None):
                     row[name] = json.dumps(row[name], ensure_ascii=False)
             group.append(row)

@@ -152,14 +152,14 @@ class VectorFile:
         for vectors, reasons, columns in self._rows(dimension):
             peaks = row_peaks(vectors)
             for row in np.flatnonzero(~np.isfinite(peaks) | (peaks == 0)).tolist():
-                found = "only zeros" if peaks[row] == 0 else "NaN or infinity"
-                reasons.setdefault(row, found)
+                reason = "only zeros" if peaks[row] == 0 else "NaN or infinity"
+                reasons.setdefault(row, reason)
             for row in sorted(reasons):
                 self._leave_out(read + row, reasons[row], dimension)
             good = [row for row in range(len(vectors)) if row not in reasons]
             first, read, usable = read, read + len(vectors), usable + len(good)
-            kept = {name: [values[row] for row in good] for name, values in columns.items()}
-            yield Chunk([first + row for row in good], vectors[good], read, kept)
+            metadata = {name: [values[row] for row in good] for name, values in columns.items()}
+            yield Chunk([first + row for row in good], vectors[good], read, metadata)
         if not usable:
             left_out = "; ".join(self.describe_left_out())
             raise EmbeddingError(
@@ -257,16 +257,16 @@ def _gathered(
 ) -> Iterator[tuple[list[Any], dict[str, list[Any]]]]:
     """Records in blocks; each is turned into numbers at once, which take less room."""
     values: list[Any] = []
-    kept: list[list[Any]] = []
+    rows: list[list[Any]] = []
     for value, row in items:
         numbers = row_of(value, dimension)
         values.append(Reason(numbers) if isinstance(numbers, str) else numbers)
-        kept.append(row)
+        rows.append(row)
         if len(values) == CHUNK:
-            yield values, _columns(keep, kept)
-            values, kept = [], []
+            yield values, _columns(keep, rows)
+            values, rows = [], []
     if values:
-        yield values, _columns(keep, kept)
+        yield values, _columns(keep, rows)
 
 
 def _columns(keep: Sequence[str], rows: list[list[Any]]) -> dict[str, list[Any]]:
@@ -293,10 +293,10 @@ def _require_file(path: Path) -> None:
         )
     if not path.is_file():
         what = "NumPy array" if file_kind(path) == ".npy" else "file of vectors"
-        found = "nothing there"
+        actual = "nothing there"
         if path.exists():
-            found = "a folder" if path.is_dir() else "a pipe or a device"
-        raise EmbeddingError(f"a {what} at {path}", found, "Save the vectors with numpy.save")
+            actual = "a folder" if path.is_dir() else "a pipe or a device"
+        raise EmbeddingError(f"a {what} at {path}", actual, "Save the vectors with numpy.save")
 
 
 @contextmanager

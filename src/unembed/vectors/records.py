@@ -9,6 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from unembed.data.readers import JsonLine, json_lines
 from unembed.errors import EmbeddingError
 from unembed.files import read_lines
 from unembed.vectors.numbers import Reason
@@ -114,12 +115,12 @@ def _search_named(value: dict[str, Any]) -> list[Record] | None:
 def _search_list(value: list[Any], depth: int) -> list[Record] | None:
     if not value or not isinstance(value[0], dict):
         return _many(value, None) if _is_vector(value) or not value else None
-    found = [_search(row, depth - 1) if isinstance(row, dict) else [(row, None)] for row in value]
-    if all(records is None for records in found):
+    parts = [_search(row, depth - 1) if isinstance(row, dict) else [(row, None)] for row in value]
+    if all(records is None for records in parts):
         return None
     return [
         record
-        for row, records in zip(value, found, strict=True)
+        for row, records in zip(value, parts, strict=True)
         for record in ([(None, row)] if records is None else _beside(records, row))
     ]
 
@@ -188,27 +189,26 @@ class Json:
         document = self._document()
         if document is not None:
             return len(self._records(document[0], f"{self.path}"))
-        count, only = 0, None
-        for line in read_lines(self.path, LINE_BYTES):
-            if line is None or line.strip():
-                count, only = count + 1, line
-        if count == 1 and only is not None and _is_json(only):  # a document in one line
-            return len(self._of_line(only, f"line 1 of {self.path}"))
+        lines = (line for line in json_lines(self.path, LINE_BYTES) if line.fault != "blank")
+        first = next(lines, None)
+        count = (first is not None) + sum(1 for _ in lines)
+        if count == 1 and first is not None and first.fault is None:  # a document in one line
+            return len(self._of_line(first))
         return count
 
     def records(self) -> Iterator[tuple[Any, list[Any]]]:
         """Each vector as it is spelled, and the values to keep beside it."""
         document = self._document()
-        found = self._lines() if document is None else self._records(document[0], str(self.path))
-        for vector, record in found:
-            kept = [look_up(record, name) for name in self.keep]
-            if not self.skip_bad and any(map(is_missing, kept)):
+        records = self._lines() if document is None else self._records(document[0], str(self.path))
+        for vector, record in records:
+            values = [look_up(record, name) for name in self.keep]
+            if not self.skip_bad and any(map(is_missing, values)):
                 raise EmbeddingError(
                     f"the keys {', '.join(map(repr, self.keep))} beside each vector of {self.path}",
                     f"the keys {_names(record or {})}",
                     "Correct --keep",
                 )
-            yield vector, [None if is_missing(value) else value for value in kept]
+            yield vector, [None if is_missing(value) else value for value in values]
 
     def _document(self) -> tuple[Any] | None:
         """The value of a file that is one JSON value over several lines; None for JSON lines."""
@@ -240,38 +240,33 @@ class Json:
     def _records(self, document: Any, where: str) -> list[Record]:
         records = find_vectors(document, self.key)
         if records is None:
-            found = f"the keys {_names(document)}" if isinstance(document, dict) else "others"
+            actual = f"the keys {_names(document)}" if isinstance(document, dict) else "others"
             if isinstance(document, list) and document and isinstance(document[0], dict):
-                found = f"a list of objects with the keys {_names(document[0])}"
+                actual = f"a list of objects with the keys {_names(document[0])}"
             raise EmbeddingError(
                 f"a key {self.key or 'embedding'!r} in {where}",
-                found,
+                actual,
                 "Pass --key with the one that holds the vector, or its path: data.0.embedding",
             )
         return records
 
     def _lines(self) -> Iterator[Record]:
-        number = 0
-        for line in read_lines(self.path, LINE_BYTES):
-            number += 1
-            if line is not None and not line.strip():
+        for line in json_lines(self.path, LINE_BYTES):
+            if line.fault == "blank":
                 continue
             try:
-                yield from self._of_line(line, f"line {number} of {self.path}")
+                yield from self._of_line(line)
             except EmbeddingError:
                 if not self.skip_bad:
                     raise
                 yield Reason("no JSON with the key that was asked for"), None
 
-    def _of_line(self, line: bytes | None, where: str) -> list[Record]:
-        try:
-            if line is None:
-                raise ValueError(f"more than {LINE_BYTES >> 20} MiB")
-            value = json.loads(line)
-        except (ValueError, RecursionError) as error:
+    def _of_line(self, line: JsonLine) -> list[Record]:
+        where, value = f"line {line.number} of {self.path}", line.value
+        if line.fault is not None:
             raise EmbeddingError(
-                "one JSON object or list a line", f"{where}: {error}", "Correct the line"
-            ) from error
+                "one JSON object or list a line", f"{where}: {line.detail}", "Correct the line"
+            )
         if isinstance(value, list) and not (value and isinstance(value[0], (list, dict))):
             return [(value, None)]
         return self._records(value, where)
@@ -289,9 +284,9 @@ def _is_json(line: bytes | None) -> bool:
     return True
 
 
-def _too_large(path: Path, found: str) -> EmbeddingError:
+def _too_large(path: Path, actual: str) -> EmbeddingError:
     return EmbeddingError(
         f"a JSON document of at most {_VALUES:,} values in {path}",
-        found,
+        actual,
         "Write one vector a line (.jsonl), or .npy or .parquet",
     )

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from unembed.data.readers import open_parquet, parquet_batches, text_lines
 from unembed.errors import EmbeddingError
-from unembed.files import open_parquet, read_lines
 from unembed.vectors.numbers import Reason
 from unembed.vectors.records import LINE_BYTES, NAMES
 
@@ -22,6 +22,7 @@ from unembed.vectors.records import LINE_BYTES, NAMES
 _EXCESS_VALUES = 8_000_000
 _BATCH_VALUES = 4_000_000
 _DELIMITERS = ",;\t|"
+_ONE_A_LINE = "Export one vector a line"
 # A block of rows: numbers [n, D], or each vector as it is spelled; columns to keep by name
 Block = tuple[NDArray[Any] | list[Any], dict[str, list[Any]]]
 
@@ -64,54 +65,53 @@ class Arrow:
         for batch in batches:
             column = self._column(batch.schema)
             values = _field(batch.column(column[0]), column[1:])
-            kept = {name: self._kept(batch, name) for name in self.keep}
+            columns = {name: self._values_of(batch, name) for name in self.keep}
             yield (
                 _values(values, dimension, f"the column {'.'.join(column)!r} of {self.path}"),
-                kept,
+                columns,
             )
 
     @property
     def _is_parquet(self) -> bool:
         return self.path.suffix.lower() in (".parquet", ".pq")
 
-    def _kept(self, batch: Any, name: str) -> list[Any]:
-        found = _path_of(batch.schema, name)
-        if found is None:
+    def _values_of(self, batch: Any, name: str) -> list[Any]:
+        path = _path_of(batch.schema, name)
+        if path is None:
             raise _no_column(self.path, name, batch.schema.names, "Correct --keep")
-        values: list[Any] = _field(batch.column(found[0]), found[1:]).to_pylist()
+        values: list[Any] = _field(batch.column(path[0]), path[1:]).to_pylist()
         return values
 
     def _column(self, schema: Any) -> list[str]:
         names = [self.key] if self.key is not None else [*NAMES[:3], *NAMES[3:]]
         for name in names:
-            found = _path_of(schema, name)
-            if found is not None:
-                return found
+            path = _path_of(schema, name)
+            if path is not None:
+                return path
         raise _no_column(
             self.path, names[0], schema.names, "Pass --column with the one that holds the vectors"
         )
 
     def _parquet_batches(self, dimension: int, size: int) -> Iterator[Any]:
         file = open_parquet(self.path)
-        found = self._column(file.schema_arrow)
-        columns = [found[0]]
+        path = self._column(file.schema_arrow)
+        columns = [path[0]]
         for name in self.keep:
-            path = _path_of(file.schema_arrow, name)
-            columns += [] if path is None else [path[0]]
+            other = _path_of(file.schema_arrow, name)
+            columns += [] if other is None else [other[0]]
         for group in range(file.metadata.num_row_groups):
-            most = self._values_per_row(file.metadata.row_group(group), found, dimension)
+            most = self._values_per_row(file.metadata.row_group(group), path, dimension)
             step = max(1, min(size, int(_BATCH_VALUES / max(1.0, most))))
-            yield from file.iter_batches(
-                batch_size=step, row_groups=[group], columns=list(dict.fromkeys(columns))
-            )
+            columns = list(dict.fromkeys(columns))
+            yield from parquet_batches(self.path, columns, size=step, group=group, file=file)
 
-    def _values_per_row(self, group: Any, found: list[str], dimension: int) -> float:
+    def _values_per_row(self, group: Any, path: list[str], dimension: int) -> float:
         """Numbers (or 4-byte words) in a row on average, so that a few long ones are not read."""
         rows = max(1, group.num_rows)
         most = 1.0
         for index in range(group.num_columns):
             column = group.column(index)
-            if column.path_in_schema.split(".")[0] != found[0]:
+            if column.path_in_schema.split(".")[0] != path[0]:
                 continue
             numbers = column.num_values
             if column.physical_type in ("BYTE_ARRAY", "FIXED_LEN_BYTE_ARRAY"):
@@ -287,11 +287,11 @@ class Csv:
         bare = _column_of_vectors(first)
         names = [str(i) for i in range(len(first))] if bare is not None else first
         columns = self._columns(names, bare, dimension)
-        kept = [self._position(names, name, "Correct --keep") for name in self.keep]
+        positions = [self._position(names, name, "Correct --keep") for name in self.keep]
         for row in chain([first] if bare is not None else [], rows):
             cells = [row[i] if i < len(row) else "" for i in columns]
             vector: Any = (cells[0] or None) if len(cells) == 1 else f"[{','.join(cells)}]"
-            yield vector, [row[i] if i < len(row) else None for i in kept]
+            yield vector, [row[i] if i < len(row) else None for i in positions]
 
     def _columns(self, names: list[str], bare: int | None, dimension: int) -> list[int]:
         if self.key is not None:
@@ -313,7 +313,7 @@ class Csv:
         return names.index(name)
 
     def _rows(self) -> Iterator[list[str]]:
-        lines = self._lines()
+        lines = (f"{line}\n" for line in text_lines(self.path, LINE_BYTES, _ONE_A_LINE))
         first = next(lines, None)
         if first is None:
             return
@@ -327,16 +327,6 @@ class Csv:
             raise EmbeddingError(
                 f"a table of text in {self.path}", str(error), "Export it again"
             ) from error
-
-    def _lines(self) -> Iterator[str]:
-        for number, line in enumerate(read_lines(self.path, LINE_BYTES), start=1):
-            if line is None:
-                raise EmbeddingError(
-                    f"lines of at most {LINE_BYTES >> 20} MiB in {self.path}",
-                    f"a longer one, line {number}",
-                    "Export one vector a line",
-                )
-            yield line.decode("utf-8") + "\n"
 
 
 def _delimiter(line: str) -> str:

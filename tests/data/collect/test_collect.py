@@ -14,8 +14,8 @@ from tests.data.collect.conftest import texts_of
 from unembed.data.collect.collect import MANIFEST, CollectSettings, collect_texts
 from unembed.data.collect.filters import Limits
 from unembed.data.collect.sources import FileSource, Weighted, parse_source
+from unembed.data.readers import count_texts, read_texts
 from unembed.errors import DataError
-from unembed.files import count_texts, read_texts
 
 SETTINGS = CollectSettings(("en", "de", "zh"), 90, shard_rows=25, buffer_rows=20)
 

@@ -10,8 +10,14 @@ from unembed.errors import DataError
 from unembed.evaluation.bootstrap import Figure
 from unembed.evaluation.evaluate import evaluate
 from unembed.evaluation.metrics import METRICS
-from unembed.evaluation.report import write_report
-from unembed.evaluation.report.page import cell, escape_markdown, tables, to_markdown, to_page
+from unembed.evaluation.report import (
+    cell,
+    escape_markdown,
+    tables,
+    to_markdown,
+    to_page,
+    write_report,
+)
 from unembed.evaluation.samples import Passage
 
 EVIL = "<script>alert(1)</script> | the *cat* $x$ &amp; <b>dog</b>"

@@ -29,7 +29,7 @@ from unembed.data.collect.mix import (
     source_names,
 )
 from unembed.data.collect.sources import Weighted
-from unembed.data.manifest import difference, write_json
+from unembed.data.pairs import difference, write_json
 from unembed.errors import DataError
 from unembed.files import atomic, file_digest, make_folder, remove_unfinished, require_apart
 
@@ -90,7 +90,7 @@ class CollectProgress:
     """What a collection has done so far: texts read, texts in shards, shards."""
 
     read: int
-    kept: int
+    samples: int
     shards: int
 
 
@@ -178,9 +178,9 @@ def _read_manifest(out: Path, described: dict[str, Any]) -> dict[str, Any]:
     for key, value in described.items():
         stored = manifest.get(key) if isinstance(manifest, dict) else None
         if stored != value:
-            wanted, actual = difference(value, stored)
+            expected, actual = difference(value, stored)
             raise DataError(
-                f"{out} to hold a collection with {key} {wanted}",
+                f"{out} to hold a collection with {key} {expected}",
                 actual,
                 "Choose another --out folder, or delete this one",
             )
@@ -190,10 +190,10 @@ def _read_manifest(out: Path, described: dict[str, Any]) -> dict[str, Any]:
 def _samples(
     streams: Streams, settings: CollectSettings, duplicates: Duplicates, tally: Tally
 ) -> Iterator[Sample]:
-    wanted = quotas(settings.langs, settings.samples)
+    targets = quotas(settings.langs, settings.samples)
     mixing, shuffling = random.Random(settings.seed), random.Random(settings.seed + 1)
-    drawn = draw_samples(streams, wanted, settings.limits, duplicates, mixing, tally)
-    return shuffle(drawn, shuffling, settings.buffer_rows, settings.buffer_chars)
+    samples = draw_samples(streams, targets, settings.limits, duplicates, mixing, tally)
+    return shuffle(samples, shuffling, settings.buffer_rows, settings.buffer_chars)
 
 
 def _write_shards(
@@ -206,9 +206,9 @@ def _write_shards(
 ) -> None:
     """Write the shards that are missing or damaged; check that the others would be the same."""
     shards: list[dict[str, Any]] = manifest["shards"]
-    index = written = 0
+    index = total = 0
     while (first := next(samples, None)) is not None:
-        rows = _watch([first], samples, settings.shard_rows, written, index, tally, progress)
+        rows = _watch([first], samples, settings.shard_rows, total, index, tally, progress)
         path = out / f"texts-{index:05d}.parquet"
         recorded = shards[index] if index < len(shards) else None
         entry = _replay(rows, path, recorded) if recorded else _write_shard(rows, path)
@@ -217,7 +217,7 @@ def _write_shards(
             write_json(out / MANIFEST, manifest)
         elif entry != recorded:
             raise _changed(path)
-        index, written = index + 1, written + entry["rows"]
+        index, total = index + 1, total + entry["rows"]
     if not index:
         counts = {name: tally.total(name) for name in sorted({key[2] for key in tally.events})}
         raise DataError("texts that pass the filters", f"none: {counts}", "Change the limits")
@@ -229,7 +229,7 @@ def _watch(
     first: list[Sample],
     rest: Iterator[Sample],
     size: int,
-    kept: int,
+    count: int,
     shards: int,
     tally: Tally,
     progress: CollectFn | None,
@@ -238,9 +238,9 @@ def _watch(
     for source in (first, islice(rest, size - 1)):
         for sample in source:
             yield sample
-            kept += 1
-            if progress is not None and kept % _REPORT_EVERY == 0:
-                progress(CollectProgress(tally.total("read"), kept, shards))
+            count += 1
+            if progress is not None and count % _REPORT_EVERY == 0:
+                progress(CollectProgress(tally.total("read"), count, shards))
 
 
 def _replay(rows: Iterable[Sample], path: Path, recorded: dict[str, Any]) -> dict[str, Any]:
@@ -329,13 +329,15 @@ class _ShardWriter:
 
 
 def _counts(settings: CollectSettings, tally: Tally, duplicates: Duplicates) -> dict[str, Any]:
-    wanted = quotas(settings.langs, settings.samples)
+    targets = quotas(settings.langs, settings.samples)
     langs, events = tally.sums(0), sorted({key[2] for key in tally.events} - {"read", "kept"})
     return {
         "read": tally.total("read"),
         "kept": tally.total("kept"),
         "left_out": {name: tally.total(name) for name in events},
-        "langs": {lang: {"wanted": wanted[lang], **langs.get(lang, {})} for lang in settings.langs},
+        "langs": {
+            lang: {"wanted": targets[lang], **langs.get(lang, {})} for lang in settings.langs
+        },
         "sources": tally.sums(1),
         "missing": [{"lang": lang, "source": source} for lang, source in tally.missing],
         "not_remembered": duplicates.forgotten,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 import unicodedata
@@ -16,15 +15,15 @@ from typing import Any
 
 import numpy as np
 
-from unembed.errors import DataError
-from unembed.files import (
+from unembed.data.readers import (
     csv_rows,
-    file_format,
+    json_lines,
     missing_column,
     open_parquet,
-    read_lines,
-    require_extra,
+    parquet_batches,
 )
+from unembed.errors import DataError
+from unembed.files import file_format, read_lines, require_extra
 
 _LOOKED_AT = 4000  # characters; enough to judge a long text
 _LETTERS_END = 0x40000  # the planes that hold scripts
@@ -231,12 +230,12 @@ class Duplicates:
     @property
     def nbytes(self) -> int:
         """Memory of what is remembered, in bytes: 5 a text, and 5 a text and band of MinHash."""
-        return self._exact.nbytes + (self._near.seen.nbytes if self._near else 0)
+        return self._exact.nbytes + (self._near.table.nbytes if self._near else 0)
 
     @property
     def forgotten(self) -> int:
         """Hashes there was no room for."""
-        return self._exact.forgotten + (self._near.seen.forgotten if self._near else 0)
+        return self._exact.forgotten + (self._near.table.forgotten if self._near else 0)
 
 
 class _Bands:
@@ -252,7 +251,7 @@ class _Bands:
         shape = MinHashLSH(threshold=threshold, num_perm=_PERMUTATIONS)
         self._bands, self._rows = int(shape.b), int(shape.r)
         self._blank: Any = MinHash(num_perm=_PERMUTATIONS, hashfunc=zlib.crc32)
-        self.seen = HashSet(capacity * self._bands, _MOST_BAND_SLOTS)
+        self.table = HashSet(capacity * self._bands, _MOST_BAND_SLOTS)
 
     def add(self, text: str) -> bool:
         """Remember a text if none of its bands was seen; says whether it is new."""
@@ -272,14 +271,14 @@ class _Bands:
             )
             for band in range(self._bands)
         ]
-        if any(value in self.seen for value in hashes):
+        if any(value in self.table for value in hashes):
             return False
         for value in hashes:
-            self.seen.add(value)
+            self.table.add(value)
         return True
 
 
-_BATCH_ROWS = 1024
+_BATCH_ROWS = 1024  # of passages, which may be long
 _LINE_BYTES = 16 << 20
 
 Skip = Callable[[str], None]
@@ -293,14 +292,14 @@ class Pick:
         column: Column or key of the text.
         lang_column: Column or key of the language.
         lang: The language wanted.
-        known: All rows are in that language, whatever the columns say.
+        monolingual: All rows are in that language, whatever the columns say.
         alone: No other language is asked for, so a file that names none is taken whole.
     """
 
     column: str
     lang_column: str
     lang: str
-    known: bool
+    monolingual: bool
     alone: bool
 
     def filters(self, place: Path | str, columns: Sequence[str]) -> bool:
@@ -311,7 +310,7 @@ class Pick:
         """
         if self.column not in columns:
             raise missing_column(place, self.column, list(columns))
-        if self.known:
+        if self.monolingual:
             return False
         if self.lang_column in columns:
             return True
@@ -354,20 +353,17 @@ def _parquet_rows(path: Path, pick: Pick, skip: Skip) -> Iterator[str]:
     filtering = pick.filters(path, schema.names)
     _check_text_type(schema.field(pick.column).type, path, pick.column)
     columns = [pick.column, pick.lang_column] if filtering else [pick.column]
-    try:
-        for batch in file.iter_batches(batch_size=_BATCH_ROWS, columns=columns):
-            texts = batch.column(pick.column)
-            if filtering:
-                langs = batch.column(pick.lang_column).cast(pa.string())
-                texts = texts.filter(pc.equal(langs, pick.lang))
-            if pa.types.is_dictionary(texts.type):
-                texts = texts.dictionary_decode()
-            for raw in texts.cast(pa.large_binary()).to_pylist():
-                text = _decode(raw, skip)
-                if text is not None:
-                    yield text
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(f"readable rows in {path}", str(error), "Copy the file again") from error
+    for batch in parquet_batches(path, columns, size=_BATCH_ROWS, file=file):
+        texts = batch.column(pick.column)
+        if filtering:
+            langs = batch.column(pick.lang_column).cast(pa.string())
+            texts = texts.filter(pc.equal(langs, pick.lang))
+        if pa.types.is_dictionary(texts.type):
+            texts = texts.dictionary_decode()
+        for raw in texts.cast(pa.large_binary()).to_pylist():
+            text = _decode(raw, skip)
+            if text is not None:
+                yield text
 
 
 def _check_text_type(kind: Any, path: Path, column: str) -> None:
@@ -380,11 +376,10 @@ def _check_text_type(kind: Any, path: Path, column: str) -> None:
 
 def _json_rows(path: Path, pick: Pick, skip: Skip) -> Iterator[str]:
     filtering: bool | None = None
-    for line in _lines(path, skip):
-        try:
-            row = json.loads(line) if line.strip() else None
-        except (ValueError, RecursionError):
-            skip("not_json")
+    for line in json_lines(path, _LINE_BYTES):
+        row = line.value
+        if line.fault is not None and line.fault != "blank":
+            skip(line.fault)
             continue
         if not isinstance(row, dict):
             skip("no_text" if row is None else "not_json")
@@ -410,7 +405,7 @@ def _csv_rows(path: Path, pick: Pick, skip: Skip) -> Iterator[str]:
 
 
 def _text_rows(path: Path, pick: Pick, skip: Skip) -> Iterator[str]:
-    if not (pick.known or pick.alone):
+    if not (pick.monolingual or pick.alone):
         raise DataError(
             f"one language in the plain text of {path}",
             "several asked for",

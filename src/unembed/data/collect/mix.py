@@ -111,7 +111,7 @@ def quotas(langs: Sequence[str], samples: int) -> dict[str, int]:
 
 def draw_samples(
     streams: Streams,
-    wanted: dict[str, int],
+    targets: dict[str, int],
     limits: Limits,
     duplicates: Duplicates,
     draw: random.Random,
@@ -125,21 +125,21 @@ def draw_samples(
     Raises:
         DataError: A source cannot be read on.
     """
-    left = {lang: count for lang, count in wanted.items() if count}
-    while left:
-        lang = _choose(draw, left)
+    remaining = {lang: count for lang, count in targets.items() if count}
+    while remaining:
+        lang = _choose(draw, remaining)
         sources = streams[lang]
         if not sources:
-            del left[lang]
+            del remaining[lang]
             continue
         name = _choose(draw, {name: stream.weight for name, stream in sources.items()})
         sample = _next_sample(sources[name], limits, duplicates, tally)
         if sample is None:
             del sources[name]
             continue
-        left[lang] -= 1
-        if not left[lang]:
-            del left[lang]
+        remaining[lang] -= 1
+        if not remaining[lang]:
+            del remaining[lang]
         yield sample
 
 
@@ -178,14 +178,14 @@ def shuffle(
         chars: Most characters in the buffer.
     """
     buffer: list[Sample] = []
-    held = 0
+    size = 0
     for sample in samples:
         buffer.append(sample)
-        held += len(sample.text)
-        while len(buffer) > rows or held > chars:
-            taken = _take(buffer, draw)
-            held -= len(taken.text)
-            yield taken
+        size += len(sample.text)
+        while len(buffer) > rows or size > chars:
+            choice = _take(buffer, draw)
+            size -= len(choice.text)
+            yield choice
     while buffer:
         yield _take(buffer, draw)
 

@@ -117,7 +117,7 @@ class FileSource:
                 yield text
         if not any_text:
             where = self.pattern.replace(LANG, lang)
-            column = "" if pick.known else f" by the column {self.lang_column!r}"
+            column = "" if pick.monolingual else f" by the column {self.lang_column!r}"
             rest = f" (passed over: {dict(passed_over)})" if passed_over else ""
             raise MissingLanguageError(
                 f"texts in {lang!r} in {where}{column}",
@@ -246,12 +246,12 @@ def _without_torch() -> Iterator[None]:
     """Keep `datasets` from importing PyTorch, 220 MB, for tensors that nobody asks for."""
     from datasets import config
 
-    known = config.TORCH_AVAILABLE
-    config.TORCH_AVAILABLE = known and "torch" in sys.modules
+    available = config.TORCH_AVAILABLE
+    config.TORCH_AVAILABLE = available and "torch" in sys.modules
     try:
         yield
     finally:
-        config.TORCH_AVAILABLE = known
+        config.TORCH_AVAILABLE = available
 
 
 @dataclass(frozen=True)

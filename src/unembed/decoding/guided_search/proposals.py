@@ -54,7 +54,7 @@ def likely_words(denoiser: DenoiserFn, embedding: Tensor, spec: SequenceSpec) ->
     words: list[Words] = []
     for part in torch.split(embedding, max(_ROWS // spec.length, 1)):
         logits = _logits(denoiser, spec.masked(len(part), part.device), part, spec)
-        logits = logits.log_softmax(dim=-1).view(len(part), spec.length, -1)
+        logits = logits.log_softmax(dim=-1).view(len(part), -1, logits.shape[-1])
         top = logits.logsumexp(dim=1).topk(min(_WORDS, logits.shape[2]), dim=1)  # [B, W]
         for ids, values in zip(top.indices.cpu(), top.values.double().cpu(), strict=True):
             known = values > -torch.inf

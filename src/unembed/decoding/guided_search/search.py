@@ -221,8 +221,8 @@ def _candidates(
     Returns:
         Each once [M, L], and the largest gain in nats that it was made with [M].
     """
-    fixed = spec.end_id is None or spec.pad_id is None
-    shortest, longest = (spec.length,) * 2 if fixed else (1, max(spec.length - 1, 1))
+    fixed = spec.content if spec.has_end else spec.length
+    shortest, longest = (1, max(spec.length - 1, 1)) if fixed is None else (fixed, fixed)
     rows, gains = [], []
     for parent in parents:
         if not parent:

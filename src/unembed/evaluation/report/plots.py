@@ -34,7 +34,7 @@ def draw_plots(evaluation: Evaluation, folder: Path) -> tuple[dict[str, str], li
         line = install_line("plots")
         return {}, [f"plots: not drawn, matplotlib is not installed ({line})"]
     pictures = {}
-    for name, draw in _wanted(evaluation).items():
+    for name, draw in _plots(evaluation).items():
         figure = Figure(figsize=(9, 4.5), layout="constrained")
         axes = figure.subplots()
         axes.set_prop_cycle(color=[colormaps["tab20"](k) for k in range(20)])  # rows are many
@@ -55,19 +55,19 @@ def _inside_a_page(svg: str) -> str:
     return re.sub(r"<metadata>.*?</metadata>", "", _HEAD.sub("", svg, count=1), flags=re.DOTALL)
 
 
-def _wanted(evaluation: Evaluation) -> dict[str, Callable[[Any], None]]:
-    wanted: dict[str, Callable[[Any], None]] = {"quality": lambda ax: _quality(ax, evaluation)}
+def _plots(evaluation: Evaluation) -> dict[str, Callable[[Any], None]]:
+    plots: dict[str, Callable[[Any], None]] = {"quality": lambda ax: _quality(ax, evaluation)}
     for label, groups in evaluation.breakdowns.items():
         if len(groups) > 1:
-            wanted[f"by-{label}"] = _by_group(label, groups)
+            plots[f"by-{label}"] = _by_group(label, groups)
     if evaluation.calibration:
-        wanted["calibration"] = lambda ax: _calibration(ax, evaluation)
+        plots["calibration"] = lambda ax: _calibration(ax, evaluation)
     attacks = evaluation.settings["attacks"]
     if len(attacks) > 1:
-        wanted["passes"] = _against("passes", evaluation)
+        plots["passes"] = _against("passes", evaluation)
         if any(attack["encoder_calls"] for attack in attacks.values()):
-            wanted["encoder-calls"] = _against("encoder calls", evaluation)
-    return wanted
+            plots["encoder-calls"] = _against("encoder calls", evaluation)
+    return plots
 
 
 def _plain(text: str) -> str:
@@ -83,13 +83,13 @@ def _legend(ax: Any) -> None:
 def _bars(ax: Any, rows: dict[str, Figures], metrics: Sequence[str]) -> None:
     width = 0.8 / len(rows)
     for place, (name, figures) in enumerate(rows.items()):
-        known = [(i, figures[m]) for i, m in enumerate(metrics)]
-        shown = [(i, figure) for i, figure in known if figure is not None]
+        cells = [(i, figures[m]) for i, m in enumerate(metrics)]
+        bars = [(i, figure) for i, figure in cells if figure is not None]
         ax.bar(
-            [i + place * width for i, _ in shown],
-            [figure.mean for _, figure in shown],
+            [i + place * width for i, _ in bars],
+            [figure.mean for _, figure in bars],
             width * 0.9,
-            yerr=_errors([figure for _, figure in shown]),
+            yerr=_errors([figure for _, figure in bars]),
             label=_plain(name),
         )
     ax.set_xticks([i + 0.4 - width / 2 for i in range(len(metrics))], metrics)
@@ -114,11 +114,11 @@ def _by_group(label: str, groups: dict[str, dict[str, Figures]]) -> Callable[[An
         names = list(groups)
         for row in next(iter(groups.values())):
             figures = [(i, groups[name][row][_QUALITY]) for i, name in enumerate(names)]
-            shown = [(i, figure) for i, figure in figures if figure is not None]
+            points = [(i, figure) for i, figure in figures if figure is not None]
             ax.errorbar(
-                [i for i, _ in shown],
-                [figure.mean for _, figure in shown],
-                yerr=_errors([figure for _, figure in shown]),
+                [i for i, _ in points],
+                [figure.mean for _, figure in points],
+                yerr=_errors([figure for _, figure in points]),
                 fmt="o-" if label == LENGTH else "o",
                 capsize=3,
                 label=_plain(row),
@@ -144,10 +144,10 @@ def _calibration(ax: Any, evaluation: Evaluation) -> None:
 def _against(cost: str, evaluation: Evaluation) -> Callable[[Any], None]:
     def draw(ax: Any) -> None:
         for row in evaluation.settings["attacks"]:
-            quality, spent = evaluation.rows[row][_QUALITY], evaluation.rows[row][cost]
-            if quality is not None and spent is not None:
+            quality, effort = evaluation.rows[row][_QUALITY], evaluation.rows[row][cost]
+            if quality is not None and effort is not None:
                 ax.errorbar(
-                    spent.mean,
+                    effort.mean,
                     quality.mean,
                     yerr=_errors([quality]),
                     fmt="o",

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from unembed.errors import TrainingError
-from unembed.training.nan_guard import LossGuard
+from unembed.training.loss import LossGuard
 
 from .helpers import make_config
 
