@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from unembed.data.readers import open_parquet
 from unembed.errors import StoreError, UnembedError
-from unembed.files import open_parquet, read_lines
+from unembed.files import read_lines
 from unembed.vectors.arrays import Npy, Npz
 from unembed.vectors.numbers import Reason, to_floats
 from unembed.vectors.read import VectorFile, file_kind

@@ -1,0 +1,100 @@
+"""What leaks without a word recovered: near-duplicates across groups, membership, outliers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unembed.audit.attacks import Corpus
+from unembed.encoders.vectors import as_unit_vectors
+
+DUPLICATE = 0.98  # cosine from which two vectors are taken for one text
+MEMBER = 0.99
+_SHOWN = 20
+_FAR = 5.0  # deviations, by the median
+_MAD = 1.4826  # median absolute deviation → standard deviation of a normal distribution
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """What the places of the vectors give away.
+
+    Attributes:
+        duplicates: Pairs of different records with a cosine of .98 or more.
+        across: Of these, pairs whose records belong to different groups; None without groups.
+        examples: Ids of some pairs, those across groups first, with their cosine.
+        outliers: Ids whose nearest neighbour is unusually far, or whose length is unusual.
+        members: Texts of the auditor's corpus that are in the sample; None without a corpus.
+    """
+
+    duplicates: int
+    across: int | None
+    examples: list[tuple[str, str, float]]
+    outliers: list[str]
+    members: int | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return asdict(self)
+
+
+def find_neighbours(
+    ids: Sequence[str],
+    vectors: NDArray[np.float32],
+    groups: Sequence[Any] | None,
+    corpus: Corpus | None,
+) -> Neighbours:
+    """Compare all vectors of a sample with each other and with a corpus, N² products.
+
+    Args:
+        ids: Of the records.
+        vectors: [N, D].
+        groups: The field of each that was grouped by.
+        corpus: Texts of the auditor's, of the same encoder.
+    """
+    unit = as_unit_vectors(vectors, vectors.shape[1])
+    similarity = unit @ unit.T
+    np.fill_diagonal(similarity, -1.0)
+    one, other = np.nonzero(np.triu(similarity >= DUPLICATE))
+    apart = [
+        groups is not None and str(groups[a]) != str(groups[b])
+        for a, b in zip(one, other, strict=True)
+    ]
+    order = sorted(range(len(one)), key=lambda k: (not apart[k], -similarity[one[k], other[k]]))
+    examples = [
+        (ids[one[k]], ids[other[k]], round(float(similarity[one[k], other[k]]), 4))
+        for k in order[:_SHOWN]
+    ]
+    far = _outlying(-similarity.max(axis=1)) if len(ids) > 1 else np.zeros(len(ids), dtype=bool)
+    strange = far | np.abs(_deviations(np.linalg.norm(vectors, axis=1))).__gt__(_FAR)
+    members = None
+    if corpus is not None and corpus.vectors.shape[1] == unit.shape[1]:
+        found = np.zeros(len(corpus.texts), dtype=bool)
+        for start in range(0, len(corpus.texts), 8192):
+            part = corpus.vectors[start : start + 8192]
+            found[start : start + 8192] = (part @ unit.T).max(axis=1) >= MEMBER
+        members = int(found.sum())
+    return Neighbours(
+        duplicates=len(one),
+        across=None if groups is None else sum(apart),
+        examples=examples,
+        outliers=[ids[row] for row in np.flatnonzero(strange)][:_SHOWN],
+        members=members,
+    )
+
+
+def _outlying(distances: NDArray[Any]) -> NDArray[np.bool_]:
+    result: NDArray[np.bool_] = _deviations(distances) > _FAR
+    return result
+
+
+def _deviations(values: NDArray[Any]) -> NDArray[np.float64]:
+    """Distance from the median in robust standard deviations; 0 where the values hardly vary."""
+    centred = values.astype(np.float64) - np.median(values)
+    scale = float(np.median(np.abs(centred))) * _MAD
+    result: NDArray[np.float64] = centred / scale if scale > 1e-6 else np.zeros_like(centred)  # noqa: PLR2004 - rounding
+    return result
