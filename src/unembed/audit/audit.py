@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from unembed.audit.attacks import (
     WITH_CALLS,
@@ -20,108 +16,27 @@ from unembed.audit.attacks import (
     Corpus,
     FitAlign,
     Progress,
-    constant,
     inversion,
     lookup,
     run_attack,
     split_pairs,
 )
-from unembed.audit.findings import Evidence, Finding, Strongest, make_findings
-from unembed.audit.identify import Identity, identify
-from unembed.audit.neighbours import Neighbours, find_neighbours
-from unembed.audit.scoring import ANY, F1, Figures, Record, Scorer, figures, make_records
-from unembed.audit.sensitive import Masker, make_finder
+from unembed.audit.conclude import Conclusion
+from unembed.audit.identify import identify
+from unembed.audit.result import AuditReport
+from unembed.audit.scoring import make_records
+from unembed.audit.sensitive import make_finder
 from unembed.decoding import Decoding
 from unembed.encoders.base import Encoder
 from unembed.encoders.sentence import load_encoder
 from unembed.errors import ConfigError, StoreError, UnembedError
 from unembed.evaluation.cache import FOLDER
-from unembed.evaluation.metrics import Recovery
-from unembed.evaluation.rows import derangement
 from unembed.inverter import Inverter
 from unembed.vectors.stores.address import open_store
-from unembed.vectors.stores.store import Store, StoreFacts, VectorBatch
+from unembed.vectors.stores.store import Store, VectorBatch
 
-SCHEMA = 1
-SHOWN = 20
-SHUFFLED, CONSTANT = "floor: another record's recovery", "floor: one text for all"
 _CALLED_ROWS = 32  # records the encoder is called for
-_SHOWN_CHARS = 1000
-_LEAST = 2  # records that can be scored beside a floor
-_MOST_GROUPS = 20
-
-
-@dataclass(frozen=True)
-class ShownRecord:
-    """A record beside what came back of it, for the report.
-
-    Attributes:
-        id: Of the record in the store.
-        attack: That recovered it.
-        length: Bucket of its length in tokens.
-        group: Its value of the field grouped by.
-        f1: Token F1.
-        hurt: Kind → (recovered, in all).
-        original: The text, what hurts in it masked unless it was to be shown.
-        words: The recovery, each word with whether the original has it; masked likewise.
-    """
-
-    id: str
-    attack: str
-    length: str
-    group: str | None
-    f1: float
-    hurt: dict[str, tuple[int, int]]
-    original: str
-    words: list[tuple[str, bool]]
-
-
-@dataclass(frozen=True)
-class AuditReport:
-    """What an audit found.
-
-    Attributes:
-        store: Facts about the store.
-        identity: What its vectors look like, and whose they are.
-        read: Rows read, rows left out by reason, records with a text.
-        attacks: Name → access, records, figures (None where no text lies beside the vectors), mean
-            confidence and mean cosine of what came back, which are no evidence of recovery.
-        floors: Name → figures of what knows nothing of the vector.
-        by_length: Bucket of tokens → attack → figures.
-        by_group: Value of the field → attack → figures.
-        leak: What ``--fail-over`` is compared with: the larger of the share of what hurts that
-            came back and of token F1 above the highest floor; None where it was not measured.
-        strongest: The attack that got most.
-        records: The twenty records of which most came back.
-        neighbours: What the places of the vectors give away.
-        findings: With severity, the most severe first.
-        settings: How it was made.
-        notes: What a reader should know beside.
-    """
-
-    store: StoreFacts
-    identity: Identity
-    read: dict[str, Any]
-    attacks: dict[str, dict[str, Any]]
-    floors: dict[str, Figures]
-    by_length: dict[str, dict[str, Figures]]
-    by_group: dict[str, dict[str, Figures]]
-    leak: float | None
-    strongest: str | None
-    records: list[ShownRecord]
-    neighbours: Neighbours
-    findings: list[Finding]
-    settings: dict[str, Any]
-    notes: list[str] = field(default_factory=list)
-
-    @property
-    def severity(self) -> str:
-        """Of the most severe finding."""
-        return self.findings[0].severity if self.findings else "none"
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON, as ``audit-report.schema.json`` describes it."""
-        return {"schema": SCHEMA, "severity": self.severity, **asdict(self)}
+_LEAST_PAIRS = 4
 
 
 def audit(  # noqa: PLR0913 - the front door; all but the first have a default
@@ -338,7 +253,7 @@ class _Run:
                 "none here",
                 "Pass --align with a map, or leave --align-from-store out",
             )
-        if len(self.records) < 2 * _LEAST:
+        if len(self.records) < _LEAST_PAIRS:
             raise StoreError(
                 "rows with a text, to make a map from",
                 str(len(self.records)),
@@ -359,204 +274,24 @@ class _Run:
         scored = tuple(self.records[place].row for place in rest)
         return Attack(made.name, made.access, made.recover, made.settings, scored)
 
-    # What came of it
-
     def attack(self) -> AuditReport:
-        """Run the attacks, score them, and conclude."""
+        """Run the attacks and conclude."""
         recoveries = {
             attack.name: run_attack(
                 attack, self.batch.ids, self.batch.vectors, self.folder, self.progress
             )
             for attack in self.attacks
         }
-        scorer = Scorer(self.inverter.tokenizer, self.inverter.length - 1)
-        scores = {
-            name: {r.row: scorer.measure(r, items[r.row]) for r in self.records if r.row in items}
-            for name, items in recoveries.items()
-        }
-        if 0 < len(self.records) < _LEAST:
-            self.notes.append("a single record has a text: no floor can be computed")
-        floors = self._floors(scorer, recoveries)
-        seed = self.settings["seed"]
-        table = {name: figures(list(values.values()), seed) for name, values in scores.items()}
-        floor_figures = {name: figures(list(v.values()), seed) for name, v in floors.items()}
-        neighbours = find_neighbours(self.batch.ids, self.batch.vectors, self.groups, self.corpus)
-        strongest = self._strongest(table, floor_figures) if self.records else None
-        evidence = self._evidence(strongest, neighbours)
-        everything = {**scores, **floors}
-        return AuditReport(
-            store=self.store.facts,
-            identity=self.identity,
-            read=self._read(),
-            attacks={a.name: self._described(a, recoveries, table) for a in self.attacks},
-            floors=floor_figures,
-            by_length=self._broken_down(everything, lambda record: record.length),
-            by_group={}
-            if self.groups is None
-            else self._broken_down(everything, lambda record: record.group or "none"),
-            leak=None if strongest is None else _leak(strongest),
-            strongest=None if strongest is None else strongest.name,
-            records=[] if strongest is None else self._worst(strongest.name, recoveries, scores),
-            neighbours=neighbours,
-            findings=make_findings(evidence),
-            settings=self.settings,
-            notes=self.notes,
+        conclusion = Conclusion(
+            self.store,
+            self.inverter,
+            self.batch,
+            self.records,
+            self.groups,
+            self.corpus,
+            self.identity,
+            self.attacks,
+            self.settings,
+            self.notes,
         )
-
-    def _floors(
-        self, scorer: Scorer, recoveries: Mapping[str, dict[int, Recovery]]
-    ) -> dict[str, dict[int, dict[str, Any]]]:
-        """What knows nothing of the vector: another record's recovery, and one text for all."""
-        first = recoveries[self.attacks[0].name]
-        records = [record for record in self.records if record.row in first]
-        if len(records) < _LEAST:
-            return {}
-        other = derangement(len(records))
-        floors = {
-            SHUFFLED: {
-                record.row: scorer.measure(record, first[records[other[place]].row])
-                for place, record in enumerate(records)
-            }
-        }
-        if self.batch.vectors.shape[1] == self.inverter.encoder.dimension:
-            text = constant(first, self.inverter, self.batch.vectors)
-            floors[CONSTANT] = {r.row: scorer.measure(r, text) for r in records}
-        return floors
-
-    def _strongest(
-        self, table: Mapping[str, Figures], floors: Mapping[str, Figures]
-    ) -> Strongest | None:
-        bounds: dict[str, float] = {}
-        for of_one in floors.values():
-            for name, figure in of_one.items():
-                if figure is not None:
-                    bounds[name] = max(bounds.get(name, 0.0), figure.high)
-        candidates = [
-            Strongest(a.name, a.access, table[a.name], bounds, place == 0)
-            for place, a in enumerate(self.attacks)
-            if table[a.name]
-        ]
-        return max(candidates, key=lambda s: (s.hurt, s.gain(F1)), default=None)
-
-    def _evidence(self, strongest: Strongest | None, neighbours: Neighbours) -> Evidence:
-        longest = self.inverter.length - 1
-        words = ["unembed", "audit", repr(self.settings["store"])]
-        for name in ("sample", "seed", "group_by", "align_from_store", "encoder_calls", "corpus"):
-            if self.settings[name]:
-                words += [f"--{name.replace('_', '-')}", str(self.settings[name])]
-        return Evidence(
-            facts=self.store.facts,
-            identity=self.identity,
-            strongest=strongest,
-            scored=len(self.records),
-            longer=sum(len(record.token_ids) > longest for record in self.records),
-            longest=longest,
-            neighbours=neighbours,
-            group_by=self.settings["group_by"],
-            command=" ".join(words),
-        )
-
-    def _read(self) -> dict[str, Any]:
-        longest = self.inverter.length - 1
-        return {
-            "rows": len(self.batch),
-            "left_out": dict(sorted(self.store.left_out.items())),
-            "with_text": len(self.records),
-            "longer_than_the_inverter_writes": sum(
-                len(record.token_ids) > longest for record in self.records
-            ),
-            "longest_the_inverter_writes": longest,
-        }
-
-    def _described(
-        self,
-        attack: Attack,
-        recoveries: Mapping[str, dict[int, Recovery]],
-        table: Mapping[str, Figures],
-    ) -> dict[str, Any]:
-        items = list(recoveries[attack.name].values())
-        sure = [float(np.mean(i.confidences)) for i in items if i.confidences]
-        cosines = [i.cosine for i in items if i.cosine is not None]
-        return {
-            "access": attack.access,
-            "records": len(items),
-            "figures": table[attack.name] or None,
-            "mean_confidence": round(float(np.mean(sure)), 4) if sure else None,
-            "mean_cosine": round(float(np.mean(cosines)), 4) if cosines else None,
-            "settings": attack.settings,
-        }
-
-    def _broken_down(
-        self,
-        scores: Mapping[str, Mapping[int, dict[str, Any]]],
-        label: Callable[[Record], str],
-    ) -> dict[str, dict[str, Figures]]:
-        groups: dict[str, list[Record]] = {}
-        for record in self.records:
-            groups.setdefault(label(record), []).append(record)
-        largest = sorted(groups, key=lambda name: (-len(groups[name]), name))[:_MOST_GROUPS]
-        seed = self.settings["seed"]
-        return {
-            name: {
-                attack: figures([of[r.row] for r in groups[name] if r.row in of], seed)
-                for attack, of in scores.items()
-            }
-            for name in sorted(largest, key=_by_number)
-        }
-
-    def _worst(
-        self,
-        name: str,
-        recoveries: Mapping[str, dict[int, Recovery]],
-        scores: Mapping[str, Mapping[int, dict[str, Any]]],
-    ) -> list[ShownRecord]:
-        """The records of which most came back: by what hurts, then by token F1."""
-
-        def hurt(row: int) -> int:
-            return sum(v[0] for v in scores[name][row].values() if isinstance(v, tuple))
-
-        there = [record for record in self.records if record.row in scores[name]]
-        order = sorted(there, key=lambda r: (-hurt(r.row), -scores[name][r.row][F1], r.id))
-        return [
-            self._shown(name, record, recoveries[name][record.row], scores[name][record.row])
-            for record in order[:SHOWN]
-        ]
-
-    def _shown(
-        self, attack: str, record: Record, recovery: Recovery, values: Mapping[str, Any]
-    ) -> ShownRecord:
-        original = record.text[:_SHOWN_CHARS]
-        has = {word.strip(".,;:!?\"'()").casefold() for word in record.text.split()}
-        words = [
-            (word, word.strip(".,;:!?\"'()").casefold() in has) for word in recovery.text.split()
-        ]
-        if not self.settings["show_pii"]:
-            masker = Masker(record.spans)
-            original = masker.text(original)
-            words = [(masker.text(word), right) for word, right in words]
-        return ShownRecord(
-            id=record.id,
-            attack=attack,
-            length=record.length,
-            group=record.group,
-            f1=round(float(values[F1]), 4),
-            hurt={kind: v for kind, v in values.items() if isinstance(v, tuple)},
-            original=original,
-            words=words,
-        )
-
-
-def _leak(strongest: Strongest) -> float:
-    """The larger of the share of what hurts that came back, and token F1 above the floor."""
-    hurt, f1 = strongest.figures.get(ANY), strongest.figures.get(F1)
-    shares = [0.0]
-    if hurt is not None:
-        shares.append(hurt.mean)
-    if f1 is not None:
-        shares.append(f1.mean - strongest.floor.get(F1, 0.0))
-    return round(max(shares), 6)
-
-
-def _by_number(name: str) -> tuple[int, str]:
-    first = name.split(" ", maxsplit=1)[0]
-    return (int(first), name) if first.isdecimal() else (1 << 30, name)
+        return conclusion.report(recoveries)

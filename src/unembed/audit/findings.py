@@ -89,7 +89,7 @@ class Strongest:
         return max(self.gain(kind) for kind in (*KINDS, ANY))
 
 
-def inversion_severity(strongest: Strongest, open_to_all: bool) -> str:
+def inversion_severity(strongest: Strongest, exposed: bool) -> str:
     """Severity of what comes back: a rule, no feeling.
 
     By the lower end of the 95% interval above the highest floor: *high* where 10% of a kind of
@@ -99,7 +99,7 @@ def inversion_severity(strongest: Strongest, open_to_all: bool) -> str:
 
     Args:
         strongest: The attack that got most.
-        open_to_all: No login was needed to read the vectors.
+        exposed: No login was needed to read the vectors, or any would do.
     """
     level = 0
     if strongest.gain(F1) > 0:
@@ -111,7 +111,7 @@ def inversion_severity(strongest: Strongest, open_to_all: bool) -> str:
     if strongest.hurt >= _HURT_CRITICAL:
         level = 4
     if level:
-        level += int(open_to_all) - int(not strongest.easy)
+        level += int(exposed) - int(not strongest.easy)
     return SEVERITIES[min(max(level, 0), len(SEVERITIES) - 1)]
 
 
@@ -136,10 +136,9 @@ def make_findings(evidence: Evidence) -> list[Finding]:
     return sorted(findings, key=lambda f: (-SEVERITIES.index(f.severity), f.id))
 
 
-def without_login(facts: StoreFacts) -> bool:
-    """Whether whoever reaches the store can read it."""
-    text = facts.authentication
-    return text.startswith("none") or "without a password" in text or "PUBLIC" in text
+def open_to_all(facts: StoreFacts) -> bool:
+    """Whether whoever reaches the store, or has any login of it, can read it."""
+    return "none was needed" in facts.authentication or "PUBLIC" in facts.authentication
 
 
 def _share(figures: Figures, metric: str) -> str:
@@ -185,7 +184,7 @@ def _inversion(e: Evidence) -> Iterator[Finding]:
     yield Finding(
         "embedding-inversion",
         "Text comes back from the vectors alone" if best.easy else "Text comes back from vectors",
-        inversion_severity(best, without_login(e.facts)),
+        inversion_severity(best, open_to_all(e.facts)),
         f"{condition}: {words}; whole texts {exact}. What hurts: {kinds or 'none in the sample'}. "
         "A stronger attack may recover more: this is a lower bound for this encoder, these "
         "lengths and this access.",
@@ -199,16 +198,16 @@ def _inversion(e: Evidence) -> Iterator[Finding]:
 
 def _access(e: Evidence) -> Iterator[Finding]:
     facts = e.facts
-    if without_login(facts):
-        file = facts.authentication.startswith("none: ")
+    files = facts.authentication.startswith("none: ")
+    if files or open_to_all(facts):
         yield Finding(
             "no-login",
-            "The vectors can be read without a login",
-            "medium" if file else "high",
+            "The vectors can be read without a login" if files else "The vectors are open",
+            "low" if files else "high",
             f"{facts.authentication}; encryption: {facts.encryption}.",
             e.command,
-            "Put the store behind a login with the rights of the documents, and encrypt the disk."
-            if file
+            "Keep the files where only the application may read them, and encrypt the disk."
+            if files
             else "Require a login, and give each application the collections it needs.",
             _ACCESS_IDS,
         )

@@ -44,6 +44,12 @@ _PATTERNS = {
 }
 _COMPILED = {kind: re.compile(pattern) for kind, pattern in _PATTERNS.items()}
 _PHONE_DIGITS = 7
+# Written with a capital in headings, and no names
+_COMMON = frozenset(
+    "a an and are as at be but by can do for from has have he her his how i if in is it its may my "
+    "no not of on or our out she so than that the their then there these they this to up us was we "
+    "what when where which who why will with you your".split()
+)
 _PRESIDIO = {
     "PERSON": "names",
     "LOCATION": "names",
@@ -78,7 +84,8 @@ def find_sensitive(text: str) -> dict[str, set[str]]:
             rest = rest.replace(hit, " _ ")
         spans[kind] = hits
     other = find_spans(rest)
-    spans["names"], spans["numbers"] = other["names"], other["numbers"]
+    spans["names"] = {name for name in other["names"] if name.casefold() not in _COMMON}
+    spans["numbers"] = other["numbers"]
     return {kind: spans[kind] for kind in KINDS if spans[kind]}
 
 

@@ -1,0 +1,258 @@
+"""Recoveries → figures, floors, the worst records, findings: the end of an audit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from unembed.audit.attacks import Attack, Corpus, constant
+from unembed.audit.findings import Evidence, Strongest, make_findings
+from unembed.audit.identify import Identity
+from unembed.audit.neighbours import Neighbours, find_neighbours
+from unembed.audit.result import AuditReport, ShownRecord
+from unembed.audit.scoring import ANY, F1, Figures, Record, Scorer, figures
+from unembed.audit.sensitive import Masker
+from unembed.evaluation.metrics import Recovery
+from unembed.evaluation.rows import derangement
+from unembed.inverter import Inverter
+from unembed.vectors.stores.store import Store, VectorBatch
+
+SHUFFLED, CONSTANT = "floor: another record's recovery", "floor: one text for all"
+SHOWN = 20
+_SHOWN_CHARS = 1000
+_LEAST = 2  # records that can be scored beside a floor
+_MOST_GROUPS = 20
+_SIGNS = ".,;:!?\"'()"
+
+Recoveries = Mapping[str, Mapping[int, Recovery]]
+Scores = Mapping[str, Mapping[int, dict[str, Any]]]
+
+
+@dataclass
+class Conclusion:
+    """All that the end of an audit needs.
+
+    Attributes:
+        store: Read by now.
+        inverter: The attacker's.
+        batch: The sample.
+        records: Its rows that have a text.
+        groups: The field grouped by, one value a row.
+        corpus: Of the auditor's.
+        identity: Of the vectors.
+        attacks: That were run.
+        settings: How the audit was made.
+        notes: So far.
+    """
+
+    store: Store
+    inverter: Inverter
+    batch: VectorBatch
+    records: list[Record]
+    groups: list[Any] | None
+    corpus: Corpus | None
+    identity: Identity
+    attacks: list[Attack]
+    settings: dict[str, Any]
+    notes: list[str]
+
+    def report(self, recoveries: Recoveries) -> AuditReport:
+        """Score what came back, and conclude.
+
+        Args:
+            recoveries: Attack → index of the record → recovery.
+        """
+        scorer = Scorer(self.inverter.tokenizer, self.inverter.length - 1)
+        scores = {
+            name: {r.row: scorer.measure(r, items[r.row]) for r in self.records if r.row in items}
+            for name, items in recoveries.items()
+        }
+        if 0 < len(self.records) < _LEAST:
+            self.notes.append("a single record has a text: no floor can be computed")
+        floors = self._floors(scorer, recoveries)
+        seed = self.settings["seed"]
+        table = {name: figures(list(values.values()), seed) for name, values in scores.items()}
+        floor_figures = {name: figures(list(v.values()), seed) for name, v in floors.items()}
+        neighbours = find_neighbours(self.batch.ids, self.batch.vectors, self.groups, self.corpus)
+        strongest = self._strongest(table, floor_figures) if self.records else None
+        evidence = self._evidence(strongest, neighbours)
+        everything = {**scores, **floors}
+        return AuditReport(
+            store=self.store.facts,
+            identity=self.identity,
+            read=self._read(),
+            attacks={a.name: self._described(a, recoveries, table) for a in self.attacks},
+            floors=floor_figures,
+            by_length=self._broken_down(everything, lambda record: record.length),
+            by_group={}
+            if self.groups is None
+            else self._broken_down(everything, lambda record: record.group or "none"),
+            leak=None if strongest is None else _leak(strongest),
+            strongest=None if strongest is None else strongest.name,
+            records=[] if strongest is None else self._worst(strongest.name, recoveries, scores),
+            neighbours=neighbours,
+            findings=make_findings(evidence),
+            settings=self.settings,
+            notes=self.notes,
+        )
+
+    def _floors(
+        self, scorer: Scorer, recoveries: Recoveries
+    ) -> dict[str, dict[int, dict[str, Any]]]:
+        """What knows nothing of the vector: another record's recovery, and one text for all."""
+        first = recoveries[self.attacks[0].name]
+        records = [record for record in self.records if record.row in first]
+        if len(records) < _LEAST:
+            return {}
+        other = derangement(len(records))
+        floors = {
+            SHUFFLED: {
+                record.row: scorer.measure(
+                    record, replace(first[records[other[place]].row], cosine=None)
+                )
+                for place, record in enumerate(records)
+            }
+        }
+        if self.batch.vectors.shape[1] == self.inverter.encoder.dimension:
+            text = constant(first, self.inverter, self.batch.vectors)
+            floors[CONSTANT] = {r.row: scorer.measure(r, text) for r in records}
+        return floors
+
+    def _strongest(
+        self, table: Mapping[str, Figures], floors: Mapping[str, Figures]
+    ) -> Strongest | None:
+        bounds: dict[str, float] = {}
+        for of_one in floors.values():
+            for name, figure in of_one.items():
+                if figure is not None:
+                    bounds[name] = max(bounds.get(name, 0.0), figure.high)
+        candidates = [
+            Strongest(a.name, a.access, table[a.name], bounds, place == 0)
+            for place, a in enumerate(self.attacks)
+            if table[a.name]
+        ]
+        return max(candidates, key=lambda s: (s.hurt, s.gain(F1)), default=None)
+
+    def _evidence(self, strongest: Strongest | None, neighbours: Neighbours) -> Evidence:
+        longest = self.inverter.length - 1
+        words = ["unembed", "audit", repr(self.settings["store"])]
+        for name in ("sample", "seed", "group_by", "align_from_store", "encoder_calls", "corpus"):
+            if self.settings[name]:
+                words += [f"--{name.replace('_', '-')}", str(self.settings[name])]
+        return Evidence(
+            facts=self.store.facts,
+            identity=self.identity,
+            strongest=strongest,
+            scored=len(self.records),
+            longer=sum(len(record.token_ids) > longest for record in self.records),
+            longest=longest,
+            neighbours=neighbours,
+            group_by=self.settings["group_by"],
+            command=" ".join(words),
+        )
+
+    def _read(self) -> dict[str, Any]:
+        longest = self.inverter.length - 1
+        return {
+            "rows": len(self.batch),
+            "left_out": dict(sorted(self.store.left_out.items())),
+            "with_text": len(self.records),
+            "longer_than_the_inverter_writes": sum(
+                len(record.token_ids) > longest for record in self.records
+            ),
+            "longest_the_inverter_writes": longest,
+        }
+
+    def _described(
+        self,
+        attack: Attack,
+        recoveries: Recoveries,
+        table: Mapping[str, Figures],
+    ) -> dict[str, Any]:
+        items = list(recoveries[attack.name].values())
+        sure = [float(np.mean(i.confidences)) for i in items if i.confidences]
+        cosines = [i.cosine for i in items if i.cosine is not None]
+        return {
+            "access": attack.access,
+            "records": len(items),
+            "figures": table[attack.name] or None,
+            "mean_confidence": round(float(np.mean(sure)), 4) if sure else None,
+            "mean_cosine": round(float(np.mean(cosines)), 4) if cosines else None,
+            "settings": attack.settings,
+        }
+
+    def _broken_down(
+        self,
+        scores: Scores,
+        label: Callable[[Record], str],
+    ) -> dict[str, dict[str, Figures]]:
+        groups: dict[str, list[Record]] = {}
+        for record in self.records:
+            groups.setdefault(label(record), []).append(record)
+        largest = sorted(groups, key=lambda name: (-len(groups[name]), name))[:_MOST_GROUPS]
+        seed = self.settings["seed"]
+        return {
+            name: {
+                attack: figures([of[r.row] for r in groups[name] if r.row in of], seed)
+                for attack, of in scores.items()
+            }
+            for name in sorted(largest, key=_by_number)
+        }
+
+    def _worst(
+        self,
+        name: str,
+        recoveries: Recoveries,
+        scores: Scores,
+    ) -> list[ShownRecord]:
+        """The records of which most came back: by what hurts, then by token F1."""
+
+        def hurt(row: int) -> int:
+            return sum(v[0] for v in scores[name][row].values() if isinstance(v, tuple))
+
+        there = [record for record in self.records if record.row in scores[name]]
+        order = sorted(there, key=lambda r: (-hurt(r.row), -scores[name][r.row][F1], r.id))
+        return [
+            self._shown(name, record, recoveries[name][record.row], scores[name][record.row])
+            for record in order[:SHOWN]
+        ]
+
+    def _shown(
+        self, attack: str, record: Record, recovery: Recovery, values: Mapping[str, Any]
+    ) -> ShownRecord:
+        original = record.text[:_SHOWN_CHARS]
+        has = {word.strip(_SIGNS).casefold() for word in record.text.split()}
+        words = [(word, word.strip(_SIGNS).casefold() in has) for word in recovery.text.split()]
+        if not self.settings["show_pii"]:
+            masker = Masker(record.spans)
+            original = masker.text(original)
+            words = [(masker.text(word), right) for word, right in words]
+        return ShownRecord(
+            id=record.id,
+            attack=attack,
+            length=record.length,
+            group=record.group,
+            f1=round(float(values[F1]), 4),
+            hurt={kind: v for kind, v in values.items() if isinstance(v, tuple)},
+            original=original,
+            words=words,
+        )
+
+
+def _leak(strongest: Strongest) -> float:
+    """The larger of the share of what hurts that came back, and token F1 above the floor."""
+    hurt, f1 = strongest.figures.get(ANY), strongest.figures.get(F1)
+    shares = [0.0]
+    if hurt is not None:
+        shares.append(hurt.mean)
+    if f1 is not None:
+        shares.append(f1.mean - strongest.floor.get(F1, 0.0))
+    return round(max(shares), 6)
+
+
+def _by_number(name: str) -> tuple[int, str]:
+    first = name.split(" ", maxsplit=1)[0]
+    return (int(first), name) if first.isdecimal() else (1 << 30, name)
