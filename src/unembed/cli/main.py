@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 import unembed
+from unembed.cli import audit as _audit
 from unembed.cli import evaluate as _evaluate
 from unembed.cli import invert as _invert
 from unembed.cli import prepare as _prepare
@@ -52,6 +53,8 @@ plot = app.command()(_train.plot)
 export = app.command()(_train.export)
 invert = app.command()(_invert.invert)
 evaluate = app.command()(_evaluate.evaluate)
+read = app.command()(_audit.read)
+audit = app.command()(_audit.audit)
 serve = app.command()(_serve.serve)
 
 

@@ -71,8 +71,9 @@ def test_open_store_refuses_what_a_folder_of_chroma_lacks(tmp_path):
 # LanceDB
 
 
-def write_lance(folder, vectors=VECTORS, kind=pa.float32()):
+def write_lance(folder, vectors=VECTORS, kind=None):
     lance = package("lance")
+    kind = kind or pa.float32()
     flat = pa.array(vectors.ravel().astype(kind.to_pandas_dtype()))
     table = pa.table(
         {

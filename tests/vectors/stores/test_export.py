@@ -31,14 +31,14 @@ def test_export_store_goes_on_behind_the_last_id(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "_ROWS", 7)
     source = write(tmp_path / "v.jsonl")
 
-    class Killed(Exception):
+    class KilledError(Exception):
         pass
 
     def kill(done, total):
         if done >= 14:
-            raise Killed
+            raise KilledError
 
-    with open_store(source) as store, pytest.raises(Killed):
+    with open_store(source) as store, pytest.raises(KilledError):
         export_store(store, tmp_path / "out.parquet", kill)
     assert not (tmp_path / "out.parquet").exists()
     seen = []

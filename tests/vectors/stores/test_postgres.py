@@ -111,9 +111,9 @@ def test_open_store_cannot_write(server, table):
     import psycopg
 
     name, quoted = table(filled("vector(8)"), rows())
-    with open_store(address(server, name)) as store:
-        with pytest.raises(psycopg.errors.ReadOnlySqlTransaction):
-            store._connection.execute(f"DELETE FROM {quoted}")
+    refusal = pytest.raises(psycopg.errors.ReadOnlySqlTransaction)
+    with open_store(address(server, name)) as store, refusal:
+        store._connection.execute(f"DELETE FROM {quoted}")
 
 
 def test_batches_leaves_out_nulls_zeros_and_other_dimensions(server, table):

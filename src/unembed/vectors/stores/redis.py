@@ -49,8 +49,8 @@ class RedisStore(Store):
         """Keys in the order of their bytes; a scan may give a key twice, and it counts once."""
         if not hasattr(self, "_keys"):
             with self._errors():
-                found = self._client.scan_iter(match=self._pattern, count=1000, _type="hash")
-                self._keys = sorted({_text(key) for key in found})
+                keys: Any = self._client.scan_iter(match=self._pattern, count=1000, _type="hash")
+                self._keys = sorted({_text(key) for key in keys})
         start = 0 if after is None else bisect_right(self._keys, after)
         yield from self._keys[start:]
 

@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from unembed.audit.attacks import (
+from unembed.auditing.attacks import (
     WITH_CALLS,
     WITH_MAP,
     WITH_PAIRS,
@@ -21,11 +21,11 @@ from unembed.audit.attacks import (
     run_attack,
     split_pairs,
 )
-from unembed.audit.conclude import Conclusion
-from unembed.audit.identify import identify
-from unembed.audit.result import AuditReport
-from unembed.audit.scoring import make_records
-from unembed.audit.sensitive import make_finder
+from unembed.auditing.conclude import Conclusion
+from unembed.auditing.identify import identify
+from unembed.auditing.result import AuditReport
+from unembed.auditing.scoring import make_records
+from unembed.auditing.sensitive import make_finder
 from unembed.decoding import Decoding
 from unembed.encoders.base import Encoder
 from unembed.encoders.sentence import load_encoder

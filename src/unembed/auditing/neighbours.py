@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unembed.audit.attacks import Corpus
+from unembed.auditing.attacks import Corpus
 from unembed.encoders.vectors import as_unit_vectors
 
 DUPLICATE = 0.98  # cosine from which two vectors are taken for one text
@@ -59,7 +59,7 @@ def find_neighbours(
     unit = as_unit_vectors(vectors, vectors.shape[1])
     similarity = unit @ unit.T
     np.fill_diagonal(similarity, -1.0)
-    one, other = np.nonzero(np.triu(similarity >= DUPLICATE))
+    one, other = (x.tolist() for x in np.nonzero(np.triu(similarity >= DUPLICATE)))
     apart = [
         groups is not None and str(groups[a]) != str(groups[b])
         for a, b in zip(one, other, strict=True)
@@ -70,19 +70,20 @@ def find_neighbours(
         for k in order[:_SHOWN]
     ]
     far = _outlying(-similarity.max(axis=1)) if len(ids) > 1 else np.zeros(len(ids), dtype=bool)
-    strange = far | np.abs(_deviations(np.linalg.norm(vectors, axis=1))).__gt__(_FAR)
+    lengths = _deviations(np.linalg.norm(vectors, axis=1))
+    strange = far | (np.abs(lengths) > _FAR)
     members = None
     if corpus is not None and corpus.vectors.shape[1] == unit.shape[1]:
-        found = np.zeros(len(corpus.texts), dtype=bool)
+        near = np.zeros(len(corpus.texts), dtype=bool)
         for start in range(0, len(corpus.texts), 8192):
             part = corpus.vectors[start : start + 8192]
-            found[start : start + 8192] = (part @ unit.T).max(axis=1) >= MEMBER
-        members = int(found.sum())
+            near[start : start + 8192] = (part @ unit.T).max(axis=1) >= MEMBER
+        members = int(near.sum())
     return Neighbours(
         duplicates=len(one),
         across=None if groups is None else sum(apart),
         examples=examples,
-        outliers=[ids[row] for row in np.flatnonzero(strange)][:_SHOWN],
+        outliers=[ids[row] for row in np.flatnonzero(strange).tolist()][:_SHOWN],
         members=members,
     )
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from unembed.audit.findings import Finding
-from unembed.audit.identify import Identity
-from unembed.audit.neighbours import Neighbours
-from unembed.audit.scoring import Figures
+from unembed.auditing.findings import Finding
+from unembed.auditing.identify import Identity
+from unembed.auditing.neighbours import Neighbours
+from unembed.auditing.scoring import Figures
 from unembed.vectors.stores.store import StoreFacts
 
 SCHEMA = 1  # version of the JSON

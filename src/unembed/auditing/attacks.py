@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -230,7 +230,7 @@ def _parts(rows: Sequence[int]) -> Iterator[list[int]]:
         yield part
 
 
-def constant(recoveries: dict[int, Recovery], inverter: Inverter, vectors: Vectors) -> Recovery:
+def constant(recoveries: Mapping[int, Recovery], inverter: Inverter, vectors: Vectors) -> Recovery:
     """The best text that knows nothing of the vector: what the inverter makes of their mean."""
     mean = as_unit_vectors(vectors, vectors.shape[1]).mean(axis=0)
     (item,) = inverter.invert(mean / max(float(np.linalg.norm(mean)), 1e-9))

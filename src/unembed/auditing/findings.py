@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from unembed.audit.identify import Identity
-from unembed.audit.neighbours import Neighbours
-from unembed.audit.scoring import ANY, EXACT, F1, Figures
-from unembed.audit.sensitive import KINDS
+from unembed.auditing.identify import Identity
+from unembed.auditing.neighbours import Neighbours
+from unembed.auditing.scoring import ANY, EXACT, F1, Figures
+from unembed.auditing.sensitive import KINDS
 from unembed.vectors.stores.store import StoreFacts
 
 SEVERITIES = ("none", "low", "medium", "high", "critical")

@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from unembed.audit.attacks import Attack, Corpus, constant
-from unembed.audit.findings import Evidence, Strongest, make_findings
-from unembed.audit.identify import Identity
-from unembed.audit.neighbours import Neighbours, find_neighbours
-from unembed.audit.result import AuditReport, ShownRecord
-from unembed.audit.scoring import ANY, F1, Figures, Record, Scorer, figures
-from unembed.audit.sensitive import Masker
+from unembed.auditing.attacks import Attack, Corpus, constant
+from unembed.auditing.findings import Evidence, Strongest, make_findings
+from unembed.auditing.identify import Identity
+from unembed.auditing.neighbours import Neighbours, find_neighbours
+from unembed.auditing.result import AuditReport, ShownRecord
+from unembed.auditing.scoring import ANY, F1, Figures, Record, Scorer, figures
+from unembed.auditing.sensitive import Masker
 from unembed.evaluation.metrics import Recovery
 from unembed.evaluation.rows import derangement
 from unembed.inverter import Inverter

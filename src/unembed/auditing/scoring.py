@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unembed.audit.sensitive import KINDS, Finder, count_recovered, speller
+from unembed.auditing.sensitive import KINDS, Finder, count_recovered, speller
 from unembed.evaluation.bootstrap import Figure, draw_blocks
 from unembed.evaluation.metrics import Recovery, exact_match, token_set_f1
 from unembed.files import has_extra
@@ -162,4 +162,5 @@ def _ratio(
     drawn = drawn[np.isfinite(drawn)]
     low, high = np.quantile(drawn, _LEVELS)
     mean = float(parts.sum() / total)
-    return Figure(*(round(float(x), 6) for x in (mean, low, high)), n=int(total))
+    mean, low, high = (round(float(number), 6) for number in (mean, low, high))
+    return Figure(mean, low, high, int(total))
