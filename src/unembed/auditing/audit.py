@@ -58,6 +58,7 @@ def audit(  # noqa: PLR0913 - the front door; all but the first have a default
     show_pii: bool = False,
     folder: Path | None = None,
     progress: Progress | None = None,
+    name: str | None = None,
 ) -> AuditReport:
     """Read a sample of a vector store, invert it, and say what that means.
 
@@ -80,6 +81,7 @@ def audit(  # noqa: PLR0913 - the front door; all but the first have a default
         show_pii: Show what hurts unmasked in the records of the report.
         folder: Keeps recoveries while it runs, so that the same call goes on after a kill.
         progress: Called with (stage, done, total).
+        name: Of an open store, for the report; its collection if not given.
 
     Raises:
         StoreError: The store cannot be read, or its vectors fit no attack.
@@ -87,7 +89,7 @@ def audit(  # noqa: PLR0913 - the front door; all but the first have a default
     """
     report = progress or (lambda stage, done, total: None)
     settings: dict[str, Any] = {
-        "store": str(store) if isinstance(store, (str, Path)) else store.facts.collection,
+        "store": name or (str(store) if isinstance(store, (str, Path)) else store.facts.collection),
         "sample": sample,
         "seed": seed,
         "decoding": str(decoding),

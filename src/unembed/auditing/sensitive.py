@@ -69,7 +69,7 @@ def find_sensitive(text: str) -> dict[str, set[str]]:
     Patterns find what has a form: e-mail addresses, URLs, phone numbers, dates, amounts, IBANs,
     card, social-security and IP numbers, codes of capitals and digits. Names are the words with a
     capital inside a sentence (`unembed.evaluation.metrics.find_spans`), so that nouns of German
-    count, and names at the beginning of a sentence do not.
+    count; names at the beginning of a sentence and words all in capitals do not.
 
     Args:
         text: As it was written.
@@ -84,7 +84,9 @@ def find_sensitive(text: str) -> dict[str, set[str]]:
             rest = rest.replace(hit, " _ ")
         spans[kind] = hits
     other = find_spans(rest)
-    spans["names"] = {name for name in other["names"] if name.casefold() not in _COMMON}
+    spans["names"] = {
+        name for name in other["names"] if name.casefold() not in _COMMON and not name.isupper()
+    }
     spans["numbers"] = other["numbers"]
     return {kind: spans[kind] for kind in KINDS if spans[kind]}
 

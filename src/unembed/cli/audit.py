@@ -37,6 +37,33 @@ DryOption = Annotated[
 ]
 
 
+SampleOption = Annotated[int, typer.Option("--sample", min=1, help="Rows to draw.")]
+ToOption = Annotated[str, typer.Option("--to", help="The attacker's inverter, a shipped one.")]
+MadeByOption = Annotated[
+    str | None, typer.Option("--encoder", help="That made the vectors, if not the inverter's.")
+]
+HowOption = Annotated[
+    str, typer.Option("--strategy", help="How the inverter decodes (docs/decoding.md).")
+]
+CallsOption = Annotated[
+    int, typer.Option("--encoder-calls", min=0, help="Also attack with so many calls a record.")
+]
+CorpusOption = Annotated[
+    Path | None, typer.Option("--corpus", help="Texts an attacker may have, to look up in.")
+]
+GroupOption = Annotated[
+    str | None, typer.Option("--group-by", help="A field to break figures down by: tenant.")
+]
+ShowOption = Annotated[
+    bool, typer.Option("--show-pii", help="Show what hurts unmasked in the report.")
+]
+ReportOption = Annotated[Path, typer.Option("--out", help="Folder of the report.")]
+FailOption = Annotated[
+    float | None,
+    typer.Option("--fail-over", min=0.0, max=1.0, help="Exit with 1 if more leaks (0 to 1)."),
+]
+
+
 def read(
     store: StoreArgument,
     out: Annotated[Path | None, typer.Option("--out", help="The .parquet to write.")] = None,
@@ -67,38 +94,21 @@ def read(
 
 def audit(
     store: StoreArgument,
-    sample: Annotated[int, typer.Option("--sample", min=1, help="Rows to draw.")] = 1000,
+    sample: SampleOption = 1000,
     seed: SeedOption = 0,
     collection: CollectionOption = None,
     column: ColumnOption = None,
     text_column: TextOption = None,
-    to: Annotated[str, typer.Option("--to", help="The attacker's inverter, a shipped one.")] = (
-        "minilm"
-    ),
+    to: ToOption = "minilm",
     checkpoint: CheckpointOption = None,
-    encoder: Annotated[
-        str | None, typer.Option("--encoder", help="That made the vectors, if not the inverter's.")
-    ] = None,
-    strategy: Annotated[
-        str, typer.Option("--strategy", help="How the inverter decodes (docs/decoding.md).")
-    ] = "greedy",
-    encoder_calls: Annotated[
-        int, typer.Option("--encoder-calls", min=0, help="Also attack with so many calls a record.")
-    ] = 0,
-    corpus: Annotated[
-        Path | None, typer.Option("--corpus", help="Texts an attacker may have, to look up in.")
-    ] = None,
-    group_by: Annotated[
-        str | None, typer.Option("--group-by", help="A field to break figures down by: tenant.")
-    ] = None,
-    show_pii: Annotated[
-        bool, typer.Option("--show-pii", help="Show what hurts unmasked in the report.")
-    ] = False,
-    out: Annotated[Path, typer.Option("--out", help="Folder of the report.")] = Path("report"),
-    fail_over: Annotated[
-        float | None,
-        typer.Option("--fail-over", min=0.0, max=1.0, help="Exit with 1 if more leaks (0 to 1)."),
-    ] = None,
+    encoder: MadeByOption = None,
+    strategy: HowOption = "greedy",
+    encoder_calls: CallsOption = 0,
+    corpus: CorpusOption = None,
+    group_by: GroupOption = None,
+    show_pii: ShowOption = False,
+    out: ReportOption = Path("report"),
+    fail_over: FailOption = None,
     ask_password: AskOption = False,
     dry_run: DryOption = False,
     device: DeviceOption = "auto",
@@ -109,16 +119,14 @@ def audit(
     """
     from unembed.auditing.report import write_report
     from unembed.cli.display import StageDisplay
-    from unembed.errors import StoreError
     from unembed.files import make_folder
 
     fields = [] if group_by is None else [group_by]
     with _open(store, collection, column, text_column, fields, ask_password) as opened:
         if dry_run:
             _show_facts(opened)
-            typer.echo(
-                f"would read: {min(sample, opened.facts.count)} rows, drawn with seed {seed}"
-            )
+            rows = min(sample, opened.facts.count)
+            typer.echo(f"would read: {rows} rows, drawn with seed {seed}")
             return
         make_folder(out)
         inverter = make_inverter(checkpoint or to, None, device)
@@ -137,14 +145,21 @@ def audit(
                     show_pii=show_pii,
                     folder=out,
                     progress=display.update,
+                    name=store,
                 )
         except KeyboardInterrupt:
             typer.echo("stopped; the same command goes on from there", err=True)
             raise typer.Exit(130) from None
-    report.settings["store"] = store
     write_report(report, out)
     _show_report(report, out)
-    if fail_over is None:
+    _require_less(report, fail_over)
+
+
+def _require_less(report: AuditReport, limit: float | None) -> None:
+    """Exit with 1 where more leaks than the limit."""
+    from unembed.errors import StoreError
+
+    if limit is None:
         return
     if report.leak is None:
         raise StoreError(
@@ -152,8 +167,8 @@ def audit(
             "none, so nothing was measured",
             "Name their column with --text-column",
         )
-    if report.leak > fail_over:
-        typer.echo(f"leak {report.leak:.3f} is over {fail_over:g}", err=True)
+    if report.leak > limit:
+        typer.echo(f"leak {report.leak:.3f} is over {limit:g}", err=True)
         raise typer.Exit(1)
 
 
