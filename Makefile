@@ -64,7 +64,7 @@ clean: ## remove .venv, build results and caches (data/ and runs/ stay)
 	rm -rf $(VENV) build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find benchmarks examples src tests -type d -name __pycache__ -prune -exec rm -rf {} +
 
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml constraints.txt hashes.txt
 	@$(PYTHON) -c '$(RECENT)' 2>/dev/null || { \
 		echo "error: unembed needs Python 3.11 or newer, '$(PYTHON)' is $$($(PYTHON) --version 2>/dev/null || echo missing); name another one: make PYTHON=python3.11" >&2; \
 		exit 1; }
@@ -76,6 +76,7 @@ $(STAMP): pyproject.toml constraints.txt
 	fi
 	@touch $(UNFINISHED)
 	@echo "installing (the first time takes a few minutes)"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[embedded,demo,dev]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r hashes.txt
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation -c constraints.txt -e '.[embedded,demo,dev]'
 	@rm -f $(UNFINISHED)
 	@touch $@

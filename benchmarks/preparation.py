@@ -86,7 +86,7 @@ def operations(lengths: Iterable[int]) -> float:
 
 def compare_speed(texts: Iterable[str], folder: Path, pieces: int, rounds: int, shard: int) -> None:
     """All of stage 2 beside `SentenceTransformer.encode` on the pieces it cuts."""
-    encoder, config = load_encoder(), settings(shard)
+    encoder, config = load_encoder(compute=choose_compute(training=False)), settings(shard)
     source, outs = folder / "texts.jsonl", count()
     piece_texts = write_source(source, texts, encoder.tokenizer, config, pieces)
     plain = SentenceTransformer(str(package_folder()), device="cpu")
@@ -224,7 +224,7 @@ def compare_sizes(texts: Iterable[str], folder: Path, sizes: list[int], shard: i
 
 def run_worker(source: Path, shard: int) -> None:
     """Prepare in this process; prints what it took as JSON."""
-    encoder = load_encoder()
+    encoder = load_encoder(compute=choose_compute(training=False))
     encoder.encode(["What the libraries set up at their first call is not counted."])
     loaded = most = resident_mib()
 

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 import unembed
 from unembed.config import Config, load_config, shipped_configs, validate_config
 from unembed.denoiser import DenoiserSizes
+from unembed.encoders.api import load_api_encoder
 from unembed.encoders.sentence import load_encoder
 from unembed.errors import ConfigError
 
@@ -32,27 +33,27 @@ def refusal(name_or_path, overrides=()):
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
-def test_every_shipped_configuration_loads_and_says_what_its_file_says(path):
+def test_load_config_every_shipped_configuration_loads_and_says_what_its_file_says(path):
     loaded = load_config(path).model_dump()
     for section, values in yaml.safe_load(path.read_text(encoding="utf-8")).items():
         assert {key: loaded[section][key] for key in values} == values
 
 
-def test_shipped_names_reach_every_file():
+def test_shipped_configs_shipped_names_reach_every_file():
     assert sorted(shipped_configs().values()) == SHIPPED
     for name, path in shipped_configs().items():
         assert load_config(name) == load_config(path)
 
 
-def test_an_empty_file_gives_the_defaults(tmp_path):
+def test_load_config_an_empty_file_gives_the_defaults(tmp_path):
     assert load_config(write(tmp_path, "# nothing\n")) == Config()
 
 
-def test_a_configuration_survives_json(tiny_config):
+def test_validate_config_a_configuration_survives_json(tiny_config):
     assert validate_config(tiny_config.model_dump(mode="json"), "a checkpoint") == tiny_config
 
 
-def test_a_loaded_configuration_cannot_change():
+def test_load_config_a_loaded_configuration_cannot_change():
     config = load_config("minilm")
     with pytest.raises(ValidationError, match="frozen"):
         config.training.lr = 1.0
@@ -122,20 +123,20 @@ def test_a_bad_value_is_refused_with_key_value_and_what_is_allowed(tmp_path, tex
         ("just words", "found str"),
     ],
 )
-def test_a_file_that_is_not_a_yaml_mapping_is_refused(tmp_path, text, said):
+def test_load_config_a_file_that_is_not_a_yaml_mapping_is_refused(tmp_path, text, said):
     path = write(tmp_path, text)
     message = refusal(path)
     assert said in message
     assert str(path) in message
 
 
-def test_bytes_that_are_not_text_are_refused(tmp_path):
+def test_load_config_bytes_that_are_not_text_are_refused(tmp_path):
     path = tmp_path / "run.yaml"
     path.write_bytes(b"training:\n  steps: \xff\xfe")
     assert f"expected YAML in {path}" in refusal(path)
 
 
-def test_a_missing_file_is_refused_with_the_shipped_names(tmp_path):
+def test_load_config_a_missing_file_is_refused_with_the_shipped_names(tmp_path):
     message = refusal(tmp_path / "none.yaml")
     assert "none.yaml" in message
     assert "minilm" in message
@@ -167,7 +168,7 @@ def test_overrides_apply_with_their_type(override, section, key, value):
     assert {**untouched, section: {**untouched[section], key: value}} == config.model_dump()
 
 
-def test_the_last_override_wins_and_comes_before_the_checks(tmp_path):
+def test_load_config_the_last_override_wins_and_comes_before_the_checks(tmp_path):
     bad = write(tmp_path, "training:\n  steps: 0")
     config = load_config(bad, ["training.steps=7", "training.steps=2000"])
     assert config.training.steps == 2000
@@ -190,7 +191,7 @@ def test_the_last_override_wins_and_comes_before_the_checks(tmp_path):
         ("data.pack={a", "data.pack={a"),
     ],
 )
-def test_a_bad_override_is_refused(override, said):
+def test_load_config_a_bad_override_is_refused(override, said):
     assert said in refusal("minilm", [override])
 
 
@@ -214,24 +215,60 @@ def attributes_read():
 
 
 @pytest.mark.parametrize("section", ["data", "diffusion", "training"])
-def test_every_key_is_read_somewhere(section):
+def test_load_config_every_key_is_read_somewhere(section):
     fields = Config.model_fields[section].annotation.model_fields
     read = {attr for base, attr in attributes_read() if base in (section, "settings", "process")}
     assert set(fields) - read == set()
 
 
-def test_every_key_of_the_encoder_is_an_argument_of_its_loader():
+def test_load_encoder_every_key_of_the_encoder_is_an_argument_of_its_loader():
     fields = Config.model_fields["encoder"].annotation.model_fields
-    assert set(fields) - set(inspect.signature(load_encoder).parameters) == set()
+    loaders = [inspect.signature(loader).parameters for loader in (load_encoder, load_api_encoder)]
+    assert set(fields) - set(loaders[0]) == {"api_base", "cache", "max_calls", "price"}
+    assert set(fields) - set(loaders[0]) - set(loaders[1]) == set()
 
 
-def test_every_key_of_the_denoiser_is_one_of_its_sizes_or_read():
+def test_denoiser_sizes_every_key_of_the_denoiser_is_one_of_its_sizes_or_read():
     fields = Config.model_fields["denoiser"].annotation.model_fields
     sizes = {field.name for field in dataclasses.fields(DenoiserSizes)}
     assert set(fields) - sizes == {"token_table"}
     assert ("denoiser", "token_table") in attributes_read()
 
 
-def test_a_bad_value_from_the_command_line_is_not_blamed_on_the_file():
+def test_load_config_a_bad_value_from_the_command_line_is_not_blamed_on_the_file():
     with pytest.raises(ConfigError, match=r"found 5 in .*minilm\.yaml with --set training\.lr=5"):
         load_config("minilm", ["training.lr=5"])
+
+
+BOMB = "a: &a [1, 1, 1, 1, 1, 1, 1, 1, 1]\n" + "".join(
+    f"{name}: &{name} [{', '.join([f'*{before}'] * 9)}]\n"
+    for before, name in zip("abcdefgh", "bcdefghi", strict=True)
+)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        BOMB,
+        "[" * 30_000,
+        "a: 1\n" * 20_000,
+        "training: {steps: " + "9" * 5000 + "}",
+        "training: {steps: " + "x" * 60_000 + "}",
+        "training: {steps: 2020-99-99}",
+        "a: !!python/object/apply:os.system ['true']",
+        "a: \0",
+    ],
+)
+def test_load_config_refuses_a_hostile_file_in_a_line(content, tmp_path):
+    path = tmp_path / "hostile.yaml"
+    path.write_text(content)
+    with pytest.raises(ConfigError) as caught:
+        load_config(path)
+    assert len(str(caught.value)) < 1000
+
+
+@pytest.mark.parametrize("value", ["&a [*a]", "[" * 5000, "2020-99-99", "9" * 5000, "!!python/x"])
+def test_load_config_refuses_a_hostile_override(value):
+    with pytest.raises(ConfigError) as caught:
+        load_config("minilm", [f"training.steps={value}"])
+    assert len(str(caught.value)) < 1000

@@ -34,7 +34,7 @@ def inputs(batch: int = 3) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return tokens, embedding, torch.rand(batch, generator=generator)
 
 
-def test_reference_size_counts():
+def test_parameter_counts_reference_size_counts():
     """The report counts 78 M without gates; those of AdaLN-Zero are 2 H^2 a block more: 88 M."""
     with torch.device("meta"):
         network = Denoiser(preset("reference"))
@@ -53,7 +53,7 @@ def test_a_block_starts_as_the_identity():
     torch.testing.assert_close(block(x, condition), x, rtol=0, atol=0)
 
 
-def test_at_the_start_the_embedding_changes_nothing(trained):
+def test_denoiser_at_the_start_the_embedding_changes_nothing(trained):
     torch.manual_seed(0)
     fresh = Denoiser(TINY)
     tokens, embedding, t = inputs()
@@ -61,7 +61,7 @@ def test_at_the_start_the_embedding_changes_nothing(trained):
     assert not torch.allclose(trained(tokens, embedding, t), trained(tokens, -embedding, t))
 
 
-def test_timestep_and_position_matter(trained):
+def test_denoiser_timestep_and_position_matter(trained):
     tokens, embedding, t = inputs()
     first = trained(tokens, embedding, t)
     assert not torch.allclose(first, trained(tokens, embedding, 1.0 - t))
@@ -70,7 +70,7 @@ def test_timestep_and_position_matter(trained):
     assert not torch.allclose(logits[:, 0], logits[:, 1])
 
 
-def test_every_position_sees_every_other(trained):
+def test_denoiser_every_position_sees_every_other(trained):
     tokens, embedding, t = inputs()
     before = trained(tokens, embedding, t)
     changed = tokens.clone()
@@ -88,7 +88,7 @@ def test_where_selects_rows_of_the_full_logits(trained):
     torch.testing.assert_close(trained(tokens, embedding, t, index), expected)
 
 
-def test_without_gradients_logits_are_float32_in_a_coarser_format_too(trained):
+def test_denoiser_without_gradients_logits_are_float32_in_a_coarser_format_too(trained):
     tokens, embedding, t = inputs()
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         h = trained.hidden_states(tokens, embedding, t)
@@ -99,7 +99,7 @@ def test_without_gradients_logits_are_float32_in_a_coarser_format_too(trained):
     assert torch.equal(found, expected)
 
 
-def test_a_row_does_not_depend_on_its_batch(trained):
+def test_denoiser_a_row_does_not_depend_on_its_batch(trained):
     tokens, embedding, t = inputs(batch=5)
     together = trained(tokens, embedding, t)
     for row in range(5):
@@ -107,7 +107,7 @@ def test_a_row_does_not_depend_on_its_batch(trained):
         torch.testing.assert_close(alone[0], together[row], rtol=1e-4, atol=1e-4)
 
 
-def test_shorter_sequences_are_accepted(trained):
+def test_denoiser_shorter_sequences_are_accepted(trained):
     tokens, embedding, t = inputs()
     assert trained(tokens[:, :5], embedding, t).shape == (3, 5, 50)
 
@@ -130,7 +130,7 @@ def test_the_token_table_starts_from_word_embeddings(width):
     assert torch.corrcoef(torch.stack([before.flatten(), after.flatten()]))[0, 1] > 0.8
 
 
-def test_the_output_bias_starts_at_log_frequencies():
+def test_denoiser_the_output_bias_starts_at_log_frequencies():
     network = Denoiser(TINY)
     network.start_from_frequencies(torch.arange(50))
     assert float(network.output_bias.detach().exp().sum()) == pytest.approx(1.0)
@@ -142,7 +142,7 @@ def test_the_output_bias_starts_at_log_frequencies():
     "change",
     [{"hidden": 0}, {"hidden": 65}, {"layers": "2"}, {"colour": 3}, {"length": 1.5}],
 )
-def test_bad_sizes_are_refused(change):
+def test_denoiser_sizes_bad_sizes_are_refused(change):
     with pytest.raises(CheckpointError):
         DenoiserSizes.from_dict({**TINY.to_dict(), **change})
     assert DenoiserSizes.from_dict(TINY.to_dict()) == TINY

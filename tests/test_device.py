@@ -35,7 +35,7 @@ def test_a_process_of_a_launcher_tries_its_own_device(monkeypatch, rank, name, o
     assert str(device._own(torch.device(name))) == own
 
 
-def test_the_speed_of_bfloat16_is_measured_once(monkeypatch):
+def test_cpu_speedup_the_speed_of_bfloat16_is_measured_once(monkeypatch):
     device._cpu_speedup.cache_clear()
     first = device._cpu_speedup()
     monkeypatch.setattr(device.time, "perf_counter", lambda: pytest.fail("measured again"))
@@ -64,7 +64,7 @@ def test_an_unknown_format_is_refused():
         (False, (6, 1), False, torch.float32),
     ],
 )
-def test_a_gpu_without_bfloat16_encodes_in_float16_if_it_has_units_for_it(
+def test_quickest_format_a_gpu_without_bfloat16_encodes_in_float16_if_it_has_units_for_it(
     monkeypatch, bfloat16, capability, training, expected
 ):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **options: bfloat16)

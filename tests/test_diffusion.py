@@ -63,7 +63,7 @@ def test_the_report_s_weight_is_the_elbo_s_only_for_linear_masking():
 
 
 @pytest.mark.parametrize("batch", [1, 7, 64])
-def test_timesteps_hit_every_stratum_once(batch):
+def test_sample_timesteps_timesteps_hit_every_stratum_once(batch):
     t = sample_timesteps(batch, generator(batch))
     strata = ((t - MIN_T) / (1 - MIN_T) * batch).floor().clamp(max=batch - 1).long()
     assert sorted(strata.tolist()) == list(range(batch))
@@ -148,7 +148,7 @@ def test_scored_padding_is_the_same_for_several_processes_as_for_one():
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("weight", list(WEIGHTS))
-def test_the_loss_equals_a_brute_force_sum(schedule, weight):
+def test_corrupt_batch_the_loss_equals_a_brute_force_sum(schedule, weight):
     x0 = torch.randint(0, 4, (6, 5), generator=generator(3))
     embedding = torch.randn(6, 3, generator=generator(4))
     batch = corrupt_batch(x0, schedule, WEIGHTS[weight], MASK, generator(5))
@@ -207,7 +207,7 @@ def test_the_elbo_does_not_depend_on_the_schedule():
     assert exact(LogLinear(20.0)) == pytest.approx(exact(Linear()), rel=2e-3)
 
 
-def test_no_masked_position_is_a_zero_loss():
+def test_diffusion_loss_no_masked_position_is_a_zero_loss():
     x0 = torch.zeros(2, 3, dtype=torch.long)
     nothing = torch.zeros(2, 3, dtype=torch.bool)
     batch = CorruptedBatch.from_masks(x0, x0, nothing, torch.rand(2), torch.ones(2), 6)

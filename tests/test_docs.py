@@ -109,6 +109,7 @@ def follow(tmp_path, monkeypatch, capsys):
     return take
 
 
+@pytest.mark.slow
 def test_your_own_encoder_can_be_followed(follow):
     page = (DOCS / "your-own-encoder.md").read_text(encoding="utf-8")
     for large, small in SMALLER.items():

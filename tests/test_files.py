@@ -1,3 +1,4 @@
+import os
 import re
 import sys
 import tomllib
@@ -6,8 +7,10 @@ from pathlib import Path
 import pytest
 
 from unembed import files as sources
-from unembed.errors import ConfigError
+from unembed.errors import ConfigError, DataError
 from unembed.files import EXTRAS, atomic, has_extra, install_line, require_extra
+
+ROOT = Path(__file__).parents[1]
 
 
 def test_atomic_replaces_a_file_or_leaves_it(tmp_path):
@@ -58,7 +61,7 @@ _IMPORTED = {"faiss_cpu": "faiss", "opensearch_py": "opensearchpy", "pylance": "
 
 
 def test_the_extras_are_those_of_pyproject():
-    path = Path(__file__).parents[1] / "pyproject.toml"
+    path = ROOT / "pyproject.toml"
     extras = tomllib.loads(path.read_text(encoding="utf-8"))["project"]["optional-dependencies"]
     assert set(EXTRAS) == set(extras) - {"dev", "embedded"}
     for name, packages in EXTRAS.items():
@@ -71,3 +74,58 @@ def test_remove_unfinished_removes_what_atomic_left_and_nothing_else(tmp_path):
     (tmp_path / ".data.json.0123456789abcdef.tmp").write_text("half")
     sources.remove_unfinished(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["data.json"]
+
+
+def test_hashes_are_those_of_the_constraints():
+    pin = re.compile(r"^([\w.-]+)==(\S+)", re.MULTILINE)
+    pins, hashed = (
+        {name.lower().replace("_", "-"): version for name, version in pin.findall(text)}
+        for text in ((ROOT / name).read_text() for name in ("constraints.txt", "hashes.txt"))
+    )
+    assert pins.pop("torch")
+    assert hashed == pins, "run .ci/hashes"
+    blocks = re.split(pin, (ROOT / "hashes.txt").read_text())[3::3]
+    assert len(blocks) == len(pins) and all("--hash=sha256:" in block for block in blocks)
+
+
+def test_read_bounded_reads_no_pipe_and_nothing_without_an_end(tmp_path):
+    (tmp_path / "good").write_bytes(b"12345")
+    assert sources.read_bounded(tmp_path / "good", 5) == b"12345"
+    with pytest.raises(ValueError, match="more than 4 bytes"):
+        sources.read_bounded(tmp_path / "good", 4)
+    with pytest.raises(FileNotFoundError):
+        sources.read_bounded(tmp_path / "nothing")
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("/dev/zero")
+    for name in ("pipe", "link", "."):
+        with pytest.raises(ValueError, match="no regular file"):
+            sources.read_bounded(tmp_path / name)
+
+
+@pytest.mark.parametrize("depth", [50, 51, 100_000])
+def test_read_json_has_a_depth(tmp_path, depth):
+    path = tmp_path / "nested.json"
+    path.write_text("[" * depth + "]" * depth)
+    if depth == 50:
+        sources.read_json(path)
+        return
+    with pytest.raises(ValueError, match="nested"):
+        sources.read_json(path)
+
+
+def test_locked_folders_are_for_one_process(tmp_path):
+    refused = pytest.raises(DataError, match="another process")
+    with sources.locked(tmp_path), refused, sources.locked(tmp_path):
+        pytest.fail("it was free")
+    with sources.locked(tmp_path):
+        pass
+
+
+def test_require_apart_knows_a_file_by_any_name(tmp_path):
+    (tmp_path / "texts.json").write_text("{}")
+    (tmp_path / "link.json").symlink_to("texts.json")
+    os.link(tmp_path / "texts.json", tmp_path / "hard.json")
+    for name in ("texts.json", "link.json", "hard.json"):
+        with pytest.raises(DataError, match="an --out outside of"):
+            sources.require_apart(tmp_path / "texts.json", tmp_path / name)
+    sources.require_apart(tmp_path / "texts.json", tmp_path / "other.json")

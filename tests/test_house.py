@@ -21,14 +21,14 @@ FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 # What each part imports of the others. A part is a folder or a file of the package; the table is
 # compared for equality, so that an arrow which is no longer needed goes as well.
 IMPORTS = {
-    "__init__": "auditing encoders errors evaluation inverter",
+    "__init__": "auditing encoders errors evaluation inverter vectors",
     "__main__": "cli",
     "auditing": "data decoding encoders errors evaluation files inverter tokenizer vectors",
     "backends": "denoiser device diffusion errors files",
     "checkpoints": "denoiser diffusion encoders errors files tokenizer",
     "cli": "auditing backends checkpoints config data decoding demo device encoders "
     "errors evaluation files inverter tokenizer training vectors",
-    "config": "errors",
+    "config": "errors files",
     "data": "config encoders errors files tokenizer",
     "decoding": "diffusion errors",
     "demo": "decoding encoders errors evaluation inverter tokenizer",
@@ -37,10 +37,10 @@ IMPORTS = {
     "diffusion": "device",
     "encoders": "device errors files tokenizer",
     "errors": "",
-    "evaluation": "config data decoding encoders errors files inverter tokenizer",
+    "evaluation": "config data decoding encoders errors files inverter tokenizer vectors",
     "files": "errors",
     "inverter": "backends checkpoints decoding denoiser device diffusion encoders errors tokenizer",
-    "tokenizer": "errors",
+    "tokenizer": "errors files",
     "training": "checkpoints config data decoding denoiser device diffusion encoders "
     "errors files inverter tokenizer",
     "vectors": "data encoders errors files inverter",

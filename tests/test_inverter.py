@@ -36,7 +36,7 @@ def vectors() -> np.ndarray:
     return FakeEncoder().encode(["the cat runs", "a dog sleeps by the river", "rain", "bank law"])
 
 
-def test_it_accepts_every_kind_of_vector(inverter, vectors):
+def test_invert_it_accepts_every_kind_of_vector(inverter, vectors):
     def tokens(given) -> list[list[int]]:
         return [item.token_ids for item in inverter.invert(given)]
 
@@ -49,14 +49,14 @@ def test_it_accepts_every_kind_of_vector(inverter, vectors):
     assert tokens(torch.from_numpy(vectors).double()) == expected
 
 
-def test_half_precision_vectors_decode(inverter, vectors):
+def test_invert_half_precision_vectors_decode(inverter, vectors):
     half = inverter.invert(vectors.astype(np.float16))
     assert len(half) == 4 and all(item.passes == 8 for item in half)
     found = [item.token_ids for item in half]
     assert found == [item.token_ids for item in inverter.invert(vectors)]
 
 
-def test_other_weights_or_another_network_are_decoded_with_at_once(inverter, vectors):
+def test_invert_other_weights_or_another_network_are_decoded_with_at_once(inverter, vectors):
     mine = copy.copy(inverter)
     mine.denoiser = copy.deepcopy(inverter.denoiser)
     expected = mine.invert(vectors)
@@ -71,7 +71,7 @@ def test_other_weights_or_another_network_are_decoded_with_at_once(inverter, vec
     assert [i.token_ids for i in mine.invert(vectors)] != [i.token_ids for i in expected]
 
 
-def test_another_format_decodes_and_leaves_the_weights_alone(inverter, vectors, tmp_path):
+def test_invert_another_format_decodes_and_leaves_the_weights_alone(inverter, vectors, tmp_path):
     expected = inverter.invert(vectors)
     before = {name: tensor.clone() for name, tensor in inverter.denoiser.state_dict().items()}
     try:
@@ -89,14 +89,14 @@ def test_another_format_decodes_and_leaves_the_weights_alone(inverter, vectors, 
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 64])
-def test_batch_size_changes_nothing(inverter, vectors, batch_size):
+def test_invert_batch_size_changes_nothing(inverter, vectors, batch_size):
     found = inverter.invert(vectors, batch_size=batch_size)
     for one, other in zip(found, inverter.invert(vectors), strict=True):
         assert one.token_ids == other.token_ids
         assert one.confidences == pytest.approx(other.confidences, rel=1e-4)
 
 
-def test_vectors_of_several_calls_put_together_draw_as_in_their_own(inverter, vectors):
+def test_invert_vectors_of_several_calls_put_together_draw_as_in_their_own(inverter, vectors):
     options = {"strategy": "euler", "steps": 6}
     alone = inverter.invert(vectors[:2], seed=7, **options)
     alone += inverter.invert(vectors[2:], seed=9, **options)
@@ -109,11 +109,11 @@ def test_vectors_of_several_calls_put_together_draw_as_in_their_own(inverter, ve
     ]
 
 
-def test_the_same_call_gives_the_same_result(inverter, vectors):
+def test_invert_the_same_call_gives_the_same_result(inverter, vectors):
     assert inverter.invert(vectors, seed=3) == inverter.invert(vectors, seed=3)
 
 
-def test_results_are_consistent(inverter, vectors):
+def test_invert_results_are_consistent(inverter, vectors):
     for item in inverter.invert(vectors, steps=4):
         assert item.text == inverter.tokenizer.decode([item.token_ids])[0]
         assert len(item.token_ids) == len(item.confidences)
@@ -121,7 +121,7 @@ def test_results_are_consistent(inverter, vectors):
         assert item.passes == 4 and item.encoder_calls == 0
 
 
-def test_saved_and_loaded_it_is_the_same(inverter, vectors, tmp_path):
+def test_from_pretrained_saved_and_loaded_it_is_the_same(inverter, vectors, tmp_path):
     inverter.save_pretrained(tmp_path / "saved")
     names = {path.name for path in (tmp_path / "saved").iterdir()}
     assert names == {"config.json", "model.safetensors", "tokenizer.json", "README.md"}
@@ -170,7 +170,7 @@ def test_any_storage_loads_and_is_kept_on_saving_again(
     assert again.invert(vectors) == loaded.invert(vectors)
 
 
-def test_int8_is_half_the_size_of_float16(inverter, tmp_path, monkeypatch):
+def test_storage_int8_is_half_the_size_of_float16(inverter, tmp_path, monkeypatch):
     sizes = []
     for name in ("float16", "int8"):
         monkeypatch.setattr(inverter, "storage", Storage(name))
@@ -179,7 +179,7 @@ def test_int8_is_half_the_size_of_float16(inverter, tmp_path, monkeypatch):
     assert sizes[1] < 0.6 * sizes[0]
 
 
-def test_the_curves_travel_with_the_card(inverter, tmp_path, monkeypatch):
+def test_from_pretrained_the_curves_travel_with_the_card(inverter, tmp_path, monkeypatch):
     monkeypatch.setattr(inverter, "curves", b"a picture")
     inverter.save_pretrained(tmp_path / "saved")
     Inverter.from_pretrained(tmp_path / "saved").save_pretrained(tmp_path / "again")
@@ -199,7 +199,7 @@ def test_a_save_that_was_cut_short_does_not_load(inverter, tmp_path, monkeypatch
         Inverter.from_pretrained(tmp_path)
 
 
-def test_training_facts_and_card_survive(inverter, tmp_path):
+def test_from_pretrained_training_facts_and_card_survive(inverter, tmp_path):
     inverter.card = "---\nlicense: apache-2.0\n---\n# Mine\n"
     inverter.trained = {"config": {"data": {"length": 12}}}
     try:
@@ -229,11 +229,11 @@ def test_vectors_that_cannot_be_inverted_are_refused(inverter, bad, message):
         inverter.invert(bad)
 
 
-def test_no_vectors_give_no_texts(inverter):
+def test_invert_no_vectors_give_no_texts(inverter):
     assert inverter.invert(np.empty((0, 32))) == []
 
 
-def test_huge_and_tiny_vectors_are_normalised():
+def test_as_unit_vectors_huge_and_tiny_vectors_are_normalised():
     for scale in (1e30, 1e-30):
         unit = as_unit_vectors(np.full(4, scale), 4)
         np.testing.assert_allclose(unit, 0.5, rtol=1e-6)
@@ -243,7 +243,9 @@ VECTOR_ONLY = [name for name, kind in STRATEGIES.items() if not kind.needs_encod
 
 
 @pytest.mark.parametrize("name", VECTOR_ONLY)
-def test_strategies_do_not_care_about_batches_norms_or_number_formats(inverter, vectors, name):
+def test_invert_strategies_do_not_care_about_batches_norms_or_number_formats(
+    inverter, vectors, name
+):
     expected = inverter.invert(vectors, strategy=name, steps=5, seed=4)
     assert inverter.invert(vectors * 4.0, strategy=name, steps=5, seed=4) == expected
     doubled = vectors.astype(np.float64) * 1e-6
@@ -258,14 +260,14 @@ def test_strategies_do_not_care_about_batches_norms_or_number_formats(inverter, 
     assert half == inverter.invert(as_read, strategy=name, steps=5, seed=4)
 
 
-def test_each_vector_has_its_own_randomness(inverter, vectors):
+def test_invert_each_vector_has_its_own_randomness(inverter, vectors):
     same = np.repeat(vectors[:1], 6, axis=0)
     found = inverter.invert(same, strategy="euler", seed=1)
     assert len({tuple(item.token_ids) for item in found}) > 1
     assert found != inverter.invert(same, strategy="euler", seed=2)
 
 
-def test_options_reach_the_strategy(inverter, vectors):
+def test_invert_options_reach_the_strategy(inverter, vectors):
     plain = inverter.invert(vectors)
     ordered = inverter.invert(vectors, options={"order": "left-to-right"})
     assert [i.token_ids for i in plain] != [i.token_ids for i in ordered]
@@ -282,7 +284,7 @@ def test_guidance_runs_the_denoiser_twice_a_pass(inverter, vectors):
     assert [i.token_ids for i in guided] != [i.token_ids for i in plain]
 
 
-def test_repetition_costs_unless_it_is_free(inverter, vectors):
+def test_invert_repetition_costs_unless_it_is_free(inverter, vectors):
     free, usual, dear = (
         [i.token_ids for i in inverter.invert(vectors, repetition=r, steps=12)]
         for r in (0.0, 2.0, 100.0)
@@ -334,7 +336,7 @@ def test_invert_gives_a_strategy_that_calls_the_encoder_an_oracle(inverter, vect
         {"speed": 2},
     ],
 )
-def test_bad_options_are_refused(inverter, vectors, options):
+def test_invert_bad_options_are_refused(inverter, vectors, options):
     with pytest.raises(ConfigError):
         inverter.invert(vectors, **options)
 
@@ -381,7 +383,7 @@ def damage_sizes(folder):
         ("denoiser_sizes", {"hidden": 10**9, "heads": 1}),
     ],
 )
-def test_a_config_of_another_shape_is_refused(inverter, tmp_path, key, value):
+def test_from_pretrained_a_config_of_another_shape_is_refused(inverter, tmp_path, key, value):
     inverter.save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     config[key] = {**config[key], **value} if key == "denoiser_sizes" else value
@@ -390,7 +392,7 @@ def test_a_config_of_another_shape_is_refused(inverter, tmp_path, key, value):
         Inverter.from_pretrained(tmp_path)
 
 
-def test_a_config_that_is_a_list_is_refused(inverter, tmp_path):
+def test_from_pretrained_a_config_that_is_a_list_is_refused(inverter, tmp_path):
     inverter.save_pretrained(tmp_path)
     (tmp_path / "config.json").write_text("[]")
     with pytest.raises(CheckpointError, match=r"config\.json"):
@@ -422,14 +424,14 @@ def damage_tokenizer(folder):
         damage_tokenizer,
     ],
 )
-def test_damaged_folders_are_refused(inverter, tmp_path, damage):
+def test_from_pretrained_damaged_folders_are_refused(inverter, tmp_path, damage):
     inverter.save_pretrained(tmp_path)
     damage(tmp_path)
     with pytest.raises(CheckpointError):
         Inverter.from_pretrained(tmp_path)
 
 
-def test_an_empty_folder_and_an_unknown_name_are_refused(tmp_path, monkeypatch):
+def test_from_pretrained_an_empty_folder_and_an_unknown_name_are_refused(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     for where in (tmp_path, "no-such-inverter", "nobody/no-such-inverter", "a/b/c"):
@@ -437,7 +439,7 @@ def test_an_empty_folder_and_an_unknown_name_are_refused(tmp_path, monkeypatch):
             Inverter.from_pretrained(where)
 
 
-def test_it_pushes_to_the_hub_through_the_mixin(inverter, monkeypatch):
+def test_push_to_hub_it_pushes_to_the_hub_through_the_mixin(inverter, monkeypatch):
     """What would be uploaded, with the network calls replaced."""
     sent = {}
 
@@ -471,7 +473,7 @@ class Elsewhere(FakeEncoder):
         return super().encode(texts, progress)[:, ::-1]
 
 
-def test_a_fingerprint_is_saved_and_another_encoder_refused(inverter, tmp_path):
+def test_make_fingerprint_a_fingerprint_is_saved_and_another_encoder_refused(inverter, tmp_path):
     encoder = FakeEncoder()
     inverter.require_encoder(Elsewhere())  # it knows none: the digest has to do
     inverter.fingerprint = make_fingerprint(encoder)

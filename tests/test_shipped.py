@@ -35,6 +35,7 @@ def inverter() -> Inverter:
     return Inverter.from_pretrained("minilm")
 
 
+@pytest.mark.slow
 def test_they_beat_the_shuffled_control_clearly(inverter, minilm):
     report = evaluate(inverter, minilm, SENTENCES, limit=None, steps=8)
     own, shuffled = report.rows["inverter"], report.rows["shuffled embedding"]
@@ -139,6 +140,7 @@ def test_any_length_of_text_gives_an_answer(inverter, minilm):
     assert np.isfinite([c for r in results for c in r.confidences]).all()
 
 
+@pytest.mark.slow
 def test_the_python_of_the_decoding_page_runs(minilm, monkeypatch, capsys):
     text = (ROOT / "docs" / "decoding.md").read_text(encoding="utf-8")
     blocks = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import re
 import stat
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from importlib import resources
@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 from huggingface_hub import split_torch_state_dict_into_shards
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -30,7 +31,7 @@ from unembed.diffusion import make_schedule
 from unembed.encoders.base import EncoderIdentity
 from unembed.encoders.fingerprint import Fingerprint
 from unembed.errors import CheckpointError, ConfigError
-from unembed.files import atomic
+from unembed.files import atomic, read_bounded, read_json
 from unembed.tokenizer import TextTokenizer
 
 FORMAT, SCALED_OR_SHARDED = 1, 2  # a folder gets the lower number that can read it
@@ -39,6 +40,9 @@ WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 FORMATS = {"float16": torch.float16, "bfloat16": torch.bfloat16, "int8": torch.int8}
 _SHARDS = "model-*-of-*.safetensors"
+_FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+_LARGEST_SIZE = 1 << 31  # of a network, in any direction
+_SHOWN = 400  # letters of a fault
 _SCALE = "_scale"
 _LARGEST = 127  # of int8, symmetric: -128 is left out
 _MATRIX = 2  # dimensions
@@ -48,7 +52,7 @@ _SIZE = re.compile(rf"([0-9]+(?:\.[0-9]+)?) *({'|'.join(_UNITS)})")
 
 @dataclass(frozen=True)
 class Storage:
-    """How weights are written.
+    """Format in which weights are written.
 
     Attributes:
         number_format: ``float16``, ``bfloat16`` or ``int8``.
@@ -79,9 +83,37 @@ class Storage:
         return round(float(match[1]) * 1000 ** _UNITS.index(match[2])) if match else 0
 
 
+class _TokenIds(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+    size: PositiveInt
+    mask_id: NonNegativeInt
+    pad_id: NonNegativeInt
+    end_id: NonNegativeInt
+    kept: str | None = None
+
+
+class _Diffusion(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+    schedule: str
+    rate: float = Field(gt=0, allow_inf_nan=False)
+
+
+class _Settings(BaseModel):
+    """What is read of an inverter's config.json."""
+
+    denoiser_sizes: dict[str, Any]
+    encoder_identity: EncoderIdentity
+    token_ids: _TokenIds
+    diffusion_process: _Diffusion
+    training: dict[str, Any] | None = None
+    encoder_fingerprint: dict[str, Any] | None = None
+
+
 @dataclass
 class Checkpoint:
-    """What an inverter's folder holds.
+    """Contents of an inverter's folder.
 
     Attributes:
         denoiser: The network with its weights.
@@ -107,15 +139,21 @@ class Checkpoint:
 
 
 def save_checkpoint(checkpoint: Checkpoint, folder: Path) -> None:
-    """Write weights, tokenizer, card, and last the configuration, without which nothing loads.
+    """Write weights, tokenizer, card, and the configuration, without which nothing loads.
+
+    All files are whole on the disk before the first takes the place of an older one.
 
     Raises:
-        CheckpointError: The weights do not fit the format, or the disk refused.
+        CheckpointError: The weights do not fit the format, or the disk refused; what was in the
+            folder is as it was.
     """
-    save_weights(checkpoint.denoiser.state_dict(), folder, checkpoint.storage)
-    plain = checkpoint.storage.number_format != "int8" and not (folder / INDEX).exists()
+    files = {TOKENIZER: checkpoint.tokenizer.definition.encode()}
+    if checkpoint.card is not None:
+        files[CARD] = checkpoint.card.encode()
+    if checkpoint.curves is not None:
+        files[CURVES] = checkpoint.curves
     config = {
-        "format": FORMAT if plain else SCALED_OR_SHARDED,
+        "format": SCALED_OR_SHARDED,
         "denoiser_sizes": checkpoint.denoiser.sizes.to_dict(),
         "encoder_identity": checkpoint.encoder.to_dict(),
         "token_ids": checkpoint.tokenizer.ids_to_dict(),
@@ -124,12 +162,14 @@ def save_checkpoint(checkpoint: Checkpoint, folder: Path) -> None:
     }
     if checkpoint.fingerprint is not None:
         config["encoder_fingerprint"] = checkpoint.fingerprint.to_dict()
-    checkpoint.tokenizer.save(folder / TOKENIZER)
-    if checkpoint.card is not None:
-        (folder / CARD).write_text(checkpoint.card, encoding="utf-8")
-    if checkpoint.curves is not None:
-        (folder / CURVES).write_bytes(checkpoint.curves)
-    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+    def make_files(sharded: bool) -> dict[str, bytes]:
+        if checkpoint.storage.number_format != "int8" and not sharded:
+            config["format"] = FORMAT
+        # The first to be whole is the last to take its place
+        return {CONFIG: (json.dumps(config, indent=2) + "\n").encode(), **files}
+
+    save_weights(checkpoint.denoiser.state_dict(), folder, checkpoint.storage, make_files)
 
 
 def load_checkpoint(folder: Path) -> Checkpoint:
@@ -139,37 +179,64 @@ def load_checkpoint(folder: Path) -> Checkpoint:
         CheckpointError: A file is missing or damaged, or the files do not fit together.
     """
     try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        if config.get("format") not in (FORMAT, SCALED_OR_SHARDED):
+        config = read_json(folder / CONFIG)
+        if not isinstance(config, dict) or config.get("format") not in (FORMAT, SCALED_OR_SHARDED):
+            version = config.get("format") if isinstance(config, dict) else type(config).__name__
             raise CheckpointError(
                 f"format {FORMAT} or {SCALED_OR_SHARDED} in {folder / CONFIG}",
-                str(config.get("format")),
+                str(version)[:100],
                 "Upgrade unembed, or export the inverter again",
             )
-        sizes = DenoiserSizes.from_dict(config["denoiser_sizes"])
-        encoder = EncoderIdentity.from_dict(config["encoder_identity"])
-        token_ids, diffusion = config["token_ids"], config["diffusion_process"]
-        _require_schedule(**diffusion)
-        stored = config.get("encoder_fingerprint")
+        settings = _Settings.model_validate(config)
+        sizes = DenoiserSizes.from_dict(settings.denoiser_sizes)
+        _require_fitting(settings, sizes)
+        make_schedule(settings.diffusion_process.schedule, settings.diffusion_process.rate)
+        stored = settings.encoder_fingerprint
         fingerprint = None if stored is None else Fingerprint.from_dict(stored)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        card, curves = (
+            read_bounded(path) if path.is_file() else None
+            for path in (folder / CARD, folder / CURVES)
+        )
+    except (OSError, ValueError) as error:
         raise CheckpointError(
-            f"an inverter's config.json in {folder}",
-            f"{type(error).__name__}: {error}",
-            "Copy the folder again",
+            f"an inverter's config.json in {folder}", _first_line(error), "Copy the folder again"
         ) from error
-    card, curves = folder / CARD, folder / CURVES
     return Checkpoint(
         denoiser=_load_denoiser(folder, sizes),
-        tokenizer=TextTokenizer.load(folder / TOKENIZER, token_ids),
-        encoder=encoder,
-        diffusion=diffusion,
-        trained=config.get("training") or {},
-        card=card.read_text(encoding="utf-8") if card.is_file() else None,
+        tokenizer=TextTokenizer.load(
+            folder / TOKENIZER, settings.token_ids.model_dump(exclude_none=True)
+        ),
+        encoder=settings.encoder_identity,
+        diffusion=settings.diffusion_process.model_dump(),
+        trained=settings.training or {},
+        card=None if card is None else card.decode("utf-8", errors="replace"),
         fingerprint=fingerprint,
         storage=stored_as(folder),
-        curves=curves.read_bytes() if curves.is_file() else None,
+        curves=curves,
     )
+
+
+def _require_fitting(settings: _Settings, sizes: DenoiserSizes) -> None:
+    """Refuse sizes that do not belong together, or that no network has.
+
+    Raises:
+        ValueError: They do not.
+    """
+    largest = max(sizes.to_dict().values())
+    if largest > _LARGEST_SIZE:
+        raise ValueError(f"a size of {largest}")
+    network = sizes.vocab_size, sizes.embedding_dim
+    others = settings.token_ids.size, settings.encoder_identity.dimension
+    if network != others:
+        raise ValueError(f"a network of {network} tokens and dimensions, where others say {others}")
+
+
+def _first_line(error: Exception) -> str:
+    """A validation error by its first fault, another as it is, in one line of some length."""
+    if isinstance(error, ValidationError):
+        first = error.errors(include_url=False, include_input=False)[0]
+        return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"[:_SHOWN]
+    return " ".join(str(error).split())[:_SHOWN] or type(error).__name__
 
 
 def _load_denoiser(folder: Path, sizes: DenoiserSizes) -> Denoiser:
@@ -180,7 +247,7 @@ def _load_denoiser(folder: Path, sizes: DenoiserSizes) -> Denoiser:
         with torch.device("meta"):
             denoiser = Denoiser(sizes)
         denoiser.load_state_dict(weights, assign=True)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError, OverflowError) as error:
         raise CheckpointError(
             f"weights that fit config.json in {folder}",
             " ".join(str(error).split())[:300],
@@ -194,12 +261,6 @@ def _load_denoiser(folder: Path, sizes: DenoiserSizes) -> Denoiser:
     return denoiser
 
 
-def _require_schedule(schedule: str, rate: float) -> None:
-    make_schedule(schedule, rate)
-    if not 0 < rate < float("inf"):
-        raise ValueError(f"a rate of {rate}")
-
-
 def shipped_inverters() -> dict[str, Path]:
     """The weights that come with the package, name → folder."""
     folder = Path(str(resources.files("unembed") / "pretrained"))
@@ -209,8 +270,8 @@ def shipped_inverters() -> dict[str, Path]:
 def is_inverter(folder: Path) -> bool:
     """Tell whether a folder has the configuration of an inverter, whatever else is in it."""
     try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        config = read_json(folder / CONFIG)
+    except (OSError, ValueError):
         return False
     return isinstance(config, dict) and "denoiser_sizes" in config
 
@@ -248,11 +309,17 @@ def unpack(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
     Raises:
         KeyError: Whole numbers without their scales.
+        ValueError: Scales of another shape, or numbers that are no weights.
     """
     weights = {}
     for name, tensor in stored.items():
         if tensor.dtype == torch.int8:
-            weights[name] = tensor.float() * stored[name + _SCALE][:, None]
+            scales = stored[name + _SCALE]
+            if tensor.ndim != _MATRIX or scales.shape != tensor.shape[:1]:
+                raise ValueError(f"{name} of shape {[*tensor.shape]}, scales {[*scales.shape]}")
+            weights[name] = tensor.float() * scales.float()[:, None]
+        elif tensor.dtype not in _FLOATS:
+            raise ValueError(f"{name} in {str(tensor.dtype).removeprefix('torch.')}")
         elif not (name.endswith(_SCALE) and name.removesuffix(_SCALE) in stored):
             weights[name] = tensor.float()
     return weights
@@ -273,10 +340,21 @@ def quantise(weights: Tensor) -> tuple[Tensor, Tensor]:
     return rounded.to(torch.int8), scales
 
 
-def save_weights(state: Mapping[str, Tensor], folder: Path, storage: Storage) -> None:
-    """Write weights into a folder, in place of those that are there.
+def save_weights(
+    state: Mapping[str, Tensor],
+    folder: Path,
+    storage: Storage,
+    make_files: Callable[[bool], Mapping[str, bytes]] = lambda sharded: {},
+) -> None:
+    """Write weights into a folder, and what goes with them, in place of what is there.
 
     Every file is written under a temporary name; the old ones go when all the new ones are whole.
+
+    Args:
+        state: Name → weights.
+        folder: Where.
+        storage: How.
+        make_files: Whether the weights are in several files → further files by name.
 
     Raises:
         CheckpointError: The weights do not fit the format, or the disk refused.
@@ -290,17 +368,19 @@ def save_weights(state: Mapping[str, Tensor], folder: Path, storage: Storage) ->
     old = [*folder.glob(_SHARDS), folder / WEIGHTS, folder / INDEX]
     try:
         with ExitStack() as stack:  # all are whole before the first takes its place
+            files = dict(make_files(split.is_sharded))
+            if split.is_sharded:
+                index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
+                files[INDEX] = (json.dumps(index, indent=2, sort_keys=True) + "\n").encode()
+            for name, content in files.items():
+                stack.enter_context(atomic(folder / name)).write_bytes(content)
             metadata = {"format": "pt", "number_format": storage.number_format}
             for name, inside in split.filename_to_tensors.items():
                 temporary = stack.enter_context(atomic(folder / name))
                 write_tensors({key: tensors[key] for key in inside}, temporary, metadata)
         for path in old:
-            if path.name not in split.filename_to_tensors:
+            if path.name not in files and path.name not in split.filename_to_tensors:
                 path.unlink(missing_ok=True)
-        if split.is_sharded:
-            index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
-            text = json.dumps(index, indent=2, sort_keys=True) + "\n"
-            (folder / INDEX).write_text(text, encoding="utf-8")
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
             f"room to save {folder}", str(error), "Free some space, or choose another folder"
@@ -333,6 +413,8 @@ def load_weights(folder: Path) -> dict[str, Tensor]:
         shards = _shard_names(folder) if where.name == INDEX else {WEIGHTS: set[str]()}
         for name, expected in shards.items():
             where = folder / name
+            if not where.is_file():
+                raise ValueError("no regular file" if where.exists() else "nothing there")
             tensors = load_file(where)
             if expected and set(tensors) != expected:
                 raise ValueError(f"other tensors than {INDEX} lists")
@@ -346,15 +428,15 @@ def load_weights(folder: Path) -> dict[str, Tensor]:
 
 def stored_as(folder: Path) -> Storage:
     """The number format of a folder's weights, to save them alike; float16 where it is unknown."""
-    first = next(iter(sorted(folder.glob(_SHARDS))), folder / WEIGHTS)
-    with safe_open(first, framework="pt") as file:
+    first = min(_shard_names(folder)) if (folder / INDEX).is_file() else WEIGHTS
+    with safe_open(folder / first, framework="pt") as file:
         name = (file.metadata() or {}).get("number_format", "float16")
     return Storage(name if name in FORMATS else "float16")
 
 
 def _shard_names(folder: Path) -> dict[str, set[str]]:
     """File name → names of the tensors that the index says are in it."""
-    index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+    index = read_json(folder / INDEX)
     names: dict[str, set[str]] = {}
     for tensor, name in index["weight_map"].items():
         if Path(name).name != name:  # an index from elsewhere must not read outside its folder

@@ -12,6 +12,10 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from unembed.errors import ConfigError
+from unembed.files import read_bounded
+
+_MOST_BYTES = 1 << 16  # of a configuration file
+_SHOWN = 200  # letters of a value in a message
 
 Positive = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -19,7 +23,7 @@ Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
 
 class Section(BaseModel):
-    """What every section shares: no unknown keys, no changes after loading, no guessed types."""
+    """Base of every section: no unknown keys, no changes after loading, no guessed types."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
@@ -28,15 +32,21 @@ class EncoderSection(Section):
     """The embedding model under attack.
 
     Attributes:
-        name: A name of the catalogue, a local folder or a Hub repository.
+        name: A name of the catalogue, a local folder, a Hub repository, or ``openai:MODEL`` for a
+            model behind an OpenAI-compatible API.
         revision: The Hub revision (a branch, tag or commit).
         prompt: Text put before each document; null takes what the model's own files or the
             catalogue say.
         prompt_name: In place of ``prompt``: the name that the text has in the model's own files.
         pooling: How token vectors become one, for a model whose files do not say it: ``mean``,
             ``cls``, ``lasttoken``, ``max``.
-        truncate_dim: Dimensions kept of a Matryoshka model, whose vectors are then brought to
-            length 1 again; null keeps what the model's files say.
+        truncate_dim: Dimensions kept of a Matryoshka model, at length 1 again; null keeps what the
+            model's files say. Of an API it is asked for as ``dimensions``.
+        backend: What runs the model: ``torch``, or ``onnx`` for a folder with an .onnx file.
+        api_base: Of ``openai:MODEL``: the address of the API, up to ``/v1``; OpenAI's if null.
+        max_calls: Of ``openai:MODEL``: most requests of a command.
+        price: Of ``openai:MODEL``: what a million tokens cost, for the sum that is shown.
+        cache: Of ``openai:MODEL``: folder of the answers; ``~/.cache/unembed`` if null.
     """
 
     name: str = "all-MiniLM-L6-v2"
@@ -45,6 +55,11 @@ class EncoderSection(Section):
     prompt_name: str | None = None
     pooling: str | None = None
     truncate_dim: Positive | None = None
+    backend: Literal["torch", "onnx"] | None = None
+    api_base: str | None = None
+    max_calls: Positive | None = None
+    price: Annotated[float, Field(ge=0.0)] | None = None
+    cache: str | None = None
 
     @model_validator(mode="after")
     def _one_prompt(self) -> EncoderSection:
@@ -54,11 +69,11 @@ class EncoderSection(Section):
 
 
 class VocabularySection(Section):
-    """Which tokens the denoiser knows.
+    """Settings of the vocabulary: which tokens the denoiser knows.
 
     Attributes:
-        min_count: Keep the tokens that occur at least this often in the pieces, and the single
-            characters and bytes that spell the others; null keeps the whole vocabulary.
+        min_count: Keep tokens that occur at least this often in the pieces, and the single letters
+            and bytes that spell the others; null keeps all.
         tokenizer: Folder or Hub repository of another tokenizer than the encoder's own, which null
             takes. The token table then starts at random: ``denoiser.token_table``.
     """
@@ -68,7 +83,7 @@ class VocabularySection(Section):
 
 
 class DataSection(Section):
-    """How raw text becomes pieces.
+    """Settings of the data: how raw text becomes pieces.
 
     Attributes:
         length: Positions L of the denoiser: content, end token and padding.
@@ -98,17 +113,15 @@ class DataSection(Section):
     @model_validator(mode="after")
     def _rules_belong_to_a_segmenter(self) -> DataSection:
         if self.segmenter == "regex" and self.language != "en":
-            raise ValueError(
-                f"language ({self.language}) is for segmenter sentencex; regex has one set of rules"
-            )
+            rules = "is for segmenter sentencex; regex has one set of rules"
+            raise ValueError(f"language ({self.language}) {rules}")
         return self
 
     @model_validator(mode="after")
     def _a_piece_fits(self) -> DataSection:
         if self.min_tokens >= self.length:
-            raise ValueError(
-                f"min_tokens ({self.min_tokens}) must be at most length - 1 ({self.length - 1})"
-            )
+            most = f"must be at most length - 1 ({self.length - 1})"
+            raise ValueError(f"min_tokens ({self.min_tokens}) {most}")
         return self
 
 
@@ -254,15 +267,11 @@ class TrainingSection(Section):
         return self
 
     @model_validator(mode="after")
-    def _milestones_are_reached(self) -> TrainingSection:
+    def _milestones_and_shards_are_possible(self) -> TrainingSection:
         if max(self.milestones, default=0) > self.steps:
             raise ValueError(
                 f"milestones ({max(self.milestones)}) must be at most steps ({self.steps})"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _a_shard_has_a_batch_size(self) -> TrainingSection:
         if self.shard and self.batch_size == "auto":
             raise ValueError("batch_size must be a number with shard: auto tries a whole copy")
         return self
@@ -275,7 +284,7 @@ class TrainingSection(Section):
 
 
 class Config(Section):
-    """Everything a run is made from; each section has the defaults of the reference size."""
+    """Configuration of a run; each section has the defaults of the reference size."""
 
     encoder: EncoderSection = EncoderSection()
     data: DataSection = DataSection()
@@ -310,8 +319,8 @@ def load_config(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Conf
             "Pass --config with a shipped name or the path of a YAML file",
         )
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        data = _load_yaml(read_bounded(path, _MOST_BYTES).decode("utf-8")) or {}
+    except (yaml.YAMLError, OSError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise ConfigError(f"YAML in {path}", reason, "Correct the file") from error
     if not isinstance(data, dict):
@@ -320,6 +329,33 @@ def load_config(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Conf
         _apply(data, override)
     suffix = "".join(f" with --set {override}" for override in overrides)
     return validate_config(data, where=f"{path}{suffix}")
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads plain values and no aliases, of which a few lines can stand for billions of values."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        """Compose a node.
+
+        Raises:
+            YAMLError: It is an alias.
+        """
+        if self.check_event(yaml.AliasEvent):  # type: ignore[no-untyped-call]
+            raise yaml.YAMLError("an alias (*name); write the value itself")
+        return super().compose_node(parent, index)  # type: ignore[no-untyped-call]
+
+
+def _load_yaml(text: str) -> Any:
+    """Read YAML, or raise YAMLError or ValueError where it is none."""
+    try:
+        return yaml.load(text, _Loader)
+    except RecursionError as error:
+        raise ValueError("values nested too deeply") from error
+
+
+def _shorten(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]} …"
 
 
 def validate_config(data: dict[str, Any], where: str) -> Config:
@@ -334,22 +370,18 @@ def validate_config(data: dict[str, Any], where: str) -> Config:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"]) or "the file"
         if first["type"] == "extra_forbidden":
-            keys = ", ".join(_section_of(first["loc"][:-1])[0].model_fields)
-            raise ConfigError(
-                f"one of the keys {keys}", f"unknown key {key!r} in {where}", "Correct the key"
-            ) from error
+            fields = ", ".join(_section_of(first["loc"][:-1])[0].model_fields)
+            actual = f"unknown key {key!r} in {where}"
+            raise ConfigError(f"one of the keys {fields}", actual, "Correct the key") from error
         section, keys = _section_of(first["loc"])
         key = ".".join(keys) or "the file"
         message = first["msg"].removeprefix("Value error, ")
         if keys and keys[-1] in section.model_fields:
             message = f"{message} ({_allowed(section.model_json_schema()['properties'][keys[-1]])})"
         # Values that do not go together are named in the message
-        value = "these values" if first["type"] == "value_error" else repr(first["input"])
-        raise ConfigError(
-            f"{key}: {message[0].lower()}{message[1:]}",
-            f"{value} in {where}",
-            f"Correct {key}",
-        ) from error
+        value = "these values" if first["type"] == "value_error" else _shorten(first["input"])
+        expected = f"{key}: {message[0].lower()}{message[1:]}"
+        raise ConfigError(expected, f"{value} in {where}", f"Correct {key}") from error
 
 
 def _section_of(location: Sequence[int | str]) -> tuple[type[Section], list[str]]:
@@ -368,12 +400,8 @@ def _section_of(location: Sequence[int | str]) -> tuple[type[Section], list[str]
     return model, names
 
 
-_KINDS = {
-    "integer": "a whole number",
-    "number": "a number",
-    "string": "text",
-    "boolean": "true or false",
-    "null": "null",
+_KINDS = {"integer": "a whole number", "number": "a number", "string": "text", "null": "null"} | {
+    "boolean": "true or false"
 }
 _BOUNDS = {
     "exclusiveMinimum": "above",
@@ -384,7 +412,7 @@ _BOUNDS = {
 
 
 def _allowed(schema: dict[str, Any]) -> str:
-    """What a key's JSON schema allows, in words: its kind and its whole range."""
+    """Say in words what a key's JSON schema allows: its kind and its whole range."""
     if "anyOf" in schema:
         return " or ".join(map(_allowed, schema["anyOf"]))
     if "const" in schema or "enum" in schema:
@@ -399,20 +427,18 @@ def _apply(data: dict[str, Any], override: str) -> None:
     key, separator, text = override.partition("=")
     *sections, last = key.split(".")
     if not separator or not sections or not all((*sections, last)):
-        raise ConfigError(
-            "an override of the form section.key=value", repr(override), "Correct --set"
-        )
+        expected = "an override of the form section.key=value"
+        raise ConfigError(expected, repr(override), "Correct --set")
     section: Any = data
     for name in sections:
         section = section.setdefault(name, {})
         if not isinstance(section, dict):
-            raise ConfigError(f"a section {name!r}", repr(section), "Correct the file or --set")
+            raise ConfigError(f"a section {name!r}", _shorten(section), "Correct the file or --set")
+    expected = "a YAML value after the equals sign"
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(
-            "a YAML value after the equals sign", repr(override), "Correct --set"
-        ) from error
+        value = _load_yaml(text)
+    except (yaml.YAMLError, ValueError) as error:
+        raise ConfigError(expected, _shorten(override), "Correct --set") from error
     if isinstance(value, str) and value == text:
         # YAML 1.1 reads 3e-4 as a string, which no user means unless it is quoted.
         with suppress(ValueError):

@@ -25,7 +25,7 @@ _TIMESTEP_FEATURES = 256
 
 @dataclass(frozen=True)
 class DenoiserSizes:
-    """Everything that fixes the shapes of the weights; the defaults are the reference size.
+    """Sizes that fix the shapes of the weights; the defaults are the reference size.
 
     That is 88 M parameters beside the vocabulary: the 78 M of arXiv 2602.11047, which has no
     gates, and the gates.
@@ -118,7 +118,7 @@ class Block(nn.Module):
         self.modulation = nn.Linear(hidden, 6 * hidden)
 
     def forward(self, x: Tensor, condition: Tensor, index: Tensor | None = None) -> Tensor:
-        """From x [B, L, H] and condition [B, H] to [B, L, H]; at flat indices [M] to [M, H]."""
+        """Normalise and project x [B, L, H] by condition [B, H]; at flat indices [M] to [M, H]."""
         batch, length, hidden = x.shape
         parts = self.modulation(condition)[:, None].chunk(6, dim=-1)  # 6 of [B, 1, H]
         shift_a, scale_a, gate_a, shift_f, scale_f, gate_f = parts
@@ -162,7 +162,7 @@ class Denoiser(nn.Module):
         self._initialise()
 
     def _initialise(self) -> None:
-        """All initialisation, in one place."""
+        """Initialise all weights, in one place."""
         # Linear layers: Xavier; biases: zero.
         for module in self.modules():
             if isinstance(module, nn.Linear):

@@ -22,7 +22,7 @@ _FLOAT16_UNITS = (7, 0)  # CUDA capability from which there are tensor cores
 
 @dataclass(frozen=True)
 class Compute:
-    """Where tensors live, and the format matrix products run in.
+    """Device that tensors live on, and the format matrix products run in.
 
     Attributes:
         device: The torch device.
@@ -39,7 +39,7 @@ class Compute:
         return torch.autocast(self.device.type, self.dtype)
 
     def describe(self) -> str:
-        """For the record: the device by its name, and the format."""
+        """Describe the device by its name, and the format, for the record."""
         kind = self.device.type
         name = f"CPU ({torch.get_num_threads()} threads)" if kind == "cpu" else kind
         if kind == "cuda":
@@ -91,7 +91,7 @@ def _own(device: torch.device) -> torch.device:
 
 
 def replica_devices(device: torch.device) -> list[torch.device]:
-    """Where copies of a model may work: every CUDA device, if ``cuda`` was chosen without a number.
+    """List devices for copies of a model: every CUDA device, if ``cuda`` had no number.
 
     The device given comes first.
     """
@@ -123,7 +123,7 @@ def _bfloat16_is_quicker(device: torch.device) -> bool:
 
 @cache
 def _cpu_speedup() -> float:
-    """How many times as fast this CPU multiplies bfloat16 matrices as float32 ones."""
+    """Measure how many times as fast this CPU multiplies bfloat16 matrices as float32 ones."""
     sides = [torch.ones(_PROBE_SIZE, _PROBE_SIZE, dtype=d) for d in (torch.float32, torch.bfloat16)]
     best = [float("inf"), float("inf")]
     for turn in range(_PROBE_ROUNDS):  # in turn, the best of each: other work slows both alike

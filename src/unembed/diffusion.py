@@ -28,7 +28,7 @@ MIN_T = 1e-3  # the weights diverge at t = 0
 
 
 class Schedule(Protocol):
-    """How fast tokens are masked."""
+    """Noise schedule: how fast tokens are masked."""
 
     def alpha(self, t: Tensor) -> Tensor:
         """Probability that a token is still visible at t."""
@@ -178,7 +178,7 @@ class Candidates:
 
 @dataclass(frozen=True)
 class CorruptedBatch:
-    """One corrupted batch, ready for the denoiser; `corrupt_batch` draws one.
+    """Corrupted batch, ready for the denoiser; `corrupt_batch` draws one.
 
     What depends on the number M of scored positions is worked out where the masks are drawn, so
     that an accelerator is never asked how many there are.

@@ -14,7 +14,9 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import Any, BinaryIO, cast
+
+from filelock import FileLock, Timeout
 
 from unembed.errors import ConfigError, DataError
 
@@ -23,8 +25,12 @@ _KINDS = ".parquet, .jsonl, .json, .csv, .tsv or .txt (all but the first also wi
 _COMPRESSED = (".gz", ".zst")
 _READ_BUFFER = 1 << 20
 _SIDE_FILES = ("manifest.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json")
+MANIFEST_BYTES = 128 << 20  # of a list of a million shards
+_MOST_BYTES = 16 << 20  # of a file of settings
+_MOST_DEPTH = 50  # of JSON within JSON in it
 _SIDE_BYTES = 1 << 20  # of a JSON file looked at whole, to tell a side file
 EXTRAS = {  # the extras of pyproject.toml → packages that are imported
+    "api": ("httpx2", "openai"),
     "chroma": ("chromadb",),
     "dedup": ("datasketch",),
     "demo": ("fastapi", "prometheus_client", "uvicorn"),
@@ -55,7 +61,7 @@ def install_line(extra: str) -> str:
 
 
 def has_extra(extra: str) -> bool:
-    """Whether the packages of an extra are installed."""
+    """Tell whether the packages of an extra are installed."""
     return all(importlib.util.find_spec(name) is not None for name in EXTRAS[extra])
 
 
@@ -109,6 +115,60 @@ def remove_unfinished(folder: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def read_bounded(path: Path, most: int = _MOST_BYTES) -> bytes:
+    """Read a regular file of at most so many bytes: no pipe or device, which may have no end.
+
+    Raises:
+        OSError: Nothing there, or it cannot be read.
+        ValueError: It is no regular file, or larger.
+    """
+    if path.exists() and not path.is_file():
+        raise ValueError("no regular file")
+    with path.open("rb") as file:
+        data = file.read(most + 1)
+    if len(data) > most:
+        raise ValueError(f"more than {most:,} bytes")
+    return data
+
+
+def read_json(path: Path, most: int = _MOST_BYTES) -> Any:
+    """Read a JSON file within bounds: `read_bounded`, and a depth that nothing later stumbles over.
+
+    Raises:
+        OSError: Nothing there, or it cannot be read.
+        ValueError: No UTF-8, no JSON, no regular file, too large, or nested too deeply.
+    """
+    try:
+        data = json.loads(read_bounded(path, most).decode("utf-8"))
+    except RecursionError as error:
+        raise ValueError("values nested too deeply") from error
+    level, depth = [data] if isinstance(data, dict | list) else [], 0
+    while level:
+        depth += 1
+        if depth > _MOST_DEPTH:
+            raise ValueError(f"values nested more than {_MOST_DEPTH} deep")
+        parts = (v.values() if isinstance(v, dict) else v for v in level)
+        level = [v for part in parts for v in part if isinstance(v, dict | list)]
+    return data
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep a folder for this process alone, as long as the block lasts.
+
+    Raises:
+        DataError: Another process is writing to it.
+        OSError: It refuses.
+    """
+    try:
+        with FileLock(folder / ".lock", timeout=0):
+            yield
+    except Timeout as error:
+        raise DataError(
+            f"{folder} to be free", "another process writing to it", "Wait for it, or choose --out"
+        ) from error
+
+
 def file_format(path: Path) -> str:
     """The format of a text file by its name: ``.parquet``, ``.jsonl``, ``.csv``, ``.txt``.
 
@@ -134,13 +194,14 @@ def _format_of(path: Path) -> str | None:
 
 
 def require_apart(source: Path, out: Path) -> None:
-    """Refuse to write into the folder that is read: what is written would be read as text.
+    """Refuse to write over what is read, or into its folder, where it would be read as text.
 
     Raises:
-        DataError: ``out`` is the folder ``source``, or lies in it.
+        DataError: ``out`` is ``source``, whatever its name, or lies in it.
     """
-    if source.is_dir() and out.resolve().is_relative_to(source.resolve()):
-        raise DataError(f"an --out folder outside of {source}", str(out), "Choose another --out")
+    inside = source.is_dir() and out.resolve().is_relative_to(source.resolve())
+    if inside or (source.exists() and out.exists() and out.samefile(source)):
+        raise DataError(f"an --out outside of {source}", str(out), "Choose another --out")
 
 
 def make_folder(out: Path) -> None:
@@ -185,11 +246,11 @@ def _is_text_file(file: Path, folder: Path) -> bool:
 
 
 def _is_one_object(file: Path) -> bool:
-    """Whether a JSON file is a single object over several lines, as those beside data sets are."""
-    if file.suffix.lower() != ".json" or file.stat().st_size > _SIDE_BYTES:
+    """Tell whether a JSON file is one object over several lines, as those beside data sets are."""
+    if file.suffix.lower() != ".json":
         return False
     try:
-        text = file.read_text(encoding="utf-8-sig").strip()
+        text = read_bounded(file, _SIDE_BYTES).decode("utf-8-sig").strip()
         return "\n" in text and isinstance(json.loads(text), dict)
     except (OSError, ValueError, RecursionError):
         return False

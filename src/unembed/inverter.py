@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -15,7 +15,13 @@ from torch import Tensor
 
 from unembed.backends.cpu import fast_form
 from unembed.backends.onnx import FILE, OnnxDenoiser, export_onnx, onnx_is_here
-from unembed.checkpoints import Checkpoint, load_checkpoint, save_checkpoint, shipped_inverters
+from unembed.checkpoints import (
+    CARD,
+    Checkpoint,
+    load_checkpoint,
+    save_checkpoint,
+    shipped_inverters,
+)
 from unembed.decoding import Decoded, Decoding, SequenceSpec
 from unembed.decoding.logits import (
     Guidance,
@@ -29,8 +35,9 @@ from unembed.denoiser import Denoiser
 from unembed.device import Compute, choose_compute
 from unembed.diffusion import DenoiserFn, make_schedule
 from unembed.encoders.base import Encoder, EncoderIdentity
-from unembed.encoders.fingerprint import Fingerprint
+from unembed.encoders.fingerprint import Fingerprint, require_encoder
 from unembed.encoders.oracle import EncoderOracle
+from unembed.encoders.pipeline import licence_lines, licence_note
 from unembed.encoders.vectors import as_unit_vectors
 from unembed.errors import CheckpointError, ConfigError
 from unembed.tokenizer import TextTokenizer
@@ -40,7 +47,7 @@ DEFAULT = "minilm"
 
 @dataclass(frozen=True)
 class Inversion:
-    """One recovered text.
+    """Inversion: a recovered text.
 
     Attributes:
         text: The text.
@@ -141,7 +148,7 @@ class Inverter(
 
     @property
     def spec(self) -> SequenceSpec:
-        """What a strategy fills: length, special tokens, schedule."""
+        """Sequence that a strategy fills: length, special tokens, schedule."""
         ids = self.tokenizer
         schedule = make_schedule(self.diffusion["schedule"], self.diffusion["rate"])
         return SequenceSpec(self.length, ids.mask_id, schedule, ids.end_id, ids.pad_id)
@@ -174,10 +181,9 @@ class Inverter(
         Raises:
             EncoderError: Its weights or prompt differ, or it embeds the probe texts elsewhere.
         """
-        self.encoder.require_same(encoder.identity, "vectors")
-        if self.fingerprint is not None and self._proved is not encoder:
-            self.fingerprint.require_same(encoder, "vectors")
-            self._proved = encoder  # the probe texts are embedded once
+        if self._proved is not encoder:  # the probe texts are embedded once
+            require_encoder(encoder, self.encoder, self.fingerprint, "vectors")
+            self._proved = encoder
 
     # Inversion
 
@@ -204,7 +210,7 @@ class Inverter(
             decoding: How to decode: a `Decoding`, or the text of one (``"greedy:steps=16"``).
             encoder: The encoder that made the vectors, for a strategy that calls it.
             seed: Of the strategies that sample; each vector draws from (seed, its index).
-            batch_size: Vectors decoded together; changes the speed, not the texts.
+            batch_size: Vectors decoded together; changes the speed, and logits to rounding only.
             first_index: Index of the first vector, for callers that hand over a part at a time.
             draws: For each vector the (seed, index) it draws from, in place of the two above: for
                 callers that put vectors of several calls together.
@@ -228,13 +234,13 @@ class Inverter(
         decoding = as_decoding(decoding, settings)
         decoding.check(has_encoder=encoder is not None)
         _require_whole(seed=(seed, 0), batch_size=(batch_size, 1), first_index=(first_index, 0))
-        vectors = as_unit_vectors(embeddings, self.encoder.dimension)
+        vectors = as_unit_vectors(embeddings, self.encoder.dimension, self.encoder.name)
         calls_encoder = decoding.strategy.needs_encoder and encoder is not None
         if calls_encoder and encoder is not None:
             self.require_encoder(encoder)
         if draws is None:
             draws = [(seed, first_index + row) for row in range(len(vectors))]
-        spec, denoiser = self._spec(decoding), self._processed(decoding)
+        spec, denoiser = self.spec.with_length(decoding.length), self._processed(decoding)
         if before_pass is not None:
             denoiser = _watched(denoiser, before_pass)
         results: list[Inversion] = []
@@ -263,18 +269,6 @@ class Inverter(
         """Put the network into its fast form now, before several threads ask for it at once."""
         self._fast_denoiser()
 
-    def _spec(self, decoding: Decoding) -> SequenceSpec:
-        """What a decoding fills, the end of every text included where it says how long they are."""
-        if decoding.length is None:
-            return self.spec
-        if not self.spec.has_end or decoding.length >= self.length:
-            raise ConfigError(
-                f"a length of 1 to {self.length - 1} tokens, what this inverter writes",
-                str(decoding.length),
-                "Correct --length",
-            )
-        return replace(self.spec, content=decoding.length)
-
     def _processed(self, decoding: Decoding) -> DenoiserFn:
         """The network in its fast form, with what a decoding does to its logits."""
         denoiser = self._fast_denoiser()
@@ -289,14 +283,13 @@ class Inverter(
         """The network as it decodes quickest; made again when it or its weights are others."""
         network: Any = self.denoiser
         if not isinstance(network, Denoiser):  # whatever else was put in its place
-            substitute: DenoiserFn = network
-            return substitute
-        weights = _weights_version(self.denoiser)
+            return cast(DenoiserFn, network)
+        version = _version(self.denoiser)
         if self._onnx is not None and self.compute == choose_compute("cpu", "float32"):
             source, session = self._onnx
-            if source == (self.denoiser, weights):
+            if source == version:
                 return session
-        recipe = (self.denoiser, self.compute, weights)
+        recipe = (*version, self.compute)
         if self._fast is None or self._fast[0] != recipe:
             self._fast = recipe, fast_form(self.denoiser, self.compute)
         return self._fast[1]
@@ -366,30 +359,36 @@ class Inverter(
     def _from_pretrained(cls, *, model_id: str, **kwargs: Any) -> Inverter:
         return _load(Path(snapshot_download(model_id, **kwargs)))
 
-    def _save_pretrained(self, save_directory: Path) -> None:
-        save_checkpoint(
-            Checkpoint(
-                self.denoiser,
-                self.tokenizer,
-                self.encoder,
-                self.diffusion,
-                self.trained,
-                self.card,
-                self.fingerprint,
-                self.storage,
-                self.curves,
-            ),
-            save_directory,
-        )
+    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> str | None:
+        """Write the inverter's folder; an earlier one there stays whole if that fails.
+
+        Args:
+            save_directory: The folder, made where it is not there.
+            kwargs: ``push_to_hub=True``, ``repo_id`` and others of `ModelHubMixin.push_to_hub`.
+
+        Raises:
+            CheckpointError: The weights do not fit the format, or the disk refused.
+        """
+        folder = Path(save_directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        old = self.card is None and (folder / CARD).exists()
+        card = None if old else str(self.generate_model_card())
+        parts = (self.denoiser, self.tokenizer, self.encoder, self.diffusion, self.trained, card)
+        save_checkpoint(Checkpoint(*parts, self.fingerprint, self.storage, self.curves), folder)
+        if not kwargs.pop("push_to_hub", False):
+            return None
+        name = kwargs.pop("repo_id", None) or folder.name
+        return cast(str, self.push_to_hub(repo_id=name, **kwargs))
 
     def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
         """Return the card given at construction, or a short one from the facts at hand."""
         if self.card is not None:
             return ModelCard(self.card)
         return ModelCard(
-            "---\nlibrary_name: unembed\nlicense: apache-2.0\n---\n"
+            f"---\nlibrary_name: unembed\n{licence_lines(self.encoder.name)}\n---\n"
             f"# Inverter for {self.encoder.name}\n\nRecovers text from embeddings of "
-            f"{self.encoder.describe()}, at most {self.length - 1} tokens.\n"
+            f"{self.encoder.describe()}, at most {self.length - 1} tokens.\n\n"
+            f"{licence_note(self.encoder.name)}\n"
         )
 
 
@@ -412,14 +411,13 @@ def _load(folder: Path) -> Inverter:
     inverter = Inverter.__new__(Inverter)
     inverter._set_up(checkpoint)
     if (folder / FILE).is_file() and onnx_is_here():
-        source = inverter.denoiser, _weights_version(inverter.denoiser)
-        inverter._onnx = source, OnnxDenoiser(folder / FILE)
+        inverter._onnx = _version(inverter.denoiser), OnnxDenoiser(folder / FILE)
     return inverter
 
 
-def _weights_version(denoiser: Denoiser) -> list[tuple[int, int]]:
-    """Identify the weights: where each lies and how often it was written to."""
-    return [(p.data_ptr(), p._version) for p in denoiser.parameters()]
+def _version(denoiser: Denoiser) -> tuple[Denoiser, list[tuple[int, int]]]:
+    """Identify a network with its weights: where each lies and how often it was written to."""
+    return denoiser, [(p.data_ptr(), p._version) for p in denoiser.parameters()]
 
 
 def _may_be_a_repository(name: str) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,7 +16,13 @@ from numpy.typing import NDArray
 from tokenizers import Encoding, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from unembed.errors import CheckpointError, EncoderError
+from unembed.files import read_bounded
 
+_MOST_BYTES = 128 << 20  # of a tokenizer.json
+_LONGEST_TOKEN = 4096
+_MOST_IDS = 1 << 22
+_MOST_GROWTH = 16.0
+_SPECIAL = 3  # special tokens
 _SPACE_SIGN = "\u2581"  # how SentencePiece writes a space
 
 
@@ -76,7 +83,7 @@ class TextTokenizer:
 
     @cached_property
     def carries_spaces(self) -> bool:
-        """Whether tokens cover the white space before them: byte-level BPE, Metaspace, Unigram."""
+        """True if tokens cover the white space before them: byte-level BPE, Metaspace, Unigram."""
         text = "a b c"
         (encoding,) = self.encodings([text])
         return any(text[start:stop].startswith(" ") for start, stop in encoding.offsets)
@@ -99,7 +106,7 @@ class TextTokenizer:
         return [[ours for token in ids for ours in spelling[token]] for ids in contents]
 
     def spelled_lengths(self, ids: Sequence[int]) -> list[int]:
-        """How many of a trimmed vocabulary's tokens each of the backend's ids becomes."""
+        """Count the trimmed vocabulary's tokens that each of the backend's ids becomes."""
         spelling = self._spelling
         return [len(spelling[token]) for token in ids]
 
@@ -141,7 +148,7 @@ class TextTokenizer:
         return [text.strip() for text in texts]
 
     def decodes_back(self, texts: Sequence[str], contents: Sequence[list[int]]) -> list[bool]:
-        """Whether each text's tokens stand for that text and no other.
+        """Tell whether each text's tokens stand for that text and no other.
 
         Decoded and tokenised again they must be the same ids, and the decoded text must be the
         text up to the tokenizer's normalisation and white space. It is not where there is an
@@ -161,7 +168,7 @@ class TextTokenizer:
         return good
 
     def _same_text(self, one: str, other: str) -> bool:
-        """Whether two texts differ only in what the normalisation and white space make of them."""
+        """Tell whether two texts differ only in what normalisation and white space make of them."""
         plain = ("".join(text.lower().split()) for text in (one, other))
         return next(plain) == next(plain) or self._normal_form(one) == self._normal_form(other)
 
@@ -229,18 +236,28 @@ class TextTokenizer:
             CheckpointError: The file is missing or is not a tokenizer.
         """
         try:
-            if "kept" in ids:
-                ids = {**ids, "kept": ids_of(ids["kept"])}
-            tokenizer = cls(path.read_text(encoding="utf-8"), **ids)
-            _ = tokenizer.backend  # builds it
+            numbers = {name: value for name, value in ids.items() if name != "kept"}
+            source_ids = ids_of(ids["kept"]) if "kept" in ids else None
+            definition = read_bounded(path, _MOST_BYTES).decode("utf-8")
+            require_bounded_growth(definition)
+            tokenizer = cls(definition, **numbers, source_ids=source_ids)
+            longest = max(map(len, tokenizer.backend.get_vocab()), default=0)
+            if longest > _LONGEST_TOKEN:
+                raise ValueError(f"a token of {longest} characters")
+            if source_ids is not None and len(source_ids) != tokenizer.size:
+                raise ValueError(f"{len(source_ids)} tokens kept of {tokenizer.size}")
             for name in ("mask_id", "pad_id", "end_id"):
                 if getattr(tokenizer, name) not in range(tokenizer.size):
                     problem = f"{name} {getattr(tokenizer, name)!r} in {tokenizer.size} tokens"
                     raise ValueError(problem)
+            if len(tokenizer.special_ids) < _SPECIAL:
+                raise ValueError("one id for two of mask, padding and end")
             return tokenizer
         except Exception as error:  # the Rust library raises bare Exception
             raise CheckpointError(
-                f"a tokenizer in {path}", str(error).splitlines()[0], "Copy the folder again"
+                f"a tokenizer in {path}",
+                " ".join(str(error).split())[:300] or type(error).__name__,
+                "Copy the folder again",
             ) from error
 
 
@@ -299,12 +316,46 @@ def ranges_of(ids: Sequence[int]) -> str:
 
 
 def ids_of(ranges: str) -> tuple[int, ...]:
-    """The numbers that ``ranges_of`` wrote."""
+    """The numbers that ``ranges_of`` wrote.
+
+    Raises:
+        ValueError: They are none, or millions.
+    """
     ids: list[int] = []
     for run in ranges.split():
         first, _, last = run.partition("-")
-        ids.extend(range(int(first), int(last or first) + 1))
+        start, stop = int(first), int(last or first) + 1
+        if len(ids) + stop - start > _MOST_IDS or stop > _MOST_IDS:
+            raise ValueError(f"tokens {run}, more than there are")
+        ids.extend(range(start, stop))
     return tuple(ids)
+
+
+def require_bounded_growth(definition: str) -> None:
+    """Refuse a tokenizer whose steps, one after another, make a text many times longer.
+
+    Raises:
+        ValueError: They do, or it is no JSON.
+    """
+    try:
+        data = json.loads(definition)
+        growth = max(_growth(data.get("normalizer")), _growth(data.get("decoder")))
+    except (RecursionError, AttributeError, TypeError) as error:
+        raise ValueError(f"{type(error).__name__}: no tokenizer") from error
+    if growth > _MOST_GROWTH:
+        raise ValueError("a normalizer or decoder that makes texts many times longer")
+
+
+def _growth(step: Any) -> float:
+    """How much longer a step of a tokenizer can make a text, at most."""
+    if not isinstance(step, dict):
+        return 1.0
+    parts = [*(step.get("decoders") or ()), *(step.get("normalizers") or ())]
+    growth = math.prod(map(_growth, parts), start=1.0)
+    if step.get("type") == "Replace":
+        pattern = step["pattern"].get("String") or " "  # a regular expression may match a letter
+        growth *= max(1.0, len(step["content"]) / len(pattern))
+    return growth
 
 
 def from_transformers(tokenizer: Any) -> TextTokenizer:

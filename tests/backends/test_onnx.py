@@ -51,7 +51,8 @@ def watch_session(inverter: Inverter) -> list:
     return calls
 
 
-def test_another_denoiser_is_not_decoded_with_the_session_of_the_first(folder):
+@pytest.mark.slow
+def test_invert_another_denoiser_is_not_decoded_with_the_session_of_the_first(folder):
     vectors = FakeEncoder().encode(TEXTS)
     inverter = Inverter.from_pretrained(folder)
     calls = watch_session(inverter)
@@ -88,24 +89,24 @@ def test_the_same_tokens_come_out(folder, name, steps):
         np.testing.assert_allclose(one.confidences, other.confidences, rtol=1e-3)
 
 
-def test_without_the_runtime_the_weights_are_used(folder, monkeypatch):
+def test_from_pretrained_without_the_runtime_the_weights_are_used(folder, monkeypatch):
     monkeypatch.setattr("unembed.inverter.onnx_is_here", lambda: False)
     assert Inverter.from_pretrained(folder)._onnx is None
 
 
-def test_a_file_of_other_weights_is_refused(folder, inverter_folder):
+def test_from_pretrained_a_file_of_other_weights_is_refused(folder, inverter_folder):
     shutil.copy(folder / FILE, inverter_folder / FILE)
     with pytest.raises(CheckpointError, match=r"found others\. Export it again"):
         Inverter.from_pretrained(inverter_folder)
 
 
-def test_a_damaged_file_is_refused(folder):
+def test_from_pretrained_a_damaged_file_is_refused(folder):
     (folder / FILE).write_bytes((folder / FILE).read_bytes()[:500])
     with pytest.raises(CheckpointError, match="an ONNX file at"):
         Inverter.from_pretrained(folder)
 
 
-def test_without_the_extra_the_export_says_what_to_install(folder, monkeypatch):
+def test_export_folder_without_the_extra_the_export_says_what_to_install(folder, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     (folder / FILE).unlink()
     with pytest.raises(ConfigError, match=r"pip install .*\[onnx\]"):

@@ -28,6 +28,7 @@ def refuse(page):
 STATES = (lambda page: None, invert, compare, invert, refuse)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [320, 360, 768, 1920])
 def test_nothing_is_wider_than_the_screen(width, server, open_page):
     page = open_page(server.address, viewport={"width": width, "height": 800})
@@ -56,6 +57,7 @@ def test_on_a_phone_the_result_comes_into_view(server, open_page):
     expect(page.locator(".chips")).to_be_in_viewport()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_axe_finds_no_fault(scheme, server, open_page):
     page, axe = open_page(server.address, color_scheme=scheme), Axe()

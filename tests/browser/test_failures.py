@@ -26,6 +26,7 @@ def told(page, words):
     expect(page.locator("#notice")).to_be_in_viewport()
 
 
+@pytest.mark.slow
 def test_a_server_killed_half_way_and_started_again(server, open_page):
     page = open_page(server.address + SLOWLY)
     invert(page)
@@ -46,6 +47,7 @@ def test_a_server_killed_half_way_and_started_again(server, open_page):
     expect(page.locator("#notice")).to_be_hidden()
 
 
+@pytest.mark.slow
 def test_a_page_reloaded_half_way(server, open_page):
     page = open_page(server.address + SLOWLY)
     page.get_by_text("Settings", exact=True).click()
@@ -79,6 +81,7 @@ def test_a_reload_when_nothing_runs_keeps_the_input_and_says_nothing(server, ope
     expect(page.locator("#notice")).to_be_hidden()
 
 
+@pytest.mark.slow
 def test_a_lost_connection(server, open_page):
     page = open_page(server.address)
     page.context.set_offline(True)
@@ -90,6 +93,7 @@ def test_a_lost_connection(server, open_page):
     expect(page.locator(".lane[data-state=done]")).to_be_visible()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("status", "detail"), [(503, "17 requests are waiting"), (429, "too many requests")]
 )

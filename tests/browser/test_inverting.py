@@ -87,6 +87,7 @@ def test_original_and_recovery_stand_word_by_word(server, open_page):
     assert all("✓" in w.inner_text() for w in page.locator(".word[data-kind=right]").all())
 
 
+@pytest.mark.slow
 def test_scrubbing_and_replaying(server, open_page):
     page = open_page(server.address)
     invert(page)
@@ -104,6 +105,7 @@ def test_scrubbing_and_replaying(server, open_page):
     assert timeline.input_value() == last
 
 
+@pytest.mark.slow
 def test_every_step_is_shown_long_enough_to_be_seen(server, open_page):
     page = open_page(server.address, reduced_motion="no-preference")
     page.evaluate("""() => {

@@ -40,7 +40,7 @@ def test_examples_are_texts_of_the_pairs_drawn_with_the_seed(pairs_folder):
     assert inspect_pairs(pairs_folder, examples=0).examples == []
 
 
-def test_what_was_left_out_and_trimmed_is_shown(tmp_path, tiny_config, encoder):
+def test_inspect_pairs_what_was_left_out_and_trimmed_is_shown(tmp_path, tiny_config, encoder):
     source = tmp_path / "texts.txt"
     source.write_text("the cat sleeps. a.\nzyx runs at the river.\n" * 9, encoding="utf-8")
     config = tiny_config.model_validate(
@@ -51,7 +51,7 @@ def test_what_was_left_out_and_trimmed_is_shown(tmp_path, tiny_config, encoder):
     assert report.dropped == {"not_round_trip": 9, "too_short": 9}
 
 
-def test_an_older_folder(pairs_folder):
+def test_inspect_pairs_an_older_folder(pairs_folder):
     manifest = read_manifest(pairs_folder)
     del manifest["fingerprint"]
     for shard in manifest["shards"]:
@@ -62,7 +62,7 @@ def test_an_older_folder(pairs_folder):
     assert report.dropped == {}
 
 
-def test_languages_are_those_of_the_passages_read(tmp_path, tiny_config, encoder):
+def test_inspect_pairs_languages_are_those_of_the_passages_read(tmp_path, tiny_config, encoder):
     source = tmp_path / "texts.jsonl"
     rows = [("en", "the cat sleeps by the river.")] * 5 + [("de", "the dog runs to a house.")] * 40
     lines = [json.dumps({"text": text, "lang": lang, "none": None}) for lang, text in rows]
@@ -82,13 +82,13 @@ def test_languages_are_those_of_the_passages_read(tmp_path, tiny_config, encoder
         inspect_pairs(tmp_path / "out", source=source)
 
 
-def test_without_a_source_languages_are_detected(pairs_folder):
+def test_inspect_pairs_without_a_source_languages_are_detected(pairs_folder):
     pytest.importorskip("py3langid")
     report = inspect_pairs(pairs_folder)
     assert sum(report.languages.values()) == min(report.pairs, 2000)
 
 
-def test_without_the_detector_languages_are_not_known(pairs_folder, monkeypatch):
+def test_inspect_pairs_without_the_detector_languages_are_not_known(pairs_folder, monkeypatch):
     monkeypatch.setitem(sys.modules, "py3langid", None)
     report = inspect_pairs(pairs_folder)
     assert (report.languages, report.languages_are) == (None, "not known")
@@ -104,7 +104,7 @@ def test_writing_systems_are_told_apart():
     }
 
 
-def test_a_picture(pairs_folder, tmp_path):
+def test_plot_inspection_a_picture(pairs_folder, tmp_path):
     pytest.importorskip("matplotlib")
     plot_inspection(inspect_pairs(pairs_folder), tmp_path / "lengths.png")
     assert (tmp_path / "lengths.png").read_bytes().startswith(b"\x89PNG")
@@ -112,7 +112,9 @@ def test_a_picture(pairs_folder, tmp_path):
         plot_inspection(inspect_pairs(pairs_folder), tmp_path / "none" / "lengths.png")
 
 
-def test_without_matplotlib_the_message_says_what_to_install(pairs_folder, tmp_path, monkeypatch):
+def test_plot_inspection_without_matplotlib_the_message_says_what_to_install(
+    pairs_folder, tmp_path, monkeypatch
+):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(ConfigError, match=r"pip install .*\[plots\]"):

@@ -12,7 +12,7 @@ def manifest(source, passages):
     return {"source": made_from, "shards": [{"passages": passages}, {"passages": 1}]}
 
 
-def test_passages_that_were_read_are_counted_by_their_language(tmp_path):
+def test_named_languages_passages_that_were_read_are_counted_by_their_language(tmp_path):
     source = tmp_path / "t.jsonl"
     langs = ["de", "fr", "fr", None, "el"]
     source.write_text("\n".join(json.dumps({"text": "a", "lang": lang}) for lang in langs))
@@ -21,7 +21,7 @@ def test_passages_that_were_read_are_counted_by_their_language(tmp_path):
     assert what == "passages, by the column 'lang' of t.jsonl"
 
 
-def test_plain_text_names_no_languages(tmp_path):
+def test_named_languages_plain_text_names_no_languages(tmp_path):
     source = tmp_path / "some.txt"
     source.write_text("a text", encoding="utf-8")
     manifest = {"source": {"name": "some.txt", "bytes": 6}, "shards": []}
@@ -29,7 +29,7 @@ def test_plain_text_names_no_languages(tmp_path):
         named_languages(source, manifest)
 
 
-def test_languages_are_detected_and_the_sample_is_named():
+def test_detected_languages_languages_are_detected_and_the_sample_is_named():
     pytest.importorskip("py3langid")
     texts = ["the cat sleeps by the river", "мы идём домой по мосту", "the dog runs to the house"]
     found, what = detected_languages(texts)
@@ -37,6 +37,6 @@ def test_languages_are_detected_and_the_sample_is_named():
     assert what == "detected, sample of 3 pairs"
 
 
-def test_without_the_detector_nothing_is_guessed(monkeypatch):
+def test_detected_languages_without_the_detector_nothing_is_guessed(monkeypatch):
     monkeypatch.setitem(sys.modules, "py3langid", None)
     assert detected_languages(["the cat"]) is None

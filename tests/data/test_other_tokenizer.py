@@ -37,7 +37,9 @@ def config(tiny_config, name, **more):
 
 
 @pytest.mark.parametrize("more", [{}, {"min_count": 2}])
-def test_from_texts_to_an_inverter(text_file, tiny_config, encoder, folder, tmp_path, more):
+def test_prepare_pairs_from_texts_to_an_inverter(
+    text_file, tiny_config, encoder, folder, tmp_path, more
+):
     chosen = config(tiny_config, folder, **more)
     prepare_pairs(text_file, tmp_path / "pairs", chosen, encoder, limit=50)
     pairs = Pairs.open(tmp_path / "pairs")
@@ -54,7 +56,9 @@ def test_from_texts_to_an_inverter(text_file, tiny_config, encoder, folder, tmp_
         assert str(folder) not in json.dumps(said), "no absolute paths"
 
 
-def test_a_moved_tokenizer_is_the_same_one(text_file, tiny_config, encoder, folder, tmp_path):
+def test_prepare_pairs_a_moved_tokenizer_is_the_same_one(
+    text_file, tiny_config, encoder, folder, tmp_path
+):
     moved = shutil.copytree(folder, tmp_path / "elsewhere" / folder.name)
     found = []
     for name, last in (("whole", folder), ("cut", moved)):
@@ -65,7 +69,7 @@ def test_a_moved_tokenizer_is_the_same_one(text_file, tiny_config, encoder, fold
     assert found[0] == found[1]
 
 
-def test_pieces_that_the_encoder_would_cut_off_are_left_out(
+def test_prepare_pairs_pieces_that_the_encoder_would_cut_off_are_left_out(
     text_file, tiny_config, folder, tmp_path
 ):
     class Short(FakeEncoder):
@@ -79,7 +83,7 @@ def test_pieces_that_the_encoder_would_cut_off_are_left_out(
     assert max(map(len, FakeEncoder().tokenizer.encode(texts))) == 6
 
 
-def test_what_is_no_tokenizer_is_refused(text_file, tiny_config, encoder, tmp_path):
+def test_prepare_pairs_what_is_no_tokenizer_is_refused(text_file, tiny_config, encoder, tmp_path):
     out = tmp_path / "pairs"
     with pytest.raises(EncoderError, match=r"Correct data\.vocabulary\.tokenizer"):
         prepare_pairs(text_file, out, config(tiny_config, tmp_path / "none"), encoder)

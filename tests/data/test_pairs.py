@@ -51,14 +51,14 @@ def test_no_rows_are_no_rows(pairs):
     assert embeddings.shape == (0, 32)
 
 
-def test_embeddings_are_of_unit_length_again(pairs):
+def test_pairs_embeddings_are_of_unit_length_again(pairs):
     stored = np.linalg.norm(np.concatenate(pairs.embeddings).astype(np.float64), axis=1)
     assert np.abs(stored - 1).max() > 1e-5, "float16 leaves the norm off"
     _, embeddings = pairs.rows(np.arange(len(pairs)))
     assert np.linalg.norm(embeddings, axis=1) == pytest.approx(1.0, abs=1e-6)
 
 
-def test_the_arrays_are_mapped_not_loaded(pairs):
+def test_pairs_the_arrays_are_mapped_not_loaded(pairs):
     assert all(isinstance(array, np.memmap) for array in [*pairs.tokens, *pairs.embeddings])
     assert not any(array.flags.writeable for array in pairs.tokens)
 
@@ -99,13 +99,13 @@ def test_a_shard_of_another_type_is_refused(pairs_folder):
     assert "found float32 (" in refusal(pairs_folder)
 
 
-def test_a_pickled_array_is_refused(pairs_folder):
+def test_pairs_a_pickled_array_is_refused(pairs_folder):
     path = pairs_folder / shard_names(0)[0]
     np.save(path, np.array([{"a": 1}], dtype=object), allow_pickle=True)
     assert str(path) in refusal(pairs_folder)
 
 
-def test_a_folder_that_was_never_prepared_is_refused(tmp_path):
+def test_pairs_a_folder_that_was_never_prepared_is_refused(tmp_path):
     assert "unembed prepare" in refusal(tmp_path)
     assert "unembed prepare" in refusal(tmp_path / "none")
 
@@ -132,6 +132,14 @@ def test_a_missing_tokenizer_is_refused(pairs_folder):
         ("shards", 5, "shards: "),
         ("shards", [{"pairs": 3, "passages": 1}], "shards.0.sha256: field required"),
         ("tokenizer", {}, "tokenizer.digest: field required"),
+        ("fingerprint", "x", "fingerprint: "),
+        ("fingerprint", None, "fingerprint: "),
+        ("vocabulary", 5, "vocabulary: "),
+        (
+            "shards",
+            [{"pairs": 3, "passages": 1, "sha256": {}, "dropped": 5}],
+            "shards.0.dropped: ",
+        ),
     ],
 )
 def test_a_damaged_manifest_is_refused(pairs_folder, key, value, said):
@@ -142,7 +150,7 @@ def test_a_damaged_manifest_is_refused(pairs_folder, key, value, said):
         Pairs.open(pairs_folder)
 
 
-def test_a_file_in_the_place_of_the_folder_is_refused(pairs_folder):
+def test_pairs_a_file_in_the_place_of_the_folder_is_refused(pairs_folder):
     with pytest.raises(DataError, match=r"prepared pairs in .*no manifest\.json"):
         Pairs.open(pairs_folder / MANIFEST)
 

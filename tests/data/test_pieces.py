@@ -79,7 +79,7 @@ def test_packed_neighbours_share_a_piece_as_long_as_they_fit():
 
 
 @pytest.mark.parametrize("length", range(9, 33))
-def test_packing_is_greedy_and_never_exceeds(length):
+def test_cut_pieces_packing_is_greedy_and_never_exceeds(length):
     pieces = cut_pieces([PASSAGE], WORDS, section(pack=1.0, length=length))
     assert " ".join(piece.text for piece in pieces) == PASSAGE
     for piece, following in pairwise(pieces):
@@ -88,7 +88,7 @@ def test_packing_is_greedy_and_never_exceeds(length):
         assert len(piece.token_ids) + len(WORDS.encode([sentence])[0]) > length - 1
 
 
-def test_the_share_of_packed_passages_is_the_one_asked_for():
+def test_cut_pieces_the_share_of_packed_passages_is_the_one_asked_for():
     passages = ["the cat sleeps. the dog runs."] * 2000
     pieces = texts(passages, pack=0.3)
     packed = sum(text == passages[0] for text in pieces)
@@ -96,7 +96,7 @@ def test_the_share_of_packed_passages_is_the_one_asked_for():
     assert 500 < packed < 700
 
 
-def test_the_seed_draws_which_passages_are_packed():
+def test_cut_pieces_the_seed_draws_which_passages_are_packed():
     passages = ["the cat sleeps. the dog runs."] * 50
     assert texts(passages, pack=0.5) == texts(passages, pack=0.5)
     assert texts(passages, pack=0.5, seed=1) != texts(passages, pack=0.5)
@@ -116,7 +116,7 @@ def test_a_long_sentence_is_cut_into_full_pieces():
     assert " ".join(piece.text for piece in pieces) == sentence
 
 
-def test_a_cut_falls_between_words():
+def test_cut_pieces_a_cut_falls_between_words():
     tokenizer = TOKENIZERS["word pieces"]
     sentence = "electroencephalographically unbelievable antidisestablishmentarianism " * 8
     words = set(sentence.split())
@@ -135,7 +135,7 @@ def test_a_word_longer_than_a_piece_is_cut_inside():
     assert all(len(piece.token_ids) < 8 for piece in pieces)
 
 
-def test_an_enormous_word_ends():
+def test_cut_pieces_an_enormous_word_ends():
     for tokenizer in TOKENIZERS.values():
         assert all(len(text) for text in texts(["x" * 20_000], tokenizer))
 
@@ -147,7 +147,7 @@ def test_an_enormous_word_ends():
         ("「彼は言った。」そして去った。", ["「彼は言った。」", "そして去った。"]),
     ],
 )
-def test_cjk_sentences_end_without_white_space(passage, expected):
+def test_cut_pieces_cjk_sentences_end_without_white_space(passage, expected):
     assert texts([passage], TOKENIZERS["bytes"], pack=0.0, length=40) == expected
 
 
@@ -159,7 +159,7 @@ def test_cjk_sentences_end_without_white_space(passage, expected):
         ("وہ گھر گیا۔ پھر بارش ہوئی۔", ["وہ گھر گیا۔", "پھر بارش ہوئی۔"]),
     ],
 )
-def test_other_writings_have_end_marks_of_their_own(passage, expected):
+def test_cut_pieces_other_writings_have_end_marks_of_their_own(passage, expected):
     assert texts([passage], TOKENIZERS["bytes"], pack=0.0, length=64) == expected
 
 
@@ -172,7 +172,7 @@ def test_other_writings_have_end_marks_of_their_own(passage, expected):
         ("Version 2.0 costs 3.50 now. See a.b.c!", ["Version 2.0 costs 3.50 now.", "See a.b.c!"]),
     ],
 )
-def test_sentences_end_where_a_reader_ends_them(passage, expected):
+def test_cut_pieces_sentences_end_where_a_reader_ends_them(passage, expected):
     assert texts([passage], TOKENIZERS["word pieces"], pack=0.0, length=32) == expected
 
 
@@ -192,7 +192,7 @@ def test_sentences_end_where_a_reader_ends_them(passage, expected):
         ("no such", "One. Two.", ["One.", "Two."]),
     ],
 )
-def test_the_library_knows_abbreviations(language, passage, expected):
+def test_cut_pieces_the_library_knows_abbreviations(language, passage, expected):
     given = {"segmenter": "sentencex", "language": language}
     assert texts([passage], TOKENIZERS["bytes"], pack=0.0, length=64, **given) == expected
 
@@ -200,7 +200,7 @@ def test_the_library_knows_abbreviations(language, passage, expected):
 @given(
     st.one_of(st.text(max_size=200), st.text(alphabet="ab .!?。\n\r\"'é😀字\u0301।", max_size=99))
 )
-def test_the_ends_ascend_to_that_of_the_text(text):
+def test_sentence_ends_the_ends_ascend_to_that_of_the_text(text):
     for segmenter in ("regex", "sentencex"):
         ends = sentence_ends(text, section(segmenter=segmenter))
         assert ends == sorted(ends)
@@ -213,7 +213,7 @@ def test_nothing_visible_gives_nothing(name, passage):
     assert [text for text in texts([passage], TOKENIZERS[name]) if not text.strip()] == []
 
 
-def test_emoji_are_kept_whole():
+def test_cut_pieces_emoji_are_kept_whole():
     tokenizer = TOKENIZERS["bytes"]
     pieces = cut_pieces(["😀" * 30], tokenizer, section(pack=0.0))
     assert "".join(piece.text for piece in pieces) == "😀" * 30
@@ -244,7 +244,7 @@ def test_an_enormous_passage_is_tokenised_in_stretches(monkeypatch):
     assert "".join(unspaced) == "x" * 1000
 
 
-def test_half_a_surrogate_pair_is_left_out_and_counted():
+def test_cut_pieces_half_a_surrogate_pair_is_left_out_and_counted():
     dropped = Counter()
     found = cut_pieces(["the cat \ud800.", PASSAGE], WORDS, section(), dropped=dropped)
     assert found == cut_pieces(["", PASSAGE], WORDS, section())
@@ -304,7 +304,7 @@ def test_any_text_is_cut_into_pieces_of_the_right_length(name, passages, length,
     st.sampled_from([0.0, 1.0]),
 )
 @settings(deadline=None)
-def test_no_word_is_lost_and_none_comes_twice(sentences, pack):
+def test_cut_pieces_no_word_is_lost_and_none_comes_twice(sentences, pack):
     passage = " ".join(f"{sentence}." for sentence in sentences)
     found = "".join(texts([passage], pack=pack))
     assert found.replace(" ", "") == passage.replace(" ", "")
@@ -313,7 +313,7 @@ def test_no_word_is_lost_and_none_comes_twice(sentences, pack):
 # What is left out, and windows
 
 
-def test_what_is_left_out_is_counted_by_reason():
+def test_cut_pieces_what_is_left_out_is_counted_by_reason():
     passage = "the cat sleeps. cat. zyx runs at the river. the dog runs."
     dropped = Counter()
     pieces = cut_pieces([passage], WORDS, section(pack=0.0, min_tokens=3), dropped=dropped)
@@ -342,7 +342,7 @@ def test_every_piece_decodes_to_its_text(name, passages):
         assert "".join(same[0].split()) == "".join(same[1].split())
 
 
-def test_further_windows_start_elsewhere():
+def test_cut_pieces_further_windows_start_elsewhere():
     sentence = " ".join(["cat dog bird fish"] * 9 + ["cat"])
     first = texts([sentence], pack=0.0)
     several = texts([sentence], pack=0.0, windows=3)
@@ -352,7 +352,7 @@ def test_further_windows_start_elsewhere():
     assert all(text in sentence for text in several)
 
 
-def test_windows_of_short_passages_add_nothing_or_little():
+def test_cut_pieces_windows_of_short_passages_add_nothing_or_little():
     pieces = cut_pieces(["the cat."], WORDS, section(windows=8))
     assert [piece.text for piece in pieces] == ["the cat.", "cat.", "."]
 

@@ -8,7 +8,15 @@ import numpy as np
 import pytest
 
 from unembed.config import Config
-from unembed.data.pairs import MANIFEST, TOKENIZER, Pairs, read_manifest, shard_names, source_digest
+from unembed.data.pairs import (
+    MANIFEST,
+    TOKENIZER,
+    Pairs,
+    difference,
+    read_manifest,
+    shard_names,
+    source_digest,
+)
 from unembed.data.pieces import cut_pieces
 from unembed.data.prepare import PrepareProgress, prepare_pairs
 from unembed.encoders.fake import FakeEncoder
@@ -70,7 +78,7 @@ def test_the_arrays_are_the_pieces_of_the_source_and_their_vectors(
     assert any(piece.text.count(".") > 1 for piece in pieces), "some pieces are packed"
 
 
-def test_the_manifest_says_where_the_pairs_come_from(
+def test_prepare_pairs_the_manifest_says_where_the_pairs_come_from(
     pairs_folder, pieces, encoder, tiny_config, text_file
 ):
     manifest = read_manifest(pairs_folder)
@@ -92,13 +100,13 @@ def test_the_manifest_says_where_the_pairs_come_from(
             assert hashlib.sha256((pairs_folder / name).read_bytes()).hexdigest() == digest
 
 
-def test_nothing_temporary_is_left(pairs_folder):
+def test_prepare_pairs_nothing_temporary_is_left(pairs_folder):
     expected = {MANIFEST, TOKENIZER, *(name for n in range(6) for name in shard_names(n))}
     assert set(contents(pairs_folder)) == expected
 
 
 @pytest.mark.parametrize("calls", range(6))
-def test_an_interrupted_preparation_resumes_to_the_same_bytes(
+def test_prepare_pairs_an_interrupted_preparation_resumes_to_the_same_bytes(
     tmp_path, text_file, tiny_config, pairs_folder, calls
 ):
     out = tmp_path / "out"
@@ -114,7 +122,7 @@ def test_an_interrupted_preparation_resumes_to_the_same_bytes(
     assert contents(out) == contents(pairs_folder)
 
 
-def test_what_a_kill_in_the_middle_of_a_write_left_is_replaced(
+def test_prepare_pairs_what_a_kill_in_the_middle_of_a_write_left_is_replaced(
     tmp_path, text_file, tiny_config, pairs_folder
 ):
     out = tmp_path / "out"
@@ -128,14 +136,16 @@ def test_what_a_kill_in_the_middle_of_a_write_left_is_replaced(
     assert contents(out) == contents(pairs_folder)
 
 
-def test_a_finished_preparation_is_not_done_again(pairs_folder, text_file, tiny_config):
+def test_prepare_pairs_a_finished_preparation_is_not_done_again(
+    pairs_folder, text_file, tiny_config
+):
     before = contents(pairs_folder)
     manifest = prepare_pairs(text_file, pairs_folder, tiny_config, FailingEncoder(0))
     assert manifest == read_manifest(pairs_folder)
     assert contents(pairs_folder) == before
 
 
-def test_the_limit_stops_at_a_shard_and_a_later_run_goes_on(
+def test_prepare_pairs_the_limit_stops_at_a_shard_and_a_later_run_goes_on(
     tmp_path, text_file, tiny_config, encoder, pairs_folder
 ):
     out = tmp_path / "out"
@@ -147,7 +157,9 @@ def test_the_limit_stops_at_a_shard_and_a_later_run_goes_on(
     assert contents(out) == contents(pairs_folder)
 
 
-def test_progress_counts_up_to_the_pairs_there_are(tmp_path, text_file, tiny_config, encoder):
+def test_prepare_pairs_progress_counts_up_to_the_pairs_there_are(
+    tmp_path, text_file, tiny_config, encoder
+):
     seen = []
     manifest = prepare_pairs(
         text_file, tmp_path / "out", tiny_config, encoder, progress=seen.append
@@ -163,7 +175,9 @@ def test_progress_counts_up_to_the_pairs_there_are(tmp_path, text_file, tiny_con
     ("section", "values", "named"),
     [("data", {"length": 16}, "pieces"), ("data", {"seed": 1}, "pieces")],
 )
-def test_other_settings_are_refused(pairs_folder, text_file, tiny_config, section, values, named):
+def test_prepare_pairs_other_settings_are_refused(
+    pairs_folder, text_file, tiny_config, section, values, named
+):
     before = contents(pairs_folder)
     config = changed(tiny_config, section, **values)
     with pytest.raises(DataError, match=f"pairs with {named}") as caught:
@@ -172,12 +186,16 @@ def test_other_settings_are_refused(pairs_folder, text_file, tiny_config, sectio
     assert contents(pairs_folder) == before
 
 
-def test_settings_that_do_not_concern_the_pieces_may_change(pairs_folder, text_file, tiny_config):
+def test_prepare_pairs_settings_that_do_not_concern_the_pieces_may_change(
+    pairs_folder, text_file, tiny_config
+):
     config = changed(tiny_config, "training", lr=0.1)
     assert prepare_pairs(text_file, pairs_folder, config, FakeEncoder())["complete"]
 
 
-def test_another_source_is_refused(pairs_folder, text_file, tiny_config, tmp_path, encoder):
+def test_prepare_pairs_another_source_is_refused(
+    pairs_folder, text_file, tiny_config, tmp_path, encoder
+):
     renamed = tmp_path / "other.txt"
     renamed.write_bytes(text_file.read_bytes())
     grown = tmp_path / text_file.name
@@ -191,7 +209,9 @@ def test_another_source_is_refused(pairs_folder, text_file, tiny_config, tmp_pat
             prepare_pairs(source, pairs_folder, tiny_config, encoder)
 
 
-def test_an_encoder_that_was_moved_is_the_same_one(pairs_folder, text_file, tiny_config, tmp_path):
+def test_prepare_pairs_an_encoder_that_was_moved_is_the_same_one(
+    pairs_folder, text_file, tiny_config, tmp_path
+):
     moved = FakeEncoder()
     moved.identity = replace(moved.identity, name="elsewhere", revision="abc")
     prepare_pairs(text_file, tmp_path / "pairs", tiny_config, FakeEncoder(), limit=20)
@@ -199,12 +219,12 @@ def test_an_encoder_that_was_moved_is_the_same_one(pairs_folder, text_file, tiny
     assert contents(tmp_path / "pairs") == contents(pairs_folder)
 
 
-def test_another_encoder_is_refused(pairs_folder, text_file, tiny_config):
+def test_prepare_pairs_another_encoder_is_refused(pairs_folder, text_file, tiny_config):
     with pytest.raises(DataError, match="pairs with encoder"):
         prepare_pairs(text_file, pairs_folder, tiny_config, FakeEncoder(dimension=16))
 
 
-def test_a_second_process_is_refused(pairs_folder, text_file, tiny_config, encoder):
+def test_prepare_pairs_a_second_process_is_refused(pairs_folder, text_file, tiny_config, encoder):
     holder = (
         "import sys; from filelock import FileLock\n"
         "with FileLock(sys.argv[1]): print('held', flush=True); sys.stdin.read()"
@@ -223,7 +243,9 @@ def test_a_second_process_is_refused(pairs_folder, text_file, tiny_config, encod
     assert prepare_pairs(text_file, pairs_folder, tiny_config, encoder)["complete"]
 
 
-def test_an_empty_source_is_refused_before_anything_is_written(tmp_path, tiny_config, encoder):
+def test_prepare_pairs_an_empty_source_is_refused_before_anything_is_written(
+    tmp_path, tiny_config, encoder
+):
     source = tmp_path / "empty.txt"
     source.touch()
     with pytest.raises(DataError, match="an empty file"):
@@ -231,7 +253,9 @@ def test_an_empty_source_is_refused_before_anything_is_written(tmp_path, tiny_co
     assert not (tmp_path / "out").exists()
 
 
-def test_a_wrong_column_is_refused_before_anything_is_written(tmp_path, tiny_config, encoder):
+def test_prepare_pairs_a_wrong_column_is_refused_before_anything_is_written(
+    tmp_path, tiny_config, encoder
+):
     source = tmp_path / "texts.jsonl"
     source.write_text('{"body": "the cat sleeps."}\n', encoding="utf-8")
     with pytest.raises(DataError, match="a column 'text'"):
@@ -239,17 +263,32 @@ def test_a_wrong_column_is_refused_before_anything_is_written(tmp_path, tiny_con
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("name", ["tokenizer.json", "manifest.json"])
+def test_prepare_pairs_refuses_a_source_that_it_would_write_over(
+    tmp_path, tiny_config, encoder, name
+):
+    source = tmp_path / name
+    source.write_text('{"text": "the cat sleeps by the river."}\n', encoding="utf-8")
+    with pytest.raises(DataError, match="an --out outside of"):
+        prepare_pairs(source, tmp_path, tiny_config, encoder)
+    assert source.read_text().startswith('{"text"')
+
+
 @pytest.mark.parametrize("inside", [".", "pairs", "deep/pairs"])
-def test_pairs_are_not_written_among_their_texts(tmp_path, tiny_config, encoder, inside):
+def test_prepare_pairs_pairs_are_not_written_among_their_texts(
+    tmp_path, tiny_config, encoder, inside
+):
     source = tmp_path / "texts"
     source.mkdir()
     (source / "a.txt").write_text("the cat sleeps by the river.\n", encoding="utf-8")
-    with pytest.raises(DataError, match="an --out folder outside of"):
+    with pytest.raises(DataError, match="an --out outside of"):
         prepare_pairs(source, source / inside, tiny_config, encoder)
     assert [path.name for path in source.iterdir()] == ["a.txt"]
 
 
-def test_a_file_in_the_place_of_the_folder_is_refused(text_file, tmp_path, tiny_config, encoder):
+def test_prepare_pairs_a_file_in_the_place_of_the_folder_is_refused(
+    text_file, tmp_path, tiny_config, encoder
+):
     (tmp_path / "file").write_text("mine", encoding="utf-8")
     for out in (tmp_path / "file", tmp_path / "file" / "pairs"):
         with pytest.raises(DataError, match=r"a folder at .*another --out"):
@@ -257,7 +296,9 @@ def test_a_file_in_the_place_of_the_folder_is_refused(text_file, tmp_path, tiny_
     assert (tmp_path / "file").read_text(encoding="utf-8") == "mine"
 
 
-def test_other_settings_are_refused_by_what_differs(pairs_folder, text_file, tiny_config, encoder):
+def test_prepare_pairs_other_settings_are_refused_by_what_differs(
+    pairs_folder, text_file, tiny_config, encoder
+):
     shorter = changed(tiny_config, "data", pack=0.25)
     with pytest.raises(
         DataError, match=r"with pieces \{'pack': 0\.25\}; found \{'pack': [^,]*\}\."
@@ -265,7 +306,9 @@ def test_other_settings_are_refused_by_what_differs(pairs_folder, text_file, tin
         prepare_pairs(text_file, pairs_folder, shorter, encoder)
 
 
-def test_a_source_without_a_long_enough_piece_is_refused(tmp_path, tiny_config, encoder):
+def test_prepare_pairs_a_source_without_a_long_enough_piece_is_refused(
+    tmp_path, tiny_config, encoder
+):
     source = tmp_path / "short.txt"
     source.write_text("dog.\n" * 20, encoding="utf-8")
     with pytest.raises(DataError, match="pieces of 3 tokens or more"):
@@ -274,7 +317,7 @@ def test_a_source_without_a_long_enough_piece_is_refused(tmp_path, tiny_config, 
     assert prepare_pairs(source, tmp_path / "out", shorter, encoder)["complete"]
 
 
-def test_stretches_of_the_source_may_yield_nothing(tmp_path, tiny_config, encoder):
+def test_prepare_pairs_stretches_of_the_source_may_yield_nothing(tmp_path, tiny_config, encoder):
     source = tmp_path / "gaps.txt"
     lines = ["the cat sleeps."] * 8 + [""] * 16 + ["a dog runs."] * 8  # 4 whole shards
     source.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
@@ -292,13 +335,15 @@ def test_stretches_of_the_source_may_yield_nothing(tmp_path, tiny_config, encode
     [
         (None, "no manifest.json"),
         ("{", "expected JSON in"),
+        ("[" * 100_000, "nested too deeply"),
+        ("[" * 60 + "]" * 60, "nested more than"),
         ("[]", "found list"),
         ("{}", "found None"),
         ('{"format": 99}', "found 99"),
         ('{"format": 1, "kind": "texts"}', "unembed prepare --stage 2 --source"),
     ],
 )
-def test_a_manifest_that_cannot_be_read_is_refused(tmp_path, text, said):
+def test_prepare_pairs_a_manifest_that_cannot_be_read_is_refused(tmp_path, text, said):
     if text is not None:
         (tmp_path / MANIFEST).write_text(text, encoding="utf-8")
     with pytest.raises(DataError) as caught:
@@ -317,13 +362,13 @@ class OtherEncoder(FakeEncoder):
         return super().encode(texts, progress)[:, ::-1]
 
 
-def test_the_fingerprint_of_the_encoder_is_kept(pairs_folder, encoder):
+def test_prepare_pairs_the_fingerprint_of_the_encoder_is_kept(pairs_folder, encoder):
     kept = read_manifest(pairs_folder)["fingerprint"]
     assert kept == make_fingerprint(encoder).to_dict()
     Pairs.open(pairs_folder).require_encoder(encoder)
 
 
-def test_an_encoder_with_the_same_digest_that_embeds_elsewhere_is_refused(
+def test_prepare_pairs_an_encoder_with_the_same_digest_that_embeds_elsewhere_is_refused(
     tmp_path, text_file, tiny_config, pairs_folder, encoder
 ):
     out = tmp_path / "out"
@@ -348,7 +393,7 @@ def as_before_fingerprints(folder):
     return manifest
 
 
-def test_a_folder_without_the_younger_keys_is_read_and_gone_on_with(
+def test_prepare_pairs_a_folder_without_the_younger_keys_is_read_and_gone_on_with(
     tmp_path, text_file, tiny_config, pairs_folder, encoder
 ):
     before = contents(pairs_folder)
@@ -365,3 +410,11 @@ def test_a_folder_without_the_younger_keys_is_read_and_gone_on_with(
     after = contents(out)
     assert {**after, MANIFEST: b""} == {**before, MANIFEST: b""}
     Pairs.open(out).require_encoder(encoder)
+
+
+def test_difference_is_told_in_words_and_without_digests():
+    mine = {"name": "mine.txt", "bytes": 9, "column": "text", "digest": "a" * 64}
+    other = {**mine, "name": "other.txt", "digest": "b" * 64}
+    assert difference(mine, other) == ("name mine.txt", "name other.txt")
+    assert difference(mine, {**mine, "digest": "b"})[1] == "digest b"
+    assert difference("a", None) == ("a", "None")

@@ -80,6 +80,7 @@ def temporary():
         yield Path(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed")
 def test_two_workers_one_of_them_killed_make_the_bytes_of_a_single_process(
     passages, tiny_config, tmp_path, temporary
@@ -154,7 +155,7 @@ class Cluster:
             )
 
 
-def test_shards_that_finish_in_another_order_make_the_same_folder(
+def test_prepare_pairs_shards_that_finish_in_another_order_make_the_same_folder(
     text_file, tiny_config, tmp_path, pairs_folder
 ):
     seen = []
@@ -167,7 +168,7 @@ def test_shards_that_finish_in_another_order_make_the_same_folder(
     assert [step.shards for step in seen] == [1, 2, 3, 4, 5, 6]
 
 
-def test_the_limit_leaves_nothing_of_what_workers_made_ahead(
+def test_prepare_pairs_the_limit_leaves_nothing_of_what_workers_made_ahead(
     text_file, tiny_config, tmp_path, pairs_folder
 ):
     for name, run in (("single", None), ("workers", Cluster(FakeEncoder))):
@@ -180,7 +181,7 @@ def test_the_limit_leaves_nothing_of_what_workers_made_ahead(
     assert contents(tmp_path / "workers") == contents(pairs_folder)
 
 
-def test_damaged_and_missing_shards_are_made_in_one_go(
+def test_prepare_pairs_damaged_and_missing_shards_are_made_in_one_go(
     text_file, tiny_config, tmp_path, pairs_folder
 ):
     out = tmp_path / "out"
@@ -210,7 +211,7 @@ class Broken(FakeEncoder):
         return vectors
 
 
-def test_an_error_of_a_worker_is_the_single_processes_and_what_came_before_is_kept(
+def test_prepare_pairs_an_error_of_a_worker_is_the_single_processes_and_what_came_before_is_kept(
     text_file, tiny_config, tmp_path, pairs_folder
 ):
     manifest = read_manifest(pairs_folder)
@@ -236,12 +237,14 @@ class Elsewhere(FakeEncoder):
 
 
 @pytest.mark.parametrize("load", [Elsewhere, partial(FakeEncoder, 16)])
-def test_a_worker_with_another_encoder_is_refused(text_file, tiny_config, tmp_path, load):
+def test_prepare_pairs_a_worker_with_another_encoder_is_refused(
+    text_file, tiny_config, tmp_path, load
+):
     with pytest.raises(EncoderError, match="expected pairs of"):
         prepare_pairs(*(text_file, tmp_path / "out", tiny_config, FakeEncoder()), run=Cluster(load))
 
 
-def test_a_disk_that_fails_once_is_tried_again(
+def test_prepare_pairs_a_disk_that_fails_once_is_tried_again(
     text_file, tiny_config, tmp_path, pairs_folder, monkeypatch
 ):
     monkeypatch.setattr(distributed, "_PAUSE", 0.0)
@@ -262,7 +265,7 @@ def test_a_disk_that_fails_once_is_tried_again(
     assert contents(out) == contents(pairs_folder)
 
 
-def test_a_shard_that_fails_each_time_ends_the_preparation(
+def test_prepare_pairs_a_shard_that_fails_each_time_ends_the_preparation(
     text_file, tiny_config, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(distributed, "_PAUSE", 0.0)
@@ -304,7 +307,7 @@ def test_what_kills_every_worker_does_not_go_on_for_ever(text_file, tiny_config,
     assert run.deaths == 4
 
 
-def test_a_folder_that_is_not_shared_is_named(text_file, tiny_config, tmp_path):
+def test_received_a_folder_that_is_not_shared_is_named(text_file, tiny_config, tmp_path):
     def elsewhere(job, tasks, report):
         yield MadeShard(0, {"passages": 8, "pairs": 9, "sha256": {"tokens-00000.npy": ""}}, ".x")
 
@@ -329,8 +332,9 @@ def test_a_source_is_read_in_any_order(text_file, passages):
 # Connecting
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("address", ["nowhere", "host:", ":6379", "host:port", ""])
-def test_an_address_must_be_one(address):
+def test_ray_runner_an_address_must_be_one(address):
     with pytest.raises(ConfigError, match="--ray local, auto or HOST:PORT"), no_ray(address):
         pass
 
@@ -339,7 +343,7 @@ def no_ray(address):
     return ray_runner(address, 2, FakeEncoder)
 
 
-def test_an_address_where_nothing_answers_is_an_error_at_once():
+def test_ray_runner_an_address_where_nothing_answers_is_an_error_at_once():
     with socket.socket() as taken:  # bound but not listening
         taken.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{taken.getsockname()[1]}"
@@ -347,7 +351,7 @@ def test_an_address_where_nothing_answers_is_an_error_at_once():
             pass
 
 
-def test_without_ray_the_message_says_what_to_install(monkeypatch):
+def test_ray_runner_without_ray_the_message_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     before = dict(os.environ)
     with pytest.raises(ConfigError, match=r"pip install .*\[distributed\]"), no_ray("local"):
@@ -368,13 +372,15 @@ def test_without_ray_the_message_says_what_to_install(monkeypatch):
         ([{"CPU": 8, "GPU": 2}, {"CPU": 8}], 4, False, Share(4, 4, 0)),
     ],
 )
-def test_the_cluster_is_split_so_that_every_worker_finds_room(nodes, workers, gpus, expected):
+def test_plan_share_the_cluster_is_split_so_that_every_worker_finds_room(
+    nodes, workers, gpus, expected
+):
     assert plan_share(nodes, workers, gpus) == expected
 
 
 @pytest.mark.parametrize(
     ("nodes", "what"), [([{"CPU": 2}], "2, the CPUs"), ([{"CPU": 64, "GPU": 1}], "1, the GPUs")]
 )
-def test_more_workers_than_the_cluster_has_room_for_are_refused(nodes, what):
+def test_plan_share_more_workers_than_the_cluster_has_room_for_are_refused(nodes, what):
     with pytest.raises(ConfigError, match=f"--workers of at most {what}"):
         plan_share(nodes, 3)

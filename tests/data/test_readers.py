@@ -41,14 +41,14 @@ def test_every_format_yields_its_texts_in_order(tmp_path, kind):
     assert list(read_texts(write(tmp_path, kind))) == TEXTS
 
 
-def test_parquet_is_read_across_row_groups_and_batches(tmp_path):
+def test_read_texts_parquet_is_read_across_row_groups_and_batches(tmp_path):
     texts = [f"text {n}" for n in range(10_000)]
     path = write(tmp_path, "parquet", texts, row_group_size=3000)
     assert list(read_texts(path)) == texts
 
 
 @pytest.mark.parametrize("kind", ["parquet", "jsonl"])
-def test_another_column_is_read_when_asked_for(tmp_path, kind):
+def test_read_texts_another_column_is_read_when_asked_for(tmp_path, kind):
     path = write(tmp_path, kind, column="body")
     assert list(read_texts(path, "body")) == TEXTS
 
@@ -62,17 +62,17 @@ def test_a_missing_column_is_refused_with_those_there_are(tmp_path, kind):
 
 
 @pytest.mark.parametrize("kind", ["parquet", "jsonl"])
-def test_a_null_is_an_empty_text(tmp_path, kind):
+def test_read_texts_a_null_is_an_empty_text(tmp_path, kind):
     assert list(read_texts(write(tmp_path, kind, ["a", None, "b"]))) == ["a", "", "b"]
 
 
 @pytest.mark.parametrize("kind", ["parquet", "jsonl"])
-def test_a_column_of_numbers_is_refused(tmp_path, kind):
+def test_read_texts_a_column_of_numbers_is_refused(tmp_path, kind):
     message = refusal(write(tmp_path, kind), "id")
     assert "found int" in message
 
 
-def test_blank_lines_of_jsonl_are_empty_texts(tmp_path):
+def test_read_texts_blank_lines_of_jsonl_are_empty_texts(tmp_path):
     path = tmp_path / "texts.jsonl"
     path.write_text('{"text": "a"}\n\n{"text": "b"}', encoding="utf-8")
     assert list(read_texts(path)) == ["a", "", "b"]
@@ -91,14 +91,14 @@ def test_blank_lines_of_jsonl_are_empty_texts(tmp_path):
         ('{"text": "a", "n": ' + "[" * 100_000 + "]" * 100_000 + "}", "line 2 of"),
     ],
 )
-def test_a_line_that_is_no_object_is_refused(tmp_path, line, said):
+def test_read_texts_a_line_that_is_no_object_is_refused(tmp_path, line, said):
     path = tmp_path / "texts.jsonl"
     path.write_text('{"text": "a"}\n' + line + "\n", encoding="utf-8")
     assert said in refusal(path)
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "txt"])
-def test_an_enormous_line_is_refused_by_its_number(tmp_path, monkeypatch, kind):
+def test_read_texts_an_enormous_line_is_refused_by_its_number(tmp_path, monkeypatch, kind):
     monkeypatch.setattr(readers, "LINE_BYTES", 1 << 20)
     path = tmp_path / f"texts.{kind}"
     path.write_text('{"text": "a"}\n' + "x" * (3 << 20) + "\n", encoding="utf-8")
@@ -107,7 +107,7 @@ def test_an_enormous_line_is_refused_by_its_number(tmp_path, monkeypatch, kind):
     assert f"line 2 of {path}" in said
 
 
-def test_lines_keep_their_spaces_and_lose_their_ends(tmp_path):
+def test_read_texts_lines_keep_their_spaces_and_lose_their_ends(tmp_path):
     path = tmp_path / "TEXTS.TXT"
     path.write_bytes(b"  a  \r\n\r\nb\n\nlast")
     assert list(read_texts(path)) == ["  a  ", "", "b", "", "last"]
@@ -121,13 +121,13 @@ def test_bytes_that_are_not_utf8_are_refused(tmp_path, kind):
 
 
 @pytest.mark.parametrize("content", [b"", b"PAR1", b"not parquet at all, only bytes"])
-def test_a_file_that_is_no_parquet_is_refused(tmp_path, content):
+def test_read_texts_a_file_that_is_no_parquet_is_refused(tmp_path, content):
     path = tmp_path / "texts.parquet"
     path.write_bytes(content)
     assert "expected a Parquet file" in refusal(path)
 
 
-def test_a_truncated_parquet_file_is_refused(tmp_path):
+def test_count_texts_a_truncated_parquet_file_is_refused(tmp_path):
     path = write(tmp_path, "parquet")
     path.write_bytes(path.read_bytes()[:-20])
     assert "expected a Parquet file" in refusal(path)
@@ -144,17 +144,17 @@ def test_damaged_rows_of_a_parquet_file_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["texts.xlsx", "texts", "texts.parquet.gz"])
-def test_an_unknown_format_is_refused(tmp_path, name):
+def test_read_texts_an_unknown_format_is_refused(tmp_path, name):
     (tmp_path / name).write_text("a", encoding="utf-8")
     assert ".parquet, .jsonl, .json, .csv, .tsv or .txt" in refusal(tmp_path / name)
 
 
 @pytest.mark.parametrize("name", ["none.txt", "none.parquet"])
-def test_a_missing_file_is_refused(tmp_path, name):
+def test_read_texts_a_missing_file_is_refused(tmp_path, name):
     assert "nothing at" in refusal(tmp_path / name)
 
 
-def test_a_folder_is_read_in_the_order_of_names(tmp_path):
+def test_read_texts_a_folder_is_read_in_the_order_of_names(tmp_path):
     folder = tmp_path / "texts"
     (folder / "more").mkdir(parents=True)
     for name in ("b.txt", "a.jsonl", "more/c.txt"):
@@ -165,7 +165,7 @@ def test_a_folder_is_read_in_the_order_of_names(tmp_path):
     assert count_texts(folder) == 3
 
 
-def test_an_unfinished_collection_is_refused(tmp_path):
+def test_read_texts_an_unfinished_collection_is_refused(tmp_path):
     folder = write(tmp_path, "txt").parent
     for complete in (False, True):
         manifest = json.dumps({"kind": "texts", "complete": complete})
@@ -188,14 +188,14 @@ def compress(path, packing):
 
 @pytest.mark.parametrize("packing", ["gz", "zst"])
 @pytest.mark.parametrize("kind", ["jsonl", "txt"])
-def test_compressed_files_are_read_and_counted(tmp_path, kind, packing):
+def test_read_texts_compressed_files_are_read_and_counted(tmp_path, kind, packing):
     packed = compress(write(tmp_path, kind), packing)
     assert list(read_texts(packed)) == TEXTS
     assert count_texts(packed) == len(TEXTS)
 
 
 @pytest.mark.parametrize("packing", ["gz", "zst"])
-def test_a_cut_compressed_file_is_refused(tmp_path, packing):
+def test_count_texts_a_cut_compressed_file_is_refused(tmp_path, packing):
     packed = compress(write(tmp_path, "txt", [f"text {n * n}" for n in range(9999)]), packing)
     packed.write_bytes(packed.read_bytes()[:-400])
     assert f"whole .{packing} data" in refusal(packed)
@@ -203,7 +203,7 @@ def test_a_cut_compressed_file_is_refused(tmp_path, packing):
         count_texts(packed)
 
 
-def test_a_file_that_is_not_gzip_is_refused(tmp_path):
+def test_read_texts_a_file_that_is_not_gzip_is_refused(tmp_path):
     path = tmp_path / "texts.txt.gz"
     path.write_bytes(b"plain text")
     assert "whole .gz data" in refusal(path)
@@ -216,7 +216,7 @@ def test_parquet_text_that_is_not_utf8_is_refused(tmp_path):
     assert "UTF-8" in refusal(path)
 
 
-def test_a_byte_order_mark_is_no_text(tmp_path):
+def test_read_texts_a_byte_order_mark_is_no_text(tmp_path):
     path = tmp_path / "texts.jsonl"
     path.write_bytes(b'\xef\xbb\xbf{"text": "a"}\n')
     assert list(read_texts(path)) == ["a"]
@@ -229,7 +229,7 @@ def test_the_count_is_that_of_the_texts_read(tmp_path, kind):
 
 
 @pytest.mark.parametrize("name", ["none.txt", "none.parquet"])
-def test_a_missing_file_cannot_be_counted(tmp_path, name):
+def test_count_texts_a_missing_file_cannot_be_counted(tmp_path, name):
     with pytest.raises(DataError, match=name):
         count_texts(tmp_path / name)
 
@@ -275,7 +275,7 @@ def test_read_texts_refuses_damaged_tables(tmp_path, content, reason):
 # Files in one step, and extras
 
 
-def test_a_folder_without_texts_is_refused(tmp_path):
+def test_read_texts_a_folder_without_texts_is_refused(tmp_path):
     folder = tmp_path / "texts.txt"
     folder.mkdir()
     (folder / "manifest.json").write_text("{}", encoding="utf-8")
@@ -286,7 +286,7 @@ def test_a_folder_without_texts_is_refused(tmp_path):
 @pytest.mark.parametrize(
     "content", ["", "a", "a\n", "a\nb", "a\r\nb\r\n", "\n\n", "x" * (1 << 20) + "\n"]
 )
-def test_lines_are_counted_as_they_are_read(tmp_path, content):
+def test_count_texts_lines_are_counted_as_they_are_read(tmp_path, content):
     path = tmp_path / "texts.txt"
     path.write_bytes(content.encode())
     assert count_texts(path) == len(list(read_texts(path)))

@@ -49,7 +49,9 @@ def flip(path):
 
 @pytest.mark.parametrize("which", [0, 1], ids=["tokens", "embeddings"])
 @pytest.mark.parametrize("damage", [flip, lambda path: path.unlink(), lambda p: p.write_bytes(b"")])
-def test_a_damaged_shard_alone_is_made_again(pairs_folder, text_file, tiny_config, which, damage):
+def test_prepare_pairs_a_damaged_shard_alone_is_made_again(
+    pairs_folder, text_file, tiny_config, which, damage
+):
     before = contents(pairs_folder)
     damage(pairs_folder / shard_names(3)[which])
     with pytest.raises(DataError, match="makes damaged shards anew"):
@@ -61,7 +63,7 @@ def test_a_damaged_shard_alone_is_made_again(pairs_folder, text_file, tiny_confi
     Pairs.verify(pairs_folder)
 
 
-def test_all_shards_lost_are_made_again(pairs_folder, text_file, tiny_config):
+def test_prepare_pairs_all_shards_lost_are_made_again(pairs_folder, text_file, tiny_config):
     before = contents(pairs_folder)
     for name in before:
         if name.endswith(".npy"):
@@ -70,14 +72,14 @@ def test_all_shards_lost_are_made_again(pairs_folder, text_file, tiny_config):
     assert contents(pairs_folder) == before
 
 
-def test_the_check_can_be_left_out(pairs_folder, text_file, tiny_config):
+def test_prepare_pairs_the_check_can_be_left_out(pairs_folder, text_file, tiny_config):
     flip(pairs_folder / shard_names(3)[0])
     damaged = contents(pairs_folder)
     prepare_pairs(text_file, pairs_folder, tiny_config, FakeEncoder(), verify=False)
     assert contents(pairs_folder) == damaged
 
 
-def test_an_embedding_file_of_another_machine_may_differ_in_its_last_bits(
+def test_prepare_pairs_an_embedding_file_of_another_machine_may_differ_in_its_last_bits(
     pairs_folder, text_file, tiny_config
 ):
     """Tokens must come out the same; vectors of another processor may not, and are recorded."""
@@ -101,7 +103,7 @@ def forget_digest(folder):
     (folder / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
 
 
-def test_a_damaged_shard_of_a_changed_source_is_not_made_up(
+def test_prepare_pairs_a_damaged_shard_of_a_changed_source_is_not_made_up(
     pairs_folder, text_file, tiny_config, tmp_path
 ):
     text = text_file.read_text(encoding="utf-8")
@@ -115,7 +117,9 @@ def test_a_damaged_shard_of_a_changed_source_is_not_made_up(
     assert contents(pairs_folder) == damaged
 
 
-def test_pairs_of_the_first_version_are_repaired_as_they_were(tmp_path, tiny_config, monkeypatch):
+def test_prepare_pairs_of_the_first_version_are_repaired_as_they_were(
+    tmp_path, tiny_config, monkeypatch
+):
     """Then pieces with unknown tokens were kept."""
     source = tmp_path / "texts.txt"
     source.write_text("the cat zyx sleeps. a dog runs.\n" * 9, encoding="utf-8")
@@ -156,7 +160,9 @@ class Broken(FakeEncoder):
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, 0.0, 3.0])
-def test_a_bad_vector_never_reaches_a_shard(text_file, tiny_config, tmp_path, pairs_folder, value):
+def test_prepare_pairs_a_bad_vector_never_reaches_a_shard(
+    text_file, tiny_config, tmp_path, pairs_folder, value
+):
     out = tmp_path / "out"
     with pytest.raises(EncoderError, match="unit length") as caught:
         prepare_pairs(text_file, out, tiny_config, Broken(value, calls=2))
@@ -171,7 +177,7 @@ def test_a_bad_vector_never_reaches_a_shard(text_file, tiny_config, tmp_path, pa
 
 
 @pytest.mark.parametrize("writes", range(0, 12, 3))
-def test_a_full_disk_loses_nothing(
+def test_prepare_pairs_a_full_disk_loses_nothing(
     text_file, tiny_config, tmp_path, pairs_folder, monkeypatch, writes
 ):
     out = tmp_path / "out"
@@ -196,7 +202,9 @@ def test_a_full_disk_loses_nothing(
     assert contents(out) == contents(pairs_folder)
 
 
-def test_a_folder_that_cannot_be_written_is_another_error(tmp_path, tiny_config, text_file):
+def test_prepare_pairs_a_folder_that_cannot_be_written_is_another_error(
+    tmp_path, tiny_config, text_file
+):
     out = tmp_path / "out"
     (out / f"{shard_names(0)[0]}.tmp").mkdir(parents=True)
     with pytest.raises(IsADirectoryError):
@@ -227,7 +235,10 @@ prepare_pairs(Path(source), Path(out), config, Slow(), progress=tell)
 """
 
 
-def test_killed_at_random_moments_it_ends_with_the_same_bytes(passages, tiny_config, tmp_path):
+@pytest.mark.slow
+def test_prepare_pairs_killed_at_random_moments_it_ends_with_the_same_bytes(
+    passages, tiny_config, tmp_path
+):
     source = tmp_path / "texts.txt"
     source.write_text("".join(line + "\n" for line in passages * 3), encoding="utf-8")
     data = tiny_config.model_dump()

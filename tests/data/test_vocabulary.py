@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from unembed.config import Config, DataSection
-from unembed.data import vocabulary
+from unembed.data import prepare
 from unembed.data.pairs import MANIFEST, Pairs, read_manifest
 from unembed.data.pieces import cut_pieces
 from unembed.data.prepare import choose_tokens, count_tokens, prepare_pairs
@@ -38,7 +38,7 @@ def trimmed(whole, min_count):
 TRIMMED = {name: trimmed(whole, 2) for name, whole in WHOLE.items()}
 
 
-def test_counts_are_those_of_the_pieces():
+def test_count_tokens_counts_are_those_of_the_pieces():
     whole = WHOLE["bert"]
     counts = count_tokens(iter(["The cat sleeps. The cat.", "A cat sleeps!"]), whole, SETTINGS)
     the, cat, sleeps = (whole.encode([word])[0][0] for word in ("the", "cat", "sleeps"))
@@ -46,8 +46,8 @@ def test_counts_are_those_of_the_pieces():
     assert [counts[token] for token in (the, cat, sleeps)] == [2, 3, 2]
 
 
-def test_counting_reports_and_reads_no_further_than_asked(monkeypatch):
-    monkeypatch.setattr(vocabulary, "_BATCH", 3)
+def test_count_tokens_counting_reports_and_reads_no_further_than_asked(monkeypatch):
+    monkeypatch.setattr(prepare, "_BATCH", 3)
     whole, seen = WHOLE["bert"], []
     texts = iter(["The cat sleeps."] * 10)
 
@@ -61,7 +61,7 @@ def test_counting_reports_and_reads_no_further_than_asked(monkeypatch):
 
 
 @pytest.mark.parametrize("name", WHOLE)
-def test_frequent_tokens_are_kept_and_rare_ones_are_not(name):
+def test_count_tokens_frequent_tokens_are_kept_and_rare_ones_are_not(name):
     whole = WHOLE[name]
     counts = count_tokens(TEXTS, whole, SETTINGS)
     kept = set(choose_tokens(whole, counts, 2))
@@ -94,19 +94,19 @@ def test_the_corpus_round_trips_exactly(name):
 @pytest.mark.parametrize("name", ["qwen3", "gemma3"])
 @given(text=st.text(min_size=1, max_size=40))
 @settings(deadline=None, max_examples=100)
-def test_with_bytes_any_text_can_be_written(name, text):
+def test_choose_tokens_with_bytes_any_text_can_be_written(name, text):
     whole, small = WHOLE[name], TRIMMED[name]
     assert small.decode(small.encode([text])) == whole.decode(whole.encode([text]))
 
 
-def test_a_text_that_cannot_be_spelled_is_found():
+def test_decodes_back_a_text_that_cannot_be_spelled_is_found():
     small = TRIMMED["bert"]
     text = "a θ b"  # a character of the vocabulary that no corpus text has
     assert WHOLE["bert"].decodes_back([text], WHOLE["bert"].encode([text])) == [True]
     assert small.decodes_back([text], small.encode([text])) == [False]
 
 
-def test_everything_kept_changes_only_the_numbers():
+def test_trim_everything_kept_changes_only_the_numbers():
     whole = WHOLE["xlm-r"]
     small = whole.trim(range(whole.size))
     assert small.encode(TEXTS) == whole.encode(TEXTS)
@@ -115,12 +115,12 @@ def test_everything_kept_changes_only_the_numbers():
 
 
 @given(st.sets(st.integers(0, 300)))
-def test_ranges_are_the_numbers(numbers):
+def test_ids_of_ranges_are_the_numbers(numbers):
     ids = tuple(sorted(numbers))
     assert ids_of(ranges_of(ids)) == ids
 
 
-def test_ranges_are_short():
+def test_ranges_of_ranges_are_short():
     assert ranges_of([0, 1, 2, 5, 7, 8]) == "0-2 5 7-8"
     assert ranges_of([]) == ""
 
@@ -136,7 +136,7 @@ def test_a_saved_trimmed_tokenizer_is_the_same(name, tmp_path):
     assert loaded.token_strings([0, loaded.mask_id]) == small.token_strings([0, small.mask_id])
 
 
-def test_displays_spell_the_tokens_that_are_meant():
+def test_token_strings_displays_spell_the_tokens_that_are_meant():
     small = TRIMMED["bert"]
     ids = small.encode(["The court heard her"])[0]
     assert "".join(small.token_strings(ids)).replace("##", "") == "thecourtheardher"
@@ -153,7 +153,7 @@ def test_rows_of_the_word_table_follow_the_ids():
 
 @pytest.mark.parametrize("name", WHOLE)
 @pytest.mark.parametrize("windows", [1, 3])
-def test_pieces_are_cut_by_the_tokens_that_were_kept(name, windows):
+def test_cut_pieces_pieces_are_cut_by_the_tokens_that_were_kept(name, windows):
     """Counted by the whole vocabulary's tokens, spelled pieces would be too long and lost."""
     small, dropped = TRIMMED[name], Counter()
     section = DataSection(length=24, min_tokens=1, pack=1.0, windows=windows)
@@ -180,7 +180,9 @@ class Stopping(FakeEncoder):
         return super().encode(texts, progress)
 
 
-def test_a_preparation_keeps_its_mapping_and_resumes_with_it(text_file, tiny_config, tmp_path):
+def test_prepare_pairs_a_preparation_keeps_its_mapping_and_resumes_with_it(
+    text_file, tiny_config, tmp_path
+):
     config, encoder = with_vocabulary(tiny_config, 3), FakeEncoder()
     whole = tmp_path / "whole"
     prepare_pairs(text_file, whole, config, encoder)
@@ -200,14 +202,16 @@ def test_a_preparation_keeps_its_mapping_and_resumes_with_it(text_file, tiny_con
     assert (again * vectors).sum(axis=1).min() > 0.999
 
 
-def test_another_vocabulary_is_refused(pairs_folder, text_file, tiny_config, encoder):
+def test_prepare_pairs_another_vocabulary_is_refused(pairs_folder, text_file, tiny_config, encoder):
     before = (pairs_folder / MANIFEST).read_bytes()
     with pytest.raises(DataError, match="pairs with pieces"):
         prepare_pairs(text_file, pairs_folder, with_vocabulary(tiny_config, 3), encoder)
     assert (pairs_folder / MANIFEST).read_bytes() == before
 
 
-def test_a_trimmed_folder_refuses_the_whole_vocabulary(text_file, tiny_config, tmp_path, encoder):
+def test_prepare_pairs_a_trimmed_folder_refuses_the_whole_vocabulary(
+    text_file, tiny_config, tmp_path, encoder
+):
     prepare_pairs(text_file, tmp_path, with_vocabulary(tiny_config, 3), encoder)
     for other in (tiny_config, with_vocabulary(tiny_config, 2)):
         with pytest.raises(DataError, match=r"pairs with (tokenizer|pieces)") as caught:

@@ -103,7 +103,7 @@ def test_best_of_calls_once_for_each_different_sample(inverter, encoder, samples
     assert found.encoder_calls.tolist() == oracle.calls.tolist() == [min(samples, budget)] * 3
 
 
-def test_the_nearest_text_is_kept_and_it_only_gets_nearer(strategy, inverter, encoder):
+def test_strategy_the_nearest_text_is_kept_and_it_only_gets_nearer(strategy, inverter, encoder):
     targets, steps = encoder.encode(TEXTS), []
     found, oracle = decode(strategy, inverter, encoder, targets, 40, on_step=steps.append)
     texts = inverter.tokenizer.decode(found.tokens.tolist())
@@ -129,7 +129,7 @@ def test_steps_tell_where_the_search_is(strategy, inverter, encoder):
         assert torch.equal(after.changed, before.tokens != after.tokens)
 
 
-def test_a_result_is_whole(strategy, inverter, encoder):
+def test_strategy_a_result_is_whole(strategy, inverter, encoder):
     found, _ = decode(strategy, inverter, encoder, encoder.encode(TEXTS), 15)
     assert not (found.tokens == inverter.tokenizer.mask_id).any()
     assert ((found.confidences > 0) & (found.confidences <= 1)).all()
@@ -137,7 +137,7 @@ def test_a_result_is_whole(strategy, inverter, encoder):
     assert (found.order.max(dim=1).values <= found.passes).all()
 
 
-def test_a_text_does_not_depend_on_its_company(strategy, inverter, encoder):
+def test_strategy_a_text_does_not_depend_on_its_company(strategy, inverter, encoder):
     targets = encoder.encode(TEXTS)
     together, _ = decode(strategy, inverter, encoder, targets, 20)
     apart = [decode(strategy, inverter, encoder, targets[k : k + 1], 20)[0] for k in range(3)]
@@ -146,6 +146,7 @@ def test_a_text_does_not_depend_on_its_company(strategy, inverter, encoder):
     assert torch.equal(together.encoder_calls, torch.cat([one.encoder_calls for one in apart]))
 
 
+@pytest.mark.slow
 def test_the_same_seed_asks_the_same_and_another_seed_does_not(strategy, inverter, encoder):
     targets = out_of_reach(2)
     asked = [
@@ -155,7 +156,7 @@ def test_the_same_seed_asks_the_same_and_another_seed_does_not(strategy, inverte
     assert asked[0] == asked[1] != asked[2]
 
 
-def test_a_text_that_is_right_is_left_alone(strategy, inverter, encoder):
+def test_strategy_a_text_that_is_right_is_left_alone(strategy, inverter, encoder):
     greedy, _ = decode(BestOf(samples=1), inverter, encoder, encoder.encode(TEXTS), 1)
     targets = encoder.encode(inverter.tokenizer.decode(greedy.tokens.tolist()))
     targets[1] = out_of_reach(1)[0]
@@ -169,6 +170,7 @@ def test_a_text_that_is_right_is_left_alone(strategy, inverter, encoder):
         assert calls[row] == 1 or start[0] < 0.9999
 
 
+@pytest.mark.slow
 def test_guided_search_makes_more_of_its_calls_than_sampling(inverter, encoder):
     targets, cosines = encoder.encode(TEXTS), {}
     plans = {"greedy": BestOf(samples=1), "best": BestOf(samples=120), "guided": GuidedSearch()}
@@ -178,6 +180,7 @@ def test_guided_search_makes_more_of_its_calls_than_sampling(inverter, encoder):
     assert cosines["greedy"] <= cosines["best"] < cosines["guided"] - 0.1
 
 
+@pytest.mark.slow
 @settings(max_examples=15, deadline=None)
 @given(length=st.integers(1, 6), budget=st.integers(1, 8), end=st.booleans())
 def test_any_length_and_budget_with_and_without_an_end(inverter, encoder, length, budget, end):
@@ -211,13 +214,13 @@ def test_without_an_encoder_they_refuse(strategy, inverter, encoder):
 
 @pytest.mark.parametrize("name", ["best-of", "guided-search"])
 @pytest.mark.parametrize(("given", "calls"), [(False, 9), (True, 0)])
-def test_an_inverter_refuses_without_encoder_or_calls(inverter, encoder, name, given, calls):
+def test_invert_an_inverter_refuses_without_encoder_or_calls(inverter, encoder, name, given, calls):
     options = {"encoder": encoder if given else None, "encoder_calls": calls}
     with pytest.raises(ConfigError, match=r"at least 1 encoder call for the strategy"):
         inverter.invert(encoder.encode(TEXTS), strategy=name, **options)
 
 
-def test_an_inverter_counts_the_calls_of_each_text(inverter, encoder):
+def test_invert_an_inverter_counts_the_calls_of_each_text(inverter, encoder):
     found = inverter.invert(
         out_of_reach(3), strategy="guided-search", encoder=encoder, encoder_calls=7, batch_size=2
     )
@@ -238,6 +241,6 @@ def test_an_inverter_counts_the_calls_of_each_text(inverter, encoder):
         (GuidedSearch, {"stop_cosine": -2.0}, "stop_cosine"),
     ],
 )
-def test_options_out_of_range_are_refused(kind, options, named):
+def test_best_of_options_out_of_range_are_refused(kind, options, named):
     with pytest.raises(ConfigError, match=f"expected {named} "):
         kind(**options)

@@ -24,11 +24,11 @@ def shares(logits, n=10_000, **options) -> list[float]:
 LOGITS = torch.tensor([[0.5, 0.3, 0.2, 0.0]]).log()
 
 
-def test_draws_have_the_probabilities_of_the_logits():
+def test_sample_draws_have_the_probabilities_of_the_logits():
     assert shares(LOGITS) == pytest.approx([0.5, 0.3, 0.2, 0.0], abs=1e-3)
 
 
-def test_temperature_sharpens_and_zero_takes_the_likeliest():
+def test_sample_temperature_sharpens_and_zero_takes_the_likeliest():
     squared = [0.25 / 0.38, 0.09 / 0.38, 0.04 / 0.38, 0.0]
     assert shares(LOGITS, temperature=0.5) == pytest.approx(squared, abs=1e-3)
     for cold in (0.0, 1e-300, 1e-38, 1e-4):
@@ -39,12 +39,12 @@ def test_temperature_sharpens_and_zero_takes_the_likeliest():
     ("top_p", "expected"),
     [(0.5, [1, 0, 0, 0]), (0.51, [0.625, 0.375, 0, 0]), (0.8, [0.625, 0.375, 0, 0])],
 )
-def test_the_nucleus_is_the_fewest_tokens_that_reach_top_p(top_p, expected):
+def test_sample_the_nucleus_is_the_fewest_tokens_that_reach_top_p(top_p, expected):
     logits = torch.tensor([[0.5, 0.3, 0.2, 0.0]], dtype=torch.float64).log()
     assert shares(logits, top_p=top_p) == pytest.approx(expected, abs=1e-3)
 
 
-def test_a_wide_nucleus_is_found_too():
+def test_nucleus_floor_a_wide_nucleus_is_found_too():
     p = torch.full((2, 1000), 1e-3)
     p[1] = 0.0
     p[1, 7] = 1.0
@@ -52,7 +52,8 @@ def test_a_wide_nucleus_is_found_too():
     torch.testing.assert_close(floor, torch.tensor([1e-3, 1.0]))
 
 
-def test_rare_tokens_are_drawn_as_often_as_they_should_be():
+@pytest.mark.slow
+def test_sample_rare_tokens_are_drawn_as_often_as_they_should_be():
     """The tail that coarse noise cuts off: a thousand tokens of 1e-5 each."""
     p = torch.full((1, 1001), 1e-5)
     p[0, 0] = 0.99
@@ -61,21 +62,21 @@ def test_rare_tokens_are_drawn_as_often_as_they_should_be():
     assert len(tokens.unique()) > 150
 
 
-def test_the_confidence_is_the_denoiser_s_own_probability():
+def test_sample_the_confidence_is_the_denoiser_s_own_probability():
     tokens, sure = sample(LOGITS.expand(3, -1), torch.tensor([0.1, 0.6, 0.9]), 0.5, 0.9)
     torch.testing.assert_close(sure, torch.tensor([0.5, 0.3, 0.2])[tokens])
 
 
 @pytest.mark.parametrize("u", [0.0, 1.0 - 2**-53])
 @pytest.mark.parametrize("place", [0, 2, 4])
-def test_what_is_ruled_out_is_never_drawn(u, place):
+def test_sample_what_is_ruled_out_is_never_drawn(u, place):
     logits = torch.zeros(1, 5)
     logits[0, place] = -torch.inf
     tokens, _ = sample(logits, torch.tensor([u], dtype=torch.float64))
     assert tokens.item() != place and 0 <= tokens.item() < 5
 
 
-def test_each_sequence_has_its_own_numbers():
+def test_uniforms_each_sequence_has_its_own_numbers():
     def made():
         return [torch.Generator().manual_seed(seed) for seed in (3, 4, 5)]
 
@@ -108,7 +109,7 @@ def decode(strategy, schedule, steps, batch=400, length=8, denoiser=None, shown=
 
 
 @pytest.mark.parametrize("schedule", [Linear(), LogLinear(5.0)])
-def test_the_share_of_masks_follows_the_schedule(schedule):
+def test_euler_the_share_of_masks_follows_the_schedule(schedule):
     """After the step to s a position is masked with probability (1 - alpha_s) / (1 - alpha_1)."""
     shown = []
     decode(Euler(), schedule, 5, shown=shown)
@@ -119,27 +120,27 @@ def test_the_share_of_masks_follows_the_schedule(schedule):
     torch.testing.assert_close(found, expected, atol=0.036, rtol=0)
 
 
-def test_the_denoiser_is_told_the_time_and_asked_only_where_something_happens():
+def test_euler_the_denoiser_is_told_the_time_and_asked_only_where_something_happens():
     denoiser = Uniform()
     decoded = decode(Euler(), LogLinear(5.0), 10, denoiser=denoiser)
     assert {round(t * 10, 4) for t in denoiser.times} <= set(range(1, 11))
     assert denoiser.rows == int(decoded.passes.sum()) < 0.8 * 10 * 400
 
 
-def test_tokens_are_drawn_evenly_from_an_even_distribution():
+def test_euler_tokens_are_drawn_evenly_from_an_even_distribution():
     decoded = decode(Euler(), Linear(), 4)
     counts = torch.bincount(decoded.tokens.flatten(), minlength=3) / decoded.tokens.numel()
     torch.testing.assert_close(counts, torch.full((3,), 1 / 3), atol=0.034, rtol=0)
 
 
-def test_remasking_takes_back_the_share_it_should():
+def test_euler_remask_remasking_takes_back_the_share_it_should():
     shown = []
     decode(EulerRemask(probability=0.3), Linear(), 2, shown=shown)
     assert float(shown[0].mask_ratio.mean()) == pytest.approx(0.5 + 0.5 * 0.3, abs=0.036)
     assert float(shown[1].mask_ratio.mean()) == 0.0
 
 
-def test_a_threshold_takes_back_doubtful_tokens_only():
+def test_euler_remask_a_threshold_takes_back_doubtful_tokens_only():
     for threshold, share in ((0.2, 0.5), (0.4, 1.0)):  # every draw has a confidence of 1/3
         shown = []
         decode(EulerRemask(threshold=threshold, probability=1.0), Linear(), 2, shown=shown)
@@ -147,7 +148,7 @@ def test_a_threshold_takes_back_doubtful_tokens_only():
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.25, 1.0])
-def test_the_second_stage_starts_from_the_hypothesis_noised_as_asked(noise):
+def test_two_stage_the_second_stage_starts_from_the_hypothesis_noised_as_asked(noise):
     shown = []
     decode(TwoStage(noise=noise), Linear(), 10, shown=shown)
     assert float(shown[4].mask_ratio.mean()) == 0.0

@@ -6,7 +6,6 @@ import torch
 from tests.fakes import ConstantDenoiser, preset
 from unembed.backends.cpu import fast_form
 from unembed.decoding import SequenceSpec
-from unembed.decoding.entropy_bounded import EntropyBounded
 from unembed.decoding.logits import (
     RepetitionPenalty,
     entropies,
@@ -14,7 +13,7 @@ from unembed.decoding.logits import (
     most_probable,
     with_processors,
 )
-from unembed.decoding.sequential import Sequential
+from unembed.decoding.sequential import EntropyBounded, Sequential
 from unembed.decoding.state import DenoisingState, topk_mask
 from unembed.denoiser import Denoiser
 from unembed.device import Compute
@@ -53,7 +52,7 @@ SURE = table_of({2: 0.5, 3: 0.4}, {4: 0.45, 5: 0.05}, {6: 0.9}, {7: 0.3})
         ("left-to-right", [1, 2, 3, 4]),
     ],
 )
-def test_the_order_is_the_one_asked_for(order, passes):
+def test_sequential_the_order_is_the_one_asked_for(order, passes):
     decoded, _ = decode(Sequential(order=order), SURE)
     assert decoded.order[0].tolist() == passes
     assert decoded.tokens[0].tolist() == [2, 4, 6, 7]
@@ -61,7 +60,7 @@ def test_the_order_is_the_one_asked_for(order, passes):
 
 
 @pytest.mark.parametrize(("steps", "sizes"), [(8, [1] * 8), (3, [3, 3, 2]), (1, [8])])
-def test_positions_are_spread_evenly_and_the_timestep_is_told(steps, sizes):
+def test_sequential_positions_are_spread_evenly_and_the_timestep_is_told(steps, sizes):
     decoded, denoiser = decode(Sequential(), SURE.repeat(2, 1), steps, batch=2)
     assert torch.bincount(decoded.order[0])[1:].tolist() == sizes
     masked = [float((tokens == MASK).float().mean()) for tokens, _ in denoiser.seen]
@@ -69,7 +68,7 @@ def test_positions_are_spread_evenly_and_the_timestep_is_told(steps, sizes):
 
 
 @pytest.mark.parametrize("strategy", [Sequential(), EntropyBounded(gamma=0.0)])
-def test_the_steps_show_what_is_held_likeliest_where_nothing_is_settled(strategy):
+def test_sequential_the_steps_show_what_is_held_likeliest_where_nothing_is_settled(strategy):
     steps = []
     decode(strategy, SURE, on_step=steps.append)
     assert [step.guesses[0].tolist() for step in steps] == [
@@ -85,7 +84,7 @@ def test_the_steps_show_what_is_held_likeliest_where_nothing_is_settled(strategy
     assert steps[-1].guess_confidences[0, :3].tolist() == [0, 0, 0]
 
 
-def test_passes_saved_by_an_early_end_are_not_spent():
+def test_sequential_passes_saved_by_an_early_end_are_not_spent():
     table = table_of({2: 0.5}, {END: 0.9}, {3: 0.6}, {3: 0.6}, {3: 0.6})
     decoded, denoiser = decode(Sequential(), table, ends=True)
     assert decoded.tokens[0].tolist() == [2, END, PAD, PAD, PAD]
@@ -93,7 +92,7 @@ def test_passes_saved_by_an_early_end_are_not_spent():
     assert decoded.confidences[0].tolist() == pytest.approx([0.5, 0.9, 1, 1, 1], abs=1e-5)
 
 
-def test_probability_and_margin_are_those_without_the_mask_token():
+def test_most_probable_probability_and_margin_are_those_without_the_mask_token():
     logits = torch.randn(5, VOCABULARY, generator=torch.Generator().manual_seed(0)) * 3
     logits[:, MASK] = -torch.inf  # as `DenoisingState.predict` hands them over
     expected = logits[:, :MASK].softmax(dim=-1).topk(2, dim=-1)
@@ -103,7 +102,7 @@ def test_probability_and_margin_are_those_without_the_mask_token():
     torch.testing.assert_close(margins(logits), expected.values[:, 0] - expected.values[:, 1])
 
 
-def test_the_entropy_is_that_of_the_probabilities():
+def test_entropies_the_entropy_is_that_of_the_probabilities():
     logits = torch.full((2, 8), -torch.inf)
     logits[0, 3] = 1.5
     logits[1, :4] = 0.7
@@ -131,7 +130,7 @@ def test_entropy_bounded_ends_in_time():
     assert torch.bincount(decoded.order[0])[1:].tolist() == [3, 2, 2]
 
 
-def test_the_likeliest_of_several_lengths_wins():
+def test_sequential_the_likeliest_of_several_lengths_wins():
     # The end is likeliest at position 1, but a text that ends at position 2 is far likelier.
     table = table_of({2: 0.9}, {END: 0.5, 3: 0.4}, {END: 0.45, 4: 0.01}, {5: 0.02, END: 0.02})
     one, _ = decode(Sequential(), table, ends=True)
@@ -145,7 +144,7 @@ def test_the_likeliest_of_several_lengths_wins():
         assert ((tokens == END).sum(dim=1) == 1).all()
 
 
-def test_a_fixed_end_keeps_other_ends_and_padding_out():
+def test_sequential_a_fixed_end_keeps_other_ends_and_padding_out():
     table = table_of({END: 0.6, 2: 0.2}, {PAD: 0.6, 3: 0.2}, {END: 0.9}, {END: 0.5})
     decoded, _ = decode(Sequential(lengths=3), table, ends=True)
     ids = decoded.tokens[0].tolist()
@@ -153,7 +152,7 @@ def test_a_fixed_end_keeps_other_ends_and_padding_out():
     assert not {END, PAD, MASK} & set(ids[: ids.index(END)])
 
 
-def test_the_surest_are_the_first_among_equals():
+def test_topk_mask_the_surest_are_the_first_among_equals():
     chosen = topk_mask(
         torch.tensor([[0.5, 0.5, 0.9, 0.5], [0.1, 0.2, 0.3, 0.4]]),
         torch.tensor([[True, True, False, True], [True] * 4]),
@@ -162,7 +161,7 @@ def test_the_surest_are_the_first_among_equals():
     assert chosen.tolist() == [[True, True, False, False], [False] * 4]
 
 
-def test_masking_the_end_again_takes_what_follows_it_along():
+def test_remask_masking_the_end_again_takes_what_follows_it_along():
     spec = SequenceSpec(5, MASK, Linear(), END, PAD)
     state = DenoisingState(torch.zeros(2, 2), spec, torch.tensor([[2, 3, END, PAD, PAD]] * 2))
     state.remask(torch.tensor([[True, False, True, False, False], [True] + [False] * 4]))
@@ -193,10 +192,11 @@ def plain_twin(denoiser, vector, spec, penalty):
     return tokens
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch", [1, 12])
 @pytest.mark.parametrize("quick", [False, True])
 @pytest.mark.parametrize("penalty", [0.0, 2.0])
-def test_the_quick_path_equals_its_plain_twin_token_for_token(
+def test_sequential_the_quick_path_equals_its_plain_twin_token_for_token(
     encoder, passages, penalty, quick, batch
 ):
     """A real network: only masked positions projected, only unfinished texts, all at once.

@@ -20,7 +20,7 @@ def test_duplicate_tokens_spares_the_most_confident_of_equals():
 
 
 @pytest.mark.parametrize("name", ["greedy", "entropy-bounded"])
-def test_a_pass_unmasks_different_tokens_first(name):
+def test_decoding_a_pass_unmasks_different_tokens_first(name):
     """The five most confident positions want token 5, the other three each another one."""
 
     def stubborn(tokens, embedding, t, where):

@@ -79,9 +79,11 @@ def every_variant(test):
     """Each variant of the vector-only strategies, and every other registered strategy as it is."""
     covered = {name for name, _ in VARIANTS}
     rest = [(name, {}) for name in STRATEGIES if name not in covered]
-    cases = [
-        pytest.param(n, o, id="-".join([n, *map(str, o.values())])) for n, o in VARIANTS + rest
-    ]
+    cases = []
+    for name, options in VARIANTS + rest:
+        marks = [pytest.mark.slow] if STRATEGIES[name].needs_encoder else []
+        variant = "-".join([name, *map(str, options.values())])
+        cases.append(pytest.param(name, options, id=variant, marks=marks))
     return pytest.mark.parametrize(("name", "options"), cases)(test)
 
 
@@ -92,7 +94,7 @@ def usable(options: dict, steps: int) -> bool:
 @every_variant
 @settings(max_examples=10, deadline=None)
 @given(data=st.data())
-def test_every_position_is_filled_within_the_budget(name, options, data):
+def test_decoding_every_position_is_filled_within_the_budget(name, options, data):
     length = data.draw(st.integers(1, 9), "length")
     steps = data.draw(st.integers(1, 12).filter(lambda n: usable(options, n)), "steps")
     batch = data.draw(st.integers(1, 4), "batch")
@@ -135,7 +137,7 @@ def test_every_position_is_filled_within_the_budget(name, options, data):
 @every_variant
 @settings(max_examples=6, deadline=None)
 @given(data=st.data())
-def test_a_text_depends_on_its_vector_and_seed_alone(name, options, data):
+def test_decoding_a_text_depends_on_its_vector_and_seed_alone(name, options, data):
     length = data.draw(st.integers(1, 8), "length")
     steps = data.draw(st.integers(2, 6), "steps")
     seed = data.draw(st.integers(0, 5), "seed")
@@ -151,7 +153,7 @@ def test_a_text_depends_on_its_vector_and_seed_alone(name, options, data):
 
 
 @every_variant
-def test_logits_read_in_parts_give_the_same_as_all_at_once(name, options, monkeypatch):
+def test_decoding_logits_read_in_parts_give_the_same_as_all_at_once(name, options, monkeypatch):
     strategy = Decoding.of(name, **options).strategy
     whole, few = WordDenoiser(6), WordDenoiser(6)
     expected = run(strategy, 6, 5, steps=5, denoiser=whole)
@@ -166,7 +168,7 @@ def test_logits_read_in_parts_give_the_same_as_all_at_once(name, options, monkey
 
 
 @every_variant
-def test_it_draws_from_the_generators_alone(name, options):
+def test_decoding_it_draws_from_the_generators_alone(name, options):
     strategy = Decoding.of(name, **options).strategy
     torch.manual_seed(0)
     before = torch.random.get_rng_state()
@@ -195,7 +197,7 @@ def test_what_is_settled_stays_unless_the_strategy_takes_back(name, options):
 
 
 @pytest.mark.parametrize("name", VECTOR_ONLY)
-def test_nothing_is_asked_behind_the_end(name):
+def test_decoding_nothing_is_asked_behind_the_end(name):
     denoiser = WordDenoiser(8, 3.0)
     run(Decoding.of(name).strategy, 8, 6, 8, denoiser=denoiser)
     behind = 0
@@ -208,12 +210,12 @@ def test_nothing_is_asked_behind_the_end(name):
     assert behind > 0, "no text ended before the last position"
 
 
-def test_an_unknown_strategy_is_refused_with_the_known_ones():
+def test_decoding_an_unknown_strategy_is_refused_with_the_known_ones():
     with pytest.raises(ConfigError, match="greedy"):
         Decoding.of("psychic")
 
 
-def test_an_unknown_option_is_refused_with_the_known_ones():
+def test_decoding_an_unknown_option_is_refused_with_the_known_ones():
     with pytest.raises(ConfigError, match=r"greedy \(order, lengths\); found 'courage'"):
         Decoding.of("greedy", courage=3)
     with pytest.raises(ConfigError, match="found 'name'"):
@@ -249,12 +251,12 @@ def test_an_unknown_option_is_refused_with_the_known_ones():
         ("two-stage", {"top_p": 0}, "top_p above 0"),
     ],
 )
-def test_bad_options_are_refused(name, options, message):
+def test_decoding_bad_options_are_refused(name, options, message):
     with pytest.raises(ConfigError, match=message.replace("(", r"\(")):
         Decoding.of(name, **options)
 
 
-def test_options_may_be_text_as_on_the_command_line():
+def test_decoding_options_may_be_text_as_on_the_command_line():
     assert (
         Decoding.of("euler", temperature="0.5").strategy
         == Decoding.of("euler", temperature=0.5).strategy
@@ -264,7 +266,7 @@ def test_options_may_be_text_as_on_the_command_line():
 
 
 @pytest.mark.parametrize("name", STRATEGIES)
-def test_every_option_has_a_plain_default_and_is_documented(name):
+def test_strategy_fields_every_option_has_a_plain_default_and_is_documented(name):
     for field in strategy_fields(name):
         assert type(field.default) in (int, float, bool, str)
         assert field.metadata["help"].endswith(".")
@@ -272,7 +274,7 @@ def test_every_option_has_a_plain_default_and_is_documented(name):
         assert bounded or type(field.default) is bool, f"{field.name} has no upper bound"
 
 
-def test_several_lengths_need_two_passes():
+def test_decoding_several_lengths_need_two_passes():
     with pytest.raises(ConfigError, match="at least 2 passes"):
         run(Decoding.of("greedy", lengths=2).strategy, 4, steps=1)
 

@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+import pytest
+
 from unembed.demo.models import EXAMPLES
 from unembed.inverter import Inverter
 
@@ -11,6 +13,7 @@ TOKENS = json.loads(
 )
 
 
+@pytest.mark.slow
 def test_invert_with_32_steps_gives_the_tokens_it_always_gave(minilm):
     vectors = minilm.encode(list(EXAMPLES[: len(TOKENS)]))
     inversions = Inverter.from_pretrained("minilm").invert(vectors, decoding="greedy:steps=32")

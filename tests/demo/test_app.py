@@ -86,6 +86,7 @@ def test_there_are_enough_examples_and_they_fit():
     assert all(10 <= len(text) <= 80 and "@" not in text for text in EXAMPLES)
 
 
+@pytest.mark.slow
 def test_the_page_and_its_parts_are_served(client):
     page = client.get("/")
     assert page.headers["content-type"] == "text/html; charset=utf-8"
@@ -147,6 +148,7 @@ def test_decode_takes_a_vector(client, decode, encoder):
     assert events["done"]["alignment"] is None and events["done"]["cosine"] is not None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", list(STRATEGIES))
 def test_every_strategy_can_be_asked_for(client, decode, served, encoder, strategy):
     events = decode(client, text=TEXT, strategy=strategy, steps=4, encoder_calls=12, seed=3)
@@ -189,6 +191,7 @@ def test_invert_answers_for_several_in_order(client, served, encoder):
     assert [item["text"] for item in again.json()["results"]] == [i.text for i in expected]
 
 
+@pytest.mark.slow
 def test_requests_in_one_batch_get_the_text_they_get_alone(serve, decode, monkeypatch):
     client = serve(pause=0.01)
     asked = [

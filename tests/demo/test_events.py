@@ -43,18 +43,18 @@ def test_every_kind_of_position(speller, minilm):
     assert event["tokens"][1]["confidence"] == pytest.approx(dog / 9e4, abs=1e-4)
 
 
-def test_without_guesses_a_mask_is_a_mask(speller):
+def test_step_event_without_guesses_a_mask_is_a_mask(speller):
     told = step_event(make_step([103, 103]), 0, speller, 0.0)["tokens"]
     assert told == [{"text": "", "confidence": 0.0, "state": "masked", "changed": False}] * 2
 
 
-def test_the_encoders_answers_are_told(speller):
+def test_step_event_the_encoders_answers_are_told(speller):
     given = {"cosines": torch.tensor([0.25]), "encoder_calls": torch.tensor([7])}
     event = step_event(make_step([102], **given), 0, speller, 0.0)
     assert (event["cosine"], event["encoder_calls"]) == (0.25, 7)
 
 
-def test_only_news_is_told():
+def test_is_news_only_news_is_told():
     done = [5, 102]
     assert is_news(make_step([103, 103]), None, 0)
     assert is_news(make_step([103, 103]), make_step([103, 103]), 0), "still masked"
@@ -86,7 +86,7 @@ def test_the_figures_are_those_of_an_evaluation(speller, minilm):
     assert figures(same, original, None, speller)["exact_match"] is True
 
 
-def test_without_an_original_nothing_is_compared(speller):
+def test_figures_without_an_original_nothing_is_compared(speller):
     told = figures(Inversion("", [], [], 4, 0), None, None, speller)
     empty = ("alignment", "token_accuracy", "exact_match", "token_f1", "cosine")
     assert {told[name] for name in empty} == {None}

@@ -11,7 +11,7 @@ class Clock:
         return self.now
 
 
-def test_a_full_bucket_is_spent_and_refilled():
+def test_rate_limiter_a_full_bucket_is_spent_and_refilled():
     clock = Clock()
     limiter = RateLimiter(60, 60.0, clock)
     assert [limiter.take("a") for _ in range(60)] == [0] * 60
@@ -27,13 +27,13 @@ def test_a_full_bucket_is_spent_and_refilled():
     assert limiter.take("a") == 1
 
 
-def test_what_costs_more_than_a_full_bucket_can_be_paid():
+def test_rate_limiter_what_costs_more_than_a_full_bucket_can_be_paid():
     limiter = RateLimiter(4, 4.0, Clock())
     assert limiter.take("a", 100) == 0
     assert limiter.take("a", 100) == 4
 
 
-def test_only_so_many_clients_are_remembered(monkeypatch):
+def test_rate_limiter_only_so_many_clients_are_remembered(monkeypatch):
     monkeypatch.setattr("unembed.demo.limits._CLIENTS", 3)
     limiter = RateLimiter(1, 1.0, Clock())
     assert [limiter.take(name) for name in "abcd"] == [0] * 4
@@ -45,17 +45,17 @@ def test_only_so_many_clients_are_remembered(monkeypatch):
     ("rate", "parsed"),
     [("120/minute", (120, 60.0)), ("5/second", (5, 1.0)), ("9/hour", (9, 3600.0))],
 )
-def test_rates_are_read(rate, parsed):
+def test_parse_rate_rates_are_read(rate, parsed):
     assert parse_rate(rate) == parsed
 
 
 @pytest.mark.parametrize("rate", ["", "120", "0/minute", "-1/second", "1/day", "1.5/second"])
-def test_other_rates_are_refused(rate):
+def test_parse_rate_other_rates_are_refused(rate):
     with pytest.raises(ConfigError, match="a rate such as 120/minute"):
         parse_rate(rate)
 
 
-def test_a_client_is_an_address_or_a_subscriber_network():
+def test_client_of_a_client_is_an_address_or_a_subscriber_network():
     assert client_of("192.0.2.7") == "192.0.2.7"
     assert client_of("::ffff:192.0.2.7") == "192.0.2.7"
     assert client_of("2001:db8:1:2:3::4") == client_of("2001:db8:1:2:ffff::9")

@@ -20,7 +20,7 @@ from unembed.demo.queue import Metrics
         ("", None),
     ],
 )
-def test_the_name_in_a_host_header(header, host):
+def test_host_of_the_name_in_a_host_header(header, host):
     assert host_of(header) == host
 
 
@@ -59,7 +59,7 @@ def test_a_body_that_does_not_come_is_not_waited_for():
     assert start["status"] == 408
 
 
-def test_an_error_after_the_head_was_sent_only_ends_the_answer(caplog):
+def test_guard_an_error_after_the_head_was_sent_only_ends_the_answer(caplog):
     async def failing(scope, receive, send):
         await send({"type": "http.response.start", "status": 200, "headers": []})
         raise ValueError("secret")

@@ -39,10 +39,12 @@ def operations(_saved):
         model.close()
 
 
+@pytest.mark.slow
 def test_every_operation_is_in_the_document(operations):
     assert sorted(operations) == sorted(PATHS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("path", "mode"), KINDS)
 def test_no_request_makes_the_server_fail(operations, path, mode):
     """Requests as the document allows them, and such as it does not."""

@@ -76,7 +76,7 @@ def finish(bench, *heard):
     assert all(each.over.wait(60) for each in heard)
 
 
-def test_those_with_the_same_plan_go_together(bench):
+def test_worker_those_with_the_same_plan_go_together(bench):
     one = bench()
     first, heard_first = one.occupy()
     jobs = [job(GREEDY), job(EULER), job(GREEDY), job(EULER)]
@@ -88,7 +88,7 @@ def test_those_with_the_same_plan_go_together(bench):
     assert one.figure("unembed_batch_vectors_count", worker="tiny") == 3
 
 
-def test_a_batch_has_only_so_many_vectors(bench):
+def test_worker_a_batch_has_only_so_many_vectors(bench):
     one = bench(together=4)
     _, heard_first = one.occupy()
     jobs = [job(vectors=3), job(vectors=2), job(vectors=1), job(vectors=9)]
@@ -98,7 +98,7 @@ def test_a_batch_has_only_so_many_vectors(bench):
     assert [[len(each) for each in batch] for batch in one.batches] == [[1], [3, 1], [2], [9]]
 
 
-def test_they_are_told_how_many_are_before_them(bench):
+def test_worker_they_are_told_how_many_are_before_them(bench):
     one = bench(together=1)
     _, heard_first = one.occupy()
     (a, heard_a), (b, heard_b) = job(), job()
@@ -114,7 +114,7 @@ def test_they_are_told_how_many_are_before_them(bench):
     assert len(one.batches) == 2, "who left is not served"
 
 
-def test_a_full_queue_refuses_with_a_time(bench):
+def test_worker_a_full_queue_refuses_with_a_time(bench):
     one = bench(queue=2)
     one.occupy()
     for _ in range(2):
@@ -172,7 +172,7 @@ def abandoned(jobs):
     raise AbandonedError
 
 
-def test_an_abandoned_batch_ends_quietly(bench, caplog):
+def test_worker_an_abandoned_batch_ends_quietly(bench, caplog):
     one = bench()
     one.work = abandoned
     first, heard = one.occupy()
@@ -232,7 +232,7 @@ def test_submit_tells_a_time_that_counts_what_runs(bench, monkeypatch):
     assert caught.value.retry_after == 600, "nobody waits any longer"
 
 
-def test_a_batch_has_only_so_many_passes():
+def test_worker_a_batch_has_only_so_many_passes():
     quick = Bench()
     quick.worker.close()
     quick.worker = Worker("quick", quick._run, Limits(), quick.metrics, passes=16)

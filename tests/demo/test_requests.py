@@ -37,7 +37,7 @@ async def forever(message=None):
     await asyncio.sleep(60)
 
 
-def test_a_client_that_does_not_read_is_cut_off(demo, monkeypatch, caplog):
+def test_event_stream_a_client_that_does_not_read_is_cut_off(demo, monkeypatch, caplog):
     monkeypatch.setattr(requests, "_SLACK", 0.1)
     worker = stream(demo, forever, forever)
     assert "did not read its events in time" in caplog.text
@@ -45,7 +45,7 @@ def test_a_client_that_does_not_read_is_cut_off(demo, monkeypatch, caplog):
     assert worker.counts == (0, 0)
 
 
-def test_a_client_that_was_gone_before_the_first_event_leaves_its_job(demo):
+def test_event_stream_a_client_that_was_gone_before_the_first_event_leaves_its_job(demo):
     async def gone():
         return {"type": "http.disconnect"}
 
@@ -56,7 +56,7 @@ def test_a_client_that_was_gone_before_the_first_event_leaves_its_job(demo):
     assert left == 1
 
 
-def test_the_connection_is_kept_open_while_nothing_happens(demo, monkeypatch):
+def test_event_stream_the_connection_is_kept_open_while_nothing_happens(demo, monkeypatch):
     monkeypatch.setattr(requests, "_PING", 0.01)
     sent = []
 

@@ -124,6 +124,7 @@ def idle(client):
     return client.get("/queue").json()[0]["running"] == 0
 
 
+@pytest.mark.slow
 def test_steps_come_as_they_happen(one_by_one, gate):
     until(lambda: idle(one_by_one))
     gate.touch()
@@ -169,6 +170,7 @@ def test_a_client_of_a_batch_answer_that_leaves_is_noticed(one_by_one, gate):
         assert list(names)[-1] == "done"
 
 
+@pytest.mark.slow
 def test_the_queue_has_an_end_and_tells_the_place(one_by_one, gate):
     until(lambda: idle(one_by_one))
     heard = []
@@ -214,6 +216,7 @@ def test_a_large_request_does_not_keep_the_others_waiting(one_by_one, gate):
         assert one_by_one.get("/queue").json()[1]["running"] == 1
 
 
+@pytest.mark.slow
 def test_sigterm_finishes_what_runs_and_sends_the_others_away(folder, gate):
     with running(folder, "--gate", gate, "--together", 1) as (process, client):
         heard = []
@@ -242,6 +245,7 @@ def test_sigterm_finishes_what_runs_and_sends_the_others_away(folder, gate):
     assert "Traceback" not in log and "red dog" not in log
 
 
+@pytest.mark.slow
 def test_a_second_signal_ends_the_process(folder, gate):
     gate.touch()
     with (
@@ -255,6 +259,7 @@ def test_a_second_signal_ends_the_process(folder, gate):
         assert process.wait(timeout=120) == 128 + signal.SIGTERM, "0 if it finishes what runs"
 
 
+@pytest.mark.slow
 def test_a_worker_that_does_not_end_does_not_keep_the_process(folder):
     with running(folder, "--hang") as (process, client):
         leave = httpx.Timeout(PATIENCE, read=1)
@@ -349,6 +354,7 @@ def test_one_hostile_client_does_not_stop_the_others(folder, attack):
     assert health and plain
 
 
+@pytest.mark.slow
 def test_under_load_every_request_is_answered(folder):
     with running(folder, "--pause", PAUSE, "--together", 4, "--queue", 4) as (process, client):
         outcomes = asyncio.run(load(str(client.base_url), 16, 3.0, process.pid))
@@ -359,6 +365,7 @@ def test_under_load_every_request_is_answered(folder):
         assert client.get("/queue").json()[0]["waiting"] == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("proxies", "status"), [(["127.0.0.1"], 200), ([], 429)])
 def test_a_proxy_speaks_for_others_only_when_trusted(serve, proxies, status):
     config = configure(serve(rate="1/minute").app, proxies)

@@ -100,6 +100,7 @@ def test_the_token_table_covers_the_vocabulary(model):
     assert len(words) >= model.tokenizer.backend.get_vocab_size()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("min_count", [None, 2])
 def test_from_texts_to_an_inverter(model, source, tmp_path, min_count):
     """Prepare, train three steps, export, save, load, invert."""
@@ -164,6 +165,7 @@ def test_a_special_token_in_a_text_does_not_end_it(model, tmp_path):
     assert not any(name in text for name in names if name for text in texts)
 
 
+@pytest.mark.slow
 def test_hostile_texts_become_true_pairs_or_are_counted(model, tmp_path):
     texts = [
         "\x00\x00 NUL bytes \x00 inside a text \x01 and controls \x7f",

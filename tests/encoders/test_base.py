@@ -23,7 +23,7 @@ def test_the_same_text_has_the_same_vector_in_every_instance(encoder):
     assert np.array_equal(again.encode(TEXTS), encoder.encode(TEXTS))
 
 
-def test_vectors_are_unit_float32_of_the_stated_dimension():
+def test_encode_vectors_are_unit_float32_of_the_stated_dimension():
     vectors = FakeEncoder(dimension=7).encode(TEXTS)
     assert vectors.shape == (len(TEXTS), 7)
     assert vectors.dtype == np.float32
@@ -34,24 +34,24 @@ def test_another_dimension_is_another_encoder(encoder):
     assert FakeEncoder(dimension=7).identity.weights_digest != encoder.identity.weights_digest
 
 
-def test_word_order_matters_less_than_words(encoder):
+def test_encode_word_order_matters_less_than_words(encoder):
     one, turned, other = encoder.encode(["dog finds cat", "cat finds dog", "rain hides sun"])
     assert one @ other < one @ turned < 0.9999
 
 
-def test_a_vector_does_not_depend_on_its_batch(encoder):
+def test_encode_a_vector_does_not_depend_on_its_batch(encoder):
     together = encoder.encode(TEXTS)
     alone = np.concatenate([encoder.encode([text]) for text in TEXTS])
     assert np.array_equal(together, alone)
     assert np.array_equal(encoder.encode(TEXTS[::-1]), together[::-1])
 
 
-def test_no_texts_give_no_vectors(encoder):
+def test_encode_no_texts_give_no_vectors(encoder):
     assert encoder.encode([]).shape == (0, encoder.identity.dimension)
 
 
 @given(st.text(max_size=30))
-def test_any_visible_text_has_a_unit_vector(text):
+def test_encode_any_visible_text_has_a_unit_vector(text):
     encoder = FakeEncoder(dimension=8)
     if text.strip():
         assert np.linalg.norm(encoder.encode([text])[0]) == pytest.approx(1.0, abs=1e-5)
@@ -61,7 +61,7 @@ def test_any_visible_text_has_a_unit_vector(text):
 
 
 @pytest.mark.parametrize("empty", ["", "  ", "\n\t", "\u3000"])
-def test_an_empty_text_is_refused_with_its_position(encoder, empty):
+def test_check_texts_an_empty_text_is_refused_with_its_position(encoder, empty):
     with pytest.raises(EmbeddingError, match="at position 1"):
         encoder.encode(["cat", empty])
     with pytest.raises(EmbeddingError, match="visible character"):
@@ -69,12 +69,12 @@ def test_an_empty_text_is_refused_with_its_position(encoder, empty):
 
 
 @pytest.mark.parametrize("text", ["half a pair \ud800", "a stray byte \udcff"])
-def test_a_text_that_no_tokenizer_reads_is_refused(text):
+def test_check_texts_a_text_that_no_tokenizer_reads_is_refused(text):
     with pytest.raises(EmbeddingError, match=r"UTF-8 can write; found .* at position 1"):
         check_texts(["fine", text])
 
 
-def test_progress_counts_every_text(encoder):
+def test_encode_progress_counts_every_text(encoder):
     seen = []
     encoder.encode(TEXTS, seen.append)
     assert sum(seen) == len(TEXTS)
@@ -85,17 +85,17 @@ def test_word_embeddings_have_a_row_per_token(encoder):
     assert encoder.word_embeddings().shape == shape
 
 
-def test_an_identity_survives_plain_data():
+def test_encoder_identity_an_identity_survives_plain_data():
     assert EncoderIdentity.from_dict(IDENTITY.to_dict()) == IDENTITY
 
 
 @pytest.mark.parametrize("change", [{"name": "elsewhere/some-model"}, {"revision": None}])
-def test_the_same_weights_under_another_name_are_accepted(change):
+def test_require_same_the_same_weights_under_another_name_are_accepted(change):
     IDENTITY.require_same(replace(IDENTITY, **change), "vectors")
 
 
 @pytest.mark.parametrize("change", [{"weights_digest": "f" * 64}, {"prompt": "query: "}])
-def test_other_weights_or_another_prompt_are_refused(change):
+def test_require_same_other_weights_or_another_prompt_are_refused(change):
     other = replace(IDENTITY, **change)
     with pytest.raises(EncoderError) as caught:
         IDENTITY.require_same(other, "training pairs")
@@ -116,7 +116,10 @@ def test_check_texts_returns_a_list_of_any_iterable():
 
 @pytest.mark.parametrize(
     ("texts", "message"),
-    [("a dog", "a list of texts; found the single 'a dog'"), (["a", None], "None at position 1")],
+    [
+        ("a dog", "a list of texts; found the lone string 'a dog'"),
+        (["a", None], "None at position 1"),
+    ],
 )
 def test_check_texts_refuses_a_lone_string_and_what_is_no_text(texts, message):
     with pytest.raises(EmbeddingError, match=message):

@@ -18,20 +18,20 @@ def _threads():
 
 
 @given(st.lists(st.integers(0, 50), max_size=40), st.integers(1, 100))
-def test_batches_hold_every_text_once_within_the_budget(lengths, budget):
+def test_plan_batches_batches_hold_every_text_once_within_the_budget(lengths, budget):
     batches = plan_batches(lengths, budget)
     assert sorted(row for batch in batches for row in batch) == list(range(len(lengths)))
     for batch in batches:
         assert len(batch) == 1 or len(batch) * max(lengths[row] for row in batch) <= budget
 
 
-def test_batches_put_texts_of_like_length_together():
+def test_plan_batches_batches_put_texts_of_like_length_together():
     assert plan_batches([9, 1, 8, 1, 10], 20) == [[4, 0], [2, 1], [3]]
 
 
 @pytest.mark.usefixtures("_threads")
 @pytest.mark.parametrize("threads", [1, 3])
-def test_every_batch_runs_and_the_number_of_threads_is_restored(threads):
+def test_run_batches_every_batch_runs_and_the_number_of_threads_is_restored(threads):
     torch.set_num_threads(threads)
     done = []
     assert list(run_batches(done.append, [[0, 1], [2], [3, 4, 5]], threads)) == [2, 1, 3]
@@ -41,7 +41,7 @@ def test_every_batch_runs_and_the_number_of_threads_is_restored(threads):
 
 @pytest.mark.usefixtures("_threads")
 @pytest.mark.parametrize("threads", [1, 3])
-def test_an_error_in_a_batch_reaches_the_caller(threads):
+def test_run_batches_an_error_in_a_batch_reaches_the_caller(threads):
     def work(batch):
         if batch == [2]:
             raise EncoderError("a", "b", "C")
@@ -50,11 +50,11 @@ def test_an_error_in_a_batch_reaches_the_caller(threads):
         list(run_batches(work, [[0, 1], [2], [3, 4, 5]], threads))
 
 
-def test_a_batch_may_have_a_number_of_texts_in_place_of_a_budget():
+def test_plan_batches_a_batch_may_have_a_number_of_texts_in_place_of_a_budget():
     assert plan_batches([9, 1, 8, 1, 10], 1, 3) == [[4, 0, 2], [1, 3]]
 
 
-def test_an_item_is_made_while_the_one_before_is_in_use():
+def test_one_ahead_an_item_is_made_while_the_one_before_is_in_use():
     begun = [threading.Event() for _ in range(3)]
 
     def make():
@@ -66,7 +66,7 @@ def test_an_item_is_made_while_the_one_before_is_in_use():
         assert begun[min(number + 1, 2)].wait(60)
 
 
-def test_an_error_in_making_an_item_comes_in_its_turn():
+def test_one_ahead_an_error_in_making_an_item_comes_in_its_turn():
     def make():
         yield 1
         raise EncoderError("a", "b", "C")

@@ -34,7 +34,7 @@ def failed(report):
     return {name for name, passed in verdicts(report).items() if passed is False}
 
 
-def test_a_sound_encoder_passes(encoder):
+def test_preflight_a_sound_encoder_passes(encoder):
     report = preflight(encoder, expected=make_fingerprint(encoder))
     assert report.passed
     assert verdicts(report)["fingerprint"] is True
@@ -54,7 +54,7 @@ def test_a_sound_encoder_passes(encoder):
     ],
     ids=["dimension", "norm", "noise", "batch", "pooling"],
 )
-def test_each_fault_is_named(fault, names):
+def test_preflight_each_fault_is_named(fault, names):
     report = preflight(Faulty(fault))
     assert names <= failed(report)
     assert not report.passed
@@ -62,7 +62,7 @@ def test_each_fault_is_named(fault, names):
     assert not others & failed(report)
 
 
-def test_values_that_are_not_finite_fail():
+def test_preflight_values_that_are_not_finite_fail():
     report = preflight(Faulty(lambda v, n: v * np.nan))
     assert {"finite values", "unit length", "batch invariant"} <= failed(report)
 
@@ -82,7 +82,7 @@ def test_a_fingerprint_is_the_same_in_every_instance_and_survives_json(encoder):
     assert again.vectors.shape == (len(PROBES), encoder.identity.dimension)
 
 
-def test_a_number_format_is_allowed_for_and_another_model_is_not(encoder):
+def test_make_fingerprint_a_number_format_is_allowed_for_and_another_model_is_not(encoder):
     fingerprint = make_fingerprint(encoder)
     fingerprint.require_same(Faulty(lambda v, n: v.astype(np.float16)), "pairs")
     fingerprint.require_same(Faulty(lambda v, n: turned(v, 0.01)), "pairs")
@@ -104,13 +104,14 @@ def test_a_damaged_fingerprint_is_refused(data):
         Fingerprint.from_dict(data)
 
 
-def test_the_real_encoder_passes_and_agrees_with_the_library(minilm):
+@pytest.mark.slow
+def test_preflight_the_real_encoder_passes_and_agrees_with_the_library(minilm):
     report = preflight(minilm)
     assert report.passed, [check for check in report.checks if check.passed is False]
     assert verdicts(report)["agrees with SentenceTransformer.encode"] is True
 
 
-def test_an_official_pipeline_that_disagrees_fails(encoder):
+def test_preflight_an_official_pipeline_that_disagrees_fails(encoder):
     other = FakeEncoder()
     other.official = lambda texts: turned(encoder.encode(texts), 0.5)
     assert failed(preflight(other)) == {"agrees with SentenceTransformer.encode"}

@@ -42,7 +42,7 @@ def packed(encoder):
     return pack
 
 
-def test_cosines_are_those_with_the_vector_of_the_row(scorer, packed, encoder):
+def test_encoder_oracle_cosines_are_those_with_the_vector_of_the_row(scorer, packed, encoder):
     found = scorer([1, 0, 0], packed("the cat runs", "the cat runs", "a bird eats"))
     targets = encoder.encode(TEXTS)
     hypotheses = encoder.encode(["the cat runs", "the cat runs", "a bird eats"])
@@ -54,7 +54,7 @@ def test_cosines_are_those_with_the_vector_of_the_row(scorer, packed, encoder):
     assert [scorer.remaining(row) for row in (0, 1)] == [1, 2]
 
 
-def test_what_reads_the_same_is_embedded_once(scorer, counting, packed):
+def test_encoder_oracle_what_reads_the_same_is_embedded_once(scorer, counting, packed):
     rows = packed("the cat runs", "the cat runs", "the cat runs")
     rows[1, 5:] = rows[1, 0]  # behind the end nothing is read
     first = scorer([0, 0, 0], rows)
@@ -64,12 +64,12 @@ def test_what_reads_the_same_is_embedded_once(scorer, counting, packed):
     assert counting.handed == ["the cat runs"]
 
 
-def test_another_vector_pays_for_itself(scorer, packed):
+def test_encoder_oracle_another_vector_pays_for_itself(scorer, packed):
     scorer([0, 1], packed("rain", "rain"))
     assert scorer.calls.tolist() == [1, 1]
 
 
-def test_the_budget_ends_in_the_middle_of_a_call(scorer, counting, packed):
+def test_encoder_oracle_the_budget_ends_in_the_middle_of_a_call(scorer, counting, packed):
     texts = ["rain", "snow", "rain", "sun", "moon", "snow"]
     found = scorer([0] * 6, packed(*texts))
     assert found[:4].isfinite().all() and found[5].isfinite()
@@ -80,14 +80,16 @@ def test_the_budget_ends_in_the_middle_of_a_call(scorer, counting, packed):
     assert scorer.calls.tolist() == [3, 1]
 
 
-def test_nothing_to_read_costs_nothing(scorer, counting, packed):
+def test_encoder_oracle_nothing_to_read_costs_nothing(scorer, counting, packed):
     empty = packed("rain")
     empty[0, 0] = empty[0, 1]  # the end comes first
     assert scorer([0], empty).tolist() == [-1.0]
     assert scorer.calls.tolist() == [0, 0] and counting.handed == []
 
 
-def test_embeddings_of_what_was_scored_cost_nothing(scorer, counting, packed, encoder):
+def test_encoder_oracle_embeddings_of_what_was_scored_cost_nothing(
+    scorer, counting, packed, encoder
+):
     known = packed("the cat runs", "a bird eats")
     scorer([0, 0], known)
     asked = list(counting.handed)

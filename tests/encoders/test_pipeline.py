@@ -1,10 +1,19 @@
 """What a model's own files say, and what happens where they do not."""
 
+import importlib.util
 import json
 import shutil
+import sys
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+from types import ModuleType
 
 import numpy as np
+import onnx
+import onnxruntime
 import pytest
+import torch
+from onnx import TensorProto, helper, numpy_helper
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import (
     Normalize,
@@ -13,6 +22,7 @@ from sentence_transformers.sentence_transformer.modules import (
     Transformer,
 )
 from transformers import BertConfig, BertModel, GPT2Config, GPT2Model, PreTrainedTokenizerFast
+from transformers.modeling_outputs import BaseModelOutput
 
 from tests.tokenizers import KINDS
 from unembed.device import choose_compute
@@ -20,7 +30,7 @@ from unembed.encoders.base import EncoderIdentity
 from unembed.encoders.fingerprint import preflight
 from unembed.encoders.pipeline import refuse_foreign_code, require_pooling
 from unembed.encoders.sentence import load_encoder
-from unembed.errors import EncoderError
+from unembed.errors import ConfigError, EncoderError
 from unembed.tokenizer import word_tokenizer
 
 _SPREAD = {"initializer_range": 0.5}  # so that random networks tell texts apart
@@ -114,7 +124,7 @@ def test_preflight_shows_the_pipeline(bert):
     assert shown["truncation"] == "none"
 
 
-def test_a_default_prompt_of_queries_is_not_put_before_documents(bert, tmp_path):
+def test_preflight_a_default_prompt_of_queries_is_not_put_before_documents(bert, tmp_path):
     def query_by_default(data):
         data["default_prompt_name"] = "query"
 
@@ -160,6 +170,103 @@ def test_load_encoder_reads_a_static_embedding(static):
     assert dict(encoder.pipeline)["longest text"] == "no limit"
 
 
+class OrtModel:
+    """As much of `optimum.onnxruntime` as sentence-transformers calls, over ONNX Runtime itself."""
+
+    def __init__(self, session, config):
+        self.session, self.config = session, config
+
+    @classmethod
+    def from_pretrained(cls, folder, *, config, export, file_name, provider, subfolder="", **hub):
+        assert not export
+        path = Path(folder, subfolder, file_name)
+        return cls(onnxruntime.InferenceSession(path, providers=[provider]), config)
+
+    def forward(self, input_ids, attention_mask, token_type_ids=None):
+        given = {"input_ids": input_ids.numpy(), "attention_mask": attention_mask.numpy()}
+        return BaseModelOutput(torch.from_numpy(self.session.run(None, given)[0]))
+
+    __call__ = forward
+
+
+@pytest.fixture
+def _optimum(monkeypatch):
+    """The package where it is installed: its releases need an older `transformers` than ours."""
+    if importlib.util.find_spec("optimum") is not None:
+        return
+    for name in ("optimum", "optimum.onnxruntime"):
+        module = ModuleType(name)
+        module.__spec__ = ModuleSpec(name, None)
+        monkeypatch.setitem(sys.modules, name, module)
+    tasks = ("FeatureExtraction", "MaskedLM", "SequenceClassification", "CausalLM")
+    for task in tasks:
+        setattr(module, f"ORTModelFor{task}", OrtModel)
+    module.ONNX_WEIGHTS_NAME = "model.onnx"
+
+
+@pytest.fixture
+def exported(bare, tmp_path):
+    """A folder with an ONNX file and no other weights: each token's row of a table."""
+    folder = tmp_path / "exported"
+    (folder / "onnx").mkdir(parents=True)
+    for name in set(FILES) - {"model.safetensors"}:
+        shutil.copy(bare / name, folder / name)
+    table = np.random.default_rng(0).standard_normal((200, 16)).astype(np.float32)
+    names = ("input_ids", "attention_mask")
+    graph = helper.make_graph(
+        [helper.make_node("Gather", ["table", "input_ids"], ["last_hidden_state"])],
+        "tokens",
+        [helper.make_tensor_value_info(name, TensorProto.INT64, ["B", "L"]) for name in names],
+        [helper.make_tensor_value_info("last_hidden_state", TensorProto.FLOAT, ["B", "L", 16])],
+        [numpy_helper.from_array(table, "table")],
+    )
+    opset = [helper.make_opsetid("", 17)]
+    onnx.save(
+        helper.make_model(graph, opset_imports=opset, ir_version=9), folder / "onnx" / "model.onnx"
+    )
+    return folder, table
+
+
+@pytest.mark.usefixtures("_optimum")
+def test_load_encoder_runs_an_onnx_file(exported):
+    folder, table = exported
+    encoder = load(folder, backend="onnx", pooling="mean")
+    vectors = encoder.encode(TEXTS)
+    means = np.stack([table[ids].mean(axis=0) for ids in encoder.tokenizer.encode(TEXTS)])
+    cosines = (vectors * means).sum(axis=1) / np.linalg.norm(means, axis=1)
+    assert cosines == pytest.approx(1.0, abs=1e-5)
+    assert encoder.word_embeddings() is None
+    report = preflight(encoder)
+    assert report.passed, report.checks
+    identity = encoder.identity
+    assert EncoderIdentity.from_dict(identity.to_dict()) == identity
+    assert identity.backend == "onnx" and identity.describe().endswith(", with onnx)")
+    (folder / "onnx" / "model.onnx_data").write_bytes(b"weights beside it")
+    again = load(folder, backend="onnx", pooling="mean")
+    with pytest.raises(EncoderError, match="expected vectors of the encoder"):
+        identity.require_same(again.identity, "vectors")
+
+
+@pytest.mark.usefixtures("_optimum")
+def test_load_encoder_refuses_a_folder_without_one_onnx_file(bare, exported):
+    with pytest.raises(EncoderError, match=r"found no \.onnx file"):
+        load(bare, backend="onnx", pooling="mean")
+    folder, _ = exported
+    for name in ("a.onnx", "b.onnx"):
+        shutil.copy(folder / "onnx" / "model.onnx", folder / name)
+    (folder / "onnx" / "model.onnx").unlink()
+    with pytest.raises(EncoderError, match=r"found a\.onnx, b\.onnx\. Give one that name"):
+        load(folder, backend="onnx", pooling="mean")
+
+
+def test_require_backend_names_what_to_install(bare, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"pip install 'sentence-transformers\[onnx\]'"):
+        load(bare, backend="onnx")
+    with pytest.raises(ConfigError, match="torch or onnx; found 'tensorrt'"):
+        load(bare, backend="tensorrt")
+
+
 def gpt(folder, **special):
     tokenizer = hugging("byte_level", **special)
     tokenizer.save_pretrained(folder / "net")
@@ -173,7 +280,7 @@ def gpt(folder, **special):
     return folder / "model"
 
 
-def test_a_missing_padding_token_is_made_up_and_said(tmp_path):
+def test_load_encoder_a_missing_padding_token_is_made_up_and_said(tmp_path):
     encoder = load(gpt(tmp_path, eos_token="<|end|>"))
     together = encoder.encode(["a letter", "the nurse reads a letter"])
     alone = encoder.encode(["a letter"])
@@ -182,20 +289,20 @@ def test_a_missing_padding_token_is_made_up_and_said(tmp_path):
     assert encoder.tokenizer.pad_id != encoder.tokenizer.end_id
 
 
-def test_a_missing_padding_token_without_an_end_token_is_refused(tmp_path):
+def test_load_encoder_a_missing_padding_token_without_an_end_token_is_refused(tmp_path):
     with pytest.raises(EncoderError, match="a padding token; found none"):
         load(gpt(tmp_path))
 
 
 @pytest.mark.parametrize("kind", ["code.Pooler", "os.path", "sentence_transformersx.Pooling"])
-def test_require_known_code_refuses_modules_of_the_model(bert, tmp_path, kind):
+def test_refuse_foreign_code_refuses_modules_of_the_model(bert, tmp_path, kind):
     (tmp_path / "ran.py").write_text("raise SystemExit('code of the model was run')")
     copy = changed(bert, tmp_path, "modules.json", lambda data: data[1].update(type=kind))
     with pytest.raises(EncoderError, match="pass --trust-remote-code"):
         load(copy)
 
 
-def test_require_known_code_reads_routes_and_activations(tmp_path):
+def test_refuse_foreign_code_reads_routes_and_activations(tmp_path):
     refuse_foreign_code(tmp_path)
     (tmp_path / "2_Dense").mkdir()
     path = tmp_path / "2_Dense" / "config.json"
@@ -211,7 +318,7 @@ def test_require_known_code_reads_routes_and_activations(tmp_path):
 
 
 @pytest.mark.parametrize("content", ["{", "[" * 100_000])
-def test_require_known_code_refuses_damaged_settings(tmp_path, content):
+def test_refuse_foreign_code_refuses_damaged_settings(tmp_path, content):
     (tmp_path / "modules.json").write_text(content)
     with pytest.raises(EncoderError, match="JSON in"):
         refuse_foreign_code(tmp_path)

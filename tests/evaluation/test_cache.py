@@ -24,7 +24,7 @@ def written(tmp_path):
     return cache.path
 
 
-def test_what_was_kept_comes_back_in_parts(written, tmp_path):
+def test_row_cache_what_was_kept_comes_back_in_parts(written, tmp_path):
     with RowCache(tmp_path, "greedy:steps=8/x", SETTINGS) as cache:
         assert cache.path == written
         assert cache.read(TEXTS[:2]) == RECOVERIES[:2]
@@ -35,18 +35,18 @@ def test_what_was_kept_comes_back_in_parts(written, tmp_path):
         assert cache.read([*TEXTS, "four"]) == [*RECOVERIES, RECOVERIES[0]]
 
 
-def test_the_file_says_what_it_was_made_with(written):
+def test_row_cache_the_file_says_what_it_was_made_with(written):
     first = json.loads(written.read_text(encoding="utf-8").splitlines()[0])
     assert first == {"row": "greedy:steps=8/x", "settings": SETTINGS}
 
 
-def test_other_settings_are_another_file(written, tmp_path):
+def test_row_cache_other_settings_are_another_file(written, tmp_path):
     with RowCache(tmp_path, "greedy:steps=8/x", {"seed": 1}) as cache:
         assert cache.path != written
         assert cache.read(TEXTS) == []
 
 
-def test_a_line_cut_at_any_byte_is_made_again(written, tmp_path):
+def test_row_cache_a_line_cut_at_any_byte_is_made_again(written, tmp_path):
     content = written.read_bytes()
     lines = content.count(b"\n")
     start = content.rindex(b"\n", 0, -1) + 1
@@ -58,7 +58,7 @@ def test_a_line_cut_at_any_byte_is_made_again(written, tmp_path):
         assert written.read_bytes() == content
 
 
-def test_recoveries_of_other_texts_are_refused(written, tmp_path):
+def test_row_cache_recoveries_of_other_texts_are_refused(written, tmp_path):
     with RowCache(tmp_path, "greedy:steps=8/x", SETTINGS) as cache, pytest.raises(DataError):
         cache.read(["another"])
     written.write_bytes(written.read_bytes().replace(b'"passes"', b'"posses"'))
@@ -67,13 +67,13 @@ def test_recoveries_of_other_texts_are_refused(written, tmp_path):
         cache.read(TEXTS)
 
 
-def test_a_folder_that_cannot_be_is_refused(tmp_path):
+def test_row_cache_a_folder_that_cannot_be_is_refused(tmp_path):
     (tmp_path / "taken").write_text("mine", encoding="utf-8")
     with pytest.raises(DataError, match="a folder at"):
         RowCache(tmp_path / "taken", "greedy", SETTINGS)
 
 
-def test_without_a_folder_nothing_is_kept():
+def test_row_cache_without_a_folder_nothing_is_kept():
     with RowCache(None, "greedy", SETTINGS) as cache:
         cache.append(TEXTS, RECOVERIES)
         assert cache.read(TEXTS) == []

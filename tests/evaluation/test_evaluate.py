@@ -27,7 +27,7 @@ GREEDY = {
 BASELINES = ["shuffled embedding", "no embedding", "nearest training text", "random tokens"]
 
 
-def test_a_perfect_inverter_scores_one_and_the_shuffled_control_does_not(
+def test_evaluate_a_perfect_inverter_scores_one_and_the_shuffled_control_does_not(
     lookup, encoder, passages, pieces
 ):
     report = evaluate(lookup, encoder, passages, limit=None)
@@ -42,7 +42,9 @@ def test_a_perfect_inverter_scores_one_and_the_shuffled_control_does_not(
         assert shuffled[name].n == perfect[name].n == len(pieces)
 
 
-def test_the_shuffled_control_is_the_recovery_of_derangement(lookup, encoder, passages, pieces):
+def test_evaluate_the_shuffled_control_is_the_recovery_of_derangement(
+    lookup, encoder, passages, pieces
+):
     report = evaluate(lookup, encoder, passages, limit=None)
     ids = [piece.token_ids for piece in pieces]
     half = len(ids) // 2
@@ -52,7 +54,7 @@ def test_the_shuffled_control_is_the_recovery_of_derangement(lookup, encoder, pa
     assert figure.mean == pytest.approx(np.mean(by_hand))
 
 
-def test_an_empty_recovery_has_no_cosine(lookup_of, encoder, passages, pieces):
+def test_evaluate_an_empty_recovery_has_no_cosine(lookup_of, encoder, passages, pieces):
     half = [piece.text for piece in pieces[::2]]
     inverter = lookup_of(half)
     report = evaluate(inverter, encoder, passages, limit=None)
@@ -70,7 +72,9 @@ def test_an_empty_recovery_has_no_cosine(lookup_of, encoder, passages, pieces):
     assert report.examples[1].recovered == ""
 
 
-def test_an_inverter_that_recovers_nothing_has_no_cosine_at_all(lookup_of, encoder, passages):
+def test_evaluate_an_inverter_that_recovers_nothing_has_no_cosine_at_all(
+    lookup_of, encoder, passages
+):
     report = evaluate(lookup_of([]), encoder, passages)
     assert report.rows["inverter"]["token-set precision"] is None
     assert report.rows["inverter"]["cosine"] is None
@@ -86,7 +90,7 @@ def test_the_nearest_training_text_is_a_row_of_its_own(lookup, encoder, passages
     assert report.notes == []
 
 
-def test_every_table_has_every_control(lookup, encoder, passages, pairs_folder):
+def test_evaluate_every_table_has_every_control(lookup, encoder, passages, pairs_folder):
     texts = [Passage(text, {"domain": ("a", "b")[i % 2]}) for i, text in enumerate(passages)]
     report = evaluate(lookup, encoder, texts, train_pairs=Pairs.open(pairs_folder))
     assert list(report.rows) == ["inverter", *BASELINES]
@@ -126,7 +130,7 @@ def test_groups_of_length(tokens, group):
     assert list(groups_of(Sample("", [1] * tokens, {}))) == [("length", group)]
 
 
-def test_many_domains_share_a_last_group(lookup, encoder, passages, monkeypatch):
+def test_evaluate_many_domains_share_a_last_group(lookup, encoder, passages, monkeypatch):
     monkeypatch.setattr("unembed.evaluation.evaluate._MOST_GROUPS", 3)
     texts = [Passage(text, {"domain": f"d{i:02}"}) for i, text in enumerate(passages)]
     report = evaluate(lookup, encoder, texts, limit=None)
@@ -135,7 +139,9 @@ def test_many_domains_share_a_last_group(lookup, encoder, passages, monkeypatch)
     assert groups[-1] == "others"
 
 
-def test_a_costly_strategy_may_be_tried_on_fewer_texts(lookup, encoder, passages, tmp_path):
+def test_evaluate_a_costly_strategy_may_be_tried_on_fewer_texts(
+    lookup, encoder, passages, tmp_path
+):
     specs = ["best-of:samples=1:encoder_calls=1:limit=6", "greedy", "greedy:limit=6"]
     texts = [Passage(text, {"domain": f"d{i % 3}"}) for i, text in enumerate(passages)]
     report = evaluate(lookup, encoder, texts, limit=30, strategy=specs, folder=tmp_path)
@@ -187,7 +193,9 @@ def test_evaluate_hands_the_encoder_only_to_an_attack_that_may_call_it(lookup, e
     assert rest and all(options["encoder"] is None for options in rest)
 
 
-def test_without_the_libraries_their_metrics_are_missing(lookup, encoder, passages, monkeypatch):
+def test_evaluate_without_the_libraries_their_metrics_are_missing(
+    lookup, encoder, passages, monkeypatch
+):
     for name in ("sacrebleu.metrics.bleu", "rouge_score.rouge_scorer"):
         monkeypatch.setitem(sys.modules, name, None)
     report = evaluate(lookup, encoder, passages, limit=10)
@@ -199,7 +207,7 @@ def test_without_the_libraries_their_metrics_are_missing(lookup, encoder, passag
     assert "ROUGE-L: not measured, rouge-score is not installed" in report.notes[1]
 
 
-def test_a_perfect_inverter_has_a_perfect_bleu(lookup, encoder, passages):
+def test_evaluate_a_perfect_inverter_has_a_perfect_bleu(lookup, encoder, passages):
     row = evaluate(lookup, encoder, passages).rows["inverter"]
     assert row["BLEU (corpus)"].mean == pytest.approx(100.0)
     assert row["ROUGE-L"].mean == 1.0
@@ -208,7 +216,7 @@ def test_a_perfect_inverter_has_a_perfect_bleu(lookup, encoder, passages):
     assert row["milliseconds"].mean > 0.0
 
 
-def test_the_report_says_how_it_was_made(lookup, encoder, passages):
+def test_evaluate_the_report_says_how_it_was_made(lookup, encoder, passages):
     report = evaluate(lookup, encoder, passages, limit=10, steps=3, seed=5)
     assert report.settings == {
         "texts": 10,
@@ -221,12 +229,13 @@ def test_the_report_says_how_it_was_made(lookup, encoder, passages):
         "attacks": {"inverter": GREEDY},
         "controls_decoded_by": GREEDY,
         "bootstrap_resamples": 1000,
+        "vectors": "embedded here",
     }
     assert len(report.examples) == 10
     assert all(options["decoding"] == Decoding(steps=3) for _, options in lookup.calls)
 
 
-def test_the_sample_is_that_of_the_seed(lookup, encoder, passages, pieces):
+def test_evaluate_the_sample_is_that_of_the_seed(lookup, encoder, passages, pieces):
     def originals(seed):
         report = evaluate(lookup, encoder, passages, limit=10, seed=seed)
         return [example.original for example in report.examples]
@@ -239,12 +248,12 @@ def test_the_sample_is_that_of_the_seed(lookup, encoder, passages, pieces):
 
 
 @pytest.mark.parametrize("limit", [None, 10_000])
-def test_a_generous_limit_takes_every_piece(lookup, encoder, passages, pieces, limit):
+def test_evaluate_a_generous_limit_takes_every_piece(lookup, encoder, passages, pieces, limit):
     report = evaluate(lookup, encoder, passages, limit=limit)
     assert [example.original for example in report.examples] == [piece.text for piece in pieces]
 
 
-def test_texts_are_cut_as_in_training(lookup, encoder, tiny_config):
+def test_evaluate_texts_are_cut_as_in_training(lookup, encoder, tiny_config):
     lookup.trained["config"]["data"]["pack"] = 0.0
     lookup.trained["config"]["data"]["min_tokens"] = 4
     report = evaluate(lookup, encoder, ["the cat sleeps. a dog runs. is it."])
@@ -252,12 +261,12 @@ def test_texts_are_cut_as_in_training(lookup, encoder, tiny_config):
 
 
 @pytest.mark.parametrize("texts", [[], ["", "no."], ["the cat sleeps."]])
-def test_fewer_than_two_pieces_are_refused(lookup, encoder, texts):
+def test_evaluate_fewer_than_two_pieces_are_refused(lookup, encoder, texts):
     with pytest.raises(DataError, match="at least 2 pieces of 3 tokens or more"):
         evaluate(lookup, encoder, texts)
 
 
-def test_another_encoder_is_refused(lookup, passages):
+def test_evaluate_another_encoder_is_refused(lookup, passages):
     with pytest.raises(EncoderError, match="vectors of the encoder fake"):
         evaluate(lookup, FakeEncoder(dimension=16), passages)
     assert lookup.calls == []
@@ -271,7 +280,9 @@ def test_training_pairs_of_another_encoder_are_refused(lookup, encoder, passages
         evaluate(lookup, encoder, passages, train_pairs=Pairs.open(pairs_folder))
 
 
-def test_progress_reaches_the_total_of_every_stage(lookup, encoder, passages, pieces, pairs_folder):
+def test_evaluate_progress_reaches_the_total_of_every_stage(
+    lookup, encoder, passages, pieces, pairs_folder
+):
     last = {}
 
     def note(stage, done, total):
@@ -286,7 +297,7 @@ def test_progress_reaches_the_total_of_every_stage(lookup, encoder, passages, pi
     }
 
 
-def test_a_real_inverter_beats_its_shuffled_control(inverter, encoder, passages):
+def test_evaluate_a_real_inverter_beats_its_shuffled_control(inverter, encoder, passages):
     report = evaluate(inverter, encoder, passages, limit=60, steps=4)
     found, chance = report.rows["inverter"], report.rows["shuffled embedding"]
     assert found["token-set F1"].mean > chance["token-set F1"].high
@@ -299,13 +310,15 @@ def test_a_real_inverter_beats_its_shuffled_control(inverter, encoder, passages)
 
 
 @pytest.mark.parametrize("strategy", [[], ["greedy", "greedy"]])
-def test_strategies_must_differ(lookup, encoder, passages, strategy):
+def test_evaluate_strategies_must_differ(lookup, encoder, passages, strategy):
     with pytest.raises(ConfigError, match="different strategies"):
         evaluate(lookup, encoder, passages, strategy=strategy)
 
 
 @pytest.mark.parametrize("wrong", ["greeedy", "greedy:order=best", "euler:top_p=2"])
-def test_a_wrong_strategy_is_refused_before_any_is_tried(inverter, encoder, passages, wrong):
+def test_evaluate_a_wrong_strategy_is_refused_before_any_is_tried(
+    inverter, encoder, passages, wrong
+):
     said = []
     with pytest.raises(ConfigError):
         evaluate(

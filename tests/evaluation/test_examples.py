@@ -1,6 +1,6 @@
 import pytest
 
-from unembed.evaluation import examples as module
+from unembed.evaluation import samples as module
 from unembed.evaluation.metrics import Recovery
 from unembed.evaluation.samples import (
     Sample,
@@ -13,7 +13,7 @@ from unembed.evaluation.samples import (
 from .. import architectures
 
 
-def test_right_tokens_are_marked(encoder):
+def test_make_example_right_tokens_are_marked(encoder):
     tokenizer = encoder.tokenizer
     (ids,), (back,) = tokenizer.encode(["the cat sleeps ."]), tokenizer.encode(["the dog cat ."])
     sample = Sample("the cat sleeps .", ids, {"lang": "en"})
@@ -25,7 +25,7 @@ def test_right_tokens_are_marked(encoder):
 
 
 @pytest.mark.parametrize("name", list(architectures.TOKENIZERS))
-def test_pieces_join_to_the_text_in_every_script(name):
+def test_pieces_of_pieces_join_to_the_text_in_every_script(name):
     from unembed.tokenizer import from_transformers
 
     tokenizer = from_transformers(architectures.TOKENIZERS[name]())
@@ -41,7 +41,7 @@ def an_example(index, f1, row="inverter"):
     return module.Example(f"text {index}", "", None, index, row, f1, [], {})
 
 
-def test_examples_are_chosen_by_seed_from_each_third():
+def test_choose_examples_examples_are_chosen_by_seed_from_each_third():
     scores = [(index * 7) % 30 / 30 for index in range(30)]
     examples = [an_example(index, f1) for index, f1 in enumerate(scores)]
     others = [an_example(index, 0.5, "other") for index in range(30)]
@@ -57,12 +57,12 @@ def test_examples_are_chosen_by_seed_from_each_third():
     assert choose_examples(examples, seed=4) != chosen
 
 
-def test_few_examples_are_few():
+def test_choose_examples_few_examples_are_few():
     chosen = choose_examples([an_example(0, 1.0), an_example(1, 0.0)], seed=0)
     assert [len(third) for third in chosen.values()] == [1, 1, 0]
 
 
-def test_kept_texts_are_all_or_a_sample(monkeypatch):
+def test_draw_indices_kept_texts_are_all_or_a_sample(monkeypatch):
     monkeypatch.setattr(module, "MOST", 5)
     assert draw_indices(5, 0) == set(range(5))
     drawn = draw_indices(100, 0)

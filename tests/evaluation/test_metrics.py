@@ -40,14 +40,14 @@ tokens = st.lists(st.integers(0, 5), min_size=1, max_size=8)
         ([5], [5], 1.0, 1.0, 1.0),
     ],
 )
-def test_metrics_by_hand(original, recovered, accuracy, exact, f1):
+def test_token_accuracy_metrics_by_hand(original, recovered, accuracy, exact, f1):
     assert token_accuracy(original, recovered) == pytest.approx(accuracy)
     assert exact_match(original, recovered) == exact
     assert token_set_f1(original, recovered) == pytest.approx(f1)
 
 
 @given(tokens, st.lists(st.integers(0, 5), max_size=8))
-def test_metrics_by_brute_force(original, recovered):
+def test_token_accuracy_metrics_by_brute_force(original, recovered):
     at = dict(enumerate(recovered))
     hits = [at.get(place) == token for place, token in enumerate(original)]
     assert token_accuracy(original, recovered) == pytest.approx(np.mean(hits))
@@ -76,12 +76,12 @@ def test_measure_says_whether_a_text_is_too_short_or_too_long(encoder):
         assert values[COLUMNS.index("length error")] == abs(bias)
 
 
-def test_nothing_recovered_has_no_precision():
+def test_token_set_precision_nothing_recovered_has_no_precision():
     assert token_set_precision([1, 2], []) is None
     assert token_set_recall([1, 2], []) == 0.0
 
 
-def test_rare_tokens_weigh_more():
+def test_rarity_rare_tokens_weigh_more():
     counts = np.array([97, 0, 1, 5, 5, 5], dtype=np.int64)
     weights = rarity(counts, SimpleNamespace(special_ids={3, 4, 5}))
     total = 98 + 1 + 2  # one more each, without the special tokens
@@ -95,7 +95,7 @@ def test_rare_tokens_weigh_more():
     assert informative_recall([0, 1], [1, 0, 2], weights) == 1.0
 
 
-def test_calibration_by_hand():
+def test_calibration_sums_calibration_by_hand():
     sums = calibration_sums([1, 2, 3], [1, 9, 3, 4], [0.95, 0.91, 0.35, 0.31])
     assert sums[9] == pytest.approx([2, 1.86, 1])
     assert sums[3] == pytest.approx([2, 0.66, 1])
@@ -105,7 +105,7 @@ def test_calibration_by_hand():
     assert calibration_sums([1], [1], [1.0])[9] == pytest.approx([1, 1, 1]), "1 is in the last bin"
 
 
-def test_bleu_is_that_of_the_library(minilm):
+def test_make_ruler_bleu_is_that_of_the_library(minilm):
     from sacrebleu.metrics.bleu import BLEU
 
     ruler, _ = make_ruler(minilm.tokenizer, None)

@@ -9,8 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from unembed.errors import DataError
 from unembed.evaluation import rows as recovering
+from unembed.evaluation.cache import FOLDER
 from unembed.evaluation.evaluate import evaluate
+from unembed.files import locked
 from unembed.inverter import Inverter
 
 ROOT = Path(__file__).parents[2]
@@ -31,7 +34,7 @@ def small_batches(monkeypatch):
 
 
 @pytest.mark.parametrize("after", [0, 1, 3, 5, 7])
-def test_finished_rows_are_not_done_again(
+def test_evaluate_finished_rows_are_not_done_again(
     lookup_of, encoder, pieces, passages, tmp_path, after, small_batches
 ):
     texts = [piece.text for piece in pieces[::2]]
@@ -52,7 +55,7 @@ def test_finished_rows_are_not_done_again(
     )
 
 
-def test_other_settings_are_decoded_anew(lookup, encoder, passages, tmp_path):
+def test_evaluate_other_settings_are_decoded_anew(lookup, encoder, passages, tmp_path):
     evaluate(lookup, encoder, passages, limit=20, folder=tmp_path)
     done = len(lookup.calls)
     evaluate(lookup, encoder, passages, limit=20, folder=tmp_path, seed=1)
@@ -87,7 +90,8 @@ evaluate(inverter, FakeEncoder(), Path(texts).read_text().splitlines(), folder=P
 """
 
 
-def test_a_killed_process_goes_on(
+@pytest.mark.slow
+def test_evaluate_a_killed_process_goes_on(
     inverter_folder, encoder, passages, text_file, tmp_path, monkeypatch
 ):
     out = tmp_path / "report"
@@ -116,3 +120,10 @@ def lines(out):
     """Finished recoveries of the inverter's row."""
     found = list(out.glob("decoded/inverter-*.jsonl"))
     return max(0, found[0].read_bytes().count(b"\n") - 1) if found else 0
+
+
+def test_evaluate_refuses_a_folder_that_is_written_to(lookup, encoder, passages, tmp_path):
+    (tmp_path / FOLDER).mkdir()
+    with locked(tmp_path / FOLDER), pytest.raises(DataError, match="another process"):
+        evaluate(lookup, encoder, passages, limit=20, folder=tmp_path)
+    assert not lookup.calls

@@ -42,7 +42,7 @@ def test_a_file_without_labels(tmp_path):
     assert list(PassageFile(tmp_path / "c.jsonl", "body")) == [Passage("four", {})]
 
 
-def test_a_wrong_line_is_refused(tmp_path):
+def test_passage_file_a_wrong_line_is_refused(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"text": "a"}\n{"tex', encoding="utf-8")
     with pytest.raises(DataError, match="line 2"):
         list(PassageFile(tmp_path / "a.jsonl"))
@@ -60,7 +60,7 @@ def test_all_pieces_in_order(samples, pieces):
     assert [s.token_ids for s in found] == [piece.token_ids for piece in pieces]
 
 
-def test_a_generator_is_read_once_and_kept(samples, passages):
+def test_samples_a_generator_is_read_once_and_kept(samples, passages):
     assert list(samples(text for text in passages)) == list(samples())
 
 
@@ -77,14 +77,14 @@ def test_chunks_hold_everything_and_never_one_alone(samples, size, limit):
         at += len(chunk)
 
 
-def test_the_digest_is_that_of_the_texts(samples, passages):
+def test_samples_the_digest_is_that_of_the_texts(samples, passages):
     assert samples().digest == samples().digest
     assert samples().digest != samples(passages[1:]).digest
     labelled = [Passage(text, {"lang": "en"}) for text in passages]
     assert samples(labelled).digest != samples().digest
 
 
-def test_reading_is_reported(samples, passages, monkeypatch):
+def test_samples_reading_is_reported(samples, passages, monkeypatch):
     monkeypatch.setattr("unembed.evaluation.samples._REPORT_EVERY", 20)
     seen = []
     samples(report=seen.append)

@@ -23,17 +23,17 @@ from unembed.evaluation.metrics import find_spans, span_recalls
         ("\u201cHello\u201d was NATO's word", "names", {"NATO's"}),
     ],
 )
-def test_spans_by_hand(text, kind, found):
+def test_find_spans_spans_by_hand(text, kind, found):
     assert find_spans(text)[kind] == found
 
 
-def test_what_stands_inside_an_address_is_not_counted_twice():
+def test_find_spans_what_stands_inside_an_address_is_not_counted_twice():
     found = find_spans("at www.a.org/1984/Smith and Bob2@b.com")
     assert found["numbers"] == set()
     assert found["names"] == set()
 
 
-def test_recall_is_that_of_the_distinct_spans(minilm):
+def test_span_recalls_recall_is_that_of_the_distinct_spans(minilm):
     found = span_recalls("the years 1984, 1985 and 1984", "in 1984", minilm.tokenizer)
     assert found == {"numbers": 0.5}
 
@@ -48,14 +48,14 @@ def test_recall_is_that_of_the_distinct_spans(minilm):
         ("", 0.0),
     ],
 )
-def test_spaces_and_case_do_not_count_but_words_end(minilm, recovered, recall):
+def test_span_recalls_spaces_and_case_do_not_count_but_words_end(minilm, recovered, recall):
     found = span_recalls("please mail bob@x.org", recovered, minilm.tokenizer)
     assert found == {"e-mail addresses": recall}
 
 
-def test_a_number_inside_another_is_not_that_number(minilm):
+def test_span_recalls_a_number_inside_another_is_not_that_number(minilm):
     assert span_recalls("it was 7 then", "it was 1977", minilm.tokenizer) == {"numbers": 0.0}
 
 
-def test_accents_are_compared_as_the_tokenizer_spells_them(minilm):
+def test_span_recalls_accents_are_compared_as_the_tokenizer_spells_them(minilm):
     assert span_recalls("we saw José", "we saw jose", minilm.tokenizer) == {"names": 1.0}

@@ -27,7 +27,7 @@ def test_with_memory_to_spare_there_are_as_many_pairs_as_make_sense(pairs):
     assert found <= available < 2 * found and found <= MAX_BATCH
 
 
-def test_on_a_cpu_half_of_the_free_memory_bounds_it(pairs, monkeypatch):
+def test_find_batch_size_on_a_cpu_half_of_the_free_memory_bounds_it(pairs, monkeypatch):
     weights = 4 * sum(
         p.nbytes for p in loop.make_denoiser(make_config(), Pairs.open(pairs)).parameters()
     )
@@ -39,13 +39,15 @@ def test_on_a_cpu_half_of_the_free_memory_bounds_it(pairs, monkeypatch):
     assert 4_000_000 / (8 * 2 * 12 * 30 * 32) < small < 4_000_000 / (2 * 2 * 12 * 10 * 32)
 
 
-def test_no_room_at_all_is_said(pairs, monkeypatch):
+def test_find_batch_size_no_room_at_all_is_said(pairs, monkeypatch):
     monkeypatch.setattr(module, "free_bytes", lambda device: 1000)
     with pytest.raises(TrainingError, match="1000 bytes free"):
         choose(pairs)
 
 
-def test_a_run_keeps_the_size_it_found_when_it_resumes(pairs, tmp_path, monkeypatch):
+def test_find_batch_size_a_run_keeps_the_size_it_found_when_it_resumes(
+    pairs, tmp_path, monkeypatch
+):
     config = make_config(batch_size="auto", steps=3, decoded_pairs=0)
     loop.train(config, pairs, tmp_path, CPU)
     found = read_state(tmp_path / LATEST).facts["config"]["training"]["batch_size"]
@@ -56,7 +58,7 @@ def test_a_run_keeps_the_size_it_found_when_it_resumes(pairs, tmp_path, monkeypa
 
 
 @pytest.mark.parametrize(("limit", "free"), [("5000", 3000), ("max", None), ("100", 0)])
-def test_a_container_has_what_its_limit_leaves(tmp_path, monkeypatch, limit, free):
+def test_free_bytes_a_container_has_what_its_limit_leaves(tmp_path, monkeypatch, limit, free):
     """Files that were read count as used there, and are given up when memory is asked for."""
     files = {"max": limit, "current": "3500", "stat": "anon 2000\ninactive_file 1500\nslab 1"}
     for name, text in files.items():

@@ -79,7 +79,7 @@ def test_row_reader_of_resident_pairs_gives_the_same_pairs(pairs):
     torch.testing.assert_close(resident[1], stored[1])
 
 
-def test_the_network_can_be_compiled_in_one_piece(monkeypatch):
+def test_diffusion_loss_the_network_can_be_compiled_in_one_piece(monkeypatch):
     """One graph, no breaks; the kernels themselves are the compiler's business."""
     compile_ = torch.compile
     monkeypatch.setattr(
@@ -131,7 +131,7 @@ def test_perturb_embeddings_is_decided_by_its_generator(vectors):
     assert torch.equal(first, second)
 
 
-def test_what_is_drawn_is_sent_without_waiting(monkeypatch):
+def test_perturb_embeddings_what_is_drawn_is_sent_without_waiting(monkeypatch):
     """The draws are made on the host; a GPU would be waited for at a plain copy."""
     waits, original = [], torch.Tensor.to
 
@@ -144,7 +144,7 @@ def test_what_is_drawn_is_sent_without_waiting(monkeypatch):
     assert waits == [False, False]
 
 
-def test_a_gpu_is_sent_to_from_pinned_memory():
+def test_send_a_gpu_is_sent_to_from_pinned_memory():
     """Only such a copy goes on while the host does something else."""
     calls = []
 

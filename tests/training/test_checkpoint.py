@@ -63,7 +63,7 @@ def test_pairs_that_came_since_do_not_change_a_run(growing, tmp_path):
 
 
 @pytest.mark.parametrize("fewer", [False, True])
-def test_other_pairs_are_refused(growing, tmp_path, fewer):
+def test_train_other_pairs_are_refused(growing, tmp_path, fewer):
     folder, _ = growing
     cut(make_config(), folder, tmp_path / "run", 5)
     before = (tmp_path / "run" / LATEST).read_bytes()
@@ -76,7 +76,7 @@ def test_other_pairs_are_refused(growing, tmp_path, fewer):
     assert (tmp_path / "run" / LATEST).read_bytes() == before
 
 
-def test_another_process_of_masking_is_refused(pairs, tmp_path):
+def test_train_another_process_of_masking_is_refused(pairs, tmp_path):
     config = make_config()
     cut(config, pairs, tmp_path, 5)
     linear = config.diffusion.model_copy(update={"schedule": "linear"})
@@ -85,7 +85,9 @@ def test_another_process_of_masking_is_refused(pairs, tmp_path):
         loop.train(other, pairs, tmp_path, CPU, resume=True)
 
 
-def test_a_folder_in_use_is_refused_before_a_batch_size_is_tried(pairs, tmp_path, monkeypatch):
+def test_train_a_folder_in_use_is_refused_before_a_batch_size_is_tried(
+    pairs, tmp_path, monkeypatch
+):
     cut(make_config(), pairs, tmp_path, 5)
     tried = []
     monkeypatch.setattr(loop, "find_batch_size", lambda *given: tried.append(1) or 8)
@@ -101,7 +103,7 @@ def test_processes_that_see_different_states_are_refused(pairs, tmp_path, monkey
         loop.train(make_config(), pairs, tmp_path, CPU, resume=True)
 
 
-def test_a_table_thawed_on_the_way_resumes_exactly_too(pairs, tmp_path):
+def test_train_a_table_thawed_on_the_way_resumes_exactly_too(pairs, tmp_path):
     thawed = make_config(table_lr=0.5)
     for run in (tmp_path / "whole", tmp_path / "cut"):
         loop.train(make_config(table_lr=0.0, steps=4), pairs, run, CPU)
@@ -133,7 +135,7 @@ def test_save_state_on_a_full_disk_keeps_the_old_state(pairs, tmp_path, monkeypa
     assert not list(tmp_path.glob("*.tmp"))
 
 
-def test_a_run_is_not_overwritten_nor_mixed_with_another(pairs, tmp_path):
+def test_train_a_run_is_not_overwritten_nor_mixed_with_another(pairs, tmp_path):
     loop.train(make_config(steps=4), pairs, tmp_path, CPU)
     with pytest.raises(CheckpointError, match="--resume"):
         loop.train(make_config(steps=4), pairs, tmp_path, CPU)
@@ -160,14 +162,14 @@ def test_start_or_resume_goes_on_when_its_encoder_has_another_name(pairs, tmp_pa
         loop.train(make_config(steps=5), moved, tmp_path / "run", CPU, resume=True)
 
 
-def test_a_run_is_not_mixed_into_its_pairs(pairs):
+def test_train_a_run_is_not_mixed_into_its_pairs(pairs):
     before = sorted(path.name for path in pairs.iterdir())
     with pytest.raises(CheckpointError, match=r"an empty run folder .*prepared pairs"):
         loop.train(make_config(steps=4), pairs, pairs, CPU)
     assert sorted(path.name for path in pairs.iterdir()) == before
 
 
-def test_pairs_of_another_length_than_the_configuration_are_refused(pairs, tmp_path):
+def test_train_pairs_of_another_length_than_the_configuration_are_refused(pairs, tmp_path):
     config = make_config()
     longer = config.data.length + 1
     data = config.data.model_copy(update={"length": longer})
@@ -176,7 +178,7 @@ def test_pairs_of_another_length_than_the_configuration_are_refused(pairs, tmp_p
 
 
 @pytest.mark.parametrize("changed", ["seed", "validation_pairs", "batch_size"])
-def test_a_run_is_not_resumed_with_other_samples(pairs, tmp_path, changed):
+def test_train_a_run_is_not_resumed_with_other_samples(pairs, tmp_path, changed):
     config = make_config(steps=4)
     loop.train(config, pairs, tmp_path, CPU)
     before = (tmp_path / LATEST).read_bytes()
@@ -235,7 +237,7 @@ def test_start_from_makes_a_longer_and_deeper_run_start_as_the_inverter(pairs, t
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="limits of a process")
-def test_a_disk_that_really_refuses_keeps_the_old_state(pairs, tmp_path):
+def test_train_a_disk_that_really_refuses_keeps_the_old_state(pairs, tmp_path):
     """No file may grow beyond a few kilobytes, which the state does."""
     loop.train(make_config(steps=4, decoded_pairs=0), pairs, tmp_path, CPU)
     before = (tmp_path / LATEST).read_bytes()
@@ -267,7 +269,7 @@ except TrainingError as error:
 
 
 @pytest.mark.parametrize("refused", [BEST, loop.METRICS])
-def test_a_disk_full_at_any_file_keeps_the_old_state(pairs, tmp_path, monkeypatch, refused):
+def test_train_a_disk_full_at_any_file_keeps_the_old_state(pairs, tmp_path, monkeypatch, refused):
     loop.train(make_config(steps=4), pairs, tmp_path, CPU)
     before = {name: (tmp_path / name).read_bytes() for name in (LATEST, BEST)}
     original = checkpoint.write_tensors
@@ -351,7 +353,9 @@ def test_saved_state_is_refused_where_both_are_damaged(pairs, eight):
 
 @pytest.mark.parametrize("resume", [False, True])
 @pytest.mark.parametrize("left", [BEST, METRICS])
-def test_a_run_without_a_state_is_not_begun_anew_over_what_is_left(pairs, eight, left, resume):
+def test_train_a_run_without_a_state_is_not_begun_anew_over_what_is_left(
+    pairs, eight, left, resume
+):
     for name in {LATEST, PREVIOUS, BEST, METRICS} - {left}:
         (eight / name).unlink()
     before = (eight / left).read_bytes()
@@ -360,7 +364,7 @@ def test_a_run_without_a_state_is_not_begun_anew_over_what_is_left(pairs, eight,
     assert (eight / left).read_bytes() == before
 
 
-def test_a_best_state_never_is_without_a_latest_one(pairs, whole, tmp_path):
+def test_read_state_a_best_state_never_is_without_a_latest_one(pairs, whole, tmp_path):
     """Killed between the first validation and the first regular save."""
     config = make_config(save_every=100)
 
@@ -385,7 +389,7 @@ def test_read_state_takes_files_of_older_versions_without_a_digest(pairs, eight,
     assert same_tensors(whole / LATEST, eight / LATEST)
 
 
-def test_a_lost_tokenizer_is_put_back(pairs, eight):
+def test_train_a_lost_tokenizer_is_put_back(pairs, eight):
     tokenizer = (eight / TOKENIZER).read_bytes()
     (eight / TOKENIZER).unlink()
     loop.train(make_config(), pairs, eight, CPU, resume=True)
@@ -403,7 +407,7 @@ def test_locked_keeps_a_second_training_out_of_a_folder(pairs, eight):
     assert loop.train(make_config(), pairs, eight, CPU, resume=True).step == 12
 
 
-def test_a_wsd_run_made_longer_before_its_decay_equals_one_planned_longer(pairs, tmp_path):
+def test_train_a_wsd_run_made_longer_before_its_decay_equals_one_planned_longer(pairs, tmp_path):
     schedule = {"schedule": "wsd", "decay_steps": 4}
     loop.train(make_config(**schedule), pairs, tmp_path / "whole", CPU)
     cut(make_config(steps=8, **schedule), pairs, tmp_path / "cut", 4)

@@ -60,7 +60,7 @@ def test_an_svg_has_a_titled_panel_a_figure_and_names_its_runs(tmp_path):
     assert found.count("optimiser steps") == 3
 
 
-def test_a_png_is_a_png_and_the_same_twice(tmp_path):
+def test_save_curves_a_png_is_a_png_and_the_same_twice(tmp_path):
     run = write_run(tmp_path / "run")
     for name in ("one.png", "two.PNG"):
         save_curves([run], tmp_path / name)
@@ -72,7 +72,9 @@ def test_a_png_is_a_png_and_the_same_twice(tmp_path):
 
 
 @pytest.mark.parametrize(("axis", "per_step"), [("steps", 1.0), ("samples", 96.0), ("hours", 0.5)])
-def test_every_axis_puts_every_figure_where_it_was_measured(tmp_path, drawn, axis, per_step):
+def test_draw_curves_every_axis_puts_every_figure_where_it_was_measured(
+    tmp_path, drawn, axis, per_step
+):
     run = write_run(tmp_path / "run")
     draw_curves([read_run(run)[0]], axis)
     (loss, held_out) = [(x, y) for title, _, x, y in drawn if title == "loss"]
@@ -117,7 +119,7 @@ def test_a_long_curve_is_drawn_as_means(tmp_path, drawn):
     assert sum(training[1]) / 300 == pytest.approx(2.0, abs=0.2)
 
 
-def test_damaged_lines_and_what_is_not_finite_are_left_out(tmp_path, drawn):
+def test_save_curves_damaged_lines_and_what_is_not_finite_are_left_out(tmp_path, drawn):
     run = write_run(tmp_path / "run")
     with (run / METRICS).open("a") as file:
         file.write('{"step": 41, "loss": NaN}\n{"step": 42, "lo\n\n')
@@ -145,7 +147,7 @@ def test_what_is_no_run_is_refused_and_nothing_written(tmp_path, content, messag
     assert not list(tmp_path.glob("x.png*"))
 
 
-def test_a_log_that_does_not_count_is_refused_on_that_axis(tmp_path):
+def test_save_curves_a_log_that_does_not_count_is_refused_on_that_axis(tmp_path):
     run = tmp_path / "run"
     run.mkdir()
     (run / METRICS).write_text('{"step": 1, "loss": 2.0}\n')
@@ -155,7 +157,7 @@ def test_a_log_that_does_not_count_is_refused_on_that_axis(tmp_path):
     save_curves([run], tmp_path / "x.png")
 
 
-def test_bad_options_are_refused(tmp_path, monkeypatch):
+def test_save_curves_bad_options_are_refused(tmp_path, monkeypatch):
     run = write_run(tmp_path / "run")
     with pytest.raises(ConfigError, match=r"steps, samples, hours; found 'days'"):
         save_curves([run], tmp_path / "x.png", "days")

@@ -73,12 +73,12 @@ def test_a_run_of_two_resumes_exactly_and_any_of_them_can_end_it(two_processes):
 
 
 @pytest.mark.slow
-def test_a_batch_size_found_for_two_is_shared_by_both(two_processes):
+def test_find_batch_size_a_batch_size_found_for_two_is_shared_by_both(two_processes):
     facts = read_state(two_processes / "auto" / LATEST).facts
     assert facts["config"]["training"]["batch_size"] == 1024  # 512 of the pairs there are for each
 
 
-def test_alone_nothing_is_wrapped_or_asked():
+def test_processes_alone_nothing_is_wrapped_or_asked():
     processes, layer = Processes(CPU), torch.nn.Linear(2, 2)
     assert (processes.count, processes.rank, processes.compute) == (1, 0, CPU)
     assert processes.wrap(layer) is layer
@@ -88,7 +88,7 @@ def test_alone_nothing_is_wrapped_or_asked():
     assert processes.any(True) and not processes.any(False)
 
 
-def test_shares_cover_a_batch_once():
+def test_processes_shares_cover_a_batch_once():
     processes = Processes(CPU)
     processes.count = 4
     parts = []
@@ -97,7 +97,7 @@ def test_shares_cover_a_batch_once():
     assert parts == list(range(11))
 
 
-def test_other_ways_of_sharing_a_network_are_refused(monkeypatch):
+def test_processes_other_ways_of_sharing_a_network_are_refused(monkeypatch):
     class Sharded:
         num_processes, process_index, distributed_type = 2, 0, "FSDP"
 
@@ -274,13 +274,13 @@ def test_a_step_that_is_bad_for_one_is_skipped_by_all(sharded):
     assert same and all(torch.equal(good[name], after[name]) for name in same)
 
 
-def test_alone_there_is_nothing_to_share_out():
+def test_full_tensor_alone_there_is_nothing_to_share_out():
     assert not Processes(CPU, shard=True).sharded
     tensor = torch.ones(3)
     assert full_tensor(tensor) is tensor
     assert torch.equal(distribute_like(tensor, torch.zeros(3)), tensor)
 
 
-def test_a_batch_size_that_is_tried_out_with_a_whole_copy_is_refused():
+def test_training_section_a_batch_size_that_is_tried_out_with_a_whole_copy_is_refused():
     with pytest.raises(ValidationError, match="batch_size must be a number with shard"):
         TrainingSection(shard=True, batch_size="auto")

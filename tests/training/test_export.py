@@ -38,7 +38,7 @@ def report(run, passages):
     return figures.to_dict()
 
 
-def test_the_folder_has_the_averaged_weights_tokenizer_card_and_curves(run, tmp_path):
+def test_export_run_the_folder_has_the_averaged_weights_tokenizer_card_and_curves(run, tmp_path):
     out = tmp_path / "out"
     notes = export_run(run, out)
     assert all("decoded" in note for note in notes)
@@ -53,13 +53,15 @@ def test_the_folder_has_the_averaged_weights_tokenizer_card_and_curves(run, tmp_
     assert Inverter.from_pretrained(out).trained["device"] == CPU.describe()
 
 
-def test_the_card_says_what_the_run_was(run, tmp_path):
+def test_export_run_the_card_says_what_the_run_was(run, tmp_path):
     export_run(run, tmp_path)
     text = (tmp_path / "README.md").read_text(encoding="utf-8")
     saved = read_state(run / BEST)
     progress, facts = saved.progress, saved.facts
     assert ModelCard(text).data.to_dict()["library_name"] == "unembed"
     assert "# Inverter for fake, texts of up to 11 tokens" in text
+    assert ModelCard(text).data.to_dict()["license"] == "other", "whose words the table starts from"
+    assert "`fake`, whose licence is not known here" in text
     assert f"{progress.step:,} steps of 8 pairs" in text and f"{progress.pairs:,} pairs" in text
     assert f"on {CPU.describe()}" in text and f"{progress.best_loss:.4f}" in text
     (settings,) = re.findall(r"```yaml\n(.*?)```", text, flags=re.DOTALL)
@@ -71,7 +73,7 @@ def test_the_card_says_what_the_run_was(run, tmp_path):
         assert words in text
 
 
-def test_the_card_s_python_runs(run, tmp_path, monkeypatch, capsys):
+def test_export_run_the_card_s_python_runs(run, tmp_path, monkeypatch, capsys):
     export_run(run, tmp_path)
     text = (tmp_path / "README.md").read_text(encoding="utf-8")
     (code,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
@@ -104,7 +106,9 @@ def test_a_figure_that_could_not_be_computed_is_not_a_zero():
         (None, "FileNotFoundError"),
     ],
 )
-def test_what_is_no_evaluation_is_refused_and_nothing_written(run, tmp_path, content, message):
+def test_export_run_what_is_no_evaluation_is_refused_and_nothing_written(
+    run, tmp_path, content, message
+):
     path = tmp_path / "eval.json"
     if content is not None:
         path.write_text(content)
@@ -124,12 +128,12 @@ def test_figures_of_another_encoder_are_refused(run, report, tmp_path):
     export_run(run, tmp_path / "out", evaluation=tmp_path / "eval.json")
 
 
-def test_a_card_of_one_s_own_is_taken_as_it_is(run, tmp_path):
+def test_export_run_a_card_of_one_s_own_is_taken_as_it_is(run, tmp_path):
     export_run(run, tmp_path, card="# Mine\n")
     assert (tmp_path / "README.md").read_text() == "# Mine\n"
 
 
-def test_int8_shards_from_the_run_load(run, tmp_path):
+def test_export_run_int8_shards_from_the_run_load(run, tmp_path):
     export_run(run, tmp_path, storage=Storage("int8", "4KB"))
     assert len(list(tmp_path.glob("model-*-of-*.safetensors"))) > 1
     loaded, exact = Inverter.from_pretrained(tmp_path), inverter_from_run(run)
@@ -142,7 +146,7 @@ def test_int8_shards_from_the_run_load(run, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["README.md", "manifest.json", "config.json"])
-def test_files_of_others_are_not_written_over(run, tmp_path, name):
+def test_export_run_files_of_others_are_not_written_over(run, tmp_path, name):
     (tmp_path / name).write_text("{}", encoding="utf-8")
     (tmp_path / ".git").mkdir()
     with pytest.raises(DataError, match=rf"a new folder at .*such as {name}.*another OUT"):
@@ -153,7 +157,7 @@ def test_files_of_others_are_not_written_over(run, tmp_path, name):
         export_run(run, tmp_path / name)
 
 
-def test_an_export_that_was_cut_short_is_made_again(run, tmp_path):
+def test_export_run_an_export_that_was_cut_short_is_made_again(run, tmp_path):
     for name in ("model.safetensors", "model.safetensors.tmp", "tokenizer.json"):
         (tmp_path / name).write_text("half", encoding="utf-8")
     export_run(run, tmp_path)
@@ -161,7 +165,9 @@ def test_an_export_that_was_cut_short_is_made_again(run, tmp_path):
 
 
 @pytest.mark.parametrize("missing", ["matplotlib", "log"])
-def test_without_curves_a_note_says_why_and_the_rest_is_there(run, tmp_path, monkeypatch, missing):
+def test_export_run_without_curves_a_note_says_why_and_the_rest_is_there(
+    run, tmp_path, monkeypatch, missing
+):
     export_run(run, tmp_path / "out")
     if missing == "matplotlib":
         monkeypatch.setitem(sys.modules, "matplotlib", None)
@@ -173,7 +179,7 @@ def test_without_curves_a_note_says_why_and_the_rest_is_there(run, tmp_path, mon
     assert "curves" not in (tmp_path / "out" / "README.md").read_text()
 
 
-def test_weights_that_are_not_finite_are_not_exported(run, tmp_path, monkeypatch):
+def test_inverter_from_run_weights_that_are_not_finite_are_not_exported(run, tmp_path, monkeypatch):
     inverter = inverter_from_run(run)
     with torch.no_grad():
         inverter.denoiser.positions[0, 0] = float("nan")

@@ -23,7 +23,7 @@ from unembed.training.export import inverter_from_run
 from .helpers import CPU, make_config, records, same_tensors, stop_after
 
 
-def test_a_resumed_run_equals_an_uninterrupted_one_exactly(pairs, tmp_path):
+def test_train_a_resumed_run_equals_an_uninterrupted_one_exactly(pairs, tmp_path):
     config = make_config(accumulate=2)
     loop.train(config, pairs, tmp_path / "whole", CPU)
     first = loop.train(config, pairs, tmp_path / "cut", CPU, should_stop=stop_after(5))
@@ -45,7 +45,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one_exactly(pairs, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_killed_process_loses_at_most_the_steps_since_the_last_save(pairs, tmp_path):
+def test_train_a_killed_process_loses_at_most_the_steps_since_the_last_save(pairs, tmp_path):
     """SIGKILL in the middle of a run, then --resume: the same weights as without the kill."""
     config = make_config(steps=10, save_every=3, eval_every=5)
     loop.train(config, pairs, tmp_path / "whole", CPU)
@@ -80,7 +80,7 @@ loop.train(config, Path({str(pairs)!r}), Path({str(tmp_path / "killed")!r}), CPU
     assert steps == sorted(steps)
 
 
-def test_a_frozen_table_stays_and_can_be_thawed_on_resuming(pairs, tmp_path):
+def test_train_a_frozen_table_stays_and_can_be_thawed_on_resuming(pairs, tmp_path):
     frozen = make_config(table_lr=0.0, steps=4)
     loop.train(frozen, pairs, tmp_path, CPU)
     torch.manual_seed(0)
@@ -95,7 +95,7 @@ def test_a_frozen_table_stays_and_can_be_thawed_on_resuming(pairs, tmp_path):
     assert not torch.equal(thawed["model.token_table.weight"], start.token_table.weight)
 
 
-def test_accumulation_sees_the_samples_of_one_large_batch(pairs, tmp_path, monkeypatch):
+def test_train_accumulation_sees_the_samples_of_one_large_batch(pairs, tmp_path, monkeypatch):
     """The same samples reach the optimiser in the same order."""
     seen: list[np.ndarray] = []
     original = step_module.training_rows
@@ -115,7 +115,7 @@ def test_accumulation_sees_the_samples_of_one_large_batch(pairs, tmp_path, monke
 
 
 @pytest.mark.slow
-def test_it_learns(pairs, tmp_path):
+def test_train_it_learns(pairs, tmp_path):
     """Far below the entropy of guessing words by frequency, with the embedding as the only hint."""
     config = make_config(steps=250, batch_size=32, eval_every=250, save_every=250, warmup_steps=10)
     loop.train(config, pairs, tmp_path, CPU)
@@ -139,7 +139,7 @@ def test_validation_pairs_are_never_trained_on(pairs, tmp_path, monkeypatch):
     assert training and all(rows.min() >= 16 for rows in training)
 
 
-def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_state(
+def test_train_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_state(
     pairs, tmp_path, monkeypatch
 ):
     calls = []
@@ -159,12 +159,12 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_state(
     assert all(torch.isfinite(tensor).all() for tensor in tensors.values())
 
 
-def test_too_few_pairs_is_refused(pairs, tmp_path):
+def test_train_too_few_pairs_is_refused(pairs, tmp_path):
     with pytest.raises(TrainingError, match="validation_pairs"):
         loop.train(make_config(validation_pairs=4096), pairs, tmp_path, CPU)
 
 
-def test_export_takes_the_averaged_weights(pairs, tmp_path):
+def test_train_export_takes_the_averaged_weights(pairs, tmp_path):
     loop.train(make_config(), pairs, tmp_path, CPU)
     inverter = inverter_from_run(tmp_path)
     saved = read_state(tmp_path / BEST)
@@ -177,7 +177,7 @@ def test_export_takes_the_averaged_weights(pairs, tmp_path):
         inverter_from_run(tmp_path / "nowhere")
 
 
-def test_the_seed_decides_the_run(pairs, tmp_path):
+def test_train_the_seed_decides_the_run(pairs, tmp_path):
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         loop.train(make_config(steps=4, seed=seed), pairs, tmp_path / name, CPU)
     a, b, c = (load_file(tmp_path / name / LATEST) for name in "abc")
@@ -185,7 +185,7 @@ def test_the_seed_decides_the_run(pairs, tmp_path):
     assert not all(torch.equal(tensor, c[name]) for name, tensor in a.items())
 
 
-def test_condition_dropout_and_noise_change_the_run_and_resume_exactly(pairs, tmp_path):
+def test_train_condition_dropout_and_noise_change_the_run_and_resume_exactly(pairs, tmp_path):
     plain, config = make_config(), make_config(condition_dropout=0.3, embedding_noise=0.05)
     loop.train(plain, pairs, tmp_path / "plain", CPU)
     loop.train(config, pairs, tmp_path / "whole", CPU)
@@ -209,7 +209,7 @@ def spoil(monkeypatch, calls, factor=float("nan")):
     monkeypatch.setattr(step_module, "diffusion_loss", spoilt)
 
 
-def test_a_bad_step_can_be_skipped_and_leaves_weights_and_moments_alone(
+def test_train_a_bad_step_can_be_skipped_and_leaves_weights_and_moments_alone(
     pairs, tmp_path, monkeypatch
 ):
     config = make_config(on_bad_loss="skip", log_every=1)
@@ -223,7 +223,7 @@ def test_a_bad_step_can_be_skipped_and_leaves_weights_and_moments_alone(
     assert logged == [1, 2, 3, 4, 5, 6]  # there was no loss to log in the seventh
 
 
-def test_a_skipped_step_is_counted_and_survives_resuming(pairs, tmp_path, monkeypatch):
+def test_train_a_skipped_step_is_counted_and_survives_resuming(pairs, tmp_path, monkeypatch):
     config = make_config(on_bad_loss="skip")
     for name in ("whole", "cut"):
         spoil(monkeypatch, {5})
@@ -236,7 +236,7 @@ def test_a_skipped_step_is_counted_and_survives_resuming(pairs, tmp_path, monkey
     assert all(torch.isfinite(t).all() for t in load_file(tmp_path / "cut" / LATEST).values())
 
 
-def test_an_exploding_loss_stops_too(pairs, tmp_path, monkeypatch):
+def test_train_an_exploding_loss_stops_too(pairs, tmp_path, monkeypatch):
     spoil(monkeypatch, {25}, factor=1e4)
     config = make_config(steps=30, eval_every=30, save_every=10)
     with pytest.raises(TrainingError, match=r"at most 10 times its running average.*by step 26"):
@@ -244,7 +244,7 @@ def test_an_exploding_loss_stops_too(pairs, tmp_path, monkeypatch):
     assert read_state(tmp_path / LATEST).progress.step == 20
 
 
-def test_bad_steps_without_end_stop_even_a_run_that_skips(pairs, tmp_path, monkeypatch):
+def test_train_bad_steps_without_end_stop_even_a_run_that_skips(pairs, tmp_path, monkeypatch):
     spoil(monkeypatch, set(range(3, 1000)))
     config = make_config(
         steps=110, eval_every=110, log_every=105, on_bad_loss="skip", save_every=95
@@ -254,7 +254,7 @@ def test_bad_steps_without_end_stop_even_a_run_that_skips(pairs, tmp_path, monke
     assert read_state(tmp_path / LATEST).progress.skipped == 93
 
 
-def test_milestones_are_kept_as_averaged_weights(pairs, tmp_path):
+def test_train_milestones_are_kept_as_averaged_weights(pairs, tmp_path):
     config = make_config(milestones=[3, 8])
     loop.train(config, pairs, tmp_path / "whole", CPU)
     found = sorted(path.name for path in (tmp_path / "whole").glob("milestone*"))
@@ -269,7 +269,7 @@ def test_milestones_are_kept_as_averaged_weights(pairs, tmp_path):
         inverter_from_run(tmp_path / "whole", "milestone-5")
 
 
-def test_validation_sees_the_averaged_weights_and_training_goes_on_with_its_own(
+def test_train_validation_sees_the_averaged_weights_and_training_goes_on_with_its_own(
     pairs, tmp_path, monkeypatch
 ):
     seen = {}
@@ -286,7 +286,7 @@ def test_validation_sees_the_averaged_weights_and_training_goes_on_with_its_own(
     assert len(seen) == 2 and not torch.equal(kept["model.positions"], kept["ema.positions"])
 
 
-def test_patience_ends_a_run_for_good(pairs, tmp_path, monkeypatch):
+def test_train_patience_ends_a_run_for_good(pairs, tmp_path, monkeypatch):
     losses = iter([3.0, 2.0, 2.5, 2.0, 9.0])
     monkeypatch.setattr(loop, "validate", lambda *_: {"validation_loss": next(losses)})
     config = make_config(steps=40, patience=2, save_every=40)
@@ -297,7 +297,9 @@ def test_patience_ends_a_run_for_good(pairs, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["log-linear", "linear"])
-def test_the_mask_ratios_of_a_run_are_those_of_its_schedule(name, pairs, tmp_path, monkeypatch):
+def test_train_the_mask_ratios_of_a_run_are_those_of_its_schedule(
+    name, pairs, tmp_path, monkeypatch
+):
     """Every batch the network was trained on; L = 12, t uniform, ratios binomial around 1 - alpha.
 
     The distance between the two distribution functions is that of Kolmogorov and Smirnov, whose
@@ -325,7 +327,8 @@ def test_the_mask_ratios_of_a_run_are_those_of_its_schedule(name, pairs, tmp_pat
     assert (occurring > 0).all()  # from none of a text to all of it
 
 
-def test_self_generated_contexts_change_the_run_and_resume_exactly(pairs, tmp_path):
+@pytest.mark.slow
+def test_train_self_generated_contexts_change_the_run_and_resume_exactly(pairs, tmp_path):
     config = make_config(self_context=0.5)
     loop.train(make_config(), pairs, tmp_path / "plain", CPU)
     loop.train(config, pairs, tmp_path / "whole", CPU)
@@ -345,7 +348,7 @@ def test_the_fast_path_of_a_gpu_trains_as_the_plain_one(pairs, tmp_path):
     assert len(losses[0]) == 12 and losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
-def test_what_is_logged_has_names_that_say_what_it_is(pairs, tmp_path, monkeypatch):
+def test_train_what_is_logged_has_names_that_say_what_it_is(pairs, tmp_path, monkeypatch):
     encoder, handed, original = FakeEncoder(), [], loop.decode_held_out
 
     def spy(*args):
@@ -370,7 +373,7 @@ def test_what_is_logged_has_names_that_say_what_it_is(pairs, tmp_path, monkeypat
     }
 
 
-def test_nothing_of_tensorboard_outlives_a_run(pairs, tmp_path, monkeypatch):
+def test_train_nothing_of_tensorboard_outlives_a_run(pairs, tmp_path, monkeypatch):
     """Its writer has a thread, whether the run ends well or not."""
     pytest.importorskip("tensorboard")
     before = set(threading.enumerate())
@@ -382,7 +385,7 @@ def test_nothing_of_tensorboard_outlives_a_run(pairs, tmp_path, monkeypatch):
     assert all(list((tmp_path / name / "tensorboard").iterdir()) for name in ("good", "bad"))
 
 
-def test_between_logs_the_host_never_asks_the_device(pairs, monkeypatch):
+def test_train_between_logs_the_host_never_asks_the_device(pairs, monkeypatch):
     """No reading of a tensor's value in a step: on a GPU each would wait for all that is queued."""
     config, opened, processes = make_config(), loop.Pairs.open(pairs), loop.Processes(CPU)
     this = loop.initial_state(config, opened, processes, None)

@@ -28,7 +28,7 @@ from .helpers import CPU, make_config, records
 
 
 @pytest.mark.parametrize("rows", [1, 3, 7, 10_000])
-def test_the_chunked_path_equals_the_plain_one(rows, monkeypatch):
+def test_chunked_cross_entropy_the_chunked_path_equals_the_plain_one(rows, monkeypatch):
     """Loss, per-token losses and every gradient, whatever the size of a chunk."""
     monkeypatch.setitem(module._CHUNK_LOGITS, "cpu", rows * 60)
     torch.manual_seed(0)
@@ -56,7 +56,7 @@ def test_the_chunked_path_equals_the_plain_one(rows, monkeypatch):
         torch.testing.assert_close(chunked[2][name], gradient, rtol=1e-4, atol=1e-6)
 
 
-def test_in_bfloat16_it_stays_near_the_plain_path_in_float32(monkeypatch):
+def test_chunked_cross_entropy_in_bfloat16_it_stays_near_the_plain_path_in_float32(monkeypatch):
     monkeypatch.setitem(module._CHUNK_LOGITS, "cpu", 60)  # a row at a time: many partial sums
     torch.manual_seed(0)
     denoiser = Denoiser(preset("tiny", vocab_size=60, embedding_dim=16, length=8))
@@ -81,7 +81,7 @@ def test_in_bfloat16_it_stays_near_the_plain_path_in_float32(monkeypatch):
         assert off < 0.1, name
 
 
-def test_hits_are_counted_where_there_is_weight(monkeypatch):
+def test_chunked_cross_entropy_hits_are_counted_where_there_is_weight(monkeypatch):
     """The count of the plain path, over two batches and several chunks, until it is reset."""
     monkeypatch.setitem(module._CHUNK_LOGITS, "cpu", 180)
     torch.manual_seed(0)
@@ -102,7 +102,7 @@ def test_hits_are_counted_where_there_is_weight(monkeypatch):
     assert scorer.tally.tolist() == [scored, hits] and 0 < hits < scored
 
 
-def test_a_frozen_table_gets_no_gradient():
+def test_chunked_cross_entropy_a_frozen_table_gets_no_gradient():
     denoiser = Denoiser(preset("tiny", vocab_size=60, embedding_dim=16, length=8))
     denoiser.token_table.weight.requires_grad_(False)
     x0 = torch.randint(0, 59, (2, 8))
@@ -113,7 +113,7 @@ def test_a_frozen_table_gets_no_gradient():
     assert denoiser.output_bias.grad.abs().sum() > 0
 
 
-def test_no_masked_position_gives_zero_gradients():
+def test_chunked_cross_entropy_no_masked_position_gives_zero_gradients():
     denoiser = Denoiser(preset("tiny", vocab_size=60, embedding_dim=16, length=8))
     x0 = torch.zeros(2, 8, dtype=torch.long)
     nothing = torch.zeros(2, 8, dtype=torch.bool)
@@ -139,7 +139,7 @@ class LargestTensor(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("make", [cross_entropy_of, ChunkedCrossEntropy])
-def test_with_a_large_vocabulary_no_tensor_is_as_large_as_the_logits(make):
+def test_chunked_cross_entropy_with_a_large_vocabulary_no_tensor_is_as_large_as_the_logits(make):
     """262 K tokens: the logits [B, L, V] would be 17 M numbers, the table is 2 M."""
     batch_size, length, vocabulary = 8, 8, 262_144
     sizes = DenoiserSizes(vocabulary, 8, length, hidden=8, layers=1, heads=1, feed_forward=8)
@@ -165,7 +165,7 @@ def seeded(seed):
     return torch.Generator().manual_seed(seed)
 
 
-def test_every_target_and_the_most_frequent_tokens_are_candidates():
+def test_candidate_sampler_every_target_and_the_most_frequent_tokens_are_candidates():
     targets = torch.tensor([399, 7, 7, 250])
     found = CandidateSampler(COUNTS, 40).draw(targets, seeded(0))
     ids = found.ids.tolist()
@@ -175,7 +175,7 @@ def test_every_target_and_the_most_frequent_tokens_are_candidates():
     assert not torch.equal(found.ids, CandidateSampler(COUNTS, 40).draw(targets, seeded(1)).ids)
 
 
-def test_the_sum_over_candidates_estimates_the_sum_over_the_vocabulary():
+def test_candidate_sampler_the_sum_over_candidates_estimates_the_sum_over_the_vocabulary():
     """sum over S of exp(l - log inclusion) is unbiased where targets follow the counts."""
     sampler, shares = CandidateSampler(COUNTS, 60), torch.from_numpy(COUNTS / COUNTS.sum())
     logits = torch.randn(V, generator=seeded(3))
@@ -188,7 +188,7 @@ def test_the_sum_over_candidates_estimates_the_sum_over_the_vocabulary():
     assert np.std(sums) > 0
 
 
-def test_with_every_token_a_candidate_it_is_the_whole_softmax():
+def test_candidate_sampler_with_every_token_a_candidate_it_is_the_whole_softmax():
     torch.manual_seed(0)
     denoiser = Denoiser(preset("tiny", vocab_size=60, embedding_dim=16, length=8))
     for parameter in denoiser.parameters():
@@ -208,7 +208,7 @@ def test_with_every_token_a_candidate_it_is_the_whole_softmax():
         torch.testing.assert_close(sampled, whole, rtol=1e-4, atol=1e-6)
 
 
-def test_gradients_over_some_candidates_are_those_of_the_plain_path():
+def test_candidate_sampler_gradients_over_some_candidates_are_those_of_the_plain_path():
     """With the token table both the input embedding and, in part, the output."""
     torch.manual_seed(0)
     denoiser = Denoiser(preset("tiny", vocab_size=V, embedding_dim=16, length=8))
@@ -237,7 +237,8 @@ def test_gradients_over_some_candidates_are_those_of_the_plain_path():
         torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-6)
 
 
-def test_a_run_with_candidates_resumes_exactly_and_differs_from_one_without(pairs, tmp_path):
+@pytest.mark.slow
+def test_train_a_run_with_candidates_resumes_exactly_and_differs_from_one_without(pairs, tmp_path):
     config = make_config(sampled_vocabulary=8)
     loop.train(config, pairs, tmp_path / "whole", CPU)
     stops = iter([False] * 4 + [True] + [False] * 100)
@@ -252,7 +253,7 @@ def test_a_run_with_candidates_resumes_exactly_and_differs_from_one_without(pair
     assert all("masked_accuracy" in r for r in logged["plain"])
 
 
-def test_padding_of_which_little_is_scored_is_as_rare_a_target():
+def test_make_sampler_padding_of_which_little_is_scored_is_as_rare_a_target():
     """Each candidate stands for 1 / its chance tokens: together for the whole vocabulary."""
     counts = (1e6 / np.arange(1, 2001)).astype(np.int64)
     counts[0] = before = counts.sum()  # padding

@@ -21,7 +21,7 @@ def judge(this, loss, norm=1.0):
 
 
 @pytest.mark.parametrize(("loss", "norm"), BAD)
-def test_what_is_not_finite_is_bad_from_the_first_step(loss, norm, tmp_path):
+def test_judge_what_is_not_finite_is_bad_from_the_first_step(loss, norm, tmp_path):
     this = guard()
     assert judge(this, loss, norm) == 1.0
     with pytest.raises(TrainingError, match=r"1 bad steps in all.*No state was saved yet"):
@@ -31,7 +31,7 @@ def test_what_is_not_finite_is_bad_from_the_first_step(loss, norm, tmp_path):
         this.check(1, tmp_path / "latest")
 
 
-def test_a_loss_explodes_against_its_running_average_once_there_is_one():
+def test_judge_a_loss_explodes_against_its_running_average_once_there_is_one():
     this = guard(explosion=5.0)
     assert judge(this, 20.0) == 0.0  # nothing to compare with yet
     assert [judge(this, 2.0) for _ in range(300)] == [0.0] * 300
@@ -40,14 +40,14 @@ def test_a_loss_explodes_against_its_running_average_once_there_is_one():
     assert judge(this, 2.0) == 0.0
 
 
-def test_a_loss_that_is_nearly_nothing_may_jump_about():
+def test_judge_a_loss_that_is_nearly_nothing_may_jump_about():
     this = guard()
     assert [judge(this, 1e-3) for _ in range(50)] == [0.0] * 50
     assert judge(this, 0.5) == 0.0
     assert judge(this, 1.5) == 1.0
 
 
-def test_bad_steps_leave_the_average_and_the_norm_alone():
+def test_judge_bad_steps_leave_the_average_and_the_norm_alone():
     one, other = guard(on_bad_loss="skip"), guard(on_bad_loss="skip")
     for loss in (3.0, 2.0, 2.5):
         judge(one, loss, loss)
@@ -60,7 +60,7 @@ def test_bad_steps_leave_the_average_and_the_norm_alone():
     assert (found.good, found.skipped, found.in_a_row) == (3, 4, 4)
 
 
-def test_a_hundred_in_a_row_are_hopeless():
+def test_judge_a_hundred_in_a_row_are_hopeless():
     this = guard(on_bad_loss="skip")
     for _ in range(99):
         judge(this, float("nan"))

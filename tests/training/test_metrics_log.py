@@ -48,7 +48,7 @@ def same(folder):
     return rows
 
 
-def test_the_table_has_a_column_for_whatever_comes(tmp_path):
+def test_metrics_log_the_table_has_a_column_for_whatever_comes(tmp_path):
     log = MetricsLog(tmp_path / METRICS, 0)
     for record in (
         training(2),
@@ -64,7 +64,7 @@ def test_the_table_has_a_column_for_whatever_comes(tmp_path):
     assert table(tmp_path)[0]["decoded_token_accuracy"] == ""
 
 
-def test_resuming_cuts_both_alike(tmp_path):
+def test_metrics_log_resuming_cuts_both_alike(tmp_path):
     log = MetricsLog(tmp_path / METRICS, 0)
     for record in (training(2), validation(2), training(4), training(6, late=1.0)):
         log.write(record)
@@ -76,13 +76,13 @@ def test_resuming_cuts_both_alike(tmp_path):
     assert [row["step"] for row in same(tmp_path)] == [2, 2, 4, 6]
 
 
-def test_a_new_run_starts_both_anew(tmp_path):
+def test_metrics_log_a_new_run_starts_both_anew(tmp_path):
     MetricsLog(tmp_path / METRICS, 0).write(training(2))
     MetricsLog(tmp_path / METRICS, 0)
     assert (tmp_path / METRICS).read_text() == (tmp_path / TABLE).read_text() == ""
 
 
-def test_a_line_that_a_kill_cut_short_does_not_stop_the_resuming(tmp_path):
+def test_metrics_log_a_line_that_a_kill_cut_short_does_not_stop_the_resuming(tmp_path):
     log = MetricsLog(tmp_path / METRICS, 0)
     log.write(training(2))
     with (tmp_path / METRICS).open("a") as file:
@@ -92,7 +92,7 @@ def test_a_line_that_a_kill_cut_short_does_not_stop_the_resuming(tmp_path):
     assert [row["step"] for row in same(tmp_path)] == [2, 4]
 
 
-def test_samples_are_counted_in_the_file_and_not_in_what_is_shown(tmp_path):
+def test_metrics_log_samples_are_counted_in_the_file_and_not_in_what_is_shown(tmp_path):
     shown = []
     log = MetricsLog(tmp_path / METRICS, 0, shown.append, samples_per_step=96)
     log.write(training(5))
@@ -103,7 +103,7 @@ def test_samples_are_counted_in_the_file_and_not_in_what_is_shown(tmp_path):
 @pytest.mark.parametrize(
     "line", ["", "{", "[1]", "7", '{"loss": 1}', '{"step": "2"}', '{"step": NaN}', "\x00\x00"]
 )
-def test_what_is_no_record_is_counted(tmp_path, line):
+def test_read_records_what_is_no_record_is_counted(tmp_path, line):
     path = tmp_path / METRICS
     path.write_text(f'{{"step": 1, "loss": NaN}}\n{line}\n{{"step": 2, "loss": 3}}\n')
     records, damaged = read_records(path)
@@ -149,6 +149,7 @@ def test_without_tensorboard_one_line_says_so(tmp_path, monkeypatch, caplog):
     assert len(same(tmp_path)) == 1 and not (tmp_path / EVENTS).exists()
 
 
+@pytest.mark.slow
 def test_importing_and_a_log_without_it_load_no_tensorboard(tmp_path):
     code = f"""
 import sys
@@ -171,8 +172,9 @@ print([name for name in sys.modules if "tensorboard" in name])
 # Speed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("frozen", [False, True])
-def test_operations_are_those_that_pytorch_counts(frozen):
+def test_step_operations_operations_are_those_that_pytorch_counts(frozen):
     sizes = preset("small", vocab_size=500, embedding_dim=48, length=16)
     denoiser = Denoiser(sizes)
     denoiser.token_table.weight.requires_grad_(not frozen)

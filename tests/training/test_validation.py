@@ -16,7 +16,9 @@ def opened(pairs_folder):
     return Pairs.open(pairs_folder)
 
 
-def test_decoded_figures_are_those_of_the_inverter(inverter, opened, tiny_config, encoder):
+def test_decode_held_out_decoded_figures_are_those_of_the_inverter(
+    inverter, opened, tiny_config, encoder
+):
     """Same weights, same vectors, by the path that users take and the metrics they are shown."""
     figures = decode_held_out(inverter.denoiser, opened, tiny_config, CPU, encoder)
     tokens, vectors = opened.rows(np.arange(8))  # decoded_pairs is 64, held out are 8
@@ -43,7 +45,7 @@ def test_without_an_encoder_there_is_no_cosine_and_with_no_pairs_nothing(
     assert decode_held_out(inverter.denoiser, opened, none, CPU) == {}
 
 
-def test_validation_draws_the_same_masks_every_time(inverter, opened, tiny_config):
+def test_validate_validation_draws_the_same_masks_every_time(inverter, opened, tiny_config):
     torch.manual_seed(1)
     first = validate(inverter.denoiser, opened, tiny_config, CPU)
     torch.rand(5)

@@ -49,14 +49,14 @@ DOCUMENTS = {
 
 @pytest.mark.parametrize("indent", [None, 1])
 @pytest.mark.parametrize("name", DOCUMENTS)
-def test_read_json_documents(tmp_path, name, indent):
+def test_chunks_read_json_documents(tmp_path, name, indent):
     path = tmp_path / "v.json"
     path.write_text(json.dumps(DOCUMENTS[name], indent=indent), encoding="utf-8")
     assert np.allclose(read(path)[0], VECTORS, atol=1e-7)
 
 
 @pytest.mark.parametrize("key", [None, "response.body.data.0.embedding"])
-def test_read_a_batch_file_and_keep_its_ids(tmp_path, key):
+def test_chunks_read_a_batch_file_and_keep_its_ids(tmp_path, key):
     path = tmp_path / "batch.jsonl"
     lines = [
         json.dumps({"custom_id": f"c{i}", "response": {"body": {"data": [row]}}})
@@ -78,7 +78,7 @@ def test_read_a_batch_file_and_keep_its_ids(tmp_path, key):
     ],
     ids=["header", "tabs", "no header", "a number a column"],
 )
-def test_read_tables_of_text(tmp_path, name, text):
+def test_chunks_read_tables_of_text(tmp_path, name, text):
     (tmp_path / name).write_text(text, encoding="utf-8")
     assert np.allclose(read(tmp_path / name)[0], VECTORS, atol=1e-7)
 
@@ -95,7 +95,7 @@ def test_read_tables_of_text(tmp_path, name, text):
     ],
     ids=["text", "bytes", "large", "fixed", "tensor", "float16"],
 )
-def test_read_columns_of_every_kind(tmp_path, column):
+def test_chunks_read_columns_of_every_kind(tmp_path, column):
     pq.write_table(pa.table({"id": list("abcde"), "embedding": column}), tmp_path / "v.pq")
     vectors, columns, _ = read(tmp_path / "v.pq", keep=["id"])
     assert np.allclose(vectors, VECTORS, atol=1e-3)
@@ -103,7 +103,7 @@ def test_read_columns_of_every_kind(tmp_path, column):
 
 
 @pytest.mark.parametrize("kind", ["list", "list_view"])
-def test_read_arrow_and_fields_of_structs(tmp_path, kind):
+def test_chunks_read_arrow_and_fields_of_structs(tmp_path, kind):
     lists = pa.array(LISTS, getattr(pa, f"{kind}_" if kind == "list" else kind)(pa.float32()))
     table = pa.table({"doc": pa.StructArray.from_arrays([lists], ["vec"]), "vector": lists})
     with (
@@ -128,7 +128,7 @@ def test_read_a_folder_of_parts_in_order(tmp_path):
      VECTORS.astype(">f4")],
 )  # fmt: skip
 @pytest.mark.parametrize("save", [np.save, np.savez])
-def test_read_arrays_of_any_order_and_with_axes_of_one(tmp_path, array, save):
+def test_chunks_read_arrays_of_any_order_and_with_axes_of_one(tmp_path, array, save):
     path = tmp_path / ("v.npy" if save is np.save else "v.npz")
     save(path, array)
     assert np.allclose(read(path)[0], VECTORS)
@@ -148,7 +148,7 @@ HALVES = (VECTORS.view(np.uint32) >> 16).astype(np.uint16)
         (np.packbits(VECTORS > 0, axis=1), 0.6, "uint8 taken as the signs of 16 numbers"),
     ],
 )
-def test_read_undoes_number_formats_and_says_so(tmp_path, array, least, said):
+def test_chunks_read_undoes_number_formats_and_says_so(tmp_path, array, least, said):
     np.save(tmp_path / "v.npy", array)
     vectors, _, file = read(tmp_path / "v.npy")
     unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
@@ -180,7 +180,7 @@ def test_ranges_undo_a_quantisation(tmp_path, signed):
         ((VECTORS * 50 + 128).astype(np.uint16), "uint16"),
     ],
 )
-def test_read_refuses_what_holds_no_embedding(tmp_path, array, said):
+def test_chunks_read_refuses_what_holds_no_embedding(tmp_path, array, said):
     np.save(tmp_path / "v.npy", array)
     with pytest.raises(EmbeddingError, match=said):
         read(tmp_path / "v.npy")
@@ -193,7 +193,7 @@ def npy(header):
 @pytest.mark.parametrize(
     "shape", ["(-1, 16)", "(True, 16)", f"({2**64}, 16)", "-----1", "((((((", "(16,", "()" * 9000]
 )
-def test_read_refuses_hostile_headers_in_one_line(tmp_path, shape):
+def test_chunks_read_refuses_hostile_headers_in_one_line(tmp_path, shape):
     header = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}"
     (tmp_path / "v.npy").write_bytes(npy(header) + bytes(64))
     with zipfile.ZipFile(tmp_path / "v.npz", "w") as archive:
@@ -203,14 +203,14 @@ def test_read_refuses_hostile_headers_in_one_line(tmp_path, shape):
             read(tmp_path / name)
 
 
-def test_read_refuses_long_rows_without_reading_them(tmp_path):
+def test_chunks_read_refuses_long_rows_without_reading_them(tmp_path):
     rows = pa.array([np.zeros(3_000_000, np.float32)] * 4, pa.list_(pa.float32()))
     pq.write_table(pa.table({"embedding": rows}), tmp_path / "v.parquet")
     with pytest.raises(EmbeddingError, match="3,000,000 values a row"):
         next(VectorFile(tmp_path / "v.parquet", skip_bad=True).chunks(D))
 
 
-def test_read_refuses_pipes_and_pickles(tmp_path):
+def test_chunks_read_refuses_pipes_and_pickles(tmp_path):
     os.mkfifo(tmp_path / "v.npy")
     with pytest.raises(EmbeddingError, match="found a pipe or a device"):
         read(tmp_path / "v.npy")
@@ -219,7 +219,7 @@ def test_read_refuses_pipes_and_pickles(tmp_path):
         read(tmp_path / "v.pkl")
 
 
-def test_read_refuses_damaged_offsets_of_arrow(tmp_path):
+def test_chunks_read_refuses_damaged_offsets_of_arrow(tmp_path):
     path = tmp_path / "v.arrow"
     table = pa.table({"embedding": pa.array(LISTS[:2], pa.list_(pa.float32()))})
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:

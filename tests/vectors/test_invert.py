@@ -32,7 +32,7 @@ def answering(encoder, text):
     )
 
 
-def test_a_perfect_recovery(encoder):
+def test_invert_text_a_perfect_recovery(encoder):
     inverter = answering(encoder, "the cat sleeps.")
     trip = invert_text(inverter, encoder, "The cat sleeps.", steps=4, seed=1)
     assert trip.original == "The cat sleeps."
@@ -46,7 +46,7 @@ def test_a_perfect_recovery(encoder):
     assert options == {"encoder": encoder, "steps": 4, "seed": 1}
 
 
-def test_a_partial_recovery(encoder):
+def test_invert_text_a_partial_recovery(encoder):
     trip = invert_text(answering(encoder, "cat the dog"), encoder, "the cat the river.")
     assert trip.exact is False
     assert trip.token_recall == pytest.approx(2 / 4)  # the, cat of the, cat, river, .
@@ -55,26 +55,26 @@ def test_a_partial_recovery(encoder):
     assert trip.cosine < 0.99
 
 
-def test_an_empty_recovery_has_no_cosine(encoder):
+def test_invert_text_an_empty_recovery_has_no_cosine(encoder):
     trip = invert_text(answering(encoder, ""), encoder, "the cat sleeps.")
     assert trip.cosine is None
     assert trip.token_recall == 0.0
     assert trip.exact is False
 
 
-def test_an_encoder_the_inverter_does_not_know_is_refused(encoder):
+def test_invert_text_an_encoder_the_inverter_does_not_know_is_refused(encoder):
     inverter = answering(encoder, "cat")
     with pytest.raises(EncoderError, match="expected vectors of the encoder fake"):
         invert_text(inverter, FakeEncoder(dimension=8), "the cat sleeps.")
     assert inverter.given == []
 
 
-def test_an_empty_text_is_refused(encoder):
+def test_invert_text_an_empty_text_is_refused(encoder):
     with pytest.raises(EmbeddingError, match="visible character"):
         invert_text(answering(encoder, "cat"), encoder, " \n")
 
 
-def test_the_tiny_inverter_recovers_words(inverter, encoder):
+def test_invert_text_the_tiny_inverter_recovers_words(inverter, encoder):
     trip = invert_text(inverter, encoder, "dog dog dog", steps=2)
     assert set(trip.inversion.text.split()) == {"dog"}
     assert trip.token_recall == 1.0
@@ -139,7 +139,9 @@ def texts_of(path):
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
-def test_texts_are_streamed_to_a_file(inverter, three, tmp_path, suffix, monkeypatch):
+def test_invert_to_file_texts_are_streamed_to_a_file(
+    inverter, three, tmp_path, suffix, monkeypatch
+):
     monkeypatch.setattr("unembed.vectors.invert.BATCH", 4)
     monkeypatch.setattr("unembed.vectors.output._GROUP", 8)
     monkeypatch.setattr("unembed.vectors.read.CHUNK", 6)
@@ -164,7 +166,7 @@ def test_texts_are_streamed_to_a_file(inverter, three, tmp_path, suffix, monkeyp
     assert sorted(path.name for path in tmp_path.iterdir()) == [f"out{suffix}", "v.npy"]
 
 
-def test_bad_vectors_are_counted_and_skipped(inverter, three, tmp_path):
+def test_invert_to_file_bad_vectors_are_counted_and_skipped(inverter, three, tmp_path):
     vectors = np.concatenate([three, three])
     vectors[1], vectors[4] = np.nan, 0.0
     np.save(tmp_path / "v.npy", vectors)
@@ -177,7 +179,7 @@ def test_bad_vectors_are_counted_and_skipped(inverter, three, tmp_path):
     assert [row["text"] for row in rows] == alone
 
 
-def test_each_vector_draws_from_its_row_whatever_is_left_out(encoder, three, tmp_path):
+def test_invert_file_each_vector_draws_from_its_row_whatever_is_left_out(encoder, three, tmp_path):
     inverter = answering(encoder, "cat")
     inverter.encoder = encoder.identity
     inverter.invert = lambda v, **o: (
@@ -192,7 +194,9 @@ def test_each_vector_draws_from_its_row_whatever_is_left_out(encoder, three, tmp
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
-def test_a_bad_vector_leaves_the_old_file_as_it_was(inverter, three, tmp_path, suffix, monkeypatch):
+def test_invert_to_file_a_bad_vector_leaves_the_old_file_as_it_was(
+    inverter, three, tmp_path, suffix, monkeypatch
+):
     monkeypatch.setattr("unembed.vectors.read.CHUNK", 3)
     vectors = np.concatenate([three, three])
     vectors[4, 7] = np.inf
@@ -209,7 +213,7 @@ def test_a_bad_vector_leaves_the_old_file_as_it_was(inverter, three, tmp_path, s
 
 
 @pytest.mark.parametrize("name", ["out.csv", "none/out.jsonl"])
-def test_a_place_that_cannot_be_written_is_refused(inverter, three, tmp_path, name):
+def test_invert_to_file_a_place_that_cannot_be_written_is_refused(inverter, three, tmp_path, name):
     np.save(tmp_path / "v.npy", three)
     with pytest.raises(EmbeddingError, match="--out"):
         invert_to_file(inverter, VectorFile(tmp_path / "v.npy"), tmp_path / name)
@@ -217,7 +221,7 @@ def test_a_place_that_cannot_be_written_is_refused(inverter, three, tmp_path, na
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
-def test_the_vectors_are_not_written_over(inverter, three, tmp_path, suffix):
+def test_invert_to_file_the_vectors_are_not_written_over(inverter, three, tmp_path, suffix):
     path = tmp_path / f"v{suffix}"
     if suffix == ".jsonl":
         path.write_text("".join(f"{json.dumps(row)}\n" for row in three.tolist()), encoding="utf-8")
@@ -231,7 +235,7 @@ def test_the_vectors_are_not_written_over(inverter, three, tmp_path, suffix):
     assert path.read_bytes() == before
 
 
-def test_nothing_recovered_is_an_error_and_no_file(inverter, three, tmp_path):
+def test_invert_to_file_nothing_recovered_is_an_error_and_no_file(inverter, three, tmp_path):
     np.save(tmp_path / "v.npy", np.zeros_like(three))
     source = VectorFile(tmp_path / "v.npy", skip_bad=True)
     with pytest.raises(EmbeddingError, match=r"3 left out: 3 × only zeros \(row 0, 1, 2\)"):
@@ -239,7 +243,9 @@ def test_nothing_recovered_is_an_error_and_no_file(inverter, three, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["v.npy"]
 
 
-def test_a_folder_in_the_place_of_the_texts_is_refused_at_once(encoder, three, tmp_path):
+def test_invert_to_file_a_folder_in_the_place_of_the_texts_is_refused_at_once(
+    encoder, three, tmp_path
+):
     np.save(tmp_path / "v.npy", three)
     (tmp_path / "out.jsonl").mkdir()
     inverter = answering(encoder, "cat")
@@ -248,7 +254,7 @@ def test_a_folder_in_the_place_of_the_texts_is_refused_at_once(encoder, three, t
     assert inverter.given == []
 
 
-def test_a_folder_is_refused(inverter, tmp_path):
+def test_invert_file_a_folder_is_refused(inverter, tmp_path):
     (tmp_path / "folder.npy").mkdir()
     with pytest.raises(EmbeddingError, match=r"NumPy array at .*found a folder"):
         invert_file(inverter, tmp_path / "folder.npy")

@@ -38,7 +38,7 @@ NAMES = ["v.npy", "v.npz", "v.parquet", "v.jsonl", "v.jsonl.gz"]
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("size", [1, 3, 100])
-def test_every_format_gives_the_same_rows(tmp_path, monkeypatch, name, size):
+def test_vector_file_every_format_gives_the_same_rows(tmp_path, monkeypatch, name, size):
     monkeypatch.setattr(module, "CHUNK", size)
     file = VectorFile(write(tmp_path / name, VECTORS))
     assert len(file) == 10
@@ -54,7 +54,7 @@ def test_every_format_gives_the_same_rows(tmp_path, monkeypatch, name, size):
     ("value", "said"),
     [(np.nan, "NaN or infinity"), (np.inf, "NaN or infinity"), (0.0, "only zeros")],
 )
-def test_a_bad_vector_is_named_or_counted(tmp_path, monkeypatch, name, value, said):
+def test_vector_file_a_bad_vector_is_named_or_counted(tmp_path, monkeypatch, name, value, said):
     monkeypatch.setattr(module, "CHUNK", 3)
     vectors = VECTORS.copy()
     vectors[7] = value
@@ -78,7 +78,7 @@ def test_a_bad_vector_is_named_or_counted(tmp_path, monkeypatch, name, value, sa
         ("text", "no list of numbers"),
     ],
 )
-def test_rows_that_hold_no_vector(tmp_path, row, said):
+def test_vector_file_rows_that_hold_no_vector(tmp_path, row, said):
     path = tmp_path / "v.jsonl"
     path.write_text(json.dumps([1, 2, 3, 4]) + "\n" + json.dumps({"embedding": row}) + "\n")
     with pytest.raises(EmbeddingError, match=f"{said} in vector 1 of "):
@@ -106,12 +106,12 @@ def test_rows_of_parquet_may_be_of_fixed_size_or_missing(tmp_path):
         ("v.jsonl", "text", "a key 'text' in line 1 of .*'embedding'.*--key"),
     ],
 )
-def test_a_wrong_key_is_answered_with_the_right_ones(tmp_path, name, key, said):
+def test_vector_file_a_wrong_key_is_answered_with_the_right_ones(tmp_path, name, key, said):
     with pytest.raises(EmbeddingError, match=said):
         list(VectorFile(write(tmp_path / name, VECTORS), key).chunks(D))
 
 
-def test_an_archive_of_several_arrays_needs_a_key(tmp_path):
+def test_vector_file_an_archive_of_several_arrays_needs_a_key(tmp_path):
     np.savez(tmp_path / "v.npz", one=VECTORS, two=VECTORS[:2])
     with pytest.raises(EmbeddingError, match=r"one array in .*found one, two"):
         len(VectorFile(tmp_path / "v.npz"))
@@ -120,7 +120,7 @@ def test_an_archive_of_several_arrays_needs_a_key(tmp_path):
 
 @pytest.mark.parametrize("shape", [(), (5,), (2, 3, D), (10, 5)])
 @pytest.mark.parametrize("name", ["v.npy", "v.npz"])
-def test_another_shape_is_refused(tmp_path, shape, name):
+def test_vector_file_another_shape_is_refused(tmp_path, shape, name):
     path = write(tmp_path / name, np.ones(shape, dtype=np.float32))
     assert len(VectorFile(path)) >= 1
     with pytest.raises(EmbeddingError, match=r"embeddings of 4 dimensions, \[4\] or \[N, 4\]"):
@@ -129,7 +129,7 @@ def test_another_shape_is_refused(tmp_path, shape, name):
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("keep", [0, 0.5, 0.9])
-def test_a_damaged_file_is_refused(tmp_path, name, keep):
+def test_vector_file_a_damaged_file_is_refused(tmp_path, name, keep):
     path = write(tmp_path / name, np.random.default_rng(0).random((200, D)))
     content = path.read_bytes()
     path.write_bytes(content[: int(len(content) * keep)])
@@ -139,7 +139,7 @@ def test_a_damaged_file_is_refused(tmp_path, name, keep):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_file_without_a_usable_vector_is_refused(tmp_path, name):
+def test_vector_file_a_file_without_a_usable_vector_is_refused(tmp_path, name):
     path = write(tmp_path / name, np.empty((0, D), dtype=np.float32))
     with pytest.raises(EmbeddingError, match=r"one vector that can be inverted in .*none at all"):
         list(VectorFile(path).chunks(D))
@@ -150,7 +150,7 @@ def test_a_file_without_a_usable_vector_is_refused(tmp_path, name):
 
 
 @pytest.mark.parametrize("line", ['{"id": 3}', "{oops", "[" * 100_000, "[" + " " * 2000])
-def test_lines_without_a_vector_are_refused_or_counted(tmp_path, monkeypatch, line):
+def test_vector_file_lines_without_a_vector_are_refused_or_counted(tmp_path, monkeypatch, line):
     monkeypatch.setattr(
         "unembed.vectors.records.LINE_BYTES", 200_000 if line.startswith("[[") else 1000
     )
@@ -165,7 +165,7 @@ def test_lines_without_a_vector_are_refused_or_counted(tmp_path, monkeypatch, li
     assert file.describe_left_out() == [f"1 × {said} (row 1)"]
 
 
-def test_damaged_compressed_data_is_refused(tmp_path):
+def test_vector_file_damaged_compressed_data_is_refused(tmp_path):
     path = write(tmp_path / "v.npz", np.random.default_rng(0).random((500, D)))
     content = bytearray(path.read_bytes())
     content[300:400] = bytes(100)
@@ -174,7 +174,7 @@ def test_damaged_compressed_data_is_refused(tmp_path):
         list(VectorFile(path).chunks(D))
 
 
-def test_a_pickle_is_refused_without_advice_to_load_it(tmp_path):
+def test_vector_file_a_pickle_is_refused_without_advice_to_load_it(tmp_path):
     (tmp_path / "v.npy").write_bytes(pickle.dumps([1.0]))
     with pytest.raises(EmbeddingError, match="magic string is not correct") as caught:
         list(VectorFile(tmp_path / "v.npy").chunks(D))
@@ -182,19 +182,20 @@ def test_a_pickle_is_refused_without_advice_to_load_it(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["v.csv", "v.gz", "v", "missing.npy"])
-def test_other_files_are_refused(tmp_path, name):
+def test_vector_file_other_files_are_refused(tmp_path, name):
     with pytest.raises(EmbeddingError, match=name):
         list(VectorFile(tmp_path / name).chunks(D))
 
 
-def test_text_in_an_array_is_refused(tmp_path):
+def test_vector_file_text_in_an_array_is_refused(tmp_path):
     np.save(tmp_path / "v.npy", np.full((2, D), "a"))
     with pytest.raises(EmbeddingError, match=r"numbers in .*v\.npy"):
         list(VectorFile(tmp_path / "v.npy").chunks(D))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["v.npy", "v.npz"])
-def test_memory_does_not_grow_with_the_file(tmp_path, name):
+def test_vector_file_memory_does_not_grow_with_the_file(tmp_path, name):
     peaks = []
     for count in (4_000, 40_000):
         path = write(tmp_path / f"{count}{name}", np.ones((count, 64), dtype=np.float32))

@@ -27,8 +27,8 @@ from unembed.auditing.result import AuditReport
 from unembed.auditing.scoring import make_records
 from unembed.auditing.sensitive import make_finder
 from unembed.decoding import Decoding
+from unembed.encoders import load_encoder
 from unembed.encoders.base import Encoder
-from unembed.encoders.sentence import load_encoder
 from unembed.errors import ConfigError, StoreError, UnembedError
 from unembed.evaluation.cache import FOLDER
 from unembed.inverter import Inverter

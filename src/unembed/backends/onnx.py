@@ -104,7 +104,7 @@ class OnnxDenoiser:
 
 
 def onnx_is_here() -> bool:
-    """Whether ONNX Runtime is installed."""
+    """Tell whether ONNX Runtime is installed."""
     from importlib.util import find_spec
 
     return find_spec("onnxruntime") is not None

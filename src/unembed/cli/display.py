@@ -1,4 +1,4 @@
-"""What the commands print: progress, tables, tokens appearing."""
+"""Output of the commands: progress, tables, tokens appearing."""
 
 from __future__ import annotations
 
@@ -26,8 +26,10 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from unembed.cli.options import OUTPUT
 from unembed.encoders.base import EncoderIdentity
 from unembed.errors import DataError
+from unembed.files import install_line
 
 if TYPE_CHECKING:  # torch is 200 MB that collecting texts does not need
     from unembed.data.collect.collect import CollectProgress
@@ -66,13 +68,21 @@ class _Display:
 
     def __init__(self, *columns: str) -> None:
         self.bar = _bar(*columns)
+        self.bar.disable = OUTPUT.quiet
+        self.started = False
 
     def __enter__(self) -> Any:
-        self.bar.start()
         return self
 
     def __exit__(self, *error: object) -> None:
-        self.bar.stop()
+        if self.started:
+            self.bar.stop()
+
+    def start(self) -> None:
+        """Show it; before there is progress an error would stand below an empty bar."""
+        if not self.started:
+            self.bar.start()
+            self.started = True
 
 
 class PrepareDisplay(_Display):
@@ -87,6 +97,7 @@ class PrepareDisplay(_Display):
 
     def update(self, progress: PrepareProgress) -> None:
         """Show how far the preparation is."""
+        self.start()
         if self.first is None:
             self.first = progress
         elapsed = self.bar.tasks[0].elapsed or 1.0
@@ -99,30 +110,24 @@ class PrepareDisplay(_Display):
 
 
 class CollectDisplay(_Display):
-    """Texts kept and read, and time left; nothing before the first of them."""
+    """Texts kept and read, and time left."""
 
     def __init__(self, samples: int) -> None:
         super().__init__("{task.fields[read]} read")
         self.task = self.bar.add_task("collecting", total=samples, read=0)
-        self.started = False
-
-    def __enter__(self) -> CollectDisplay:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self.started:
-            self.bar.stop()
 
     def update(self, progress: CollectProgress) -> None:
         """Show how far the collection is."""
-        if not self.started:
-            self.bar.start()
-            self.started = True
+        self.start()
         self.bar.update(self.task, completed=progress.samples, read=progress.read)
+
+    def finish(self, count: int) -> None:
+        """Show that all are there; progress comes now and then only."""
+        self.bar.update(self.task, completed=count)
 
 
 class StageDisplay(_Display):
-    """One bar per stage of an evaluation."""
+    """Progress display with a bar per stage of an evaluation."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -130,9 +135,15 @@ class StageDisplay(_Display):
 
     def update(self, stage: str, done: int, total: int) -> None:
         """Show how far a stage is."""
+        self.start()
         if stage not in self.tasks:
             self.tasks[stage] = self.bar.add_task(escape(stage), total=total or None)
         self.bar.update(self.tasks[stage], completed=done)
+
+    def say(self, text: str) -> None:
+        """Write a remark above the bars."""
+        if not OUTPUT.quiet:
+            self.bar.console.print(Text(text), soft_wrap=True)
 
 
 class TrainingDisplay(_Display):
@@ -143,7 +154,8 @@ class TrainingDisplay(_Display):
 
     def __init__(self, steps: int) -> None:
         super().__init__("{task.fields[figures]}")
-        self.bar.disable = os.environ.get("RANK", "0") != "0"  # of several processes the first
+        # Of several processes the first
+        self.bar.disable = OUTPUT.quiet or os.environ.get("RANK", "0") != "0"
         self.task = self.bar.add_task("training", total=steps, figures="")
 
     def __exit__(self, *error: object) -> None:
@@ -154,7 +166,8 @@ class TrainingDisplay(_Display):
         """Show a record of ``metrics.jsonl``."""
         step = int(record["step"])
         with suppress(OSError):
-            if "validation_loss" in record:
+            self.start()
+            if "validation_loss" in record and not OUTPUT.quiet:
                 figures = ", ".join(f"{k} {v:.4f}" for k, v in record.items() if k != "step")
                 self.bar.console.print(f"step {step}: {figures}")
                 return
@@ -236,8 +249,8 @@ def _round_trip_table(trip: RoundTrip) -> Table:
     table.add_row("tokens leaked", f"{trip.token_recall:.0%} of the distinct tokens")
     table.add_row(
         "time",
-        f"{trip.seconds:.2f} s, {inversion.passes} denoiser passes, "
-        f"{inversion.encoder_calls} encoder calls",
+        f"{trip.seconds:.2f} s, {inversion.passes} denoiser pass{'es' * (inversion.passes != 1)}, "
+        f"{inversion.encoder_calls} encoder call{'s' * (inversion.encoder_calls != 1)}",
     )
     return table
 
@@ -245,7 +258,8 @@ def _round_trip_table(trip: RoundTrip) -> Table:
 def show_collection(manifest: dict[str, Any], out: Path) -> None:
     """Texts of each language, what was left out and why, and what was not to be had."""
     counts, shards = manifest["counts"], manifest["shards"]
-    sys.stdout.write(f"{counts['kept']} texts in {len(shards)} shards in {out}\n")
+    count = f"{len(shards)} shard{'s' * (len(shards) != 1)}"
+    sys.stdout.write(f"{counts['kept']} texts in {count} in {out}\n")
     summary = ", ".join(
         f"{lang} {numbers.get('kept', 0)}" for lang, numbers in counts["langs"].items()
     )
@@ -266,7 +280,7 @@ def show_collection(manifest: dict[str, Any], out: Path) -> None:
 def stream_inversions(
     stream: Iterable[tuple[Chunk, list[Inversion]]], as_json: bool, source: VectorFile
 ) -> None:
-    """One recovered text a line, or a JSON array of recoveries, as they come."""
+    """Print one recovered text a line, or a JSON array of recoveries, as they come."""
     from unembed.vectors.output import named_columns
 
     begun = False
@@ -287,7 +301,7 @@ def stream_inversions(
 
 
 def show_notes(source: VectorFile) -> None:
-    """What is strange about the vectors, on standard error; each note once."""
+    """Print what is strange about the vectors on standard error, each note once."""
     while len(source.notes) > len(source.notes_shown):
         note = source.notes[len(source.notes_shown)]
         source.notes_shown.append(note)
@@ -326,6 +340,8 @@ def show_evaluation(report: Evaluation, as_json: bool) -> None:
             *(_plain_mean(figures[name]) for name in ("passes", "encoder calls")),
         )
     console = Console()
+    console.print(Text(report.verdict))
+    console.print()
     console.print(table)
     for note in report.notes:
         console.print(Text(f"note: {note}"))
@@ -343,7 +359,7 @@ def _plain_mean(figure: Figure | None) -> str:
 
 
 def show_preflight(report: Preflight, as_json: bool) -> None:
-    """One line a check."""
+    """Print a table of the checks, one line each."""
     if as_json:
         _print_json(report.to_dict())
         return
@@ -357,7 +373,7 @@ def show_preflight(report: Preflight, as_json: bool) -> None:
 
 
 def show_inspection(report: Inspection, as_json: bool) -> None:
-    """What a folder of pairs holds, one line a fact."""
+    """Print what a folder of pairs holds, one line a fact."""
     if as_json:
         _print_json(report.to_dict())
         return
@@ -365,7 +381,8 @@ def show_inspection(report: Inspection, as_json: bool) -> None:
     before = report.vocabulary.get("before_trimming")
     size = f"{report.vocabulary['size']:,}" + (f" (trimmed from {before:,})" if before else "")
     shards = f"{report.shards}, {report.bytes / 2**20:.1f} MiB"
-    languages = "not known: install unembed[languages] to detect them, or pass --source"
+    line = install_line("languages")
+    languages = f"not known: `{line}` to detect them, or pass --source"
     if report.languages:
         languages = f"{_counts(report.languages, _MOST_LANGUAGES)} ({report.languages_are})"
     rows = {

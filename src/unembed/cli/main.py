@@ -6,6 +6,7 @@ Nothing heavy is imported before a command runs, so that ``unembed --help`` answ
 from __future__ import annotations
 
 import sys
+import traceback
 from io import TextIOWrapper
 from typing import Annotated
 
@@ -18,13 +19,17 @@ from unembed.cli import invert as _invert
 from unembed.cli import prepare as _prepare
 from unembed.cli import serve as _serve
 from unembed.cli import train as _train
+from unembed.cli import words as _words
+from unembed.cli.options import OUTPUT, STRATEGIES_EPILOG
 from unembed.errors import UnembedError
 
 app = typer.Typer(
     name="unembed",
     help="How much text does an embedding give away? Turn vectors back into text, and measure it.",
     no_args_is_help=True,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Exit codes: 0 done, 1 a preflight check failed, 2 an error, 128 + signal when stopped "
+    "(docs/commands.md).",
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
@@ -51,8 +56,9 @@ inspect = app.command()(_prepare.inspect)
 train = app.command()(_train.train)
 plot = app.command()(_train.plot)
 export = app.command()(_train.export)
-invert = app.command()(_invert.invert)
-evaluate = app.command()(_evaluate.evaluate)
+invert = app.command(epilog=STRATEGIES_EPILOG)(_invert.invert)
+evaluate = app.command(epilog=STRATEGIES_EPILOG)(_evaluate.evaluate)
+words = app.command()(_words.words)
 read = app.command()(_audit.read)
 audit = app.command()(_audit.audit)
 serve = app.command()(_serve.serve)
@@ -66,5 +72,7 @@ def main() -> None:
     try:
         app()
     except (UnembedError, OSError) as error:  # OSError: no permission, a full disk, a wrong path
+        if OUTPUT.verbose:
+            traceback.print_exception(error)
         typer.echo(f"error: {error}", err=True)
         sys.exit(2)

@@ -2,17 +2,71 @@
 
 from __future__ import annotations
 
+import logging
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
 import unembed
+from unembed.encoders import API_PREFIX
 from unembed.errors import ConfigError
 
 if TYPE_CHECKING:
     from unembed.decoding import Decoding
 
+
+@dataclass
+class Output:
+    """How much a command says on standard error.
+
+    Attributes:
+        quiet: No progress and no remarks; notes on what a result means, and errors, stay.
+        verbose: Also what libraries say, and where an error came from.
+    """
+
+    quiet: bool = False
+    verbose: bool = False
+
+
+OUTPUT = Output()
+# Libraries that warn of what is no fault of a user's: a cache folder, an operator not there
+_TALKATIVE = ("matplotlib", "torch.onnx", "torchvision")
+
+
+def _set_quiet(value: bool) -> bool:
+    OUTPUT.quiet = value
+    return value
+
+
+def _set_verbose(value: bool) -> bool:
+    OUTPUT.verbose = value
+    for name in _TALKATIVE:
+        logging.getLogger(name).setLevel(logging.NOTSET if value else logging.ERROR)
+    return value
+
+
+QuietOption = Annotated[
+    bool,
+    typer.Option(
+        "--quiet", "-q", callback=_set_quiet, help="No progress, only results, notes and errors."
+    ),
+]
+VerboseOption = Annotated[
+    bool,
+    typer.Option(
+        "--verbose",
+        "-v",
+        callback=_set_verbose,
+        help="Also what libraries say, and the place of an error.",
+    ),
+]
 ConfigOption = Annotated[
     str, typer.Option("--config", "-c", help="Shipped name or path of a YAML file.")
 ]
@@ -26,19 +80,34 @@ TrustOption = Annotated[
 ]
 EncoderOption = Annotated[
     str | None,
-    typer.Option("--encoder", help="Where the inverter's encoder is, if not under its own name."),
+    typer.Option(
+        "--encoder",
+        help="Where the inverter's encoder is, if not under its own name; openai:MODEL: an API.",
+    ),
+]
+ApiBaseOption = Annotated[
+    str | None,
+    typer.Option("--api-base", help="With openai:MODEL: address of the API, up to /v1."),
+]
+MaxCallsOption = Annotated[
+    int | None,
+    typer.Option("--max-calls", min=1, metavar="N", help="With openai:MODEL: most requests."),
+]
+PriceOption = Annotated[
+    float | None,
+    typer.Option("--price", min=0.0, metavar="X", help="With openai:MODEL: of a million tokens."),
 ]
 StrategyOption = Annotated[
     str,
     typer.Option(
         "--strategy",
         help="greedy, entropy-bounded, euler, euler-remask, two-stage, best-of or guided-search, "
-        "also with settings: greedy:steps=16 (docs/decoding.md).",
+        "also with settings: greedy:steps=16. Below are the options of each.",
     ),
 ]
 OptionOption = Annotated[
     list[str] | None,
-    typer.Option("--option", help="Of the strategy: name=value (docs/decoding.md). Repeatable."),
+    typer.Option("--option", help="Of the strategy: name=value, see below. Repeatable."),
 ]
 GuidanceOption = Annotated[
     tuple[float, float] | None,
@@ -89,13 +158,17 @@ KeyOption = Annotated[
     str | None,
     typer.Option(
         "--key",
-        help="Array of an archive; key of JSON, or a path: response.body.data.0.embedding. The "
-        "usual names are found.",
+        help="Array of an archive; key of JSON, or a path of keys: data.*.embedding. The usual "
+        "names are found.",
     ),
 ]
 VectorColumnOption = Annotated[
     str | None,
     typer.Option("--column", help="Column of a table that holds the vectors, or a path in it."),
+]
+TextColumnOption = Annotated[
+    str | None,
+    typer.Option("--text-column", help="With --embedding: column of the texts (text if not set)."),
 ]
 KeepOption = Annotated[
     str | None,
@@ -124,95 +197,6 @@ RecoveredOption = Annotated[
     typer.Option("--out", help="With --embedding: write the texts to a .jsonl or .parquet."),
 ]
 
-OnnxOption = Annotated[
-    Path | None,
-    typer.Option("--onnx", help="Also write the denoiser as ONNX (OUT/denoiser.onnx is used)."),
-]
-
-# The options of `prepare --stage 1`
-SourcesOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--source",
-        metavar="PATH",
-        help="Parquet, JSONL, CSV, TSV or plain text, all but Parquet also .gz or .zst, or a "
-        "folder of them. Stage 1 also: c4 (if not set), hf:NAME[:CONFIG][:COLUMN] and any with "
-        ":WEIGHT; repeatable. "
-        "Stage 2 takes data/raw if not set.",
-    ),
-]
-StageOption = Annotated[
-    int,
-    typer.Option("--stage", min=1, max=2, metavar="1|2", help="1: collect text. 2: text → pairs."),
-]
-LangsOption = Annotated[
-    str | None, typer.Option("--langs", help="Stage 1: en,zh,…; each gets the same share.")
-]
-SamplesOption = Annotated[
-    int | None,
-    typer.Option("--n-samples", min=1, metavar="N", help="Stage 1: texts in all."),
-]
-LangColumnOption = Annotated[str, typer.Option("--lang-column", help="Column of the language.")]
-DrawOption = Annotated[
-    int | None,
-    typer.Option("--seed", min=0, metavar="N", help="Stage 1: mixes and shuffles; 0 if not set."),
-]
-CharsOption = Annotated[
-    tuple[int, int],
-    typer.Option("--chars", min=1, metavar="MIN MAX", help="Stage 1: shortest and longest text."),
-]
-NearOption = Annotated[
-    float | None,
-    typer.Option(
-        "--near-duplicates",
-        min=0.1,
-        max=0.95,
-        metavar="SHARE",
-        help="Stage 1: leave out texts about this similar (say 0.8) to another, by MinHash.",
-    ),
-]
-
-# Of `prepare --stage 2`
-DtypeOption = Annotated[
-    str,
-    typer.Option(
-        "--dtype", help="Of the encoder: auto (what is quickest here), float32, bfloat16, float16."
-    ),
-]
-BatchOption = Annotated[
-    int | None,
-    typer.Option(
-        "--encode-batch",
-        min=1,
-        metavar="N",
-        help="Texts encoded at once; by their tokens if not set.",
-    ),
-]
-PreparedOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--out", help="Folder for the texts (data/raw if not set) or pairs (data/CONFIG)."
-    ),
-]
-
-# Of `prepare --stage 2` beyond one machine
-RayOption = Annotated[
-    str | None,
-    typer.Option(
-        "--ray",
-        help="Stage 2 on a Ray cluster (extra distributed): local, auto or HOST:PORT.",
-    ),
-]
-WorkersOption = Annotated[
-    int | None,
-    typer.Option(
-        "--workers",
-        min=1,
-        metavar="N",
-        help="With --ray: processes; one per GPU, or machine, if not set.",
-    ),
-]
-
 # Of `invert` and `evaluate`
 DenoiserDtypeOption = Annotated[
     str | None,
@@ -223,23 +207,131 @@ DenoiserDtypeOption = Annotated[
     ),
 ]
 
-# The options of `plot` and `export`
-RunsArgument = Annotated[list[Path], typer.Argument(help="Folders of training runs.")]
-PictureOption = Annotated[Path, typer.Option("--out", help="The picture: .png or .svg.")]
-AxisOption = Annotated[str, typer.Option("--x", help="steps, samples or hours.")]
-WeightsOption = Annotated[
-    str, typer.Option("--weights", help="float16, bfloat16 or int8 (weight-only).")
-]
-ShardOption = Annotated[
-    str, typer.Option("--shard-size", help="Larger weights are cut into files: 500MB, 4GB.")
-]
-FiguresOption = Annotated[
-    Path | None,
-    typer.Option("--evaluation", help="Figures for the card: what `evaluate --out` wrote."),
-]
-CardOption = Annotated[
-    Path | None, typer.Option("--card", help="Model card (Markdown) in place of the one made.")
-]
+# Written out, so that --help needs not load them; a test compares them with the registry
+STRATEGY_OPTIONS = {
+    "greedy": "order=confidence lengths=1",
+    "entropy-bounded": "gamma=0.1 lengths=1",
+    "euler": "temperature=1.0 top_p=1.0",
+    "euler-remask": "temperature=1.0 top_p=1.0 threshold=1.0 probability=0.05",
+    "two-stage": "noise=0.3 temperature=1.0 top_p=1.0",
+    "best-of": "samples=16 temperature=0.7 top_p=1.0 stop_cosine=0.9999",
+    "guided-search": "beam=4 proposals=8 gain=0.001 exploration=0.1 stop_cosine=0.9999",
+}
+STRATEGIES_EPILOG = "\n\n".join(
+    [
+        "Strategies with their options and defaults (docs/decoding.md explains them):",
+        *(f"{name}: {options}" for name, options in STRATEGY_OPTIONS.items()),
+    ]
+)
+
+
+def given(context: typer.Context, name: str) -> bool:
+    """Whether the user gave the option of a parameter, whatever its value."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
+def refuse_idle(context: typer.Context, needed: str, actual: str, *names: str) -> None:
+    """Refuse options that have no effect without another, or beside it.
+
+    Args:
+        context: Of the command.
+        needed: What they need: ``with --embedding only``.
+        actual: What is there in its place.
+        *names: Of their parameters.
+
+    Raises:
+        ConfigError: One of them was given.
+    """
+    flags = {parameter.name: parameter.opts[0] for parameter in context.command.params}
+    for name in names:
+        if given(context, name):
+            raise ConfigError(f"{flags[name]} {needed}", actual, "Leave it out")
+
+
+def note_idle(context: typer.Context, why: str, *names: str) -> None:
+    """Note options that have no effect here, but may stand in a command that is used often."""
+    flags = {parameter.name: parameter.opts[0] for parameter in context.command.params}
+    for name in names:
+        if given(context, name):
+            note(f"{flags[name]} has no effect: {why}")
+
+
+def note(text: str) -> None:
+    """Write a note to standard error."""
+    typer.echo(f"note: {text}", err=True)
+
+
+def remark(text: str) -> None:
+    """Write to standard error what --quiet silences."""
+    if not OUTPUT.quiet:
+        typer.echo(text, err=True)
+
+
+def require_place(path: Path, flag: str, *suffixes: str) -> None:
+    """Refuse a file that cannot be written there before anything is done for it.
+
+    Args:
+        path: Of the file.
+        flag: The option, for messages.
+        *suffixes: One of these ends its name.
+
+    Raises:
+        ConfigError: Another ending, a folder, or no folder to be in.
+    """
+    if path.suffix.lower() not in suffixes:
+        raise ConfigError(f"{flag} that ends in {' or '.join(suffixes)}", str(path), "Rename it")
+    if path.is_dir() or not path.absolute().parent.is_dir():
+        there = "a folder" if path.is_dir() else f"no folder {path.parent}"
+        raise ConfigError(f"a place to write {path}", there, f"Correct {flag}")
+
+
+class _Stopped(KeyboardInterrupt):
+    """A signal that asks to end."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number
+
+
+@contextmanager
+def interruptible(way_on: str) -> Iterator[None]:
+    """Make Ctrl-C, SIGTERM and SIGHUP one line and the exit code 128 + signal.
+
+    Args:
+        way_on: What the line says after "stopped": how the work can go on.
+    """
+
+    def stop(number: int, frame: FrameType | None) -> NoReturn:
+        raise _Stopped(number)
+
+    before: dict[int, Any] = {}
+    for name in ("SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) != signal.SIG_IGN:  # nohup
+            with suppress(ValueError):  # not the main thread
+                before[number] = signal.signal(number, stop)
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        with suppress(OSError):  # after SIGHUP nobody may be there to read it
+            typer.echo(f"stopped; {way_on}", err=True)
+        raise typer.Exit(128 + getattr(error, "number", signal.SIGINT)) from None
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def opened(source: Any) -> Iterator[Any]:
+    """The vectors of a `VectorFile`, those of standard input from a temporary file."""
+    from unembed.vectors.read import STDIN, standard_input
+
+    if source is None or str(source.path) != STDIN:
+        yield source
+        return
+    with standard_input(sys.stdin.buffer, source) as vectors:
+        yield vectors
 
 
 def make_encoder(
@@ -264,29 +356,51 @@ def make_encoder(
     )
 
 
-def encoder_settings(inverter: unembed.Inverter, where: str | None = None) -> dict[str, Any]:
-    """What `make_encoder` needs to load the encoder that an inverter inverts.
+def api_settings(
+    api_base: str | None, max_calls: int | None, price: float | None
+) -> dict[str, Any]:
+    """Those of the options for an API that were given, as settings for `make_encoder`."""
+    settings = {"api_base": api_base, "max_calls": max_calls, "price": price}
+    return {key: value for key, value in settings.items() if value is not None}
 
-    With ``where`` it is taken from there; whether it is the same one shows its digest.
+
+def show_usage(context: typer.Context, encoder: Any) -> None:
+    """When the command ends, well or not, say what an encoder behind an API was asked for."""
+    usage = getattr(encoder, "usage", None)
+    if usage is not None:
+        name = encoder.identity.name
+        context.call_on_close(lambda: remark(f"{name}: {usage.describe()}"))
+
+
+def encoder_settings(inverter: unembed.Inverter, where: str | None = None) -> dict[str, Any]:
+    """Collect what `make_encoder` needs to load the encoder that an inverter inverts.
+
+    With ``where`` it is taken from there; whether it is the same one shows its digest, or, behind
+    an API, its vectors.
     """
     identity = inverter.encoder
-    settings = {"name": identity.name, "revision": identity.revision}
+    files = {"pooling": identity.pooling, "backend": identity.backend}
+    settings = {"name": identity.name, "revision": identity.revision, **files}
     if where is not None:
-        settings = {"name": where, "revision": None}
-    shape = {"pooling": identity.pooling, "truncate_dim": identity.truncate_dim}
-    return {**settings, "prompt": identity.prompt, **shape}
+        is_remote = where.startswith(API_PREFIX)  # which knows neither
+        settings = {"name": where, "revision": None, **({} if is_remote else files)}
+    return {**settings, "prompt": identity.prompt, "truncate_dim": identity.truncate_dim}
 
 
 def make_inverter(
     checkpoint: str | None, config: str | None, device: str, dtype: str | None = None
 ) -> unembed.Inverter:
     """The inverter of a checkpoint, of a configuration's name, or the one that ships."""
-    from unembed.config import load_config
+    from unembed.checkpoints import shipped_inverters
 
-    if config is not None:
-        load_config(config)
-    name = checkpoint or (Path(config).stem if config is not None else "minilm")
-    return unembed.Inverter.from_pretrained(name).to(device, dtype)
+    shipped = shipped_inverters()
+    if config is not None and config not in shipped:
+        raise ConfigError(
+            f"--config with the name of weights that ship ({', '.join(shipped)})",
+            repr(config),
+            "Pass the folder that `unembed export` wrote as --checkpoint",
+        )
+    return unembed.Inverter.from_pretrained(checkpoint or config or "minilm").to(device, dtype)
 
 
 def read_decoding(
@@ -298,7 +412,7 @@ def read_decoding(
     encoder_calls: int = 0,
     length: int | None = None,
 ) -> Decoding:
-    """How to decode: the text of ``--strategy`` with what other options add to it.
+    """Parse ``--strategy`` and add what other options say of decoding.
 
     Raises:
         ConfigError: No such strategy or option, one said twice, or a value out of range.
@@ -317,4 +431,20 @@ def read_decoding(
         name, equals, _ = option.partition("=")
         if not equals or not name:
             raise ConfigError("an option of the form name=value", repr(option), "Correct --option")
-    return Decoding.parse(":".join([strategy, *words, *(options or [])]))
+    decoding = Decoding.parse(":".join([strategy, *words, *(options or [])]))
+    refuse_idle_calls(decoding)
+    return decoding
+
+
+def refuse_idle_calls(decoding: Decoding) -> None:
+    """Refuse encoder calls for a strategy that makes none.
+
+    Raises:
+        ConfigError: There are such.
+    """
+    if decoding.encoder_calls and not decoding.strategy.needs_encoder:
+        raise ConfigError(
+            "encoder calls (--encoder-calls) with best-of or guided-search only",
+            f"{decoding.encoder_calls} with {decoding.name}, which makes none",
+            "Leave them out, or choose one of these strategies",
+        )

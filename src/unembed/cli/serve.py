@@ -6,21 +6,41 @@ import os
 import sys
 import webbrowser
 from functools import partial
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+import unembed
 from unembed.cli.options import (
+    ApiBaseOption,
     DeviceOption,
     EncoderOption,
+    MaxCallsOption,
+    PriceOption,
+    QuietOption,
     TrustOption,
+    VerboseOption,
+    api_settings,
     encoder_settings,
     make_encoder,
     make_inverter,
+    note,
+    show_usage,
 )
+
+if TYPE_CHECKING:
+    from unembed.encoders.base import Encoder
+
+OpenOption = Annotated[
+    bool, typer.Option("--open", help="Open the page in the browser of this machine.")
+]
+LogTextsOption = Annotated[
+    bool, typer.Option("--log-texts", help="Write texts and recoveries to the log.")
+]
 
 
 def serve(
+    context: typer.Context,
     host: Annotated[str, typer.Option("--host", help="Address to listen at.")] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0: a free one.")] = 8080,
     checkpoint: Annotated[
@@ -28,11 +48,12 @@ def serve(
         typer.Option("--checkpoint", help="Shipped name, folder or Hub repository. Repeatable."),
     ] = None,
     encoder: EncoderOption = None,
+    api_base: ApiBaseOption = None,
+    max_calls: MaxCallsOption = None,
+    price: PriceOption = None,
     device: DeviceOption = "auto",
     trust_remote_code: TrustOption = False,
-    open_page: Annotated[
-        bool, typer.Option("--open", help="Open the page in the browser of this machine.")
-    ] = False,
+    open_page: OpenOption = False,
     allow_host: Annotated[
         list[str] | None,
         typer.Option("--allow-host", help="Another name that it is reached by. Repeatable."),
@@ -61,9 +82,9 @@ def serve(
     max_encoder_calls: Annotated[
         int, typer.Option("--max-encoder-calls", min=1, help="Encoder calls of a text.")
     ] = 1000,
-    log_texts: Annotated[
-        bool, typer.Option("--log-texts", help="Write texts and recoveries to the log.")
-    ] = False,
+    log_texts: LogTextsOption = False,
+    quiet: QuietOption = False,
+    verbose: VerboseOption = False,
 ) -> None:
     """Serve the live demo: a page on which a vector turns back into text, and its API."""
     from unembed.files import require_extra
@@ -82,13 +103,12 @@ def serve(
         seconds=max_seconds,
         encoder_calls=max_encoder_calls,
     )
+    api = api_settings(api_base, max_calls, price)
     demo = load_demo(
         checkpoint or ["minilm"],
         limits,
         lambda name: make_inverter(name, None, device),
-        lambda inverter: make_encoder(
-            encoder_settings(inverter, encoder), device, trust_remote_code
-        ),
+        partial(_load_encoder, context, encoder, api, device, trust_remote_code),
         log_texts,
     )
     app = create_app(demo, server.hosts_of(host, allow_host or []), allow_origin or [])
@@ -98,6 +118,21 @@ def serve(
     ready = partial(_announce, opening, address if open_page else None)
     server.write_log()
     server.run(app, bound, ready=ready, stopping=lambda: typer.echo(closing), proxies=proxies)
+
+
+def _load_encoder(
+    context: typer.Context,
+    where: str | None,
+    api: dict[str, Any],
+    device: str,
+    trust_remote_code: bool,
+    inverter: unembed.Inverter,
+) -> Encoder:
+    """The encoder of an inverter."""
+    settings = encoder_settings(inverter, where) | api
+    encoder: Encoder = make_encoder(settings, device, trust_remote_code)
+    show_usage(context, encoder)
+    return encoder
 
 
 def _announce(message: str, address: str | None) -> None:
@@ -110,3 +145,5 @@ def _announce(message: str, address: str | None) -> None:
     windows = sys.platform in ("darwin", "win32") or any(map(os.environ.get, screens))
     if address is not None and windows:
         webbrowser.open(address)
+    elif address is not None:
+        note("--open has no effect: there is no screen")

@@ -12,20 +12,41 @@ from typing import Annotated, Any
 import typer
 
 from unembed.cli.options import (
-    AxisOption,
-    CardOption,
     ConfigOption,
     DeviceOption,
-    FiguresOption,
-    OnnxOption,
-    PictureOption,
-    RunsArgument,
+    QuietOption,
     SetOption,
-    ShardOption,
     TrustOption,
-    WeightsOption,
+    VerboseOption,
     make_encoder,
+    refuse_idle,
+    require_place,
+    show_usage,
 )
+
+# The options of `plot` and `export`
+RunsArgument = Annotated[list[Path], typer.Argument(help="Folders of training runs.")]
+PictureOption = Annotated[Path, typer.Option("--out", help="The picture: .png or .svg.")]
+AxisOption = Annotated[str, typer.Option("--x", help="steps, samples or hours.")]
+WeightsOption = Annotated[
+    str, typer.Option("--weights", help="float16, bfloat16 or int8 (weight-only).")
+]
+ShardOption = Annotated[
+    str, typer.Option("--shard-size", help="Larger weights are cut into files: 500MB, 4GB.")
+]
+FiguresOption = Annotated[
+    Path | None,
+    typer.Option("--evaluation", help="Figures for the card: what `evaluate --out` wrote."),
+]
+CardOption = Annotated[
+    Path | None, typer.Option("--card", help="Model card (Markdown) in place of the one made.")
+]
+
+
+OnnxOption = Annotated[
+    Path | None,
+    typer.Option("--onnx", help="Also write the denoiser as ONNX (OUT/denoiser.onnx is used)."),
+]
 
 _STOP_SIGNALS = [
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
@@ -34,6 +55,7 @@ _SAME_REQUEST = 2.0  # seconds
 
 
 def train(
+    context: typer.Context,
     data: Annotated[Path, typer.Option("--data", help="Folder of prepared pairs.")],
     out: Annotated[Path, typer.Option("--out", help="Folder of the run.")],
     config: ConfigOption = "minilm",
@@ -41,6 +63,8 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
     device: DeviceOption = "auto",
     trust_remote_code: TrustOption = False,
+    quiet: QuietOption = False,
+    verbose: VerboseOption = False,
 ) -> None:
     """Train a denoiser on prepared pairs.
 
@@ -65,6 +89,7 @@ def train(
         _require_own_tokenizer(pairs.manifest)
     if from_words or configuration.training.decoded_cosine:
         encoder = make_encoder(configuration.encoder.model_dump(), "cpu", trust_remote_code)
+        show_usage(context, encoder)
         pairs.require_encoder(encoder)
         words = encoder.word_embeddings() if from_words else None
     with TrainingDisplay(configuration.training.steps) as display, StopSignal() as stop:
@@ -111,15 +136,23 @@ def _require_own_tokenizer(manifest: dict[str, Any]) -> None:
         )
 
 
-def plot(runs: RunsArgument, out: PictureOption, x: AxisOption = "steps") -> None:
+def plot(
+    runs: RunsArgument,
+    out: PictureOption,
+    x: AxisOption = "steps",
+    quiet: QuietOption = False,
+    verbose: VerboseOption = False,
+) -> None:
     """Draw the training and validation curves of one or several runs (needs matplotlib)."""
     from unembed.training.curves import save_curves
 
+    require_place(out, "--out", ".png", ".svg")
     _notes(save_curves(runs, out, x))
     typer.echo(f"curves in {out}")
 
 
 def export(
+    context: typer.Context,
     run: Annotated[Path, typer.Argument(help="Folder of a training run.")],
     out: Annotated[Path, typer.Argument(help="Folder for the inverter.")],
     which: Annotated[str, typer.Option("--which", help="best, latest or milestone-N.")] = "best",
@@ -128,6 +161,8 @@ def export(
     evaluation: FiguresOption = None,
     card: CardOption = None,
     onnx: OnnxOption = None,
+    quiet: QuietOption = False,
+    verbose: VerboseOption = False,
 ) -> None:
     """Turn a training run into the folder that `invert` loads: averaged weights, card, curves."""
     from unembed.backends.onnx import require_onnx
@@ -135,8 +170,12 @@ def export(
     from unembed.inverter import export_folder
     from unembed.training.export import export_run
 
+    if card is not None:
+        refuse_idle(context, "without --card only", "--card in place of it", "evaluation")
     if onnx is not None:
         require_onnx()
+        if onnx.absolute().parent != out.absolute():  # that folder is made
+            require_place(onnx, "--onnx", ".onnx")
     storage = Storage(weights, shard_size)
     text = _read_card(card) if card is not None else None
     _notes(export_run(run, out, which=which, storage=storage, card=text, evaluation=evaluation))
@@ -147,10 +186,11 @@ def export(
 
 def _read_card(path: Path) -> str:
     from unembed.errors import DataError
+    from unembed.files import read_bounded
 
     try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        return read_bounded(path).decode("utf-8")
+    except (OSError, ValueError) as error:
         raise DataError(f"Markdown in UTF-8 at {path}", str(error), "Correct --card") from error
 
 

@@ -1,4 +1,4 @@
-"""What is in a folder of prepared pairs: counts, lengths, sizes, writing systems, some pairs."""
+"""Report on a folder of prepared pairs: counts, lengths, sizes, writing systems, some pairs."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _MOST_BARS = 15
 
 @dataclass(frozen=True)
 class Inspection:
-    """What a folder of prepared pairs holds.
+    """Report on a folder of prepared pairs.
 
     Attributes:
         pairs: Their number N.

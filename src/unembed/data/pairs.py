@@ -20,10 +20,10 @@ from pydantic import BaseModel, ValidationError
 from unembed.config import DataSection
 from unembed.data.pieces import is_outdated
 from unembed.encoders.base import Encoder, EncoderIdentity
-from unembed.encoders.fingerprint import Fingerprint
+from unembed.encoders.fingerprint import Fingerprint, require_encoder
 from unembed.encoders.vectors import VectorStatistics
 from unembed.errors import DataError
-from unembed.files import atomic, file_digest, text_files
+from unembed.files import MANIFEST_BYTES, atomic, file_digest, read_json, text_files
 from unembed.tokenizer import TextTokenizer
 
 MANIFEST = "manifest.json"
@@ -126,7 +126,7 @@ class Pairs:
 
     @property
     def outdated(self) -> str | None:
-        """What is wrong with pairs that an older version cut; None where nothing is."""
+        """Fault of pairs that an older version cut; None where there is none."""
         if not is_outdated(self.manifest, self.tokenizer):
             return None
         return (
@@ -148,13 +148,11 @@ class Pairs:
         Raises:
             EncoderError: Its weights or prompt differ, or it embeds the probe texts elsewhere.
         """
-        self.encoder.require_same(encoder.identity, "pairs")
-        if self.fingerprint is not None:
-            self.fingerprint.require_same(encoder, "pairs")
+        require_encoder(encoder, self.encoder, self.fingerprint, "pairs")
 
     @cached_property
     def token_counts(self) -> NDArray[np.int64]:
-        """How often each id of the vocabulary occurs in the target sequences, [V].
+        """Counts of each id of the vocabulary in the target sequences, [V].
 
         Counted when first asked for, which reads all tokens.
         """
@@ -207,10 +205,19 @@ class _Shard(BaseModel):
     passages: int
     pairs: int
     sha256: dict[str, str]
+    dropped: dict[str, int] = {}
+
+
+class _Vocabulary(BaseModel):
+    before: int
+
+
+class _Fingerprint(BaseModel):
+    sha256: str
 
 
 class _Manifest(BaseModel):
-    """What is read without a further look; there is more in the file."""
+    """Schema of what is read without a further look; there is more in the file."""
 
     encoder: EncoderIdentity
     tokenizer: _Tokenizer
@@ -218,6 +225,11 @@ class _Manifest(BaseModel):
     pieces: _Pieces
     complete: bool
     shards: list[_Shard]
+    # Not in every manifest
+    vocabulary: _Vocabulary = _Vocabulary(before=0)
+    fingerprint: _Fingerprint = _Fingerprint(sha256="")
+    cutter: int = 1
+    round_trip: bool = False
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -228,12 +240,12 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """
     path = folder / MANIFEST
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest = read_json(path, MANIFEST_BYTES)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise DataError(
             f"prepared pairs in {folder}", "no manifest.json", "Run `unembed prepare` first"
         ) from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise DataError(f"JSON in {path}", str(error), "Prepare the pairs again") from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         version = manifest.get("format") if isinstance(manifest, dict) else type(manifest).__name__
@@ -258,7 +270,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def piece_settings(manifest: dict[str, Any]) -> dict[str, Any]:
-    """How the pieces were cut, settings that are younger than the manifest at their defaults.
+    """Settings the pieces were cut with, those younger than the manifest at their defaults.
 
     Raises:
         DataError: They are not settings this version knows.
@@ -279,10 +291,18 @@ def difference(expected: Any, actual: Any) -> tuple[str, str]:
         keys = [key for key in {**expected, **actual} if expected.get(key) != actual.get(key)]
         expected, actual = ({key: side.get(key) for key in keys} for side in (expected, actual))
     first, second = (
-        text if len(text := str(side)) < _MOST_CHARS else f"{text[:_MOST_CHARS]} …"
+        text if len(text := _spelled(side)) < _MOST_CHARS else f"{text[:_MOST_CHARS]} …"
         for side in (expected, actual)
     )
     return first, second
+
+
+def _spelled(side: Any) -> str:
+    """A setting for readers: of a mapping ``name mine.txt, bytes 12``, digests only if alone."""
+    if not isinstance(side, dict):
+        return str(side)
+    plain = {key: value for key, value in side.items() if key != "digest"} or side
+    return ", ".join(f"{key} {value}" for key, value in plain.items())
 
 
 def shard_names(index: int) -> tuple[str, str]:
@@ -368,7 +388,7 @@ def write_json(path: Path, data: dict[str, Any]) -> None:
 
 
 def _write_error(path: Path, error: OSError) -> Exception:
-    """What to say when a file cannot be written; NumPy counts bytes in place of an error number."""
+    """Explain why a file cannot be written; NumPy counts bytes in place of an error number."""
     if error.errno not in _FULL and "requested and" not in str(error):
         return error
     return DataError(

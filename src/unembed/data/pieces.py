@@ -43,7 +43,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class _Layout:
-    """Where the tokens of a passage are; of a token that is spelled, once for each part.
+    """Offsets of the tokens of a passage; of a token that is spelled, once for each part.
 
     Attributes:
         starts: First visible character of each token: behind the space that it may carry.
@@ -57,7 +57,7 @@ class _Layout:
 
 
 def is_outdated(manifest: Mapping[str, Any], tokenizer: TextTokenizer) -> bool:
-    """Whether prepared pairs were cut by an older version that this tokenizer led astray."""
+    """Tell whether pairs were cut by an older version that this tokenizer led astray."""
     return tokenizer.carries_spaces and manifest.get("cutter", 1) < CUTTER
 
 
@@ -164,7 +164,7 @@ def _with_tokens(
 
 
 def sentence_ends(text: str, settings: DataSection) -> list[int]:
-    """Where sentences end, as character offsets; the end of the text is the last."""
+    """Find the character offsets where sentences end; the end of the text is the last."""
     if settings.segmenter == "regex":
         return [match.end() for match in SENTENCE_END.finditer(text)] + [len(text)]
     from sentencex import segment
@@ -277,7 +277,7 @@ def _spans(
 
 
 def _tokens_before(starts: list[int], ends: list[int]) -> list[int]:
-    """For each character offset, how many tokens start before it."""
+    """Count the tokens that start before each character offset."""
     counts, token = [], 0
     for end in ends:
         while token < len(starts) and starts[token] < end:

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 from tokenizers import pre_tokenizers
 
@@ -39,7 +38,7 @@ from unembed.data.shards import CutShard, Job, Reads, Runner, ShardTask, make_he
 from unembed.encoders.base import Encoder, EncoderIdentity, recorded_name
 from unembed.encoders.fingerprint import Fingerprint, make_fingerprint
 from unembed.errors import DataError
-from unembed.files import make_folder, remove_unfinished, require_apart, text_files
+from unembed.files import locked, make_folder, remove_unfinished, require_apart, text_files
 from unembed.tokenizer import TextTokenizer, ids_of, load_tokenizer
 
 DIGEST = "digest"
@@ -49,7 +48,7 @@ _SPACE_SIGNS = "\u2581\u0120\u010a"  # SentencePiece's space; byte-level's space
 
 @dataclass(frozen=True)
 class PrepareProgress:
-    """What a preparation has done so far: passages read, pairs made, shards written."""
+    """Progress of a preparation: passages read, pairs made, shards written."""
 
     passages: int
     pairs: int
@@ -98,30 +97,27 @@ def prepare_pairs(
     """
     require_texts(source, column)
     require_apart(source, out)
+    if source.name in (MANIFEST, TOKENIZER):
+        require_apart(source, out / source.name)  # it would be written over
     job = _job(source, out, column, config.data, encoder)
     make_folder(out)
-    try:
-        with FileLock(out / ".lock", timeout=0):
-            job, manifest = _open_manifest(job)
-            damaged = list(_damaged(job, manifest)) if verify else []
-            if damaged or not manifest["complete"]:
-                job = _prove_encoder(job, encoder, manifest)
-                _begin(job, manifest)
-                tasks = chain(damaged, _missing(job, manifest, limit))
-                run = run or partial(make_here, encoder)
-                try:
-                    _write_shards(job, manifest, tasks, limit, progress, run)
-                finally:
-                    _sweep(out)
-            return manifest
-    except Timeout as error:
-        raise DataError(
-            f"{out} to be free", "another process writing to it", "Wait for it, or choose --out"
-        ) from error
+    with locked(out):
+        job, manifest = _open_manifest(job)
+        damaged = list(_damaged(job, manifest)) if verify else []
+        if damaged or not manifest["complete"]:
+            job = _prove_encoder(job, encoder, manifest)
+            _begin(job, manifest)
+            tasks = chain(damaged, _missing(job, manifest, limit))
+            run = run or partial(make_here, encoder)
+            try:
+                _write_shards(job, manifest, tasks, limit, progress, run)
+            finally:
+                _sweep(out)
+        return manifest
 
 
 def _job(source: Path, out: Path, column: str, settings: DataSection, encoder: Encoder) -> Job:
-    """What there is to do, with the encoder's tokenizer or the one that was asked for."""
+    """Describe the work, with the encoder's tokenizer or the one that was asked for."""
     most, name = getattr(encoder, "most_tokens", None), settings.vocabulary.tokenizer
     if name is None:
         _require_room(encoder, most, settings.length - 1)
@@ -314,7 +310,7 @@ def count_tokens(
     limit: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> NDArray[np.int64]:
-    """How often each id occurs in the pieces of some passages, [V].
+    """Count how often each id occurs in the pieces of some passages, [V].
 
     Args:
         texts: Passages, read once and never held together.

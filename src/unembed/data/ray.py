@@ -58,7 +58,7 @@ Load = Callable[[], Encoder]
 
 @dataclass(frozen=True)
 class Share:
-    """What each worker gets of the cluster."""
+    """Share of the cluster that each worker gets."""
 
     workers: int
     cpus: int

@@ -10,7 +10,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from unembed.errors import DataError
-from unembed.files import count_lines, file_format, read_lines, text_files
+from unembed.files import (
+    MANIFEST_BYTES,
+    count_lines,
+    file_format,
+    read_json,
+    read_lines,
+    text_files,
+)
 
 _DELIMITERS = {".csv": ",;", ".tsv": "\t"}
 BATCH_ROWS = 4096
@@ -78,7 +85,7 @@ def _refuse_unfinished(folder: Path) -> None:
     if not manifest.is_file():
         return
     try:
-        data = json.loads(manifest.read_text(encoding="utf-8"))
+        data = read_json(manifest, MANIFEST_BYTES)
     except ValueError:
         return  # not ours
     if isinstance(data, dict) and data.get("kind") == "texts" and not data.get("complete"):

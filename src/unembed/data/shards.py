@@ -1,4 +1,4 @@
-"""One shard of prepared pairs, the unit of work: passages → pieces → arrays under temporary names.
+"""Shards of prepared pairs, the unit of work: passages → pieces → arrays under temporary names.
 
 The process that holds the folder's lock renames the arrays and lists them in the manifest. Whoever
 makes a shard, on whichever machine, makes the same bytes.
@@ -30,7 +30,7 @@ _UNIT_TOLERANCE = 1e-2
 
 @dataclass(frozen=True)
 class Reads:
-    """What an encoder reads of a text whose pieces were cut by another tokenizer than its own.
+    """Limit of what an encoder reads of pieces that another tokenizer than its own has cut.
 
     Attributes:
         tokenizer: The encoder's own.
@@ -50,7 +50,7 @@ class Reads:
 
 @dataclass(frozen=True)
 class Job:
-    """What a preparation works on; plain data, so that it can be sent to another machine.
+    """Job of a preparation; plain data, so that it can be sent to another machine.
 
     Attributes:
         source: File or folder of texts.
@@ -80,7 +80,7 @@ class Job:
 
 @dataclass(frozen=True)
 class ShardTask:
-    """Which passages a shard is made of.
+    """Task of making a shard: its passages.
 
     Attributes:
         index: Number of the shard.

@@ -1,4 +1,4 @@
-"""What is done with a denoiser's logits: processors that change them, and ways to read tokens.
+"""Uses of a denoiser's logits: processors that change them, and ways to read tokens.
 
 A processor is any callable ``(logits [M, V], inputs) → logits``; `with_processors` puts a list of
 them behind a denoiser. Sampling works in float32 logits with cumulative sums and uniform numbers in
@@ -28,7 +28,7 @@ _RUN = 64  # columns whose maximum is taken first
 
 @dataclass(frozen=True)
 class DenoiserInputs:
-    """What the logits were predicted from.
+    """Inputs that the logits were predicted from.
 
     Attributes:
         tokens: Ids [B, L].

@@ -1,4 +1,4 @@
-"""How to decode, as one value: the strategy with its options, the passes, what changes the logits.
+"""Settings of decoding, as one value: strategy, options, passes, and what changes the logits.
 
 The same value goes into the command line, Python, evaluation, demo and benchmarks:
 
@@ -19,11 +19,10 @@ from dataclasses import dataclass, field
 from typing import Any, NoReturn, cast
 
 from unembed.decoding.best_of import BestOf
-from unembed.decoding.entropy_bounded import EntropyBounded
 from unembed.decoding.euler import Euler, EulerRemask, TwoStage
 from unembed.decoding.guided_search.search import GuidedSearch
 from unembed.decoding.logits import REPETITION_PENALTY
-from unembed.decoding.sequential import Sequential
+from unembed.decoding.sequential import EntropyBounded, Sequential
 from unembed.decoding.strategy import Strategy
 from unembed.errors import ConfigError
 
@@ -53,7 +52,7 @@ WITHDRAWN = ("likelihood", "probes", "refills")
 
 @dataclass(frozen=True)
 class Decoding:
-    """How vectors are turned into texts; checked when it is made.
+    """Settings of decoding vectors into texts; checked when it is made.
 
     Attributes:
         strategy: With its options.
@@ -163,7 +162,7 @@ class Decoding:
 
     @property
     def threat_model(self) -> str:
-        """Whether the attacker has only the vector or may call the encoder too."""
+        """Threat model: the attacker has only the vector, or may call the encoder too."""
         return "vector + encoder" if self.encoder_calls else "vector only"
 
     def check(self, has_encoder: bool) -> None:
@@ -291,7 +290,8 @@ def _convert(name: str, value: Any, kind: type) -> Any:
 
 def _require_whole(name: str, value: Any, low: int, high: int) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-        _refuse(f"{name} as a whole number of at least {low} and at most {high}", value, name)
+        expected = f"{name} as a whole number of at least {low} and at most {high}"
+        _refuse(expected, value, f"the strategy's {name}")
 
 
 def _require_strength(name: str, value: Any) -> None:

@@ -1,4 +1,4 @@
-"""What every strategy takes and returns, and how its options are declared and checked."""
+"""Interface of every strategy, and how its options are declared and checked."""
 
 from __future__ import annotations
 
@@ -54,6 +54,22 @@ class SequenceSpec:
             return blank
         return self.with_end(blank, torch.full((batch,), self.content, device=device))
 
+    def with_length(self, content: int | None) -> SequenceSpec:
+        """The same with a number of content tokens that is given; itself when None.
+
+        Raises:
+            ConfigError: More tokens than L - 1, or texts have no end.
+        """
+        if content is None:
+            return self
+        if not self.has_end or content >= self.length:
+            raise ConfigError(
+                f"a length of 1 to {self.length - 1} tokens, what this inverter writes",
+                str(content),
+                "Correct --length",
+            )
+        return dataclasses.replace(self, content=content)
+
     def with_end(self, tokens: Tensor, content: Tensor) -> Tensor:
         """Put end and padding behind so many tokens [B] of each sequence [B, L]."""
         places = torch.arange(self.length, device=tokens.device)
@@ -97,7 +113,7 @@ class DecodingStep:
 
 @dataclass(frozen=True)
 class Decoded:
-    """What a strategy returns; nothing in it depends on what else was in the batch.
+    """Result of a strategy; nothing in it depends on what else was in the batch.
 
     Attributes:
         tokens: Ids [B, L], none of them the mask token.
@@ -164,7 +180,7 @@ class Oracle(Protocol):
 
 
 class Strategy(Protocol):
-    """From embeddings to token ids with a budget of denoiser passes.
+    """Way from embeddings to token ids with a budget of denoiser passes.
 
     A strategy is a frozen dataclass whose fields are its options, each declared by `option` and
     checked by `check_options` when it is made; `unembed.decoding.Decoding` makes one by name.

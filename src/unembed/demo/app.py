@@ -151,7 +151,7 @@ async def random_text() -> RandomOut:
 
 @api.get("/queue")
 async def queue(demo: Shared) -> list[QueueOut]:
-    """How busy each worker is."""
+    """Tell how busy each worker is."""
     limit = demo.limits.queue
     return [
         QueueOut(
@@ -170,7 +170,7 @@ async def queue(demo: Shared) -> list[QueueOut]:
 
 @api.get("/health")
 async def health(demo: Shared) -> HealthOut:
-    """Whether the server answers."""
+    """Tell whether the server answers."""
     return HealthOut(status="ok", models=list(demo.models))
 
 
@@ -309,7 +309,7 @@ def _fields(
 
 
 def _type(document: dict[str, Any], field: dict[str, Any], deep: bool = True) -> str:
-    """In words: ``number[]``, ``string or null``, ``right, wrong, …``, or an object's fields."""
+    """Spell a type: ``number[]``, ``string or null``, ``right, wrong, …``, an object's fields."""
     field = _resolve(document, field)
     if "anyOf" in field:
         return " or ".join(_type(document, each) for each in field["anyOf"])

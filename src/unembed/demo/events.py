@@ -28,7 +28,7 @@ class Speller:
         self._spellings: dict[int, str] = {}
 
     def __call__(self, token: int) -> str:
-        """One token; a byte-level vocabulary's is decoded, so that it can be read."""
+        """Spell one token; a byte-level vocabulary's is decoded, so that it can be read."""
         if token not in self._spellings:
             (name,), (text,) = (
                 self.tokenizer.token_strings([token]),
@@ -44,7 +44,7 @@ class Speller:
 
 
 def step_event(step: DecodingStep, row: int, speller: Speller, seconds: float) -> dict[str, Any]:
-    """One text after a denoiser pass.
+    """Describe one text after a denoiser pass, for an event.
 
     Args:
         step: The batch.
@@ -102,7 +102,7 @@ def _states(step: DecodingStep, row: int, ids: TextTokenizer) -> list[str]:
 
 
 def is_news(step: DecodingStep, before: DecodingStep | None, row: int) -> bool:
-    """Whether a step changed anything for a text: others of its batch may take longer."""
+    """Tell whether a step changed anything for a text: others of its batch may take longer."""
     if before is None or bool(step.changed[row].any()) or float(step.mask_ratio[row]) > 0:
         return True
     calls = step.encoder_calls, before.encoder_calls
@@ -151,7 +151,7 @@ Aligned = tuple[str, str | None, str | None]  # kind, original, recovered
 
 
 def align_words(original: str, recovered: str, tokenizer: TextTokenizer) -> list[Aligned]:
-    """Which words came back, which are others, missing, or were not there.
+    """Align words: which came back, which are others, missing, or were not there.
 
     Words are compared as the tokenizer spells them, so a capital letter or an accent that it drops
     makes no difference; punctuation is left out.

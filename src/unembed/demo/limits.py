@@ -1,4 +1,4 @@
-"""What one server does for anybody who asks: limits, and a rate for each client."""
+"""Limits of what one server does for anybody who asks, and a rate for each client."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _CLIENTS = 10_000  # remembered; the one not seen for longest is forgotten
 
 @dataclass(frozen=True)
 class Limits:
-    """Everything that is bounded.
+    """Limits of a server.
 
     Attributes:
         text_chars: Characters of a text.
@@ -97,7 +97,7 @@ class RateLimiter:
 
 
 def client_of(address: str) -> str:
-    """Who is counted: an IPv4 address, or the /64 network that an IPv6 subscriber has whole."""
+    """Name the client to count: an IPv4 address, or the /64 network of an IPv6 subscriber."""
     try:
         ip = ipaddress.ip_address(address)
     except ValueError:

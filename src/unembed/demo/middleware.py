@@ -41,7 +41,7 @@ HEADERS = {
 
 
 class Clients:
-    """Who sends how much.
+    """Rates of clients.
 
     Args:
         rate: As ``120/minute``; None: any.

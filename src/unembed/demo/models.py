@@ -98,7 +98,7 @@ class SharedEncoder:
 
 
 class ServedModel:
-    """What the server does with one inverter.
+    """Inverter as the server uses it.
 
     Three workers, so that nobody who wants an answer from a vector waits for those who want much:
     ``quick`` for few denoiser passes, ``bulk`` for many, ``search`` for strategies that ask the
@@ -226,7 +226,7 @@ class ServedModel:
     def _cosines(
         self, inversions: Sequence[Inversion], vectors: NDArray[np.float32]
     ) -> list[float | None]:
-        """Of each recovered text's embedding with the vector; None where nothing came back."""
+        """Compute each recovered text's cosine with its vector; None where nothing came back."""
         rows = [row for row, item in enumerate(inversions) if item.text]
         cosines: list[float | None] = [None] * len(inversions)
         if rows:
@@ -255,7 +255,7 @@ class _Broadcast:
 
 @dataclass(frozen=True)
 class Demo:
-    """What the routes share.
+    """State that the routes share.
 
     Attributes:
         models: By name, the default first.
@@ -310,7 +310,7 @@ class Demo:
 
 
 def describe_model(model: ServedModel, limits: Limits) -> ModelOut:
-    """Everything a client has to know before it asks."""
+    """Describe a model: all that a client has to know before it asks."""
     identity, inverter = model.encoder.identity, model.inverter
     trained = inverter.trained.get("config", {}).get("training", {})
     return ModelOut(

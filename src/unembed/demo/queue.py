@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(eq=False)
 class Job:
-    """One request.
+    """Job: a request in the queue.
 
     Attributes:
         decoding: None: the texts are only embedded.
@@ -68,7 +68,7 @@ class Job:
 
 
 class AbandonedError(Exception):
-    """Every client of a batch has left."""
+    """Error that ends a batch all of whose clients have left."""
 
 
 def require_listener(jobs: Sequence[Job]) -> None:
@@ -193,7 +193,7 @@ class Worker:
         return max(1, math.ceil(min(rest + batches * usual, self._limits.seconds)))
 
     def _fullness(self, jobs: Sequence[Job]) -> float:
-        """How many batches some jobs with the same decoding would fill."""
+        """Count the batches that some jobs with the same decoding would fill."""
         fullness = sum(map(len, jobs)) / self._limits.together
         if self._passes is not None:
             fullness = max(fullness, sum(job.passes for job in jobs) / self._passes)
@@ -266,7 +266,7 @@ class Worker:
 
 
 def describe(error: BaseException) -> str:
-    """What failed and where, in one line without the message, which may quote somebody's text."""
+    """Say what failed and where, in one line without the message, which may quote a text."""
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
@@ -293,7 +293,7 @@ _VECTORS = (1, 2, 4, 8, 16, 32, 64)
 
 
 class Metrics:
-    """What one server counts."""
+    """Counters of one server."""
 
     def __init__(self) -> None:
         registry = self.registry = prometheus.CollectorRegistry()
@@ -363,12 +363,12 @@ class Metrics:
         self._batch_seconds.labels(worker).observe(seconds)
 
     def worked(self, model: str, passes: int, encoder_calls: int) -> None:
-        """What vectors cost."""
+        """Count what vectors cost."""
         self._work.labels(model, "denoiser passes").inc(passes)
         self._work.labels(model, "encoder calls").inc(encoder_calls)
 
     def page(self, counts: dict[str, tuple[int, int]]) -> bytes:
-        """Everything in Prometheus's text format.
+        """Write all figures in Prometheus's text format.
 
         Args:
             counts: Jobs waiting and running, by worker.

@@ -1,4 +1,4 @@
-"""From a request's body to a job, and from what the job is told to the answer."""
+"""Requests: from a body to a job, and from what the job is told to the answer."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ class PendingJob:
             self._loop.call_soon_threadsafe(self._events.put_nowait, (name, data))
 
     async def events(self) -> AsyncIterator[tuple[str, Any]]:
-        """What happens, ``done`` or ``error`` last; ``ping`` when nothing has for a while."""
+        """Yield the events, ``done`` or ``error`` last; ``ping`` when nothing comes for a while."""
         last = "done" if self._job.decoding is not None else "start"
         name = ""
         while name not in (last, "error"):

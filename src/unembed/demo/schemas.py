@@ -33,7 +33,7 @@ class RequestBody(BaseModel):
 
 
 class DecodingBody(RequestBody):
-    """What every decoding may choose."""
+    """Settings that every decoding may choose."""
 
     model: Annotated[Name | None, Field(description="As /models names it.")] = None
     strategy: Annotated[Name, Field(description="As /models names it.")] = "greedy"
@@ -94,7 +94,7 @@ class InvertRequest(DecodingBody):
 
 
 class Option(BaseModel):
-    """One option of a strategy."""
+    """Option of a strategy."""
 
     default: bool | int | float | str
     type: Literal["bool", "int", "float", "str"]
@@ -112,7 +112,7 @@ class StrategyOut(BaseModel):
 
 
 class ModelOut(BaseModel):
-    """What a model expects and can do."""
+    """Description of a model: what it expects and can do."""
 
     name: str
     encoder: str
@@ -194,7 +194,7 @@ class RandomOut(BaseModel):
 
 
 class QueueOut(BaseModel):
-    """How busy one worker is."""
+    """Load of one worker."""
 
     model: str
     serves: Annotated[
@@ -281,7 +281,7 @@ def refusal(error: UnembedError) -> ProblemError:
 
 
 def too_large() -> ProblemError:
-    """More bytes than are read."""
+    """Refuse a body of more bytes than are read."""
     return ProblemError(413, "the body is larger than this server reads")
 
 

@@ -144,7 +144,7 @@ def proxies_of(addresses: Sequence[str]) -> list[str]:
 
 
 def configure(app: FastAPI, proxies: Sequence[str] = ()) -> uvicorn.Config:
-    """What uvicorn is told.
+    """Configure uvicorn.
 
     Args:
         app: From `create_app`.

@@ -1,1 +1,49 @@
 """Embedding models: text → unit vectors."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from unembed.encoders.base import Encoder
+
+API_PREFIX = "openai:"  # of the name of an encoder behind an API
+_API = ("api_base", "cache", "max_calls", "price")
+_LOCAL = ("backend", "pooling", "prompt_name", "revision")
+_MACHINE = ("compute", "trust_remote_code")
+
+
+def load_encoder(name: str = "all-MiniLM-L6-v2", **options: Any) -> Encoder:
+    """Load an embedding model: the one place where a name becomes an encoder.
+
+    Args:
+        name: A catalogue name, a local folder, a Hub repository, or ``openai:MODEL`` for a model
+            behind an OpenAI-compatible API.
+        **options: Those of `encoders.sentence.load_encoder`, or, of a model behind an API, of
+            `encoders.api.load_api_encoder`; None is as if left out.
+
+    Raises:
+        EncoderError: There is no such model, or it gives no usable vectors.
+        ConfigError: An option is for the other kind of model, or the extra ``api`` is missing.
+    """
+    from unembed.errors import ConfigError
+    from unembed.files import require_extra
+
+    is_remote = name.startswith(API_PREFIX)
+    given = {key: value for key, value in options.items() if value is not None}
+    for key in _LOCAL if is_remote else _API:
+        if key in given:
+            kind = "sentence-transformers" if is_remote else f"an API ({API_PREFIX}MODEL)"
+            raise ConfigError(
+                f"{key} for an encoder of {kind} only", f"it for {name}", "Leave it out"
+            )
+    if not is_remote:
+        from unembed.encoders import sentence
+
+        return sentence.load_encoder(name, **given)
+    require_extra("api", "an encoder behind an API")
+    from unembed.encoders.api import load_api_encoder
+
+    for key in _MACHINE:  # of this machine, where nothing is computed
+        given.pop(key, None)
+    return load_api_encoder(name, **given)

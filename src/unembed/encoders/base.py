@@ -18,16 +18,18 @@ Progress = Callable[[int], None]
 
 @dataclass(frozen=True)
 class EncoderIdentity:
-    """Which embedding model made a vector.
+    """Identity of the embedding model that made a vector.
 
     Attributes:
         name: Catalogue name, folder or Hub repository; of an absolute path its last part.
         revision: Commit on the Hub, or ``None`` for local weights.
         dimension: Embedding size D.
-        weights_digest: SHA-256 of the weights, in hexadecimal.
+        weights_digest: SHA-256 of the weights, in hexadecimal; empty of an encoder behind an API,
+            which is known by its name and its fingerprint.
         prompt: Text put before every document.
         pooling: How token vectors become one, where the model's files did not say it.
         truncate_dim: Dimensions kept of a Matryoshka model, where it was shortened.
+        backend: What runs it, where that is not PyTorch.
     """
 
     name: str
@@ -37,18 +39,19 @@ class EncoderIdentity:
     prompt: str
     pooling: str | None = None
     truncate_dim: int | None = None
+    backend: str | None = None
 
     @property
     def key(self) -> tuple[str, ...]:
-        """What makes it the same encoder wherever it was loaded from."""
+        """Key that makes it the same encoder wherever it was loaded from."""
         further = {"pooling": self.pooling, "truncate_dim": self.truncate_dim}
         stated = (f"{name} {value}" for name, value in further.items() if value is not None)
-        return self.weights_digest, self.prompt, *stated
+        return self.weights_digest or self.name, self.prompt, *stated
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
         data = asdict(self)
-        for name in ("pooling", "truncate_dim"):  # unknown to older versions
+        for name in ("pooling", "truncate_dim", "backend"):  # unknown to older versions
             if data[name] is None:
                 del data[name]
         return data
@@ -58,13 +61,21 @@ class EncoderIdentity:
         """The identity that ``to_dict`` wrote."""
         return cls(**data)
 
-    def require_same(self, other: EncoderIdentity, what: str) -> None:
+    def require_same(self, other: EncoderIdentity, what: str, *, has_vectors: bool = False) -> None:
         """Refuse vectors of another model: an inverter is only good for the encoder it learned.
 
+        Args:
+            other: The one at hand.
+            what: What was made with this one, for the message.
+            has_vectors: Whether the caller compares vectors of the probe texts as well. These
+                decide alone where the weights of one model are unknown, behind an API: what is
+                one model may have two names, and a prompt that the server puts.
+
         Raises:
-            EncoderError: The weights, prompt, pooling or truncation differ.
+            EncoderError: The weights, prompt, pooling, truncation or number of dimensions differ.
         """
-        if self.key != other.key:
+        unknown = has_vectors and not (self.weights_digest and other.weights_digest)
+        if self.dimension != other.dimension or not (unknown or self.key == other.key):
             raise EncoderError(
                 f"{what} of the encoder {self.describe()}",
                 other.describe(),
@@ -72,12 +83,13 @@ class EncoderIdentity:
             )
 
     def describe(self) -> str:
-        """One line for messages and tables."""
+        """Describe it in one line for messages and tables."""
         further = f", prompt {self.prompt!r}" if self.prompt else ""
         further += f", pooling {self.pooling}" if self.pooling else ""
         further += ", truncated" if self.truncate_dim else ""
-        size = f"{self.dimension} dimensions"
-        return f"{self.name} ({size}, weights {self.weights_digest[:12]}{further})"
+        further += f", with {self.backend}" if self.backend else ""
+        weights = f"weights {self.weights_digest[:12]}" if self.weights_digest else "behind an API"
+        return f"{self.name} ({self.dimension} dimensions, {weights}{further})"
 
 
 @runtime_checkable
@@ -86,7 +98,7 @@ class Encoder(Protocol):
 
     @property
     def identity(self) -> EncoderIdentity:
-        """Which model this is."""
+        """Identity of the model."""
         ...
 
     @property
@@ -109,7 +121,7 @@ class Encoder(Protocol):
 
 
 def recorded_name(name: str) -> str:
-    """What a model is recorded as: of an absolute path, which is nobody's business, the end."""
+    """Name a model for the record: of an absolute path, which is nobody's business, the end."""
     return Path(name).name if Path(name).is_absolute() else name
 
 
@@ -120,7 +132,9 @@ def check_texts(texts: Iterable[str]) -> list[str]:
         EmbeddingError: A lone string, or a text that is none, is empty or only white space.
     """
     if isinstance(texts, (str, bytes)):  # a string is a sequence of its letters
-        raise EmbeddingError("a list of texts", f"the single {texts!r:.80}", "Put it into a list")
+        raise EmbeddingError(
+            "a list of texts", f"the lone string {texts!r:.80}", "Put it into a list"
+        )
     checked = list(texts)
     for index, text in enumerate(checked):
         if not isinstance(text, str):
@@ -143,7 +157,7 @@ def check_texts(texts: Iterable[str]) -> list[str]:
 
 
 def is_unicode(text: str) -> bool:
-    """Whether a tokenizer can read a text, not so with half a surrogate pair, as JSON may spell."""
+    """Tell whether a tokenizer can read a text: no half of a surrogate pair, as JSON may spell."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:

@@ -1,10 +1,19 @@
-"""Texts in batches: which go together, and how they are worked on without waiting."""
+"""Texts in batches: which go together, how nobody waits for them, which are known already."""
 
 from __future__ import annotations
 
+import hashlib
+import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from pathlib import Path
 from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unembed.errors import EncoderError
 
 _T = TypeVar("_T")
 
@@ -66,3 +75,61 @@ def one_ahead(items: Iterator[_T]) -> Iterator[_T]:
         while (item := coming.result()) is not None:
             coming = pool.submit(next, items, None)
             yield item
+
+
+class VectorCache:
+    """Answers of one model on the disk: SHA-256 of a text → its vector, float32. No text is kept.
+
+    Args:
+        path: An SQLite file, made where it is missing; its owner alone may read it.
+
+    Raises:
+        EncoderError: It cannot be made, or is something else.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with self._opened() as database:
+            database.execute("PRAGMA journal_mode=WAL")  # readers do not wait for a writer
+            database.execute(
+                "CREATE TABLE IF NOT EXISTS vectors (text BLOB PRIMARY KEY, vector BLOB NOT NULL)"
+            )
+
+    def get(self, texts: Sequence[str]) -> dict[str, NDArray[np.float32]]:
+        """The texts that are known, each with its vector."""
+        by_key = {_digest(text): text for text in texts}
+        vectors = {}
+        with self._opened() as database:
+            for key, text in by_key.items():
+                row = database.execute("SELECT vector FROM vectors WHERE text = ?", [key])
+                for (data,) in row:
+                    if isinstance(data, bytes) and len(data) % 4 == 0:
+                        vectors[text] = np.frombuffer(data, dtype="<f4").astype(np.float32)
+        return vectors
+
+    def put(self, texts: Sequence[str], vectors: NDArray[np.float32]) -> None:
+        """Keep the vectors [B, D] of texts, which are on the disk when this returns."""
+        keys = map(_digest, texts)
+        rows = [(k, v.astype("<f4").tobytes()) for k, v in zip(keys, vectors, strict=True)]
+        with self._opened() as database:
+            database.executemany("INSERT OR REPLACE INTO vectors VALUES (?, ?)", rows)
+
+    @contextmanager
+    def _opened(self) -> Iterator[sqlite3.Connection]:
+        """A connection of its own for each use, of any thread; committed when the block ends."""
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self.path.touch(mode=0o600)
+            with closing(sqlite3.connect(self.path, timeout=60)) as database, database:
+                database.execute("PRAGMA synchronous=NORMAL")
+                yield database
+        except (sqlite3.Error, OSError) as error:
+            raise EncoderError(
+                f"a cache of vectors that can be used at {self.path}",
+                str(error),
+                "Delete it, or choose another folder: encoder.cache",
+            ) from error
+
+
+def _digest(text: str) -> bytes:
+    return hashlib.sha256(text.encode()).digest()

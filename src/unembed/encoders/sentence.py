@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -26,7 +25,6 @@ from unembed.encoders.pipeline import (
     require_pooling,
 )
 from unembed.errors import EncoderError
-from unembed.files import file_digest
 from unembed.tokenizer import TextTokenizer, from_transformers
 
 if TYPE_CHECKING:
@@ -37,6 +35,7 @@ _QUERY_PROMPTS = ("query", "question", "search_query")
 _WINDOW = 16_384  # texts sorted by length together
 _FEW = 256  # texts not worth loading copies of the model for
 _THREADS_PER_GPU = 2
+_NEVER = ("openvino/*", "*.bin", "*.h5", "*.msgpack", "*.ot")  # read of a Hub repository
 _TOKENS_PER_BATCH = 16_384
 _TOKENS_PER_BATCH_CPU = 1024  # activations stay in the cache
 
@@ -66,6 +65,10 @@ class SentenceEncoder:
         self._batch_size = batch_size
         self.identity = identity
         self.tokenizer = tokenizer
+
+    def __repr__(self) -> str:
+        """Say which model it is."""
+        return f"SentenceEncoder({self.identity.describe()})"
 
     def encode(self, texts: Sequence[str], progress: Progress | None = None) -> NDArray[np.float32]:
         """Embed texts; see `Encoder.encode`.
@@ -121,7 +124,7 @@ class SentenceEncoder:
         )
 
     def _open_threads(self, texts: int) -> int:
-        """How many batches may run at once: one on each core, or two on each GPU.
+        """Count the batches that may run at once: one on each core, or two on each GPU.
 
         A GPU's second thread tokenises its next batch while the device works. Copies of the model
         for further GPUs are loaded when there is first work for them.
@@ -150,7 +153,7 @@ class SentenceEncoder:
 
     @property
     def pipeline(self) -> list[tuple[str, str]]:
-        """What the model does with a text: modules, pooling, longest text, truncation."""
+        """Facts of the pipeline: modules, pooling, longest text, truncation."""
         return describe(self._model, self._defaults)
 
     def official(self, texts: Sequence[str]) -> NDArray[np.float32]:
@@ -180,7 +183,7 @@ class SentenceEncoder:
         return np.asarray(weight.detach().float().cpu().numpy())
 
 
-def load_encoder(
+def load_encoder(  # noqa: PLR0913 - what may differ from a model's files
     name: str = "all-MiniLM-L6-v2",
     *,
     revision: str | None = None,
@@ -191,8 +194,9 @@ def load_encoder(
     trust_remote_code: bool = False,
     compute: Compute | None = None,
     batch_size: int | None = None,
+    backend: str | None = None,
 ) -> SentenceEncoder:
-    """Load an embedding model.
+    """Load an embedding model of this machine.
 
     Args:
         name: A catalogue name, a local folder, or a Hub repository.
@@ -204,34 +208,30 @@ def load_encoder(
         truncate_dim: Keep the first so many dimensions of a Matryoshka model, at length 1 again.
         trust_remote_code: Run Python code that comes with the model. Needed by some models, and
             never done unless asked for.
-        compute: Device and number format; chosen when not given.
+        compute: Device and number format; float32 on the best device here when not given.
         batch_size: Texts encoded at once; by their number of tokens when not given.
+        backend: ``onnx`` runs the .onnx file of the folder (package optimum-onnx); PyTorch runs
+            the safetensors when not given.
 
     Raises:
+        ConfigError: The backend is unknown or not installed.
         EncoderError: The model cannot be found or loaded, its weights are not the official ones,
             it needs remote code that was not allowed, the prompt is one it does not know, its
             files do not say the pooling, or it cannot embed a text at all.
     """
     entry = pipeline.find(name)
     if entry is not None and entry.remote_code and not trust_remote_code:
-        raise EncoderError(
-            f"permission to run the Python code that comes with {entry.repository}",
-            "none given",
-            "Read that code, then pass --trust-remote-code (trust_remote_code=True)",
-        )
-    folder, commit = _resolve(name, entry, revision)
-    digest = _weights_digest(folder)
-    if entry is not None and entry.weights_sha256 not in (None, digest):
-        raise EncoderError(
-            f"the official weights of {entry.name} (SHA-256 {entry.weights_sha256})",
-            f"SHA-256 {digest} in {folder}",
-            "Reinstall the model from a source you trust",
-        )
+        raise _no_permission(entry)
+    backend = pipeline.require_backend(backend)
+    folder, commit = _resolve(name, entry, revision, backend)
+    digest = _weights_digest(folder) if backend is None else pipeline.onnx_digest(folder)
+    if entry is not None and backend is None:
+        _require_official(entry, folder, digest)
     if not trust_remote_code:
         refuse_foreign_code(folder)
     require_pooling(folder, pooling)
-    compute = compute or choose_compute(training=False)
-    raw = partial(_load, folder, entry, trust_remote_code, pooling, truncate_dim)
+    compute = compute or choose_compute(dtype="float32", training=False)
+    raw = partial(_load, folder, entry, trust_remote_code, pooling, truncate_dim, backend)
 
     def load(compute: Compute) -> SentenceTransformer:
         copy = raw(compute)
@@ -241,25 +241,44 @@ def load_encoder(
     model = raw(compute)
     padding = mend_padding(model)
     prompt = _find_prompt(model, prompt, prompt_name)
-    dimension = _dimension(model, entry, truncate_dim)
     identity = EncoderIdentity(
         name=entry.name if entry is not None else recorded_name(name),
         revision=commit,
-        dimension=dimension,
+        dimension=_dimension(model, entry, truncate_dim),
         weights_digest=digest,
         prompt=_document_prompt(model, entry) if prompt is None else prompt,
         pooling=pooling,
         truncate_dim=truncate_dim,
+        backend=backend,
     )
     others = [Compute(each, compute.dtype) for each in replica_devices(compute.device)[1:]]
     tokenizer = from_transformers(model.tokenizer)
     defaults = {} if padding is None else {"padding": padding}
-    if prompt is None and not identity.prompt and (query := _query_default(model)):
-        defaults["prompt of documents"] = (
-            f"none: the model's default prompt, {query!r}, is for queries. If the texts were "
-            "embedded with it all the same, set encoder.prompt_name"
-        )
+    if prompt is None and not identity.prompt:
+        defaults |= _note_on_prompt(model)
     return SentenceEncoder(model, identity, tokenizer, load, others, batch_size, defaults)
+
+
+def _no_permission(entry: pipeline.CatalogEntry) -> EncoderError:
+    return EncoderError(
+        f"permission to run the Python code that comes with {entry.repository}",
+        "none given",
+        "Read that code, then pass --trust-remote-code (trust_remote_code=True)",
+    )
+
+
+def _require_official(entry: pipeline.CatalogEntry, folder: Path, weights: str) -> None:
+    """Refuse other files than a model's authors gave, as far as the catalogue knows them."""
+    checks = [("weights", entry.weights_sha256, weights)]
+    if entry.package is not None and folder == _packaged(entry.package):
+        checks.append(("files", entry.package_sha256, pipeline.settings_digest(folder)))
+    for what, expected, actual in checks:
+        if expected not in (None, actual):
+            raise EncoderError(
+                f"the official {what} of {entry.name} (SHA-256 {expected})",
+                f"SHA-256 {actual} in {folder}",
+                "Reinstall the model from a source you trust",
+            )
 
 
 def _dimension(
@@ -276,7 +295,7 @@ def _dimension(
 
 
 def _resolve(
-    name: str, entry: pipeline.CatalogEntry | None, revision: str | None
+    name: str, entry: pipeline.CatalogEntry | None, revision: str | None, backend: str | None
 ) -> tuple[Path, str | None]:
     """Folder with the model's files, and its commit when it came from the Hub."""
     if entry is not None and entry.package is not None and revision is None:
@@ -294,7 +313,7 @@ def _resolve(
             snapshot_download(
                 repository,
                 revision=revision,
-                ignore_patterns=["onnx/*", "openvino/*", "*.bin", "*.h5", "*.msgpack", "*.ot"],
+                ignore_patterns=[*_NEVER, "*.safetensors" if backend else "onnx/*"],
             )
         )
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
@@ -327,10 +346,7 @@ def _weights_digest(folder: Path) -> str:
         raise EncoderError(
             f"weights as .safetensors in {folder}", "none", "Convert the weights to safetensors"
         )
-    digests = [file_digest(path) for path in files]
-    if len(digests) == 1:
-        return digests[0]
-    return hashlib.sha256("".join(digests).encode()).hexdigest()
+    return pipeline.joint_digest(files)
 
 
 def _load(
@@ -339,6 +355,7 @@ def _load(
     trust_remote_code: bool,
     pooling: str | None,
     truncate_dim: int | None,
+    backend: str | None,
     compute: Compute,
 ) -> SentenceTransformer:
     from sentence_transformers import SentenceTransformer
@@ -346,13 +363,18 @@ def _load(
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    options = {"default_task": entry.task} if entry is not None and entry.task else {}
+    options: dict[str, Any] = {"dtype": compute.dtype}
+    if backend is not None:
+        options = pipeline.onnx_options(folder, compute)
+    if entry is not None and entry.task:
+        options["default_task"] = entry.task
     try:
         model = SentenceTransformer(
             str(folder),
             device=str(compute.device),
             trust_remote_code=trust_remote_code,
-            model_kwargs={"dtype": compute.dtype, **options},
+            model_kwargs=options,
+            backend="onnx" if backend else "torch",
             local_files_only=not trust_remote_code,
             truncate_dim=truncate_dim,
         )
@@ -404,6 +426,16 @@ def _own_prompt(model: SentenceTransformer) -> str:
     default = str(getattr(model, "default_prompt_name", ""))
     keys = [*_DOCUMENT_PROMPTS, *([] if _query_default(model) else [default])]
     return next((str(model.prompts[key]) for key in keys if model.prompts.get(key)), "")
+
+
+def _note_on_prompt(model: SentenceTransformer) -> dict[str, str]:
+    """Say of documents that go without the default prompt why they do."""
+    query = _query_default(model)
+    if query is None:
+        return {}
+    without = f"none: the model's default prompt, {query!r}, is for queries"
+    way_on = "If the texts were embedded with it all the same, set encoder.prompt_name"
+    return {"prompt of documents": f"{without}. {way_on}"}
 
 
 def _query_default(model: SentenceTransformer) -> str | None:

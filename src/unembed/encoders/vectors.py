@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,13 +15,16 @@ from unembed.errors import EmbeddingError, EncoderError
 _MATRIX = 2
 
 
-def as_unit_vectors(embeddings: Any, dimension: int) -> NDArray[np.float32]:
+def as_unit_vectors(
+    embeddings: Any, dimension: int, encoder: str | None = None
+) -> NDArray[np.float32]:
     """Convert whatever a user calls an embedding to unit vectors float32 [N, D].
 
     Args:
         embeddings: One vector [D] or many [N, D]: NumPy, torch, nested lists, or a pandas Series
             of vectors.
         dimension: Their size D.
+        encoder: Name of the encoder that should have made them, for messages.
 
     Raises:
         EmbeddingError: Not numbers, numbers of a kind no encoder writes (truth values, unsigned,
@@ -33,7 +37,7 @@ def as_unit_vectors(embeddings: Any, dimension: int) -> NDArray[np.float32]:
         raise EmbeddingError(
             f"embeddings of {dimension} dimensions, [{dimension}] or [N, {dimension}]",
             f"shape {list(np.shape(embeddings))}",
-            "Use vectors of the encoder the inverter was trained for",
+            f"Use vectors of {encoder or 'the encoder the inverter was trained for'}",
         )
     peaks = row_peaks(vectors)
     for bad, what in ((~np.isfinite(peaks), "NaN or infinity"), (peaks == 0, "only zeros")):
@@ -82,6 +86,63 @@ def _as_floats(embeddings: Any, dimension: int) -> NDArray[np.float64]:
     return vectors
 
 
+def read_answer(
+    body: bytes, count: int, dimension: int | None = None
+) -> tuple[NDArray[np.float32], int | None]:
+    """Read the answer of an embedding service, ``{"data": [{"embedding": ...}, ...]}``.
+
+    Args:
+        body: JSON; each embedding base64 of float32, or a list of numbers.
+        count: Texts that were sent.
+        dimension: Size of the vectors, where it is known.
+
+    Returns:
+        Vectors [B, D] in the order of the texts, and the tokens that the service counted, if any.
+
+    Raises:
+        EncoderError: It is not JSON, or not of this number of finite vectors of one size.
+    """
+    try:
+        answer = json.loads(body)
+        rows = answer["data"]
+        order = [int(row.get("index", place)) for place, row in enumerate(rows)]
+        vectors = [_answered(row["embedding"]) for row in rows]
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
+        found = (
+            "HTML" if body.lstrip().startswith(b"<") else "something else" if body else "nothing"
+        )
+        raise _strange("JSON with embeddings", found) from None
+    if sorted(order) != list(range(count)):
+        raise _strange(f"{count} vectors, one for each text,", f"{len(rows)}")
+    sizes = {len(vector) for vector in vectors}
+    if len(sizes) > 1 or dimension not in (None, *sizes) or sizes == {0}:
+        found = " and ".join(map(str, sorted(sizes)))
+        raise _strange(f"vectors of {dimension or 'one number of'} dimensions", found)
+    matrix = np.empty((count, *sizes), dtype=np.float32)
+    matrix[order] = vectors
+    if not np.isfinite(matrix).all() or not matrix.any(axis=1).all():
+        raise _strange("finite, non-zero vectors", "NaN, infinity or only zeros in one")
+    usage = answer.get("usage")
+    tokens = usage.get("total_tokens") if isinstance(usage, dict) else None
+    return matrix, tokens if isinstance(tokens, int) and 0 <= tokens < 1 << 53 else None
+
+
+def _answered(embedding: Any) -> NDArray[np.float32]:
+    if isinstance(embedding, str):
+        return np.frombuffer(base64.b64decode(embedding, validate=True), "<f4").astype(np.float32)
+    vector = np.asarray(embedding, dtype=np.float64)
+    if not isinstance(embedding, list) or vector.ndim != 1:
+        raise TypeError("no list of numbers")
+    with np.errstate(over="ignore"):  # infinity is refused
+        return vector.astype(np.float32)
+
+
+def _strange(expected: str, found: str) -> EncoderError:
+    return EncoderError(
+        f"{expected} in the answer of the API", found, "Check --api-base and encoder.name"
+    )
+
+
 LEAST_ROWS = 256  # vectors from which statistics are made; of fewer none are
 _DIRECTIONS = 64
 _LOWEST = 0.001  # the quantile of single texts' shares that is kept
@@ -96,7 +157,7 @@ _ROWS_COMPARED = 256
 
 @dataclass(frozen=True)
 class VectorStatistics:
-    """Where an encoder's unit vectors lie, and how much of each lies there.
+    """Subspace in which an encoder's unit vectors lie, and how much of each lies there.
 
     An encoder's vectors fill its space unevenly: their first principal directions hold a good
     share of every vector's squared length. In vectors of anything else these directions are

@@ -1,1 +1,1 @@
-"""How much of the text came back: metrics, baselines, tables."""
+"""Measures of how much of the text came back: metrics, baselines, tables."""

@@ -1,8 +1,8 @@
-"""Means with bootstrap intervals, from sums within blocks of texts: flat memory for any number."""
+"""Means with bootstrap intervals from sums within blocks of texts, and what they say in words."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +19,7 @@ from unembed.evaluation.metrics import (
     calibration_error,
     corpus_bleu,
 )
+from unembed.evaluation.rows import NEAREST, SHUFFLED
 
 RESAMPLES = 1000
 _MOST_BLOCKS = 1000
@@ -65,7 +66,7 @@ class Tally:
         self.counts[block] += ~missing
 
     def figures(self, weights: NDArray[np.float64]) -> dict[str, Figure | None]:
-        """Every metric, None where no text has it.
+        """Compute every metric, None where no text has it.
 
         Args:
             weights: How often each block is drawn in each resample [R, blocks], of `draw_blocks`.
@@ -101,7 +102,7 @@ def block_count(texts: int) -> int:
 
 
 def draw_blocks(blocks: int, seed: int, resamples: int = RESAMPLES) -> NDArray[np.float64]:
-    """How often each block is drawn in each bootstrap resample, [R, blocks].
+    """Draw how often each block is in each bootstrap resample, [R, blocks].
 
     One draw serves every row and metric of a table, so that their differences are paired.
     """
@@ -132,3 +133,73 @@ def _figure(mean: float, resampled: NDArray[np.float64], n: int) -> Figure | Non
         return None
     low, high = np.quantile(finite, _LEVELS)
     return Figure(float(mean), float(low), float(high), n)
+
+
+_FRACTIONS = (
+    (0.04, "hardly any"), (0.085, "about one in fifteen"), (0.115, "about a tenth"),
+    (0.17, "about one in seven"), (0.225, "about a fifth"), (0.285, "about a quarter"),
+    (0.37, "about a third"), (0.45, "about two fifths"), (0.55, "about half"),
+    (0.635, "about three fifths"), (0.71, "about two thirds"), (0.78, "about three quarters"),
+    (0.87, "about four fifths"), (0.97, "nearly all"),
+)  # fmt: skip
+OTHER_VECTORS = "stored vectors are not those of their texts"  # how a note begins
+_TELLING = ("numbers", "e-mail addresses", "URLs", "names")
+
+
+def put_in_words(
+    rows: Mapping[str, Mapping[str, Figure | None]], attacks: Sequence[str], notes: Sequence[str]
+) -> str:
+    """Say what figures come to: how much came back, beside what guessing and search give.
+
+    Args:
+        rows: Row → metric → figure.
+        attacks: The rows that are attacks; of several the one of the highest recall is described.
+        notes: Of the evaluation; that of vectors of another encoder goes before all.
+    """
+    recalls = {name: rows[name]["token-set recall"] for name in attacks}
+    best = max(attacks, key=lambda name: -1.0 if (f := recalls[name]) is None else f.mean)
+    recall, figures = recalls[best], rows[best]
+    if recall is None:
+        return "Nothing could be measured."
+    parts = [f"{_fraction(recall.mean)} of the words come back{_by(best, attacks)}"]
+    parts[0] += f" ({recall.mean:.0%}, n = {recall.n}), {_whole_texts(figures['exact match'])}"
+    spans = [(kind, figures.get(kind)) for kind in _TELLING]
+    shares = [f"{figure.mean:.0%} of the {kind}" for kind, figure in spans if figure is not None]
+    if shares:
+        parts.append(f"of what stands in the texts, {', '.join(shares)}")
+    guess = rows.get(SHUFFLED, {}).get("token-set recall")
+    if guess is not None:
+        beyond = recall.low > guess.high
+        parts.append(
+            f"the vector of another text gives {guess.mean:.0%}"
+            + ("" if beyond else ", so this attack shows no leak beyond guessing")
+        )
+    search = rows.get(NEAREST, {}).get("token-set recall")
+    if search is not None:
+        parts.append(f"the nearest training text has {search.mean:.0%}")
+    text = "; ".join(parts)
+    if any(note.startswith(OTHER_VECTORS) for note in notes):
+        text = f"the stored vectors are not the encoder's of these texts (see the note); {text}"
+    doubt = "The vectors do not look like the encoder's, so these figures mean nothing: "
+    strange = any("do not look like" in note for note in notes)
+    end = ". A stronger attack may recover more." if not strange else "."
+    return (doubt + text if strange else text[0].upper() + text[1:]) + end
+
+
+def _fraction(share: float) -> str:
+    return next((words for most, words in _FRACTIONS if share < most), "all")
+
+
+def _by(best: str, attacks: Sequence[str]) -> str:
+    return "" if len(attacks) == 1 else f" with {best}"
+
+
+def _whole_texts(exact: Figure | None) -> str:
+    """How many texts came back word for word."""
+    if exact is None or exact.mean == 0.0:
+        return "no text whole"
+    if exact.mean == 1.0:
+        return "every text whole"
+    if exact.mean > 0.5:  # noqa: PLR2004 - more than every other
+        return f"{exact.mean:.0%} of the texts whole"
+    return f"one text in {round(1 / exact.mean)} whole"

@@ -35,6 +35,9 @@ class RowCache:
         name: Of the row.
         settings: What the recoveries depend on, plain data.
 
+    Attributes:
+        count: Recoveries that were there at the beginning.
+
     Raises:
         DataError: The folder cannot be written.
     """
@@ -42,6 +45,7 @@ class RowCache:
     def __init__(self, folder: Path | None, name: str, settings: dict[str, Any]) -> None:
         self._file: BinaryIO | None = None
         self._finished: Iterator[bytes] = iter(())
+        self.count = 0
         if folder is None:
             return
         label = re.sub(r"[^\w.=-]+", "-", name)[:60]
@@ -49,7 +53,9 @@ class RowCache:
         self.path = where / f"{label}-{settings_digest(settings)[:_DIGITS]}.jsonl"
         try:
             where.mkdir(parents=True, exist_ok=True)
-            if _whole_lines(self.path) == 0:
+            lines = _whole_lines(self.path)
+            self.count = max(0, lines - 1)
+            if lines == 0:
                 first = json.dumps({"row": name, "settings": settings}) + "\n"
                 self.path.write_text(first, encoding="utf-8")
             self._file = self.path.open("ab")

@@ -1,4 +1,4 @@
-"""Decode held-out texts from a fully masked start and say how much came back, beside baselines."""
+"""Decode vectors of held-out texts from all masked; say how much came back, beside baselines."""
 
 from __future__ import annotations
 
@@ -15,11 +15,22 @@ from numpy.typing import NDArray
 from unembed.config import DataSection
 from unembed.data.pairs import Pairs
 from unembed.encoders.base import Encoder
-from unembed.evaluation.bootstrap import RESAMPLES, Figure, Tally, block_count, draw_blocks
-from unembed.evaluation.cache import RowCache
+from unembed.evaluation.bootstrap import (
+    OTHER_VECTORS,
+    RESAMPLES,
+    Figure,
+    Tally,
+    block_count,
+    draw_blocks,
+    put_in_words,
+)
+from unembed.evaluation.cache import FOLDER, RowCache
 from unembed.evaluation.metrics import BINS, Recovery, Ruler, make_ruler
 from unembed.evaluation.rows import (
+    BATCH,
+    BLIND,
     CHUNK,
+    SHUFFLED,
     Attack,
     Bench,
     Part,
@@ -27,6 +38,7 @@ from unembed.evaluation.rows import (
     Recover,
     Spec,
     name_attacks,
+    require_encoder,
 )
 from unembed.evaluation.samples import (
     LABELS,
@@ -36,18 +48,22 @@ from unembed.evaluation.samples import (
     Samples,
     draw_indices,
     make_example,
+    paired,
 )
+from unembed.files import locked, make_folder
 from unembed.inverter import Inverter
 from unembed.tokenizer import TextTokenizer
 
 _MOST_GROUPS = 30
+_COMPARED = 256  # stored vectors that are compared with their texts embedded here
+_SAME_VECTOR, _FEW_UNLIKE = 0.99, 0.02
 _LENGTHS = ((1, 3), (4, 8), (9, 16), (17, 24), (25, 32))  # tokens, both ends included
 LENGTH, OTHERS = "length", "others"
 
 Figures = dict[str, Figure | None]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Evaluation:
     """The tables of one evaluation.
 
@@ -71,16 +87,36 @@ class Evaluation:
     settings: dict[str, Any]
     notes: list[str]
 
+    def __repr__(self) -> str:
+        """Say what was measured, and what it comes to."""
+        texts, encoder = self.settings["texts"], self.settings["encoder"]["name"]
+        return f"Evaluation({texts} texts, {encoder}, rows: {', '.join(self.rows)}. {self.verdict})"
+
+    @property
+    def verdict(self) -> str:
+        """What the figures come to, in plain words."""
+        return put_in_words(self.rows, list(self.settings["attacks"]), self.notes)
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
-        return asdict(self)
+        return {"verdict": self.verdict, **asdict(self)}
+
+    def to_rows(self) -> list[dict[str, Any]]:
+        """One record for each row and metric, as `pandas.DataFrame` takes them."""
+        return [
+            {"row": row, "metric": metric, **asdict(figure)}
+            for row, figures in self.rows.items()
+            for metric, figure in figures.items()
+            if figure is not None
+        ]
 
 
 def evaluate(  # noqa: PLR0913 - the front door; all but the first three have a default
     inverter: Inverter,
-    encoder: Encoder,
+    encoder: Encoder | None,
     texts: Iterable[str | Passage],
     *,
+    vectors: Any = None,
     strategy: Spec | Sequence[Spec] = "greedy",
     steps: int | None = None,
     train_pairs: Pairs | None = None,
@@ -88,20 +124,21 @@ def evaluate(  # noqa: PLR0913 - the front door; all but the first three have a 
     seed: int = 0,
     folder: Path | None = None,
     progress: ProgressFn | None = None,
+    announce: Callable[[str], None] | None = None,
 ) -> Evaluation:
     """Measure what vectors of held-out texts give away.
 
-    The texts are cut into pieces as in training. Each piece is embedded, decoded and compared; the
-    recovered text is embedded again for the cosine. Baselines go through the same metrics:
-    another text's embedding (what fluent guessing is worth), no embedding (what the model writes
-    unprompted), the nearest training text by cosine (what retrieval alone is worth) and random
-    tokens. docs/evaluation.md defines every metric and baseline.
+    The texts are cut into pieces as in training and embedded; stored vectors are taken as they
+    are, each with its whole text. What is decoded is compared and embedded again for the cosine.
+    Baselines go through the same metrics. docs/evaluation.md defines every metric and baseline.
 
     Args:
         inverter: Under test.
-        encoder: The encoder it was trained for.
+        encoder: The encoder it was trained for. With stored vectors it may be None: no cosine is
+            measured then.
         texts: Held out: never trained on. Gone through twice, a piece of it in memory at a time;
-            a `PassageFile` reads them from a file, with their domain and language.
+            `PassageFile` and, with stored vectors, `StoredPassages` read them from files.
+        vectors: Stored vectors of the texts, in their order, [N, D].
         strategy: How to decode, one or several: a `Decoding` or its text, such as ``greedy`` or
             ``greedy:steps=32``.
         steps: Denoiser passes per text where the strategy does not say; 8 if None.
@@ -111,21 +148,18 @@ def evaluate(  # noqa: PLR0913 - the front door; all but the first three have a 
         folder: Keeps recovered texts as they come, so that the same call goes on after an
             interruption.
         progress: Called with (stage, done, total); the total is 0 while it is unknown.
+        announce: Called before anything is decoded, with how long it will take.
 
     Raises:
         DataError: The texts yield fewer than two pieces, or the folder holds something else.
-        EncoderError: The inverter or the pairs belong to another encoder.
+        EncoderError: The inverter or the pairs belong to another encoder, or there is none.
+        EmbeddingError: Stored vectors that cannot be inverted.
         ConfigError: A strategy that does not exist, or wrong settings of one.
     """
-    inverter.require_encoder(encoder)
-    if train_pairs is not None:
-        inverter.encoder.require_same(train_pairs.encoder, "training pairs")
-    attacks = name_attacks(strategy, steps)
-    for attack in attacks.values():  # a wrong one is told before the others have taken hours
-        attack.decoding.check(has_encoder=True)
+    attacks = _checked(inverter, encoder, train_pairs, name_attacks(strategy, steps))
     report = progress or (lambda stage, count, total: None)
     samples = Samples(
-        texts,
+        texts if vectors is None else paired(texts, vectors, inverter.encoder.dimension),
         inverter.tokenizer,
         _cutting(inverter),
         limit=limit,
@@ -136,30 +170,124 @@ def evaluate(  # noqa: PLR0913 - the front door; all but the first three have a 
     counts = train_pairs.token_counts if same_vocabulary and train_pairs is not None else None
     bench = Bench(inverter, encoder, attacks, train_pairs, counts, seed, report, len(samples))
     ruler, notes = make_ruler(inverter.tokenizer, counts)
+    notes = _first_notes(bench, samples) + notes
     if train_pairs is None:
         notes.append("nearest training text: not measured, no training pairs were given")
     with ExitStack() as stack:
-        rows, provenance = [], {} if folder is None else bench.provenance()
-        for name, recover, batch, settings in bench.rows():
-            identity = {**settings, "texts": samples.digest, "limit": limit, "seed": seed}
-            cache = stack.enter_context(RowCache(folder, name, identity | provenance))
-            mask = _attack_mask(attacks.get(name), len(samples), seed)
-            rows.append(_Row(name, recover, batch, cache, len(samples), mask))
-        indices, examples, naming = draw_indices(len(samples), seed), [], _Groups()
-        for first, chunk in samples.chunks(CHUNK):
-            part = Part(encoder, first, chunk)
-            groups = [naming.of(sample) for sample in chunk]
-            for row in rows:
-                places, recoveries = row.recoveries(part, partial(bench.show, row.name))
-                row.add(part, groups, places, recoveries, ruler)
-                if row.name in attacks:
-                    examples += row.examples(part, places, recoveries, indices, ruler.tokenizer)
-    examples.sort(key=lambda example: (list(attacks).index(example.row), example.index))
-    return _conclude(bench, rows, examples, notes)
+        if folder is not None:
+            make_folder(folder / FOLDER)
+            stack.enter_context(locked(folder / FOLDER))
+        identity = {"texts": samples.digest, "limit": limit, "seed": seed}
+        rows = _open_rows(stack, bench, folder, identity)
+        if announce is not None:
+            announce(_forecast(bench, rows, next(samples.chunks(BATCH))))
+        examples = _fill(bench, rows, samples, ruler)
+    return _conclude(bench, rows, examples, notes, samples.stored)
+
+
+def _open_rows(
+    stack: ExitStack, bench: Bench, folder: Path | None, identity: dict[str, Any]
+) -> list[_Row]:
+    """Open each row of the table with what an earlier run recovered for it."""
+    rows, provenance = [], {} if folder is None else bench.provenance()
+    for name, recover, batch, settings in bench.rows():
+        cache = RowCache(folder, name, {**settings, **identity, **provenance})
+        mask = _attack_mask(bench.attacks.get(name), bench.total, bench.seed)
+        rows.append(_Row(name, recover, batch, stack.enter_context(cache), bench.total, mask))
+    return rows
+
+
+def _fill(bench: Bench, rows: list[_Row], samples: Samples, ruler: Ruler) -> list[Example]:
+    """Measure the recoveries of every row, a chunk of the texts at a time; return the examples."""
+    indices, naming = draw_indices(len(samples), bench.seed), _Groups()
+    examples: list[Example] = []
+    for first, chunk in samples.chunks(CHUNK):
+        part = Part(bench.encoder, first, chunk)
+        groups = [naming.of(sample) for sample in chunk]
+        for row in rows:
+            places, recoveries = row.recoveries(part, partial(bench.show, row.name))
+            row.add(part, groups, places, recoveries, ruler)
+            if row.name in bench.attacks:
+                examples += row.examples(part, places, recoveries, indices, ruler.tokenizer)
+    order = list(bench.attacks)
+    return sorted(examples, key=lambda example: (order.index(example.row), example.index))
+
+
+def _checked(
+    inverter: Inverter, encoder: Encoder | None, pairs: Pairs | None, attacks: dict[str, Attack]
+) -> dict[str, Attack]:
+    """The attacks; a wrong one is told before the others have taken hours."""
+    if encoder is not None:
+        inverter.require_encoder(encoder)
+    if pairs is not None:
+        inverter.encoder.require_same(pairs.encoder, "training pairs")
+    for attack in attacks.values():
+        attack.decoding.check(has_encoder=encoder is not None)
+    return attacks
+
+
+def _first_notes(bench: Bench, samples: Samples) -> list[str]:
+    """What is to be known before any figure: stored vectors that are strange, what is missing."""
+    notes = []
+    if samples.stored:
+        notes += _stored_notes(bench, Part(bench.encoder, *next(samples.chunks(_COMPARED))))
+        longest = bench.inverter.length - 1
+        long = sum(len(sample.token_ids) > longest for sample in samples)
+        if long:
+            notes.append(
+                f"{long} of {len(samples)} texts have more than the {longest} tokens that the "
+                "inverter writes; the rest of them counts as not recovered"
+            )
+    else:
+        require_encoder(bench.encoder)
+    return notes
+
+
+def _stored_notes(bench: Bench, part: Part) -> list[str]:
+    """Whether stored vectors look like the encoder's, and like those of their texts."""
+    name = bench.inverter.encoder.name
+    statistics = getattr(getattr(bench.inverter, "fingerprint", None), "statistics", None)
+    doubt = None if statistics is None else statistics.doubt(part.vectors, name)
+    notes = [] if doubt is None else [doubt]
+    if bench.encoder is None:
+        return [*notes, "cosine: not measured, there is no encoder to embed what is recovered"]
+    again = bench.encoder.encode([sample.text for sample in part.samples])
+    cosines = (again * part.vectors).sum(axis=1)
+    unlike = int((cosines < _SAME_VECTOR).sum())
+    if unlike > _FEW_UNLIKE * len(cosines):
+        notes.append(
+            f"{OTHER_VECTORS} as {name} embeds them here: {unlike} of "
+            f"{len(cosines)} have a cosine below {_SAME_VECTOR}, median "
+            f"{float(np.median(cosines)):.3f} (another prompt, pooling, truncation, quantisation, "
+            "or texts cut or changed after they were embedded)"
+        )
+    return notes
+
+
+def _forecast(bench: Bench, rows: list[_Row], trial: tuple[int, list[Sample]]) -> str:
+    """How many texts are decoded how often, and how long that takes here."""
+    part, seconds = Part(bench.encoder, *trial), 0.0
+    decoded = {**dict.fromkeys((SHUFFLED, BLIND), bench.guesser), **bench.attacks}
+    for row in rows:
+        if row.name in decoded:
+            left = int(row.mask.sum()) - row.cache.count
+            seconds += bench.seconds(part, decoded[row.name], max(0, left))
+    times = len([row for row in rows if row.name in decoded])
+    return f"{bench.total} texts, each decoded up to {times} times: {duration(seconds)} here"
+
+
+def duration(seconds: float) -> str:
+    """About how long, for readers: ``about 20 minutes``."""
+    for unit, size in (("hours", 3600.0), ("minutes", 60.0)):
+        if seconds >= 1.5 * size:
+            return f"about {seconds / size:.0f} {unit}"
+    if seconds > 45.0:  # noqa: PLR2004
+        return "about a minute"
+    return f"about {round(seconds)} seconds" if seconds >= 1.5 else "a second"  # noqa: PLR2004
 
 
 def _cutting(inverter: Inverter) -> DataSection:
-    """How texts were cut in training."""
+    """Find how texts were cut in training."""
     return DataSection.model_validate(
         {"length": inverter.length, **inverter.trained.get("config", {}).get("data", {})}
     )
@@ -170,7 +298,7 @@ def _same_tokens(inverter: Inverter, pairs: Pairs) -> bool:
 
 
 def _attack_mask(attack: Attack | None, texts: int, seed: int) -> NDArray[np.bool_]:
-    """Which texts a row is of: all, or as many as its attack is limited to, drawn with the seed."""
+    """Choose the texts of a row: all, or as many as its attack is limited to, by the seed."""
     mask = np.ones(texts, dtype=bool)
     if attack is not None and attack.limit is not None and attack.limit < texts:
         indices = np.random.default_rng(seed).choice(texts, size=attack.limit, replace=False)
@@ -181,7 +309,7 @@ def _attack_mask(attack: Attack | None, texts: int, seed: int) -> NDArray[np.boo
 
 @dataclass
 class _Row:
-    """One row of the tables while it fills; ``chosen`` [N] says which texts it is of."""
+    """Row of the tables while it fills; ``mask`` [N] says which texts it is of."""
 
     name: str
     recover: Recover
@@ -195,7 +323,7 @@ class _Row:
     def recoveries(
         self, part: Part, show: Callable[[int], None]
     ) -> tuple[list[int], list[Recovery]]:
-        """Those of a chunk, with their places in it: what is on the disk, and the rest."""
+        """Get the recoveries of a chunk, with their places in it: from the disk, and the rest."""
         last = part.first + len(part.samples)
         places = np.flatnonzero(self.mask[part.first : last]).tolist()
         mine = part if len(places) == len(part.samples) else part.some(places)
@@ -243,7 +371,7 @@ class _Row:
         ]
 
     def figures(self, group: tuple[str, str], weights: NDArray[np.float64]) -> Figures:
-        """Of the row's texts that are of a group; all missing where there are none."""
+        """Compute the figures of a row's texts of a group; all missing where there are none."""
         return self.groups.get(group, Tally(self.texts)).figures(weights)
 
 
@@ -275,7 +403,7 @@ def groups_of(sample: Sample) -> Iterator[tuple[str, str]]:
 
 
 def _conclude(
-    bench: Bench, rows: list[_Row], examples: list[Example], notes: list[str]
+    bench: Bench, rows: list[_Row], examples: list[Example], notes: list[str], stored: bool
 ) -> Evaluation:
     weights = draw_blocks(block_count(bench.total), bench.seed)
     figures = {row.name: row.figures(("", ""), weights) for row in rows}
@@ -289,7 +417,8 @@ def _conclude(
     passes = figures[rows[0].name]["passes"]
     settings = {
         "texts": bench.total,
-        "encoder": bench.encoder.identity.to_dict(),
+        "encoder": bench.inverter.encoder.to_dict(),
+        "vectors": "stored" if stored else "embedded here",
         "strategy": first.decoding.name,
         "passes": None if passes is None else _whole(passes.mean),
         "seed": bench.seed,
@@ -304,7 +433,7 @@ def _conclude(
 
 
 def _whole(number: float) -> float:
-    """Without a fraction where there is none: 16 passes."""
+    """Write a number without a fraction where there is none: 16 passes."""
     return int(number) if number.is_integer() else number
 
 

@@ -1,4 +1,4 @@
-"""What one recovered text is worth: a number per metric, or None where it cannot be computed."""
+"""Metrics of one recovered text: a number each, or None where it cannot be computed."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ _LATIN_WORD = re.compile(r"[a-z0-9]")
 
 @dataclass(frozen=True)
 class Recovery:
-    """What came back for one text, by a strategy or by a baseline.
+    """Recovery of one text, by a strategy or by a baseline.
 
     Attributes:
         text: The text.

@@ -1,4 +1,4 @@
-"""What makes the recoveries of each row of the tables: attacks and baselines."""
+"""Rows of the tables: attacks and baselines, and how each makes its recoveries."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import hashlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from importlib.metadata import version
 from typing import Any
 
@@ -20,7 +20,7 @@ from unembed.data.pairs import Pairs
 from unembed.decoding import Decoding
 from unembed.decoding.strategy import options_of
 from unembed.encoders.base import Encoder
-from unembed.errors import ConfigError
+from unembed.errors import ConfigError, EncoderError
 from unembed.evaluation.cache import settings_digest
 from unembed.evaluation.metrics import Recovery
 from unembed.evaluation.samples import Sample
@@ -28,6 +28,8 @@ from unembed.inverter import Inverter
 from unembed.tokenizer import TextTokenizer
 
 BATCH, CHUNK = 64, 1024
+_TRIAL = 16  # texts
+_PASSES_A_CALL, _PASSES_A_SAMPLE = 1.3, 6.0
 
 ProgressFn = Callable[[str, int, int], None]
 
@@ -132,16 +134,19 @@ def name_attacks(strategy: Spec | Sequence[Spec], steps: int | None) -> dict[str
 
 @dataclass
 class Part:
-    """A chunk of the texts with their vectors, made when first asked for."""
+    """A chunk of the texts with their vectors, stored ones or made when first asked for."""
 
-    encoder: Encoder
+    encoder: Encoder | None
     first: int
     samples: list[Sample]
 
     @cached_property
     def vectors(self) -> NDArray[np.float32]:
         """Embeddings [N, D] of the texts."""
-        return self.encoder.encode([sample.text for sample in self.samples])
+        stored = [sample.vector for sample in self.samples if sample.vector is not None]
+        if stored:
+            return np.stack(stored)
+        return require_encoder(self.encoder).encode([sample.text for sample in self.samples])
 
     def some(self, places: Sequence[int]) -> Part:
         """A part of it: the texts at some places."""
@@ -149,8 +154,23 @@ class Part:
 
     @property
     def shuffled(self) -> NDArray[np.float32]:
-        """For each text the embedding of another."""
+        """Embedding of another text for each."""
         return self.vectors[derangement(len(self.samples))]
+
+
+def require_encoder(encoder: Encoder | None) -> Encoder:
+    """Return the encoder of texts that come without vectors.
+
+    Raises:
+        EncoderError: There is none.
+    """
+    if encoder is None:
+        raise EncoderError(
+            "the encoder, or a stored vector with each text",
+            "neither",
+            "Pass the encoder, or vectors=",
+        )
+    return encoder
 
 
 Recover = Callable[[Part, int, int], list[Recovery]]  # part, start and stop within it
@@ -158,10 +178,10 @@ Recover = Callable[[Part, int, int], list[Recovery]]  # part, start and stop wit
 
 @dataclass(frozen=True)
 class Bench:
-    """Everything that makes recoveries."""
+    """Bench on which recoveries are made."""
 
     inverter: Inverter
-    encoder: Encoder
+    encoder: Encoder | None
     attacks: dict[str, Attack]
     pairs: Pairs | None
     counts: NDArray[np.int64] | None
@@ -199,8 +219,44 @@ class Bench:
         """Report how many texts a row has."""
         self.report(row, count, self.total)
 
+    def seconds(self, part: Part, attack: Attack, texts: int) -> float:
+        """Estimate the time of an attack and of embedding what it recovers, by a trial.
+
+        Args:
+            part: Some texts for the trial: a denoiser pass, an embedding.
+            attack: Of which the time is wanted; a search spends about 1.3 passes a call, a choice
+                among samples 6 (docs/reports/every-strategy.md).
+            texts: How many of them are left.
+        """
+        decoding, vectors = attack.decoding, part.vectors[:_TRIAL]
+        each = self._trial(lambda: self.inverter.invert(vectors, decoding="greedy:steps=1"))
+        calls = decoding.encoder_calls if decoding.strategy.needs_encoder else 0
+        options = options_of(decoding.strategy)
+        passes = (
+            decoding.steps
+            * max(1, int(options.get("lengths", 1)))
+            * (2 if decoding.guidance else 1)
+        )
+        if calls:
+            each_call = _PASSES_A_CALL if decoding.name == "guided-search" else _PASSES_A_SAMPLE
+            passes = max(passes, round(calls * each_call))
+        embedding = 0.0
+        if self.encoder is not None:
+            texts_embedded = [sample.text for sample in part.samples[:_TRIAL]]
+            embedding = self._trial(partial(self.encoder.encode, texts_embedded))
+        count = min(texts, attack.limit or texts)
+        return count * (passes * each + (calls + 1) * embedding) / len(vectors)
+
+    @staticmethod
+    def _trial(run: Callable[[], Any]) -> float:
+        """Seconds of a second run; in the first one things are loaded."""
+        run()
+        began = time.perf_counter()
+        run()
+        return time.perf_counter() - began
+
     def provenance(self) -> dict[str, Any]:
-        """What every recovery depends on, beside the texts and the row's settings."""
+        """Facts that every recovery depends on, beside the texts and the row's settings."""
         digest = hashlib.sha256()
         for name, tensor in sorted(self.inverter.denoiser.state_dict().items()):
             digest.update(name.encode())
@@ -210,7 +266,7 @@ class Bench:
             "dtype": str(self.inverter.compute.dtype).removeprefix("torch."),
             "diffusion": self.inverter.diffusion,
             "tokenizer": self.inverter.tokenizer.digest,
-            "encoder": list(self.encoder.identity.key),
+            "encoder": None if self.encoder is None else list(self.encoder.identity.key),
             "unembed": version("unembed"),
         }
 
@@ -268,12 +324,12 @@ class Bench:
 
 
 def _cosines(
-    encoder: Encoder, texts: Sequence[str], vectors: NDArray[np.float32]
+    encoder: Encoder | None, texts: Sequence[str], vectors: NDArray[np.float32]
 ) -> list[float | None]:
-    """Cosine of each re-encoded text with its target; None where there is no text to encode."""
+    """Cosine of each re-encoded text with its target; None where there is nothing to encode."""
     result: list[float | None] = [None] * len(texts)
     rows = [index for index, text in enumerate(texts) if text.strip()]
-    if rows:
+    if rows and encoder is not None:
         again = encoder.encode([texts[row] for row in rows])
         for row, cosine in zip(rows, np.sum(again * vectors[rows], axis=1), strict=True):
             result[row] = float(cosine)
@@ -311,7 +367,7 @@ def unconditional(inverter: Inverter) -> Inverter:
 
 
 def derangement(count: int) -> NDArray[np.int64]:
-    """For each of some neighbouring texts the index of another, half of them further on.
+    """Map each of some neighbouring texts to the index of another, half of them further on.
 
     Neighbours are often of one passage, and so is what they speak of.
     """

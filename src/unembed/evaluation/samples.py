@@ -1,4 +1,4 @@
-"""Held-out texts with their labels, cut into the pieces to evaluate, a chunk at a time; examples.
+"""Held-out texts: cut into pieces or with stored vectors, a chunk at a time; examples.
 
 An example is an original beside its recovery, token by token; good, middling and bad ones are
 chosen by a seed.
@@ -9,20 +9,26 @@ from __future__ import annotations
 import hashlib
 import json
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import chain, repeat
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from unembed.config import DataSection
 from unembed.data.pieces import cut_pieces
-from unembed.data.readers import json_lines, open_parquet, parquet_batches, read_texts
+from unembed.data.readers import csv_rows, json_lines, open_parquet, parquet_batches, read_texts
+from unembed.encoders.base import is_unicode
+from unembed.encoders.vectors import as_unit_vectors
 from unembed.errors import DataError
 from unembed.evaluation.metrics import Recovery, token_set_f1
 from unembed.files import count_lines, file_format, text_files
 from unembed.tokenizer import TextTokenizer
+from unembed.vectors.read import VectorFile
 
 LABELS = ("domain", "lang")
 _REPORT_EVERY = 500
@@ -32,19 +38,28 @@ Labels = dict[str, str]
 
 @dataclass(frozen=True)
 class Passage:
-    """A held-out text and what is known of it: ``domain`` and ``lang``, where they are."""
+    """A held-out text and what is known of it.
+
+    Attributes:
+        text: The text.
+        labels: ``domain`` and ``lang``, where they are known.
+        vector: The stored one of the whole text, unit length [D]; None for a text that is to be
+            cut and embedded.
+    """
 
     text: str
-    labels: Labels
+    labels: Labels = field(default_factory=dict)
+    vector: NDArray[np.float32] | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A piece to evaluate: its text, content tokens, and the labels of its passage."""
+    """A piece to evaluate: its text, content tokens, labels and, where there is one, vector [D]."""
 
     text: str
     token_ids: list[int]
     labels: Labels
+    vector: NDArray[np.float32] | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -75,8 +90,9 @@ def _labels(path: Path) -> Iterator[Labels]:
             yield from map(_without_blanks, batch.to_pylist())
     elif kind == ".jsonl":
         for line in json_lines(path):
-            row = line.value if isinstance(line.value, dict) else {}
-            yield _without_blanks({name: row.get(name) for name in LABELS})
+            yield _known_of(line.value if isinstance(line.value, dict) else {})
+    elif kind in (".csv", ".tsv"):
+        yield from map(_known_of, csv_rows(path))
     else:
         yield from repeat({}, count_lines(path))
 
@@ -85,10 +101,112 @@ def _without_blanks(labels: dict[str, object]) -> Labels:
     return {name: str(value) for name, value in labels.items() if value not in (None, "")}
 
 
+def paired(texts: Iterable[str | Passage], vectors: Any, dimension: int) -> list[Passage]:
+    """Put each text beside its stored vector.
+
+    Args:
+        texts: Strings or passages.
+        vectors: One for each of them, [N, D], of any length; see `as_unit_vectors`.
+        dimension: D.
+
+    Raises:
+        DataError: Another number of vectors than of texts, or a lone string.
+        EmbeddingError: They are no vectors of the dimension.
+    """
+    passages = list(_as_passages(texts))
+    units = as_unit_vectors(vectors, dimension)
+    if len(units) != len(passages):
+        raise DataError(
+            "a vector for each text",
+            f"{len(units)} vectors and {len(passages)} texts",
+            "Hand them over in the same order",
+        )
+    pairs = zip(passages, units, strict=True)
+    return [replace(passage, vector=vector) for passage, vector in pairs]
+
+
+@dataclass(frozen=True)
+class StoredPassages:
+    """Stored vectors with their texts, read anew each time they are gone through.
+
+    Rows without a text are passed over.
+
+    Attributes:
+        source: The vectors; what is noted and left out while reading is told there.
+        dimension: Their size D.
+        column: Column or key of the text beside each vector; ``domain`` and ``lang`` are labels.
+        texts: A file of texts, one for each vector in the same order, in place of the column.
+    """
+
+    source: VectorFile
+    dimension: int
+    column: str = "text"
+    texts: PassageFile | None = None
+
+    def __iter__(self) -> Iterator[Passage]:
+        names = () if self.texts is not None else (self.column, *LABELS)
+        counts: Counter[str] = Counter()
+        file = replace(self.source, keep=names, optional=LABELS, left_out=counts, rows_left_out={})
+        passages = enumerate(iter(self.texts or ()))
+        read, passage = 0, (-1, Passage(""))
+        for chunk in file.chunks(self.dimension):
+            read = chunk.read
+            units = as_unit_vectors(chunk.vectors, self.dimension) if chunk.rows else ()
+            for index, vector in enumerate(units):
+                if self.texts is None:
+                    row = {name: values[index] for name, values in chunk.columns.items()}
+                    yield Passage(self._text(row, chunk.rows[index]), _known_of(row), vector)
+                    continue
+                while passage[0] < chunk.rows[index]:
+                    passage = next(passages, (-1, passage[1]))
+                    if passage[0] < 0:
+                        raise self._uneven(f"fewer texts than vectors ({read} or more)")
+                yield replace(passage[1], vector=vector)
+        self.source.left_out.clear()
+        self.source.left_out.update(counts)
+        self.source.rows_left_out.update(file.rows_left_out)
+        if any(number >= read and item.text.strip() for number, item in passages):
+            raise self._uneven(f"more texts than the {read} vectors")
+
+    def _text(self, row: dict[str, Any], number: int) -> str:
+        text = row[self.column]
+        if text is not None and not isinstance(text, str):
+            raise DataError(
+                f"text in the column {self.column!r} of {self.source.path}",
+                f"{type(text).__name__} beside vector {number} (counted from 0)",
+                "Pass --text-column with the one that holds the texts",
+            )
+        if text and not is_unicode(text):
+            raise DataError(
+                f"texts that UTF-8 can write in {self.source.path}",
+                f"half a surrogate pair beside vector {number} (counted from 0)",
+                "Correct its encoding",
+            )
+        return text or ""
+
+    def _uneven(self, found: str) -> DataError:
+        path = None if self.texts is None else self.texts.path
+        return DataError(
+            f"a text in {path} for each vector of {self.source.path}", found, "Correct --texts"
+        )
+
+
+def _known_of(row: Mapping[str, object]) -> Labels:
+    return _without_blanks({name: row.get(name) for name in LABELS})
+
+
+def _as_passages(texts: Iterable[str | Passage]) -> Iterator[Passage]:
+    if isinstance(texts, str):
+        raise DataError("a list of texts", f"the lone string {texts!r:.80}", "Put it into a list")
+    for text in texts:
+        yield Passage(text) if isinstance(text, str) else text
+
+
 class Samples:
     """The pieces to evaluate, drawn with a seed from all that the texts yield.
 
-    The texts are gone through twice: to count the pieces, and to hand out the chosen ones.
+    The texts are gone through twice: to count the pieces, and to hand out the chosen ones. A text
+    with a stored vector is one piece, whole: it is what was embedded.
 
     Args:
         texts: Strings or passages, gone through more than once.
@@ -98,8 +216,12 @@ class Samples:
         seed: Of the draw.
         report: Called with the number of texts read.
 
+    Attributes:
+        stored: The vectors are given with the texts.
+        digest: SHA-256 of all texts, labels and stored vectors.
+
     Raises:
-        DataError: The texts yield fewer than two pieces.
+        DataError: The texts yield fewer than two pieces, or some have a vector and others none.
     """
 
     def __init__(
@@ -112,23 +234,33 @@ class Samples:
         seed: int = 0,
         report: Callable[[int], None] = lambda count: None,
     ) -> None:
-        if isinstance(texts, str):
-            raise DataError("a list of texts", f"the single {texts!r:.80}", "Put it into a list")
         self._texts = list(texts) if iter(texts) is texts else texts
         self._tokenizer, self._settings = tokenizer, settings
+        stored = 0
         self._counts = array("L")  # pieces of each text
         digest = hashlib.sha256()
         for index, passage in enumerate(self._passages()):
             self._counts.append(len(self._cut(index, passage)))
             digest.update(json.dumps([passage.text, passage.labels]).encode())
+            if passage.vector is not None:
+                digest.update(passage.vector.tobytes())
+                stored += 1
             if (index + 1) % _REPORT_EVERY == 0:
                 report(index + 1)
         report(len(self._counts))
-        self.digest = digest.hexdigest()
+        self.digest, self.stored = digest.hexdigest(), stored > 0
+        if stored not in (0, len(self._counts)):
+            raise DataError(
+                "a stored vector with each text, or with none",
+                f"{stored} with {len(self._counts)} texts",
+                "Leave the others out",
+            )
         total = sum(self._counts)
         if total < 2:  # noqa: PLR2004 - the shuffled baseline needs another text
             raise DataError(
-                f"texts that yield at least 2 pieces of {settings.min_tokens} tokens or more",
+                "at least 2 texts with a stored vector"
+                if self.stored
+                else f"texts that yield at least 2 pieces of {settings.min_tokens} tokens or more",
                 str(total),
                 "Choose another file",
             )
@@ -162,10 +294,12 @@ class Samples:
         yield first, chunk
 
     def _passages(self) -> Iterator[Passage]:
-        for text in self._texts:
-            yield Passage(text, {}) if isinstance(text, str) else text
+        return _as_passages(self._texts)
 
     def _cut(self, index: int, passage: Passage) -> list[Sample]:
+        if passage.vector is not None:
+            (ids,) = self._tokenizer.encode([passage.text])
+            return [Sample(passage.text, ids, passage.labels, passage.vector)] if ids else []
         pieces = cut_pieces([passage.text], self._tokenizer, self._settings, index)
         return [Sample(piece.text, piece.token_ids, passage.labels) for piece in pieces]
 
@@ -245,7 +379,7 @@ def pieces_of(ids: Sequence[int], tokenizer: TextTokenizer) -> list[str]:
 
 
 def draw_indices(texts: int, seed: int) -> set[int]:
-    """Which texts are kept as examples: all, or as many as ``MOST`` drawn with the seed."""
+    """Draw the texts kept as examples: all, or as many as ``MOST`` with the seed."""
     if texts <= MOST:
         return set(range(texts))
     return set(np.random.default_rng(seed).choice(texts, size=MOST, replace=False).tolist())

@@ -1,4 +1,4 @@
-"""What a step sees: pairs on the device, conditions and contexts perturbed.
+"""Batches of a step: pairs on the device, conditions and contexts perturbed.
 
 The masks are `diffusion.corrupt_batch`'s. Whatever is drawn here is drawn on the host and for the
 whole batch, so that several processes, each with some of its rows, see what one would.

@@ -51,7 +51,7 @@ _POSITIONS = "positions"
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run stands.
+    """Progress of a run.
 
     Attributes:
         step: Optimiser steps done.

@@ -28,7 +28,7 @@ _LEGEND_MARK, _LEGEND_LETTER = 0.7, 0.085  # inches
 
 @dataclass(frozen=True)
 class Panel:
-    """One figure against training.
+    """Panel: one figure against training.
 
     Attributes:
         title: Above it.
@@ -52,7 +52,7 @@ PANELS = (
 
 @dataclass(frozen=True)
 class Run:
-    """What the log of a run says.
+    """Log of a run.
 
     Attributes:
         name: Of the run, as it stands in the legend.

@@ -68,7 +68,7 @@ class Processes:
 
     @property
     def is_main(self) -> bool:
-        """Whether this is the process that logs and saves."""
+        """True in the process that logs and saves."""
         return self.rank == 0
 
     def alone(self) -> Processes:

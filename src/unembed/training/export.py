@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -17,7 +16,9 @@ from unembed.data.pairs import TOKENIZER
 from unembed.denoiser import Denoiser, DenoiserSizes, parameter_counts
 from unembed.encoders.base import EncoderIdentity
 from unembed.encoders.fingerprint import Fingerprint
+from unembed.encoders.pipeline import licence_lines, licence_note
 from unembed.errors import CheckpointError, ConfigError, DataError, TrainingError
+from unembed.files import read_json
 from unembed.inverter import Inverter
 from unembed.tokenizer import TextTokenizer
 from unembed.training.checkpoint import read_state
@@ -150,7 +151,7 @@ def read_evaluation(path: Path, encoder: EncoderIdentity) -> dict[str, Any]:
         DataError: It is no such file, or is about another encoder.
     """
     try:
-        report = json.loads(path.read_text(encoding="utf-8"))
+        report = read_json(path)
         theirs = EncoderIdentity.from_dict(report["settings"]["encoder"])
         figures_table(report)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -210,14 +211,17 @@ def _front(inverter: Inverter) -> str:
     encoder = inverter.encoder
     tokens = inverter.length - 1
     prompt = f", with the prompt {encoder.prompt!r}" if encoder.prompt else ""
+    digest = encoder.weights_digest[:_SHORT]
+    weights = f"weights SHA-256 `{digest}…`" if digest else "behind an API"
     return (
-        "---\nlibrary_name: unembed\nlicense: apache-2.0\n"
+        f"---\nlibrary_name: unembed\n{licence_lines(encoder.name)}\n"
         "tags: [embedding-inversion, masked-diffusion, security]\n---\n\n"
         f"# Inverter for {encoder.name}, texts of up to {tokens} tokens\n\n"
         f"Recovers text from {encoder.dimension}-dimensional embeddings of `{encoder.name}` "
-        f"(weights SHA-256 `{encoder.weights_digest[:_SHORT]}…`{prompt}) with a conditional "
+        f"({weights}{prompt}) with a conditional "
         "masked diffusion language model, from the vector alone. Vectors of other dimensions are "
-        "refused; others that cannot be this encoder's are noted.\n"
+        "refused; others that cannot be this encoder's are noted, and their texts mean nothing.\n\n"
+        f"{licence_note(encoder.name)}\n"
     )
 
 

@@ -41,7 +41,7 @@ def _rows_at_a_time(device: str, vocabulary: int) -> int:
 
 
 class _Rows(torch.autograd.Function):
-    """Some rows of a table, table[ids] for ascending ids, with a gradient of those rows alone.
+    """Rows of a table, table[ids] for ascending ids, with a gradient of those rows alone.
 
     It is sparse, and autograd adds it in place to the dense one that the same table has as the
     input embedding: a step fills one gradient [V, H] and not two.
@@ -211,7 +211,7 @@ _MOST_IN_A_ROW = 100  # bad steps in a row
 
 @dataclass(frozen=True)
 class GuardReport:
-    """What the guard knows of a run.
+    """Report of the guard on a run.
 
     Attributes:
         good: Steps applied, over the whole run.

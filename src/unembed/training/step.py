@@ -1,4 +1,4 @@
-"""One training step: draw, corrupt, score, differentiate, update; and what it works on."""
+"""Training step: draw, corrupt, score, differentiate, update; and what it works on."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ _TABLE = "token_table.weight"
 
 @dataclass
 class TrainState:
-    """What a step works on; build it with `make_state`.
+    """State that a step works on; build it with `make_state`.
 
     Attributes:
         config: The run's settings, ``batch_size`` a number.

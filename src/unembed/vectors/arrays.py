@@ -32,7 +32,7 @@ _KINDS = {
 
 @dataclass(frozen=True)
 class Header:
-    """What an array's header says.
+    """Header of an array.
 
     Attributes:
         shape: Of the array.

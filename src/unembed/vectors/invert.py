@@ -179,7 +179,7 @@ def invert_stream(
     """
     if check is not None:
         inverter.require_encoder(check)
-    for chunk in source.chunks(inverter.encoder.dimension):
+    for chunk in _chunks(inverter, source):
         _compare(inverter, chunk, source)
         for start in range(0, max(1, len(chunk.rows)), batch_size):
             part = chunk.part(start, start + batch_size)
@@ -188,6 +188,19 @@ def invert_stream(
                 continue
             inversions = _inverted(inverter, part, {**options, "batch_size": batch_size})
             yield part, inversions if check is None else _with_cosines(inversions, part, check)
+
+
+def _chunks(inverter: Inverter, source: VectorFile) -> Iterator[Chunk]:
+    """The vectors; an error about their size also says whose they should be."""
+    encoder = inverter.encoder
+    try:
+        yield from source.chunks(encoder.dimension)
+    except EmbeddingError as error:
+        if "dimensions" not in f"{error.expected} {error.found}":
+            raise
+        whose = f"Use vectors of {encoder.name}"
+        fix = whose if "Use vectors of" in error.fix else f"{whose}. {error.fix}"
+        raise EmbeddingError(error.expected, error.found, fix) from error
 
 
 def _compare(inverter: Inverter, chunk: Chunk, source: VectorFile) -> None:
@@ -203,7 +216,7 @@ def _compare(inverter: Inverter, chunk: Chunk, source: VectorFile) -> None:
 
 
 def _with_cosines(inversions: list[Inversion], part: Chunk, encoder: Encoder) -> list[Inversion]:
-    """Each text's cosine with its vector; None where no text was recovered."""
+    """Add each text's cosine with its vector; None where no text was recovered."""
     indices = [i for i, item in enumerate(inversions) if item.text.strip()]
     checked = list(inversions)
     if indices:
@@ -229,7 +242,7 @@ def _inverted(inverter: Inverter, part: Chunk, options: dict[str, Any]) -> list[
 def _identity(
     inverter: Inverter, source: VectorFile, check: Encoder | None, options: dict[str, Any]
 ) -> dict[str, Any]:
-    """What the texts depend on: vectors, weights, settings."""
+    """Identify what the texts depend on: vectors, weights, settings."""
     ranges = source.ranges
     return {
         "vectors": [_file_identity(path) for path in source.parts()],

@@ -134,7 +134,8 @@ def to_floats(
     sign = None
     if kind == np.int8:
         sign = "int8 taken as even steps around zero; with --ranges the vectors are closer"
-    return array.astype(np.float64), sign
+    with np.errstate(invalid="ignore", over="ignore"):  # a signalling NaN is found later
+        return array.astype(np.float64), sign
 
 
 def _dequantised(

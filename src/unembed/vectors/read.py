@@ -48,7 +48,7 @@ Rows = tuple[NDArray[np.float64], dict[int, str], dict[str, list[Any]]]
 
 @dataclass(frozen=True)
 class Chunk:
-    """Some vectors of a file.
+    """Chunk of the vectors of a file.
 
     Attributes:
         rows: Index of each in the file, from 0, ascending.
@@ -86,6 +86,7 @@ class VectorFile:
             is an error.
         keep: Columns or keys whose values go with each vector.
         ranges: Of a quantisation to 8 bits, to undo it.
+        optional: Those of ``keep`` that a file may lack; None stands for them.
         left_out: Filled while reading.
         rows_left_out: The first ten rows of each reason.
         notes: What was taken for what; filled while reading.
@@ -98,6 +99,7 @@ class VectorFile:
     skip_bad: bool = False
     keep: Sequence[str] = ()
     ranges: Ranges | None = None
+    optional: Sequence[str] = ()
     left_out: Counter[str] = field(default_factory=Counter)
     rows_left_out: dict[str, list[int]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
@@ -124,6 +126,7 @@ class VectorFile:
         """
         if not self.path.is_dir() or file_kind(self.path) is not None:
             _require_file(self.path)
+            self._refuse_idle_key([self.path])
             return [self.path]
         files = sorted(
             file
@@ -136,6 +139,7 @@ class VectorFile:
                 "none",
                 f"Put there {', '.join(_SUFFIXES)}",
             )
+        self._refuse_idle_key(files)
         return files
 
     def chunks(self, dimension: int) -> Iterator[Chunk]:
@@ -169,7 +173,7 @@ class VectorFile:
             )
 
     def describe_left_out(self) -> list[str]:
-        """For each reason the number of vectors left out and the first of their rows."""
+        """Count the vectors left out for each reason, with the first of their rows."""
         lines = []
         for reason, count in self.left_out.items():
             rows = ", ".join(map(str, self.rows_left_out[reason]))
@@ -180,6 +184,15 @@ class VectorFile:
         """Remember something that the reader of the texts should know, once."""
         if text is not None and text not in self.notes:
             self.notes.append(text)
+
+    def _refuse_idle_key(self, files: list[Path]) -> None:
+        nameless = [path for path in files if path.suffix.lower() == ".npy"]
+        if self.key is not None and nameless:
+            raise EmbeddingError(
+                f"no key (--key, --column) for {nameless[0]}, which holds one array without a name",
+                repr(self.key),
+                "Leave it out",
+            )
 
     def _leave_out(self, row: int, reason: str, dimension: int) -> None:
         if not self.skip_bad:
@@ -196,16 +209,18 @@ class VectorFile:
     def _source(self, path: Path) -> Npy | Npz | Arrow | Json | Csv:
         kind = file_kind(path)
         if kind in (".npy", ".npz"):
-            if self.keep:
+            if set(self.keep) - set(self.optional):
                 raise EmbeddingError(
-                    "columns to --keep", f"{path}, which has none", "Use Parquet, CSV or JSON"
+                    "columns beside the vectors (--keep, --text-column)",
+                    f"{path}, which has none",
+                    "Use Parquet, CSV or JSON",
                 )
             return Npz(path, self.key) if kind == ".npz" else Npy(path, self.key)
         if kind == ".parquet":
-            return Arrow(path, self.key, self.keep)
+            return Arrow(path, self.key, self.keep, self.optional)
         if kind == ".csv":
-            return Csv(path, self.key, self.keep)
-        return Json(path, self.key, self.skip_bad, self.keep)
+            return Csv(path, self.key, self.keep, self.optional)
+        return Json(path, self.key, self.skip_bad, self.keep, self.optional)
 
     def _rows(self, dimension: int) -> Iterator[Rows]:
         for path in self.parts():
@@ -214,7 +229,8 @@ class VectorFile:
                 convert = partial(self._converted, dimension=dimension, path=path)
                 if isinstance(source, (Npy, Npz)):
                     for array in source.blocks(dimension, CHUNK):
-                        yield convert(array, {})
+                        nothing: list[Any] = [None] * len(array)
+                        yield convert(array, dict.fromkeys(self.keep, nothing))
                 elif isinstance(source, Arrow):
                     for block, columns in source.blocks(dimension, CHUNK):
                         yield convert(block, columns)
@@ -301,7 +317,7 @@ def _require_file(path: Path) -> None:
 
 @contextmanager
 def _damage_as_errors(path: Path) -> Iterator[None]:
-    """Whatever a library raises for a damaged file becomes an error that names the file."""
+    """Turn whatever a library raises for a damaged file into an error that names the file."""
     import pyarrow as pa
 
     try:

@@ -22,6 +22,7 @@ LINE_BYTES = 16 << 20
 _DOCUMENT_BYTES = 256 << 20
 _VALUES, _BRACKETS, _DEPTH = 16_000_000, 1_000_000, 6
 _MISSING = object()
+CORRECT_KEEP = "Correct --keep, or --text-column"
 
 Record = tuple[Any, Any]  # a vector in whatever spelling, and the object it stands in
 
@@ -58,7 +59,7 @@ def look_up(record: Any, path: str) -> Any:
 
 
 def is_missing(value: Any) -> bool:
-    """Whether `look_up` came back without a value."""
+    """Tell whether `look_up` came back without a value."""
     return value is _MISSING
 
 
@@ -139,7 +140,7 @@ def _beside(records: list[Record], outer: Any) -> list[Record]:
 
 
 def _row_of(columns: dict[str, Any], index: int, count: int) -> dict[str, Any]:
-    """What a dump of parallel lists holds for one vector."""
+    """Build the record of one vector from a dump of parallel lists."""
     return {
         name: value[index]
         for name, value in columns.items()
@@ -155,7 +156,7 @@ def _is_vector(value: Any) -> bool:
 
 
 def _many(value: Any, record: Any) -> list[Record]:
-    """One vector, or the vectors of a list of them."""
+    """Return one vector, or the vectors of a list of them."""
     while isinstance(value, list) and len(value) == 1 and _nested(value[0]):
         value = value[0]
     if isinstance(value, list) and value and all(isinstance(row, (list, str)) for row in value):
@@ -177,12 +178,14 @@ class Json:
         key: See `find_vectors`.
         skip_bad: A line that is no JSON, or has no vector, is a reason in place of a record.
         keep: Keys whose values go with each vector.
+        optional: Those of ``keep`` that a record may lack.
     """
 
     path: Path
     key: str | None = None
     skip_bad: bool = False
     keep: Sequence[str] = ()
+    optional: Sequence[str] = ()
 
     def count(self) -> int:
         """Vectors of a document; lines that are not blank, of which each may hold several."""
@@ -197,16 +200,18 @@ class Json:
         return count
 
     def records(self) -> Iterator[tuple[Any, list[Any]]]:
-        """Each vector as it is spelled, and the values to keep beside it."""
+        """Yield each vector as it is spelled, and the values to keep beside it."""
         document = self._document()
         records = self._lines() if document is None else self._records(document[0], str(self.path))
         for vector, record in records:
             values = [look_up(record, name) for name in self.keep]
-            if not self.skip_bad and any(map(is_missing, values)):
+            needed = zip(self.keep, values, strict=True)
+            absent = [n for n, value in needed if is_missing(value) and n not in self.optional]
+            if absent and not self.skip_bad:
                 raise EmbeddingError(
-                    f"the keys {', '.join(map(repr, self.keep))} beside each vector of {self.path}",
+                    f"the keys {', '.join(map(repr, absent))} beside each vector of {self.path}",
                     f"the keys {_names(record or {})}",
-                    "Correct --keep",
+                    CORRECT_KEEP,
                 )
             yield vector, [None if is_missing(value) else value for value in values]
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from unembed.data.readers import open_parquet, parquet_batches, text_lines
 from unembed.errors import EmbeddingError
 from unembed.vectors.numbers import Reason
-from unembed.vectors.records import LINE_BYTES, NAMES
+from unembed.vectors.records import CORRECT_KEEP, LINE_BYTES, NAMES
 
 # What decoding a column may cost beyond its rows of D numbers; metadata says how many there are
 _EXCESS_VALUES = 8_000_000
@@ -35,11 +35,13 @@ class Arrow:
         path: ``.parquet``, or ``.arrow`` and ``.feather`` (Arrow's file or stream format).
         key: Column, or path of a field inside structs.
         keep: Columns whose values go with each vector.
+        optional: Those of ``keep`` that may be absent.
     """
 
     path: Path
     key: str | None = None
     keep: Sequence[str] = ()
+    optional: Sequence[str] = ()
 
     def count(self) -> int:
         """Rows; of a Parquet file by its footer."""
@@ -77,8 +79,10 @@ class Arrow:
 
     def _values_of(self, batch: Any, name: str) -> list[Any]:
         path = _path_of(batch.schema, name)
+        if path is None and name in self.optional:
+            return [None] * int(batch.num_rows)
         if path is None:
-            raise _no_column(self.path, name, batch.schema.names, "Correct --keep")
+            raise _no_column(self.path, name, batch.schema.names, CORRECT_KEEP)
         values: list[Any] = _field(batch.column(path[0]), path[1:]).to_pylist()
         return values
 
@@ -98,6 +102,8 @@ class Arrow:
         columns = [path[0]]
         for name in self.keep:
             other = _path_of(file.schema_arrow, name)
+            if other is None and name not in self.optional:
+                raise _no_column(self.path, name, file.schema_arrow.names, CORRECT_KEEP)
             columns += [] if other is None else [other[0]]
         for group in range(file.metadata.num_row_groups):
             most = self._values_per_row(file.metadata.row_group(group), path, dimension)
@@ -204,7 +210,7 @@ def _values(values: Any, dimension: int, where: str) -> NDArray[Any] | list[Any]
 
 
 def _lists(values: Any, dimension: int) -> list[Any]:
-    """Each row as a list; of one of another size only as many numbers as tell that."""
+    """Convert each row to a list; one of another size to a reason."""
     rows: list[Any] = []
     for scalar in values:
         size = None if not scalar.is_valid else len(scalar)
@@ -218,7 +224,7 @@ def _lists(values: Any, dimension: int) -> list[Any]:
 
 
 def _views(values: Any, dimension: int) -> list[Any]:
-    """Each row of a list view, whose rows may lie in any order."""
+    """Convert each row of a list view, whose rows may lie in any order."""
     flat = values.values.to_numpy(zero_copy_only=False)
     rows: list[Any] = []
     for valid, start, size in zip(
@@ -260,11 +266,13 @@ class Csv:
         path: Also ``.gz`` or ``.zst``.
         key: Column, by the header.
         keep: Columns whose values go with each vector.
+        optional: Those of ``keep`` that may be absent.
     """
 
     path: Path
     key: str | None = None
     keep: Sequence[str] = ()
+    optional: Sequence[str] = ()
 
     def count(self) -> int:
         """Rows without the header."""
@@ -275,7 +283,7 @@ class Csv:
         )
 
     def records(self, dimension: int) -> Iterator[tuple[Any, list[Any]]]:
-        """Each vector as it is spelled, and the values to keep beside it.
+        """Yield each vector as it is spelled, and the values to keep beside it.
 
         Raises:
             EmbeddingError: No such column.
@@ -287,11 +295,16 @@ class Csv:
         bare = _column_of_vectors(first)
         names = [str(i) for i in range(len(first))] if bare is not None else first
         columns = self._columns(names, bare, dimension)
-        positions = [self._position(names, name, "Correct --keep") for name in self.keep]
+        positions = [
+            -1
+            if name in self.optional and name not in names
+            else self._position(names, name, CORRECT_KEEP)
+            for name in self.keep
+        ]
         for row in chain([first] if bare is not None else [], rows):
             cells = [row[i] if i < len(row) else "" for i in columns]
             vector: Any = (cells[0] or None) if len(cells) == 1 else f"[{','.join(cells)}]"
-            yield vector, [row[i] if i < len(row) else None for i in positions]
+            yield vector, [row[i] if 0 <= i < len(row) else None for i in positions]
 
     def _columns(self, names: list[str], bare: int | None, dimension: int) -> list[int]:
         if self.key is not None:
@@ -338,7 +351,7 @@ def _delimiter(line: str) -> str:
 
 
 def _column_of_vectors(first: list[str]) -> int | None:
-    """In a table without a header the column of vectors, -1 for a number a column; else None."""
+    """Find the vectors' column in a table without a header, -1 for a number a column; else None."""
     for index, cell in enumerate(first):
         if cell.startswith(("[", "{")):
             return index

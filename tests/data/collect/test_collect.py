@@ -56,7 +56,7 @@ def stop_after(calls):
     return progress
 
 
-def test_shards_hold_texts_with_their_language_and_source(collected):
+def test_collect_texts_shards_hold_texts_with_their_language_and_source(collected):
     found = rows(collected)
     assert len(found) == 90
     for lang in SETTINGS.langs:
@@ -70,7 +70,7 @@ def test_shards_hold_texts_with_their_language_and_source(collected):
     assert pq.read_metadata(shards[0]).row_group(0).column(0).compression == "ZSTD"
 
 
-def test_the_manifest_accounts_for_everything(collected, tmp_path):
+def test_collect_texts_the_manifest_accounts_for_everything(collected, tmp_path):
     manifest = json.loads((collected / MANIFEST).read_text(encoding="utf-8"))
     assert manifest["complete"] is True
     assert manifest["settings"]["seed"] == 0
@@ -84,12 +84,12 @@ def test_the_manifest_accounts_for_everything(collected, tmp_path):
     assert str(tmp_path) not in json.dumps(manifest), "no absolute paths"
 
 
-def test_stage_2_reads_the_folder(collected):
+def test_collect_texts_stage_2_reads_the_folder(collected):
     assert list(read_texts(collected)) == [row["text"] for row in rows(collected)]
     assert count_texts(collected) == 90
 
 
-def test_the_seed_decides(sources, collected, tmp_path):
+def test_collect_texts_the_seed_decides(sources, collected, tmp_path):
     collect_texts(sources, tmp_path / "again", SETTINGS)
     assert contents(tmp_path / "again") == contents(collected)
     other = CollectSettings(("en", "de", "zh"), 90, seed=5, shard_rows=25, buffer_rows=20)
@@ -97,7 +97,7 @@ def test_the_seed_decides(sources, collected, tmp_path):
     assert rows(tmp_path / "other") != rows(collected)
 
 
-def test_sources_of_every_kind_are_mixed(hub_folder, jsonl_file, tmp_path):
+def test_collect_texts_sources_of_every_kind_are_mixed(hub_folder, jsonl_file, tmp_path):
     pytest.importorskip("datasets")
     specs = [f"hf:{hub_folder}:{{lang}}:0.7", f"{jsonl_file}:0.3"]
     settings = CollectSettings(("en", "zh"), 60, shard_rows=25)
@@ -109,7 +109,7 @@ def test_sources_of_every_kind_are_mixed(hub_folder, jsonl_file, tmp_path):
 
 
 @pytest.mark.parametrize("shards", [0, 1, 3])
-def test_a_stopped_collection_ends_with_the_same_files(
+def test_collect_texts_a_stopped_collection_ends_with_the_same_files(
     sources, collected, tmp_path, monkeypatch, shards
 ):
     monkeypatch.setattr("unembed.data.collect.collect._REPORT_EVERY", 1)
@@ -127,7 +127,9 @@ def test_a_stopped_collection_ends_with_the_same_files(
     assert {path: path.stat().st_mtime_ns for path in before} == before, "none is written twice"
 
 
-def test_a_connection_that_breaks_is_an_error_and_the_next_start_goes_on(tmp_path, monkeypatch):
+def test_collect_texts_a_connection_that_breaks_is_an_error_and_the_next_start_goes_on(
+    tmp_path, monkeypatch
+):
     datasets = pytest.importorskip("datasets")
     rows_given = [{"text": text} for text in texts_of("en", 60)]
 
@@ -147,7 +149,7 @@ def test_a_connection_that_breaks_is_an_error_and_the_next_start_goes_on(tmp_pat
     assert contents(out) == contents(tmp_path / "whole")
 
 
-def test_a_damaged_or_missing_shard_is_made_again(sources, collected):
+def test_collect_texts_a_damaged_or_missing_shard_is_made_again(sources, collected):
     whole = contents(collected)
     (collected / "texts-00001.parquet").write_bytes(b"damaged")
     (collected / "texts-00003.parquet").unlink()
@@ -167,12 +169,12 @@ def test_a_source_that_has_changed_is_refused(sources, collected, jsonl_file):
     assert contents(collected) == before
 
 
-def test_other_settings_are_refused(sources, collected):
+def test_collect_texts_other_settings_are_refused(sources, collected):
     with pytest.raises(DataError, match="another --out"):
         collect_texts(sources, collected, CollectSettings(("en",), 90))
 
 
-def test_texts_are_not_written_over_nor_among_their_sources(sources, collected):
+def test_collect_texts_texts_are_not_written_over_nor_among_their_sources(sources, collected):
     before = contents(collected)
     shard = next(collected.glob("*.parquet"))
     for source, out in ((collected, collected), (collected, collected / "b"), (shard, collected)):
@@ -183,17 +185,17 @@ def test_texts_are_not_written_over_nor_among_their_sources(sources, collected):
     assert contents(collected) == before
 
 
-def test_a_source_without_a_name_is_refused():
+def test_parse_source_a_source_without_a_name_is_refused():
     with pytest.raises(DataError, match=r"a --source; found ' '"):
         parse_source(" ")
 
 
-def test_one_writer_a_folder(sources, collected):
+def test_collect_texts_one_writer_a_folder(sources, collected):
     with FileLock(collected / ".lock"), pytest.raises(DataError, match="another process"):
         collect_texts(sources, collected, SETTINGS)
 
 
-def test_texts_that_all_fail_are_an_error(sources, tmp_path):
+def test_collect_texts_texts_that_all_fail_are_an_error(sources, tmp_path):
     with pytest.raises(DataError, match="too_short"):
         collect_texts(
             sources, tmp_path / "raw", CollectSettings(("en",), 9, limits=Limits(min_chars=5000))
@@ -201,13 +203,13 @@ def test_texts_that_all_fail_are_an_error(sources, tmp_path):
 
 
 @pytest.mark.parametrize("langs", [(), ("en", "en"), ("en", "")])
-def test_languages_that_are_none_are_refused(langs):
+def test_collect_settings_languages_that_are_none_are_refused(langs):
     with pytest.raises(DataError, match="--langs"):
         CollectSettings(langs, 10)
 
 
 @pytest.mark.parametrize("near", [0.0, 0.99, float("nan")])
-def test_a_similarity_that_minhash_cannot_tell_is_refused(near):
+def test_collect_settings_a_similarity_that_minhash_cannot_tell_is_refused(near):
     with pytest.raises(DataError, match=r"similarity of 0\.1 to 0\.95"):
         CollectSettings(("en",), 10, near_duplicates=near)
 
@@ -255,7 +257,7 @@ def test_collecting_from_files_loads_no_torch(jsonl_file, tmp_path):
     assert done.stdout.splitlines()[-1] == "False"
 
 
-def test_a_full_disk_is_one_line_and_loses_nothing(large_file, tmp_path):
+def test_collect_texts_a_full_disk_is_one_line_and_loses_nothing(large_file, tmp_path):
     out = tmp_path / "raw"
     options = ("--source", large_file, "--langs", "en,de", "--n-samples", 400, "--out", out)
     done = subprocess.run(command("full", *options), capture_output=True, text=True, check=False)

@@ -17,7 +17,7 @@ def test_a_set_remembers_what_was_added_and_nothing_else():
     assert found.forgotten == 0
 
 
-def test_hashes_that_meet_in_a_slot_are_told_apart():
+def test_hash_set_hashes_that_meet_in_a_slot_are_told_apart():
     found = HashSet(10)
     low = 77
     for high in range(0, 50, 2):
@@ -26,7 +26,7 @@ def test_hashes_that_meet_in_a_slot_are_told_apart():
 
 
 @pytest.mark.parametrize("capacity", [1, 819, 820, 1638, 1639, 5000])
-def test_a_set_has_room_for_what_was_expected(capacity):
+def test_hash_set_a_set_has_room_for_what_was_expected(capacity):
     found = HashSet(capacity)
     draw = random.Random(capacity)
     for _ in range(capacity):
@@ -34,7 +34,7 @@ def test_a_set_has_room_for_what_was_expected(capacity):
     assert found.forgotten == 0
 
 
-def test_five_million_texts_are_remembered_in_a_few_megabytes():
+def test_hash_set_five_million_texts_are_remembered_in_a_few_megabytes():
     assert HashSet(5_000_000).nbytes == 4 * 6_250_000
     assert HashSet(10**12).nbytes == 512 << 20  # pages that are never touched cost nothing
 
@@ -48,7 +48,7 @@ def test_five_million_near_duplicates_fit_into_a_quarter_of_a_gigabyte():
         assert most <= 25_000_000 + (256 << 20), "however many bands"
 
 
-def test_a_full_set_forgets_and_says_so():
+def test_hash_set_a_full_set_forgets_and_says_so():
     found = HashSet(1_000_000, most=1 << 10)
     for value in range(1, 2000):
         found.add(value << 40 | value)
@@ -66,11 +66,11 @@ def test_a_full_set_forgets_and_says_so():
         ("Straße", "STRASSE"),
     ],
 )
-def test_texts_that_read_the_same_are_one(one, other):
+def test_text_hash_texts_that_read_the_same_are_one(one, other):
     assert text_hash(one) == text_hash(other)
 
 
-def test_other_texts_are_others():
+def test_text_hash_other_texts_are_others():
     assert text_hash("the river") != text_hash("the rivers")
     seen = Duplicates(10)
     assert [seen.reason(text) for text in ("a b", "A  b", "a c")] == [None, "duplicate", None]
@@ -91,7 +91,7 @@ def test_near_duplicates_are_found_when_asked_for():
     assert [exact.reason(t) for t in (text, close)] == [None, None]
 
 
-def test_short_texts_have_a_sketch_too():
+def test_reason_short_texts_have_a_sketch_too():
     pytest.importorskip("datasketch")
     near = Duplicates(10, near=0.8)
     assert [near.reason(text) for text in ("a", "ab", "河", "a!")] == [None] * 4

@@ -38,7 +38,7 @@ def test_text_of_any_script_passes(text):
         ("spam " * 300, "repetitive"),
     ],
 )
-def test_a_text_is_left_out_for_a_named_reason(text, name):
+def test_first_failure_a_text_is_left_out_for_a_named_reason(text, name):
     assert first_failure(text, LIMITS) == name
     assert name in FILTERS
 

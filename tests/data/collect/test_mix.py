@@ -56,18 +56,18 @@ def many(name, count):
         ("ab", 1, {"a": 1, "b": 0}),
     ],
 )
-def test_languages_share_equally(langs, samples, expected):
+def test_quotas_languages_share_equally(langs, samples, expected):
     assert quotas(langs, samples) == expected
 
 
-def test_languages_are_balanced_at_every_point():
+def test_draw_samples_languages_are_balanced_at_every_point():
     source = ListSource("s", en=many("en", 900), de=many("de", 900))
     samples, _ = drawn([Weighted(source)], {"en": 300, "de": 300})
     assert Counter(sample.lang for sample in samples) == {"en": 300, "de": 300}
     assert 70 <= sum(sample.lang == "en" for sample in samples[:200]) <= 130
 
 
-def test_sources_are_mixed_by_weight_among_what_is_kept():
+def test_draw_samples_sources_are_mixed_by_weight_among_what_is_kept():
     noisy = [text for pair in zip(many("a", 900), ["x"] * 900, strict=True) for text in pair]
     sources = [
         Weighted(ListSource("a", en=noisy), 3.0),
@@ -78,7 +78,7 @@ def test_sources_are_mixed_by_weight_among_what_is_kept():
     assert tally.total("too_short") == tally.events["en", "a", "too_short"] > 500
 
 
-def test_the_same_seed_draws_the_same():
+def test_draw_samples_the_same_seed_draws_the_same():
     def sources():
         return [Weighted(ListSource(n, en=many(n, 50), de=many(n + "d", 50))) for n in "ab"]
 
@@ -101,13 +101,13 @@ def test_what_one_source_lacks_the_other_gives():
     assert tally.missing == [("de", "a")]
 
 
-def test_a_language_that_all_sources_lack_is_an_error():
+def test_draw_samples_a_language_that_all_sources_lack_is_an_error():
     sources = [Weighted(ListSource(name, en=["a"])) for name in "ab"]
     with pytest.raises(DataError, match="fr"):
         drawn(sources, {"en": 1, "fr": 1})
 
 
-def test_everything_read_is_kept_or_counted():
+def test_draw_samples_everything_read_is_kept_or_counted():
     texts = [None, "  a good text to keep \n", "a  GOOD text to keep", "x", " ", None, "😀" * 20]
     samples, tally = drawn([Weighted(ListSource("s", en=texts))], {"en": 9})
     assert samples == [Sample("a good text to keep", "en", "s")]
@@ -125,13 +125,13 @@ def test_everything_read_is_kept_or_counted():
     assert tally.sums(1) == {"s": tally.sums(0)["en"]}
 
 
-def test_sources_of_one_name_are_numbered():
+def test_source_names_sources_of_one_name_are_numbered():
     names = source_names([Weighted(FileSource(path)) for path in ("a/t.txt", "b/t.txt", "c.txt")])
     assert names == ["t.txt", "t.txt#2", "c.txt"]
 
 
 @pytest.mark.parametrize(("rows", "chars"), [(0, 10**6), (7, 10**6), (10**6, 200), (10**6, 10**6)])
-def test_shuffling_loses_nothing_and_holds_little(rows, chars):
+def test_shuffle_shuffling_loses_nothing_and_holds_little(rows, chars):
     samples = [Sample(text, "en", "s") for text in texts_of("en", 60)]
     read = held = 0
 

@@ -50,12 +50,12 @@ def test_a_spec_names_a_source_and_its_weight(spec, expected, weight):
 
 
 @pytest.mark.parametrize("spec", ["c4:0", "hf:", "hf:a:b:c:d", "texts:0.0"])
-def test_a_spec_that_says_nothing_is_refused(spec):
+def test_parse_source_a_spec_that_says_nothing_is_refused(spec):
     with pytest.raises(DataError, match="source"):
         parse_source(spec)
 
 
-def test_rows_are_chosen_by_language(jsonl_file):
+def test_file_source_rows_are_chosen_by_language(jsonl_file):
     assert read(FileSource(str(jsonl_file)), "ar", False) == (texts_of("ar", 60), {})
 
 
@@ -68,7 +68,7 @@ def test_parquet_rows_are_chosen_by_language(tmp_path, dictionary):
     assert read(FileSource(str(tmp_path / "t.parquet")), "en", False) == (["b"], {"no_text": 1})
 
 
-def test_a_path_may_name_the_language(tmp_path):
+def test_file_source_a_path_may_name_the_language(tmp_path):
     (tmp_path / "en").mkdir()
     (tmp_path / "en" / "b.txt").write_text("three\n", encoding="utf-8")
     (tmp_path / "en" / "a.jsonl").write_text('{"text": "one", "lang": "?"}\n', encoding="utf-8")
@@ -92,7 +92,7 @@ def test_one_language_needs_no_column(tmp_path):
     assert "one language" in refusal(FileSource(str(plain)), "en", False)
 
 
-def test_a_language_that_a_file_lacks_is_named(jsonl_file):
+def test_file_source_a_language_that_a_file_lacks_is_named(jsonl_file):
     message = refusal(FileSource(str(jsonl_file)), "xx", False, MissingLanguageError)
     assert "'xx'" in message
     assert str(jsonl_file) in message
@@ -111,7 +111,7 @@ def test_a_missing_column_is_refused(tmp_path, kind):
     assert "'body'" in message
 
 
-def test_lines_that_cannot_be_read_are_counted(tmp_path, monkeypatch):
+def test_file_source_lines_that_cannot_be_read_are_counted(tmp_path, monkeypatch):
     monkeypatch.setattr("unembed.data.collect.filters._LINE_BYTES", 1000)
     path = tmp_path / "t.jsonl.gz"
     rows = [
@@ -140,7 +140,7 @@ def test_parquet_text_that_is_not_utf8_is_counted(tmp_path):
     assert read(FileSource(str(tmp_path / "t.parquet"))) == (["good"], {"invalid_utf8": 1})
 
 
-def test_an_enormous_line_is_never_held(tmp_path, monkeypatch):
+def test_file_source_an_enormous_line_is_never_held(tmp_path, monkeypatch):
     monkeypatch.setattr("unembed.data.collect.filters._LINE_BYTES", 1 << 16)
     import tracemalloc
 
@@ -154,7 +154,7 @@ def test_an_enormous_line_is_never_held(tmp_path, monkeypatch):
     assert peak < 8 << 20
 
 
-def test_broken_gzip_is_an_error(tmp_path):
+def test_file_source_broken_gzip_is_an_error(tmp_path):
     path = tmp_path / "t.txt.gz"
     whole = gzip.compress("".join(f"text {n * n}\n" for n in range(9999)).encode())
     path.write_bytes(whole[: len(whole) // 2])
@@ -162,26 +162,26 @@ def test_broken_gzip_is_an_error(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", [".gz", ".zst"])
-def test_what_is_only_called_compressed_is_an_error(tmp_path, suffix):
+def test_file_source_what_is_only_called_compressed_is_an_error(tmp_path, suffix):
     path = tmp_path / f"t.jsonl{suffix}"
     path.write_bytes(b'{"text": "plain after all"}\n')
     assert f"whole {suffix} data" in refusal(FileSource(str(path)))
 
 
-def test_a_wrong_checksum_of_gzip_is_an_error(tmp_path):
+def test_file_source_a_wrong_checksum_of_gzip_is_an_error(tmp_path):
     path = tmp_path / "t.txt.gz"
     path.write_bytes(gzip.compress(b"a text\n")[:-8] + bytes(8))
     assert "CRC check failed" in refusal(FileSource(str(path)))
 
 
-def test_a_file_of_which_no_line_can_be_read_says_why(tmp_path):
+def test_file_source_a_file_of_which_no_line_can_be_read_says_why(tmp_path):
     path = tmp_path / "texts.jsonl"
     path.write_text("{\n" + '{"text": 3}\n' * 2, encoding="utf-8")
     with pytest.raises(MissingLanguageError, match=r"none \(passed over: {'not_json': 1, 'no_te"):
         list(FileSource(str(path)).texts("en", True, lambda reason: None))
 
 
-def test_a_utf16_file_yields_nothing_and_every_line_is_counted(tmp_path):
+def test_file_source_a_utf16_file_yields_nothing_and_every_line_is_counted(tmp_path):
     path = tmp_path / "t.txt"
     path.write_bytes("one\ntwo\nthree".encode("utf-16"))
     texts, counted = read(FileSource(str(path)))
@@ -189,7 +189,7 @@ def test_a_utf16_file_yields_nothing_and_every_line_is_counted(tmp_path):
     assert all("\0" in text for text in texts) and len(texts) == 2
 
 
-def test_a_description_tells_other_files_apart(tmp_path, jsonl_file):
+def test_file_source_a_description_tells_other_files_apart(tmp_path, jsonl_file):
     source = FileSource(str(jsonl_file))
     before = source.describe(["en"])
     assert (before["files"], before["bytes"]) == (1, jsonl_file.stat().st_size)
@@ -203,7 +203,7 @@ def test_a_description_tells_other_files_apart(tmp_path, jsonl_file):
 # The Hub: the real streaming code on a local folder laid out as the repository of C4 is
 
 
-def test_the_hub_is_streamed_by_configuration(hub_folder):
+def test_hub_source_the_hub_is_streamed_by_configuration(hub_folder):
     pytest.importorskip("datasets")
     for lang in ("en", "de", "zh"):
         source = HubSource(str(hub_folder), "{lang}")
@@ -223,7 +223,7 @@ assert datasets.config.TORCH_AVAILABLE, "as before for everybody else"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_the_hub_is_read_no_further_than_asked(hub_folder, monkeypatch, tmp_path):
+def test_hub_source_the_hub_is_read_no_further_than_asked(hub_folder, monkeypatch, tmp_path):
     datasets = pytest.importorskip("datasets")
     calls = []
     real = datasets.load_dataset
@@ -241,21 +241,21 @@ def test_the_hub_is_read_no_further_than_asked(hub_folder, monkeypatch, tmp_path
     ]
 
 
-def test_a_language_the_hub_lacks_is_named(hub_folder):
+def test_hub_source_a_language_the_hub_lacks_is_named(hub_folder):
     pytest.importorskip("datasets")
     message = refusal(HubSource(str(hub_folder), "{lang}"), "xx", False, MissingLanguageError)
     assert "'xx'" in message
     assert "'de'" in message, "says which there are"
 
 
-def test_a_column_the_hub_lacks_is_named(hub_folder):
+def test_hub_source_a_column_the_hub_lacks_is_named(hub_folder):
     pytest.importorskip("datasets")
     message = refusal(HubSource(str(hub_folder), "{lang}", "body"), "de", False)
     assert "a column 'body'" in message
     assert "'text', 'url'" in message
 
 
-def test_a_broken_file_of_the_hub_is_an_error(hub_folder, tmp_path):
+def test_hub_source_a_broken_file_of_the_hub_is_an_error(hub_folder, tmp_path):
     pytest.importorskip("datasets")
     import shutil
 
@@ -265,7 +265,7 @@ def test_a_broken_file_of_the_hub_is_an_error(hub_folder, tmp_path):
     assert "readable rows in the data set" in refusal(HubSource(str(folder), "{lang}"), "de")
 
 
-def test_without_a_network_the_hub_says_so(monkeypatch):
+def test_hub_source_without_a_network_the_hub_says_so(monkeypatch):
     pytest.importorskip("datasets")
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
     message = refusal(HubSource("allenai/c4", "{lang}"))
@@ -273,13 +273,13 @@ def test_without_a_network_the_hub_says_so(monkeypatch):
     assert "Check the network" in message
 
 
-def test_without_datasets_the_hub_says_what_to_install(monkeypatch):
+def test_hub_source_without_datasets_the_hub_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(ConfigError, match=r"datasets is not installed. Run `pip .*\[hub\]"):
         next(HubSource("allenai/c4", "{lang}").texts("en", True, lambda reason: None))
 
 
-def test_a_revision_is_asked_for(monkeypatch):
+def test_hub_source_a_revision_is_asked_for(monkeypatch):
     datasets = pytest.importorskip("datasets")
     asked = []
     monkeypatch.setattr(

@@ -3,6 +3,7 @@
 from collections import Counter
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -54,6 +55,7 @@ def kernel(one, other):
 texts = st.lists(st.integers(1, 7), min_size=1, max_size=LENGTH).map(tuple)
 
 
+@pytest.mark.slow
 @settings(max_examples=50, deadline=None)
 @given(st.lists(texts, min_size=1, max_size=8), st.lists(texts, min_size=1, max_size=5))
 def test_predict_is_the_gaussian_process_formula(known, candidates):

@@ -73,6 +73,7 @@ def test_pack_moves_tokens_to_the_start_in_their_order(grid):
         assert packed.tolist() == wanted + [NOTHING] * (6 - len(wanted))
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(texts, seeds)
 def test_single_edits_change_a_text_by_little(tokens, seed):

@@ -61,7 +61,8 @@ def read(page):
     return reader
 
 
-def test_a_report_is_a_folder(evaluation, tmp_path):
+@pytest.mark.slow
+def test_write_report_a_report_is_a_folder(evaluation, tmp_path):
     write_report(evaluation, tmp_path / "report")
     files = {p.relative_to(tmp_path / "report").as_posix() for p in tmp_path.rglob("*.*")}
     plots = {"quality", "by-length", "by-domain", "calibration", "passes"}
@@ -76,6 +77,16 @@ def test_a_report_is_a_folder(evaluation, tmp_path):
     (png,) = (tmp_path / "report" / "plots").glob("quality.png")
     assert png.read_bytes().startswith(b"\x89PNG")
     write_report(evaluation, tmp_path / "report")
+
+
+def test_a_report_begins_with_its_verdict(evaluation, tmp_path):
+    verdict = evaluation.verdict
+    assert to_markdown(evaluation, []).splitlines()[2] == f"**{escape_markdown(verdict)}**"
+    reader = read(to_page(evaluation, {}))
+    assert reader.tags.index("strong") < reader.tags.index("ul")
+    assert verdict in "".join(reader.text)
+    write_report(evaluation, tmp_path)
+    assert next(iter(json.loads((tmp_path / "report.json").read_text("utf-8")))) == "verdict"
 
 
 def test_tables_have_every_metric_and_row(evaluation):
@@ -93,7 +104,8 @@ def test_a_missing_figure_is_called_missing():
     assert cell(Figure(123.4, 99.0, 150.0, 9)) == "123.4 [99.0, 150.0] (9)"
 
 
-def test_the_page_needs_nothing_else(evaluation, tmp_path):
+@pytest.mark.slow
+def test_write_report_the_page_needs_nothing_else(evaluation, tmp_path):
     write_report(evaluation, tmp_path)
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     reader = read(page)
@@ -115,7 +127,7 @@ def test_right_tokens_are_marked_in_the_page(evaluation):
     assert f"<b>{piece}</b>" in page
 
 
-def test_a_script_in_a_text_stays_text(evil):
+def test_to_page_a_script_in_a_text_stays_text(evil):
     page = to_page(evil, {})
     reader = read(page)
     assert reader.tags.count("script") == 1, "our own"
@@ -142,7 +154,9 @@ def test_markdown_shows_the_tables_and_the_examples(evaluation):
     assert to_markdown(evaluation, []) == text
 
 
-def test_without_matplotlib_the_plots_are_missing_and_said_to_be(evaluation, tmp_path, monkeypatch):
+def test_write_report_without_matplotlib_the_plots_are_missing_and_said_to_be(
+    evaluation, tmp_path, monkeypatch
+):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     write_report(evaluation, tmp_path)
     assert list((tmp_path / "plots").iterdir()) == []
@@ -150,7 +164,10 @@ def test_without_matplotlib_the_plots_are_missing_and_said_to_be(evaluation, tmp
         assert "matplotlib is not installed" in (tmp_path / name).read_text(encoding="utf-8")
 
 
-def test_calls_have_a_plot_where_there_are_some(lookup, encoder, passages, pairs_folder, tmp_path):
+@pytest.mark.slow
+def test_write_report_calls_have_a_plot_where_there_are_some(
+    lookup, encoder, passages, pairs_folder, tmp_path
+):
     report = evaluate(
         *(lookup, encoder, passages),
         strategy=["greedy", "guided-search:encoder_calls=5"],
@@ -161,7 +178,7 @@ def test_calls_have_a_plot_where_there_are_some(lookup, encoder, passages, pairs
     assert (tmp_path / "plots" / "encoder-calls.svg").exists()
 
 
-def test_a_place_that_cannot_be_written_is_refused(evaluation, tmp_path):
+def test_write_report_a_place_that_cannot_be_written_is_refused(evaluation, tmp_path):
     (tmp_path / "taken").write_text("mine", encoding="utf-8")
     with pytest.raises(DataError, match="a folder at"):
         write_report(evaluation, tmp_path / "taken")

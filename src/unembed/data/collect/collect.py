@@ -7,15 +7,12 @@ again: those of finished shards are compared with what the manifest recorded, th
 from __future__ import annotations
 
 import hashlib
-import json
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
-
-from filelock import FileLock, Timeout
 
 from unembed.data.collect.filters import Duplicates, Limits
 from unembed.data.collect.mix import (
@@ -31,7 +28,16 @@ from unembed.data.collect.mix import (
 from unembed.data.collect.sources import Weighted
 from unembed.data.pairs import difference, write_json
 from unembed.errors import DataError
-from unembed.files import atomic, file_digest, make_folder, remove_unfinished, require_apart
+from unembed.files import (
+    MANIFEST_BYTES,
+    atomic,
+    file_digest,
+    locked,
+    make_folder,
+    read_json,
+    remove_unfinished,
+    require_apart,
+)
 
 MANIFEST = "manifest.json"
 FORMAT = 1
@@ -43,7 +49,7 @@ _REPORT_EVERY = 256
 
 @dataclass(frozen=True)
 class CollectSettings:
-    """What to collect.
+    """Settings of a collection.
 
     Attributes:
         langs: Languages, each with the same share.
@@ -87,7 +93,7 @@ class CollectSettings:
 
 @dataclass(frozen=True)
 class CollectProgress:
-    """What a collection has done so far: texts read, texts in shards, shards."""
+    """Progress of a collection: texts read, texts in shards, shards."""
 
     read: int
     samples: int
@@ -136,7 +142,7 @@ def collect_texts(
     streams = open_streams(sources, settings.langs, tally)
     try:
         make_folder(out)
-        with FileLock(out / ".lock", timeout=0):
+        with locked(out):
             remove_unfinished(out)
             manifest = _read_manifest(out, described)
             samples = _samples(streams, settings, duplicates, tally)
@@ -145,10 +151,6 @@ def collect_texts(
             manifest["complete"] = True
             write_json(out / MANIFEST, manifest)
             return manifest
-    except Timeout as error:
-        raise DataError(
-            f"{out} to be free", "another process writing to it", "Wait for it, or choose --out"
-        ) from error
     except OSError as error:
         raise DataError(
             f"room to write in {out}",
@@ -172,8 +174,8 @@ def _read_manifest(out: Path, described: dict[str, Any]) -> dict[str, Any]:
     if not path.exists():
         return {**described, "complete": False, "shards": []}
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        manifest = read_json(path, MANIFEST_BYTES)
+    except (OSError, ValueError) as error:
         raise DataError(f"JSON in {path}", str(error), "Choose another --out folder") from error
     for key, value in described.items():
         stored = manifest.get(key) if isinstance(manifest, dict) else None

@@ -32,7 +32,7 @@ _REPETITION_FROM = 200  # characters; shorter texts do not compress whatever the
 
 @dataclass(frozen=True)
 class Limits:
-    """What the filters let through.
+    """Limits of the filters.
 
     Attributes:
         min_chars: Shortest text, in characters.
@@ -286,7 +286,7 @@ Skip = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Pick:
-    """Which rows to take, and what of them.
+    """Selection of rows, and what to take of them.
 
     Attributes:
         column: Column or key of the text.
@@ -303,7 +303,7 @@ class Pick:
     alone: bool
 
     def filters(self, place: Path | str, columns: Sequence[str]) -> bool:
-        """Whether rows are chosen by their language column.
+        """Tell whether rows are chosen by their language column.
 
         Raises:
             DataError: The columns lack the text, or the language where it is needed.

@@ -23,7 +23,7 @@ class Sample(NamedTuple):
 
 @dataclass
 class Tally:
-    """How often what happened.
+    """Counts of events.
 
     Attributes:
         events: (language, source, event) → times. An event is ``read``, ``kept`` or the name of a
@@ -43,7 +43,7 @@ class Tally:
         return sums
 
     def total(self, event: str) -> int:
-        """How often an event happened in all."""
+        """Count how often an event happened in all."""
         return sum(times for key, times in self.events.items() if key[2] == event)
 
 
@@ -93,7 +93,7 @@ def open_streams(sources: Sequence[Weighted], langs: Sequence[str], tally: Tally
 
 
 def source_names(sources: Sequence[Weighted]) -> list[str]:
-    """What the column ``source`` says for each: its name, numbered where two share one."""
+    """Name the sources for the column ``source``, numbered where two share a name."""
     names: list[str] = []
     for weighted in sources:
         name, number = weighted.source.name, 2

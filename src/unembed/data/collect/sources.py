@@ -1,4 +1,4 @@
-"""Where texts come from: files and folders, or a data set of the Hub, behind one protocol."""
+"""Sources of texts: files and folders, or a data set of the Hub, behind one protocol."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ class Source(Protocol):
 
     @property
     def name(self) -> str:
-        """What the column ``source`` says."""
+        """Name in the column ``source``."""
 
     def describe(self, langs: Sequence[str]) -> dict[str, Any]:
-        """What tells this source from another one, for the manifest; no absolute paths.
+        """Describe what tells this source from another, for the manifest; no absolute paths.
 
         Raises:
             DataError: The source is not there.
@@ -227,7 +227,7 @@ class HubSource:
             raise self._error(lang, error) from error
 
     def _error(self, lang: str, error: Exception) -> DataError:
-        """What a library said, as our error."""
+        """Turn what a library said into our error."""
         config = f" ({self.config.replace(LANG, lang)})" if self.config else ""
         place = f"the data set {self.repository}{config}"
         reason = f"{type(error).__name__}: {error}"

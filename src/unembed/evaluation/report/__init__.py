@@ -103,6 +103,7 @@ def to_page(evaluation: Evaluation, plots: Mapping[str, str]) -> str:
             "<title>What the embeddings gave away</title>",
             f"<style>{_STYLE}</style></head><body>",
             "<h1>What the embeddings gave away</h1>",
+            f"<p><strong>{escape(evaluation.verdict)}</strong></p>",
             *_facts(evaluation),
             *_tables(evaluation),
             *(f"<figure>{svg}</figure>" for svg in plots.values()),
@@ -163,7 +164,7 @@ def _browsable(examples: Sequence[Example]) -> Iterator[str]:
 
 
 def _article(examples: Sequence[Example]) -> str:
-    """One text: the original and what each attack recovered."""
+    """Write one text: the original and what each attack recovered."""
     first = examples[0]
     labels = " · ".join(first.labels.values())
     lines = [
@@ -215,7 +216,7 @@ class TableOf:
 
 
 def tables(evaluation: Evaluation) -> Iterator[TableOf]:
-    """All rows × all metrics, then every breakdown with the essential ones."""
+    """Yield a table of all rows × all metrics, then every breakdown with the essential ones."""
     for title, metrics in _TABLES.items():
         yield TableOf(title, ("", *metrics), _lines(evaluation.rows, metrics))
     for label, groups in evaluation.breakdowns.items():
@@ -239,12 +240,13 @@ def cell(figure: Figure | None) -> str:
 
 
 def described(evaluation: Evaluation) -> list[tuple[str, str]]:
-    """How the evaluation was made, a fact a line."""
+    """List how the evaluation was made, a fact a line."""
     settings = evaluation.settings
     encoder = settings["encoder"]
     facts = [
         ("texts", f"{settings['texts']} pieces, seed {settings['seed']}"),
         ("encoder", f"{encoder['name']}, {encoder['dimension']} dimensions"),
+        ("vectors", f"{settings['vectors']}"),
     ]
     for name, attack in settings["attacks"].items():
         steps = f"{attack['steps']} steps"
@@ -271,7 +273,8 @@ def to_markdown(evaluation: Evaluation, plots: Sequence[str]) -> str:
         plots: Names of the files under ``plots/``, without their ends.
     """
     seed = evaluation.settings["seed"]
-    lines = ["# What the embeddings gave away", ""]
+    verdict = f"**{escape_markdown(evaluation.verdict)}**"
+    lines = ["# What the embeddings gave away", "", verdict, ""]
     lines += [
         f"- {escape_markdown(name)}: {escape_markdown(fact)}"
         for name, fact in described(evaluation)
@@ -288,7 +291,7 @@ def to_markdown(evaluation: Evaluation, plots: Sequence[str]) -> str:
 
 
 def examples_rule(seed: int) -> str:
-    """How the examples were chosen."""
+    """Say how the examples were chosen."""
     return (
         "Texts in the order of their token-set F1 cut into thirds, some of each drawn with seed "
         f"{seed}. Bold: the right token in its place; italic: a token of the original elsewhere."

@@ -51,7 +51,7 @@ def draw_plots(evaluation: Evaluation, folder: Path) -> tuple[dict[str, str], li
 
 
 def _inside_a_page(svg: str) -> str:
-    """Without prologue and metadata, whose addresses a page must not even name."""
+    """Strip prologue and metadata, whose addresses a page must not even name."""
     return re.sub(r"<metadata>.*?</metadata>", "", _HEAD.sub("", svg, count=1), flags=re.DOTALL)
 
 

@@ -1,0 +1,187 @@
+"""`words`: which words a vector says are in its text, and learning to tell them."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from unembed.cli.options import (
+    DeviceOption,
+    KeyOption,
+    SeedOption,
+    TrustOption,
+    VectorColumnOption,
+    VectorsOption,
+    make_encoder,
+)
+
+if TYPE_CHECKING:
+    from unembed.vectors.words import Word
+
+
+def words(
+    text: Annotated[
+        str | None, typer.Option("--text", help="Embed this, and ask about it.")
+    ] = None,
+    embedding: VectorsOption = None,
+    key: KeyOption = None,
+    column: VectorColumnOption = None,
+    top: Annotated[int, typer.Option("--top", min=1, help="Words for each vector.")] = 50,
+    names: Annotated[bool, typer.Option("--names", help="Names alone.")] = False,
+    common: Annotated[
+        bool, typer.Option("--common", help="Also words that one text in ten has.")
+    ] = False,
+    probe: Annotated[
+        str | None, typer.Option("--probe", help="Shipped name (minilm), or folder of --fit.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    fit: Annotated[
+        Path | None,
+        typer.Option(
+            "--fit",
+            help="Learn from these texts: Parquet, JSONL, txt; with --column from a Parquet that "
+            "also holds their vectors.",
+        ),
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="With --fit: the folder.")] = None,
+    text_column: Annotated[
+        str, typer.Option("--text-column", help="With --fit: the column of the text.")
+    ] = "text",
+    limit: Annotated[
+        int, typer.Option("--limit", min=200, help="With --fit: texts drawn and embedded.")
+    ] = 20_000,
+    encoder: Annotated[
+        str, typer.Option("--encoder", help="Where the encoder is, or with --fit which it is.")
+    ] = "",
+    seed: SeedOption = 0,
+    device: DeviceOption = "auto",
+    trust_remote_code: TrustOption = False,
+) -> None:
+    """Tell which words are in the text behind a vector, of any length, with calibrated odds."""
+    from unembed.errors import ConfigError
+
+    inputs = {"--text": text, "--embedding": embedding, "--fit": fit}
+    given = [name for name, value in inputs.items() if value is not None]
+    if len(given) != 1:
+        found = " and ".join(given) or "none"
+        raise ConfigError("one of --text, --embedding and --fit", found, "Pass one of them")
+    if fit is not None:
+        if out is None:
+            raise ConfigError("--out FOLDER with --fit", "none", "Say where the probe is to be")
+        stored = None if column is None else (column, encoder or "unknown")
+        where = {"device": device, "trust_remote_code": trust_remote_code}
+        settings = {"name": encoder or "all-MiniLM-L6-v2", "revision": None, "prompt": None}
+        maker = None if stored else lambda: make_encoder(settings, dtype="auto", **where)
+        _fit(fit, text_column, out, limit, seed, stored, maker)
+        return
+    from unembed.cli.display import show_notes
+    from unembed.vectors.read import VectorFile
+    from unembed.vectors.words import WordProbe
+
+    reader = WordProbe.from_pretrained(probe or "minilm")
+    choice = {"top": top, "common": common, "names": names}
+    if text is not None:
+        identity = reader.encoder
+        settings = {**identity.to_dict(), "name": encoder or identity.name}
+        del settings["dimension"], settings["weights_digest"]
+        model = make_encoder(settings, device, trust_remote_code)
+        identity.require_same(model.identity, "vectors")
+        _show(reader.most_probable(model.encode([text]), **choice), [0], as_json)
+        return
+    assert embedding is not None
+    file = VectorFile(embedding, key or column)
+    for chunk in file.chunks(reader.encoder.dimension):
+        show_notes(file)
+        _show(reader.most_probable(chunk.vectors, **choice), chunk.rows, as_json)
+
+
+def _fit(
+    texts: Path,
+    text_column: str,
+    out: Path,
+    limit: int,
+    seed: int,
+    stored: tuple[str, str] | None,
+    make: Any,
+) -> None:
+    """Learn a probe from texts that are embedded here, or from stored vectors."""
+    from unembed.cli.display import StageDisplay
+    from unembed.data.readers import read_texts
+    from unembed.errors import DataError
+    from unembed.vectors.words import chunks_of, fit_words
+
+    if out.exists() and not out.is_dir():
+        raise DataError(f"a folder at {out}", "a file", "Choose another --out")
+    if stored is not None:
+        identity, chunks, vectors = _stored_pairs(texts, text_column, *stored, limit, seed)
+    else:
+        passages = list(read_texts(texts, text_column))
+        model, chunks = make(), chunks_of(passages, limit, seed)
+    with StageDisplay() as display:
+        if stored is None:
+            finished = 0
+
+            def count(some: int) -> None:
+                nonlocal finished
+                finished += some
+                display.update("embedding", finished, len(chunks))
+
+            identity, vectors = model.identity, model.encode(chunks, count)
+        probe = fit_words(identity, chunks, vectors, seed=seed, progress=display.update)
+    probe.save(out)
+    names = f"{len(probe.names)} of them names"
+    typer.echo(f"{len(probe.words)} words, {names}, from {len(chunks)} texts in {out}")
+
+
+def _stored_pairs(
+    path: Path, text_column: str, vector_column: str, encoder: str, limit: int, seed: int
+) -> tuple[Any, list[str], Any]:
+    """Read texts with their stored vectors [N, D] from a Parquet, and name what made them.
+
+    Raises:
+        DataError: No Parquet file, or it has no such column.
+        EmbeddingError: The vectors are none, or not all of one size.
+    """
+    import numpy as np
+
+    from unembed.data.readers import missing_column, open_parquet
+    from unembed.encoders.base import EncoderIdentity
+    from unembed.encoders.vectors import as_unit_vectors
+
+    file = open_parquet(path)
+    for column in (text_column, vector_column):
+        if column not in file.schema_arrow.names:
+            raise missing_column(path, column, file.schema_arrow.names)
+    rows = np.random.default_rng(seed).permutation(file.metadata.num_rows)[:limit]
+    table = file.read(columns=[text_column, vector_column]).take(np.sort(rows))
+    texts = [str(text) for text in table.column(text_column).to_pylist()]
+    numbers = table.column(vector_column).to_pylist()
+    size = next((len(row) for row in numbers if row is not None), 0)
+    return EncoderIdentity(encoder, None, size, "", ""), texts, as_unit_vectors(numbers, size)
+
+
+def _show(rows: Sequence[Sequence[Word]], numbers: Sequence[int], as_json: bool) -> None:
+    """Print the words behind each vector with their probabilities; as JSON one line a vector."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    for number, words in zip(numbers, rows, strict=True):
+        if as_json:
+            record = {"row": number, "words": [asdict(word) for word in words]}
+            sys.stdout.write(json.dumps(record, ensure_ascii=False) + "\n")
+            continue
+        table = Table(title=f"vector {number}", box=None, padding=(0, 2, 0, 0))
+        table.add_column("word")
+        for title in ("probability", "share of all texts"):
+            table.add_column(title, justify="right")
+        for word in words:
+            name = Text(word.word, style="bold" if word.is_name else "")
+            table.add_row(name, f"{word.probability:.3f}", f"{word.base_rate:.4f}")
+        Console().print(table)
