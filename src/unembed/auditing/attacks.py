@@ -210,9 +210,9 @@ def run_attack(
             items = cache.read(names)
             if len(items) < len(part):
                 missing = part[len(items) :]
-                made = attack.recover(unit[missing], missing[0])
-                cache.append(names[len(items) :], made)
-                items = [*items, *made]
+                fresh = attack.recover(unit[missing], missing[0])
+                cache.append(names[len(items) :], fresh)
+                items = [*items, *fresh]
             recoveries |= dict(zip(part, items, strict=True))
             progress(attack.name, len(recoveries), len(rows))
     return recoveries
@@ -234,5 +234,5 @@ def constant(recoveries: Mapping[int, Recovery], inverter: Inverter, vectors: Ve
     """The best text that knows nothing of the vector: what the inverter makes of their mean."""
     mean = as_unit_vectors(vectors, vectors.shape[1]).mean(axis=0)
     (item,) = inverter.invert(mean / max(float(np.linalg.norm(mean)), 1e-9))
-    known = next(iter(recoveries.values()))
-    return replace(known, text=item.text, token_ids=item.token_ids, confidences=None, cosine=None)
+    first = next(iter(recoveries.values()))
+    return replace(first, text=item.text, token_ids=item.token_ids, confidences=None, cosine=None)

@@ -205,7 +205,7 @@ class _Run:
         if self.home is None:
             raise ConfigError("the encoder, to be called", "none here", "Pass --encoder")
         called = Decoding.parse(f"guided-search:encoder_calls={calls}")
-        made = inversion(
+        attack = inversion(
             self.inverter,
             called,
             seed,
@@ -214,7 +214,9 @@ class _Run:
             access=WITH_CALLS.format(n=calls),
         )
         rows = tuple(record.row for record in self.records[:_CALLED_ROWS])
-        self.attacks.append(Attack(made.name, made.access, made.recover, made.settings, rows))
+        self.attacks.append(
+            Attack(attack.name, attack.access, attack.recover, attack.settings, rows)
+        )
 
     def plan_alignment(
         self,
@@ -264,7 +266,7 @@ class _Run:
         known, rest = split_pairs(len(self.records), pairs, seed)
         texts = [self.records[place].text for place in known]
         rows = [self.records[place].row for place in known]
-        made = inversion(
+        attack = inversion(
             self.inverter,
             decoding,
             seed,
@@ -273,8 +275,8 @@ class _Run:
             access=WITH_PAIRS.format(n=len(known)),
             name="inverter through pairs of the store",
         )
-        scored = tuple(self.records[place].row for place in rest)
-        return Attack(made.name, made.access, made.recover, made.settings, scored)
+        others = tuple(self.records[place].row for place in rest)
+        return Attack(attack.name, attack.access, attack.recover, attack.settings, others)
 
     def attack(self) -> AuditReport:
         """Run the attacks and conclude."""

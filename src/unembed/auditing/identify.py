@@ -130,17 +130,17 @@ def _by_texts(
     name = encoder.identity.describe()
     if not rows:
         return Identity(**facts, encoder=name, notes=["no row has a text"])
-    known = [texts[row] or "" for row in rows]
+    originals = [texts[row] or "" for row in rows]
 
     def agreement(variant: Sequence[str]) -> float:
         return float(np.median((encoder.encode(list(variant)) * unit[rows]).sum(axis=1)))
 
-    cosine = agreement(known)
+    cosine = agreement(originals)
     differs = None
     if cosine < SAME:
-        tried = {f"the prompt {p!r} before each text": [p + t for t in known] for p in _PROMPTS}
-        tried["text cut to its first half"] = [t[: max(1, len(t) // 2)] for t in known]
-        tried["lower-cased text"] = [text.lower() for text in known]
+        tried = {f"the prompt {p!r} before each text": [p + t for t in originals] for p in _PROMPTS}
+        tried["text cut to its first half"] = [t[: max(1, len(t) // 2)] for t in originals]
+        tried["lower-cased text"] = [text.lower() for text in originals]
         scores = {what: agreement(variant) for what, variant in tried.items()}
         best = max(scores, key=scores.__getitem__)
         if scores[best] > max(cosine, SAME):

@@ -63,13 +63,13 @@ def make_records(
     """The rows that have a text with at least one token."""
     records = []
     for row, text in enumerate(texts):
-        known = (text or "")[:TEXT_CHARS].encode("utf-8", "replace").decode("utf-8")
-        if not known.strip():
+        original = (text or "")[:TEXT_CHARS].encode("utf-8", "replace").decode("utf-8")
+        if not original.strip():
             continue
-        (tokens,) = tokenizer.encode([known])
+        (tokens,) = tokenizer.encode([original])
         if tokens:
             group = None if groups is None else str(groups[row])[:80]
-            records.append(Record(row, ids[row], known, tokens, finder(known), group))
+            records.append(Record(row, ids[row], original, tokens, finder(original), group))
     return records
 
 
@@ -140,8 +140,8 @@ def figures(values: Sequence[Mapping[str, Any]], seed: int) -> Figures:
     table: Figures = {}
     for name in MEANS:
         numbers = np.array([v.get(name) for v in values], dtype=np.float64)
-        known = (~np.isnan(numbers)).astype(np.float64)
-        table[name] = _ratio(np.nan_to_num(numbers), known, weights)
+        present = (~np.isnan(numbers)).astype(np.float64)
+        table[name] = _ratio(np.nan_to_num(numbers), present, weights)
     totals = np.zeros((2, len(values)))
     for kind in KINDS:
         counts = np.array([v.get(kind, (0, 0)) for v in values], dtype=np.float64).T

@@ -31,7 +31,7 @@ def to_markdown(report: AuditReport) -> str:
         "",
     ]
     for finding in report.findings:
-        known = "; ".join(f"{n}: {', '.join(ids)}" for n, ids in finding.references.items())
+        references = "; ".join(f"{n}: {', '.join(ids)}" for n, ids in finding.references.items())
         lines += [
             f"### {finding.severity}: {_text(finding.title)}",
             "",
@@ -39,7 +39,7 @@ def to_markdown(report: AuditReport) -> str:
             "",
             f"What to do: {_text(finding.remedy)}",
             "",
-            f"`{finding.id}` · {_text(known)}",
+            f"`{finding.id}` · {_text(references)}",
             "",
         ]
     lines += ["## Figures", "", HOW_TO_READ, ""]

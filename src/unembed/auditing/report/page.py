@@ -112,7 +112,7 @@ def _bars(report: AuditReport) -> Iterator[str]:
 
 
 def _finding(finding: Finding) -> str:
-    known = "; ".join(f"{name}: {', '.join(ids)}" for name, ids in finding.references.items())
+    references = "; ".join(f"{name}: {', '.join(ids)}" for name, ids in finding.references.items())
     begun = " open" if finding.severity in ("critical", "high") else ""
     return (
         f"<details{begun}><summary>{_badge(finding.severity, finding.severity)} "
@@ -120,22 +120,22 @@ def _finding(finding: Finding) -> str:
         f"<p>{_text(finding.evidence)}</p>"
         f"<p><strong>What to do.</strong> {_text(finding.remedy)}</p>"
         f"<p><small>To see it again: <code>{_text(finding.reproduce)}</code></small></p>"
-        f"<p><small>{_text(finding.id)} · {_text(known)}</small></p></details>"
+        f"<p><small>{_text(finding.id)} · {_text(references)}</small></p></details>"
     )
 
 
 def _records(report: AuditReport) -> Iterator[str]:
     if not report.records:
         return
-    shown = (
+    manner = (
         "shown as they are"
         if report.settings["show_pii"]
         else ("masked where they hurt: the first letter is left")
     )
     yield f"<h2>The {len(report.records)} records of which most came back</h2>"
     yield (
-        f"<p>Texts are {shown}. Green: a word that the original has. Patterns find what hurts, and "
-        "miss some of it: keep this page where the documents may be kept.</p>"
+        f"<p>Texts are {manner}. Green: a word that the original has. Patterns find what hurts, "
+        "and miss some of it: keep this page where the documents may be kept.</p>"
     )
     yield from map(_record, report.records)
 

@@ -54,9 +54,9 @@ def facts(report: AuditReport) -> list[Row]:
     store, identity, read = report.store, report.identity, report.read
     left_out = "; ".join(f"{count} × {why}" for why, count in read["left_out"].items())
     lowest, mean, highest = identity.norms
-    known = f"verdict: {identity.verdict}"
+    verdict = f"verdict: {identity.verdict}"
     if identity.cosine is not None:
-        known += f", cosine {identity.cosine:.3f} on {identity.compared} texts embedded again"
+        verdict += f", cosine {identity.cosine:.3f} on {identity.compared} texts embedded again"
     rows = [
         ("store", f"{store.kind}, {store.collection}; reader tested {store.tested}"),
         ("rows", f"{store.count:,}; read {read['rows']:,}, with text {read['with_text']:,}"),
@@ -64,13 +64,13 @@ def facts(report: AuditReport) -> list[Row]:
         (
             "vectors",
             f"{store.dimension} dimensions, {store.stored_type}, metric "
-            f"{store.metric or 'not known'}; exact: {store.lossy or 'yes'}",
+            f"{store.metric or 'not verdict'}; exact: {store.lossy or 'yes'}",
         ),
         (
             "lengths",
             f"{lowest:g} to {highest:g}, mean {mean:g}; mean vector {identity.mean_length:g} long",
         ),
-        ("encoder", f"{identity.encoder}: {known}"),
+        ("encoder", f"{identity.encoder}: {verdict}"),
         ("what would explain it", identity.differs or ""),
         ("candidates by dimension", identity.candidates),
         ("index", store.index or "not observed"),

@@ -116,8 +116,8 @@ class ChromaStore(Store):
         first = self._collection.get(limit=1, include=["embeddings", "documents", "metadatas"])
         fields = sorted((first["metadatas"] or [None])[0] or {}) if first["ids"] else []
         document = bool(first["ids"]) and bool((first["documents"] or [None])[0])
-        wanted = self._address.text
-        text = wanted or (_DOCUMENT if document else None)
+        target = self._address.text
+        text = target or (_DOCUMENT if document else None)
         if text not in (None, _DOCUMENT, *fields):
             raise StoreError(
                 f"a text field {text!r}", ", ".join([_DOCUMENT, *fields]), "Correct --text-column"

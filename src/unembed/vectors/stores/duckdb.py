@@ -56,8 +56,8 @@ class DuckStore(Store):
         )
         with self._errors():
             rows = self._connection.execute(query, [[int(name) for name in ids]]).fetchall()
-        known = {str(row[0]): row for row in rows}
-        return self._batch([known[name] for name in ids if name in known])
+        by_id = {str(row[0]): row for row in rows}
+        return self._batch([by_id[name] for name in ids if name in by_id])
 
     def batches(self, after: str | None = None, size: int = BATCH) -> Iterator[VectorBatch]:
         """All rows as a stream; see `Store.batches`."""
@@ -104,8 +104,8 @@ class DuckStore(Store):
         for name in self._address.keep:
             text_field(others, name)
         self._table = ".".join(map(_quoted, chosen.split(".")))
-        wanted = [column, *([text] if text else []), *self._address.keep]
-        self._columns = ", ".join(map(_quoted, wanted))
+        names = [column, *([text] if text else []), *self._address.keep]
+        self._columns = ", ".join(map(_quoted, names))
         self.facts = StoreFacts(
             kind="duckdb",
             collection=chosen,
@@ -129,8 +129,8 @@ class DuckStore(Store):
         ).fetchall()
         self.facts.dimension = int(sizes[0][0]) if sizes else 0
         if len(sizes) > 1:
-            shown = ", ".join(f"{count} × {size}" for size, count in sizes[:5])
-            self.facts.notes.append(f"the column holds vectors of several dimensions: {shown}")
+            listing = ", ".join(f"{count} × {size}" for size, count in sizes[:5])
+            self.facts.notes.append(f"the column holds vectors of several dimensions: {listing}")
 
     def _value(self, query: str) -> int:
         row = self._connection.execute(query).fetchone()

@@ -73,9 +73,9 @@ class ElasticStore(Store):
         body = {"size": len(ids), "query": {"ids": {"values": list(ids)}}, "_source": source}
         with self._errors():
             hits = self._call("POST", f"/{self._index}/_search", body)["hits"]["hits"]
-        known = {hit["_id"]: hit.get("_source") or {} for hit in hits}
-        names = [name for name in ids if name in known]
-        rows = [known[name] for name in names]
+        by_id = {hit["_id"]: hit.get("_source") or {} for hit in hits}
+        names = [name for name in ids if name in by_id]
+        rows = [by_id[name] for name in names]
         vectors = [_look_up(row, self._column) for row in rows]
         if rows and all(vector is None for vector in vectors):
             note = "the index leaves vectors out of _source: they are not read"

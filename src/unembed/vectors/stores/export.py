@@ -42,14 +42,14 @@ def export_store(
             "an --out in a folder that exists, ending in .parquet", str(out), "Choose another --out"
         )
     folder = out.with_name(out.name + ".part")
-    written, last = _begin(folder, store)
+    done, last = _begin(folder, store)
     number = len(list(folder.glob("*.parquet")))
     for batch in store.batches(after=last, size=_ROWS):
         if len(batch):
             with atomic(folder / f"{number:06}.parquet") as part:
                 _write(part, batch, store)
-            number, written = number + 1, written + len(batch)
-        progress(written, store.facts.count)
+            number, done = number + 1, done + len(batch)
+        progress(done, store.facts.count)
     if number == 0:
         reasons = "; ".join(f"{k} × {r}" for r, k in store.left_out.items())
         shutil.rmtree(folder)
@@ -61,7 +61,7 @@ def export_store(
     with atomic(out) as whole:
         _join(sorted(folder.glob("*.parquet")), whole)
     shutil.rmtree(folder)
-    return written
+    return done
 
 
 def _begin(folder: Path, store: Store) -> tuple[int, str | None]:
@@ -100,8 +100,8 @@ def _write(path: Path, batch: VectorBatch, store: Store) -> None:
     if batch.texts is not None:
         columns["text"] = pa.array(map(_unicode, batch.texts), pa.string())
     for name, values in batch.payload.items():
-        taken = f"source_{name}" if name in columns else name
-        columns[taken] = pa.array(map(_spelled, values), pa.string())
+        label = f"source_{name}" if name in columns else name
+        columns[label] = pa.array(map(_spelled, values), pa.string())
     pq.write_table(pa.table(columns), path)
 
 

@@ -84,9 +84,9 @@ class FileStore(Store):
     def fetch(self, ids: Sequence[str]) -> VectorBatch:
         """Rows by their number; see `Store.fetch`."""
         if not self._seeks:
-            wanted = set(ids)
+            chosen = set(ids)
             batches = [
-                b.take([i for i, n in enumerate(b.ids) if n in wanted]) for b in self.batches()
+                b.take([i for i, n in enumerate(b.ids) if n in chosen]) for b in self.batches()
             ]
             batch = VectorBatch.concatenate(batches)
             order = {name: row for row, name in enumerate(batch.ids)}

@@ -79,12 +79,12 @@ class MilvusStore(Store):
         keys = [int(name) if self._whole else name for name in ids]
         with self._errors():
             rows = self._client.get(self.facts.collection, ids=keys, output_fields=fields)
-        known = {str(row[self._key]): row for row in rows}
-        found = [known[name] for name in ids if name in known]
-        texts = [row.get(text) for row in found] if text else None
-        payload = {name: [row.get(name) for row in found] for name in self._address.keep}
-        vectors = [self._numbers(row.get(self._column)) for row in found]
-        return self.clean([str(row[self._key]) for row in found], vectors, texts, payload)
+        by_id = {str(row[self._key]): row for row in rows}
+        matches = [by_id[name] for name in ids if name in by_id]
+        texts = [row.get(text) for row in matches] if text else None
+        payload = {name: [row.get(name) for row in matches] for name in self._address.keep}
+        vectors = [self._numbers(row.get(self._column)) for row in matches]
+        return self.clean([str(row[self._key]) for row in matches], vectors, texts, payload)
 
     def _literal(self, name: str) -> str:
         return str(int(name)) if self._whole else json.dumps(name)

@@ -182,17 +182,17 @@ class PostgresStore(Store):
             "AND format_type(a.atttypid, NULL) = ANY(%s) ORDER BY 1, 2",
             [[*_ARRAYS, *_REFUSED]],
         )
-        wanted = self._address.collection
+        target = self._address.collection
         names = {f"{schema}.{name}": (schema, name) for schema, name in tables}
         short = {name: (schema, name) for schema, name in tables}
-        if wanted in names:
-            return names[wanted]
-        if wanted in short:
-            return short[wanted]
-        if wanted is not None and self._exists(wanted):
-            schema, _, name = wanted.rpartition(".")
+        if target in names:
+            return names[target]
+        if target in short:
+            return short[target]
+        if target is not None and self._exists(target):
+            schema, _, name = target.rpartition(".")
             return schema or "public", name
-        return names[choose(list(names), wanted, "a table with a column of vectors", "?table=")]
+        return names[choose(list(names), target, "a table with a column of vectors", "?table=")]
 
     def _exists(self, name: str) -> bool:
         return bool(self._rows("SELECT to_regclass(quote_ident(%s)) IS NOT NULL", [name])[0][0])
@@ -202,24 +202,24 @@ class PostgresStore(Store):
 
     def _column(self, types: dict[str, str], table: str) -> str:
         usable = [name for name, kind in types.items() if kind in _ARRAYS]
-        wanted = self._address.column
-        refused = {n: k for n, k in types.items() if k in _REFUSED and wanted in (None, n)}
-        if refused and (wanted is not None or not usable):
+        target = self._address.column
+        refused = {n: k for n, k in types.items() if k in _REFUSED and target in (None, n)}
+        if refused and (target is not None or not usable):
             name, kind = next(iter(refused.items()))
             raise StoreError(
                 f"a column of vector, halfvec or real[] in {table}",
                 f"{name}, of the type {kind}: {_REFUSED[kind]}",
                 "Choose another ?column=",
             )
-        if wanted in types and wanted not in usable:
+        if target in types and target not in usable:
             raise StoreError(
                 f"a column of vector, halfvec or real[] in {table}",
-                f"{wanted}, of the type {types[wanted]}",
+                f"{target}, of the type {types[target]}",
                 f"Choose another ?column=: {', '.join(usable) or 'none has vectors'}",
             )
         named = [n for n in usable if types[n] in ("vector", "halfvec")] or usable
         return choose(
-            usable if wanted else named, wanted, f"a column of vectors in {table}", "?column="
+            usable if target else named, target, f"a column of vectors in {table}", "?column="
         )
 
     def _identify(self, schema: str, table: str, types: dict[str, str]) -> None:
@@ -243,16 +243,16 @@ class PostgresStore(Store):
         length = (
             "vector_dims({column})" if kind in ("vector", "halfvec") else ("cardinality({column})")
         )
-        found = self._rows(
+        sizes = self._rows(
             "SELECT " + length + " AS d, count(*) FROM {table} WHERE {column} IS NOT NULL "
             "GROUP BY 1 ORDER BY 2 DESC, 1",
             [],
             column=self._sql.Identifier(column),
         )
-        if len(found) > 1:
-            sizes = ", ".join(f"{rows} × {size}" for size, rows in found[:5])
+        if len(sizes) > 1:
+            sizes = ", ".join(f"{rows} × {size}" for size, rows in sizes[:5])
             self.facts.notes.append(f"the column holds vectors of several dimensions: {sizes}")
-        return int(found[0][0]) if found else 0
+        return int(sizes[0][0]) if sizes else 0
 
     def _indexes(self, schema: str, table: str, column: str) -> None:
         rows = self._rows(
@@ -300,8 +300,8 @@ class PostgresStore(Store):
         )
 
     def _rows(self, query: str, values: list[Any], **names: Any) -> list[tuple[Any, ...]]:
-        known = getattr(self, "_names", {})
-        text = self._sql.SQL(query).format(**known, **names) if "{" in query else query
+        identifiers = getattr(self, "_names", {})
+        text = self._sql.SQL(query).format(**identifiers, **names) if "{" in query else query
         rows: list[tuple[Any, ...]] = self._connection.execute(text, values).fetchall()
         return rows
 

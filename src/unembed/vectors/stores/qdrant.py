@@ -67,8 +67,8 @@ class QdrantStore(Store):
                 with_vectors=[self._name] if self._name else True,
                 with_payload=[*([text] if text else []), *keep],
             )
-        known = {str(point.id): point for point in points}
-        rows = [known[name] for name in ids if name in known]
+        by_id = {str(point.id): point for point in points}
+        rows = [by_id[name] for name in ids if name in by_id]
         vectors = [
             p.vector.get(self._name) if isinstance(p.vector, dict) else p.vector for p in rows
         ]

@@ -116,8 +116,8 @@ class SqliteStore(Store):
 
     def _learn_virtual(self, name: str, sql: str) -> None:
         layout = _Layout(name, sql)
-        wanted = self._address.column
-        column = choose(list(layout.vectors), wanted, f"a column of vectors in {name}", "?column=")
+        target = self._address.column
+        column = choose(list(layout.vectors), target, f"a column of vectors in {name}", "?column=")
         kind, size, metric = layout.vectors[column]
         if kind == "bit":
             raise StoreError(
@@ -208,8 +208,8 @@ class SqliteStore(Store):
     def _set(self, column: str, others: list[str], facts: StoreFacts) -> None:
         facts.text = text_field(others, self._address.text)
         facts.fields = [other for other in others if other != facts.text]
-        for wanted in self._address.keep:
-            text_field(others, wanted)
+        for target in self._address.keep:
+            text_field(others, target)
         self._wanted = [*([facts.text] if facts.text else []), *self._address.keep]
         self._columns, self.facts = ", ".join(map(_quoted, [column, *self._wanted])), facts
 

@@ -223,14 +223,14 @@ class Store(ABC):
         reasons = {row: value for row, value in enumerate(rows) if isinstance(value, str)}
         self.left_out.update(reasons.values())
         good = [row for row in range(len(rows)) if row not in reasons]
-        found = [rows[row] for row in good]
+        arrays = [rows[row] for row in good]
         empty = np.empty((0, self.facts.dimension), dtype=np.float32)
         strings = None
         if texts is not None:
             strings = [texts[row] if isinstance(texts[row], str) else None for row in good]
         return VectorBatch(
             [str(ids[row]) for row in good],
-            np.stack(found).astype(np.float32) if found else empty,
+            np.stack(arrays).astype(np.float32) if arrays else empty,
             strings,
             {name: [values[row] for row in good] for name, values in (payload or {}).items()},
         )
@@ -287,10 +287,10 @@ def choose(names: Sequence[str], wanted: str | None, what: str, option: str) -> 
         return names[0]
     if wanted is not None and wanted in names:
         return wanted
-    shown = ", ".join(map(repr, list(names)[:20])) or "none"
+    listing = ", ".join(map(repr, list(names)[:20])) or "none"
     raise StoreError(
         what if wanted is None else f"{what} named {wanted!r}",
-        shown if wanted is not None or not names else f"several: {shown}",
+        listing if wanted is not None or not names else f"several: {listing}",
         f"Name one with {option}" if names else "Choose another store",
     )
 
@@ -323,7 +323,7 @@ def client_errors(
         expected: What should have been: "a PostgreSQL server at HOST".
         fix: What to do.
         *kinds: What the client raises.
-        secret: A password or key that must not be shown.
+        secret: A password or key that must not be listing.
     """
     try:
         yield
