@@ -26,7 +26,8 @@ def headline(report: AuditReport) -> str:
     if hurt is not None:
         parts.append(f"{hurt.mean:.0%} of the names, numbers and other details that hurt")
     if f1 is not None:
-        floor = max((f[F1].high for f in report.floors.values() if f.get(F1)), default=0.0)  # type: ignore[union-attr]
+        bounds = [f.high for floor in report.floors.values() if (f := floor.get(F1)) is not None]
+        floor = max(bounds, default=0.0)
         parts.append(f"the words to a token F1 of {f1.mean:.2f} (guessing: {floor:.2f})")
     return (
         f"An attacker who has {attack['access']} recovers {' and '.join(parts)}, measured on "

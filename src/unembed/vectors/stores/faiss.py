@@ -48,6 +48,7 @@ class FaissStore(Store):
                     "Choose an index of floats",
                 )
             whole = faiss.read_index(str(path), faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY)
+            self._owner = whole  # what follows points into it, and dies with it
             self._open(faiss.downcast_index(whole))
         if pickled:
             self.facts.notes.append(
