@@ -250,8 +250,8 @@ class PostgresStore(Store):
             column=self._sql.Identifier(column),
         )
         if len(sizes) > 1:
-            sizes = ", ".join(f"{rows} × {size}" for size, rows in sizes[:5])
-            self.facts.notes.append(f"the column holds vectors of several dimensions: {sizes}")
+            listing = ", ".join(f"{rows} × {size}" for size, rows in sizes[:5])
+            self.facts.notes.append(f"the column holds vectors of several dimensions: {listing}")
         return int(sizes[0][0]) if sizes else 0
 
     def _indexes(self, schema: str, table: str, column: str) -> None:
