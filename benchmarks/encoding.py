@@ -35,13 +35,16 @@ from unembed.encoders.fake import FakeEncoder
 from unembed.encoders.sentence import SentenceEncoder, load_encoder
 
 
-def make_texts(encoder: SentenceEncoder, path: Path | None, count: int) -> list[str]:
+def make_texts(count: int) -> list[str]:
+    """Words at random, as many as sentences have."""
+    words = list(FakeEncoder().tokenizer.backend.get_vocab())
+    generator = np.random.default_rng(0)
+    lengths = generator.integers(5, 32, size=count)
+    return [" ".join(generator.choice(words, size=length)) for length in lengths]
+
+
+def cut_texts(encoder: SentenceEncoder, path: Path, count: int) -> list[str]:
     """Pieces as `unembed prepare` cuts them."""
-    if path is None:
-        words = list(FakeEncoder().tokenizer.backend.get_vocab())
-        generator = np.random.default_rng(0)
-        lengths = generator.integers(5, 32, size=count)
-        return [" ".join(generator.choice(words, size=length)) for length in lengths]
     passages = [text for text, _ in zip(read_texts(path), range(count), strict=False)]
     return [p.text for p in cut_pieces(passages, encoder.tokenizer, DataSection())][:count]
 
@@ -110,12 +113,13 @@ def main() -> None:
     parser.add_argument("--api", action="store_true")
     options = parser.parse_args()
     # In the format that `unembed prepare` chooses on this machine
+    if options.api:
+        measure_api(make_texts(options.count), options.rounds)
+        return
     encoder = load_encoder(compute=choose_compute(training=False))
     library = load_encoder(compute=choose_compute("auto", "float32"))._model  # its defaults
-    texts = make_texts(encoder, options.texts, options.count)
-    if options.api:
-        measure_api(texts, options.rounds)
-        return
+    count = options.count
+    texts = cut_texts(encoder, options.texts, count) if options.texts else make_texts(count)
     theirs = library.encode(texts)
     ours = encoder.encode(texts)
     dtype = choose_compute().dtype

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,8 +26,7 @@ from benchmarks.machine import print_table
 from unembed.config import DataSection
 from unembed.data.pieces import Piece, cut_pieces
 from unembed.data.readers import read_texts
-from unembed.decoding import DecodingStep
-from unembed.decoding.guided_search import edits, proposals, search
+from unembed.decoding.guided_search import edits, search
 from unembed.device import choose_compute
 from unembed.encoders.base import Encoder
 from unembed.encoders.sentence import load_encoder
@@ -45,9 +44,12 @@ PARTS: dict[str, tuple[ModuleType | None, str, Any]] = {
     "exploration": (None, "exploration", 0.0),
     "gain": (None, "gain", 0.0),
     "crossovers": (search, "_CROSSOVERS", 0),
-    "moves": (edits, "_MOVES", 0),
     "words": (edits, "_WORDS_TRIED", 0),
-    "insertions": (proposals, "_GAPS", 0),
+    "substitutions": (edits, "_SUBSTITUTION", -math.inf),
+    "insertions": (edits, "_INSERTION", -math.inf),
+    "deletions": (edits, "_DELETION", -math.inf),
+    "residual": (None, "rounds", 0),
+    "steering": (None, "steering", 0.0),
 }
 
 
@@ -66,19 +68,16 @@ class Curve:
     def __init__(self, marks: Sequence[int], count: int) -> None:
         self.at: dict[int, list[Found | None]] = {mark: [None] * count for mark in marks}
 
-    def __call__(self, step: DecodingStep) -> None:
-        """The state after a round counts for every mark it has not passed."""
-        assert step.cosines is not None
-        assert step.encoder_calls is not None
-        rows = zip(
-            step.encoder_calls.tolist(), step.tokens.tolist(), step.cosines.tolist(), strict=True
-        )
-        for row, (calls, tokens, cosine) in enumerate(rows):
-            for mark, found in self.at.items():
-                if calls <= mark:
-                    found[row] = Found(calls, tokens, cosine)
-        most = int(step.encoder_calls.max())
-        print(f"\r{most} calls, mean cosine {step.cosines.mean():.3f}", end="", file=sys.stderr)
+    def __call__(self, row: int, tokens: Sequence[int], cosine: float, calls: int) -> None:
+        """A text that was embedded counts for every mark that it is within."""
+        for mark, best in self.at.items():
+            known = best[row]
+            if calls > mark:
+                continue
+            if known is None or cosine > known.cosine:
+                best[row] = Found(calls, list(tokens), cosine)
+            else:
+                best[row] = Found(calls, known.tokens, known.cosine)
 
 
 def held_out(texts: Path, inverter: Inverter, first: int, count: int) -> list[Piece]:
@@ -127,9 +126,9 @@ def measure(
         options=options,
         encoder=encoder,
         encoder_calls=max(marks),
-        batch_size=len(pieces),
+        batch_size=16,
         steps=STEPS,
-        on_step=curve,
+        on_call=curve,
     )
     seconds = [time.process_time() - began, time.perf_counter() - began_wall]
     results = {}
@@ -166,11 +165,13 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=32, help="pieces")
     parser.add_argument("--first", type=int, default=64, help="pieces to leave out before them")
     parser.add_argument("--best-of", type=int, default=50, help="samples; 0: leave it out")
+    parser.add_argument("--dtype", default="float32", help="of denoiser and encoder")
     parser.add_argument("--options", type=json.loads, default={}, help="of guided search, as JSON")
     parser.add_argument("--without", nargs="*", default=[], choices=PARTS, help="parts left out")
     arguments = parser.parse_args()
     inverter = Inverter.from_pretrained(arguments.checkpoint)
-    encoder = load_encoder(inverter.encoder.name, compute=choose_compute("cpu", "float32"))
+    inverter.to("cpu", arguments.dtype)
+    encoder = load_encoder(inverter.encoder.name, compute=choose_compute("cpu", arguments.dtype))
     pieces = held_out(arguments.texts, inverter, arguments.first, arguments.count)
     plans: list[tuple[str, dict[str, Any], int]] = [
         ("guided-search", arguments.options, arguments.calls)

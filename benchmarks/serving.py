@@ -33,7 +33,7 @@ import httpx2 as httpx
 import psutil
 
 from benchmarks.machine import median_ratio, print_table
-from unembed.demo.models import EXAMPLES
+from unembed.demo.schemas import EXAMPLES
 
 _LONGEST_PAUSE = 2.0  # seconds before asking again, whatever a 503 says
 _PATIENCE = 90.0  # seconds for one request

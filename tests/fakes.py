@@ -6,9 +6,9 @@ from types import SimpleNamespace
 
 import torch
 
+from unembed.decoding.strategy import Inversion
 from unembed.denoiser import DenoiserSizes
 from unembed.device import choose_compute
-from unembed.inverter import Inversion
 
 WORD_MASK = 10  # of `WordDenoiser`, whose vocabulary ends with it
 
@@ -96,6 +96,12 @@ class FakeOracle:
         cosines = self(rows, token_ids).clamp(-1.0, 1.0)
         return torch.stack([cosines, (1.0 - cosines**2).sqrt()], dim=1).numpy()
 
+    def starts(self, row: int):
+        return []
+
+    def token_gains(self, rows: Sequence[int], token_ids):
+        return [None] * len(rows)
+
     def remaining(self, row: int) -> int:
         return self.budget - len(self.known[row])
 
@@ -111,7 +117,7 @@ class LookupInverter:
     """
 
     def __init__(self, encoder, config, texts):
-        self.encoder = encoder.identity
+        self.encoder, self.alignment = encoder.identity, None
         self.tokenizer = encoder.tokenizer
         self.length = config.data.length
         self.compute = choose_compute("cpu", "float32")

@@ -319,7 +319,7 @@ def test_load_checkpoint_passes_over_what_it_does_not_need(inverter_folder):
     assert "no UTF-8" in checkpoint.card and checkpoint.curves is None
 
 
-@pytest.mark.parametrize("place", range(1, 6))
+@pytest.mark.parametrize("place", [1, 2, 3, 4, None])
 def test_save_checkpoint_on_a_full_disk_leaves_the_inverter_that_was_there(
     inverter, inverter_folder, monkeypatch, place
 ):
@@ -335,9 +335,9 @@ def test_save_checkpoint_on_a_full_disk_leaves_the_inverter_that_was_there(
     monkeypatch.setattr("unembed.files.os.fsync", full)
     other = copy.copy(inverter)
     other.trained, other.card = {"other": True}, "Another card."
-    if place > len(before):
+    if place is None:
         other.save_pretrained(inverter_folder)
-        assert count[0] == len(before) == 4, "one flush for each file"
+        assert count[0] == 2 * len(before) == 8, "all files, before any takes its place, and again"
         return
     with pytest.raises(CheckpointError, match="No space left"):
         other.save_pretrained(inverter_folder)

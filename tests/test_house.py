@@ -25,7 +25,7 @@ IMPORTS = {
     "__main__": "cli",
     "auditing": "data decoding encoders errors evaluation files inverter tokenizer vectors",
     "backends": "denoiser device diffusion errors files",
-    "checkpoints": "denoiser diffusion encoders errors files tokenizer",
+    "checkpoints": "denoiser encoders errors files tokenizer",
     "cli": "auditing backends checkpoints config data decoding demo device encoders "
     "errors evaluation files inverter tokenizer training vectors",
     "config": "errors files",
@@ -37,7 +37,8 @@ IMPORTS = {
     "diffusion": "device",
     "encoders": "device errors files tokenizer",
     "errors": "",
-    "evaluation": "config data decoding encoders errors files inverter tokenizer vectors",
+    "evaluation": "checkpoints config data decoding encoders errors files inverter tokenizer "
+    "vectors",
     "files": "errors",
     "inverter": "backends checkpoints decoding denoiser device diffusion encoders errors tokenizer",
     "tokenizer": "errors files",

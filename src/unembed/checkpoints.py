@@ -9,6 +9,7 @@ Everything becomes float32 again when it is loaded.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import stat
@@ -17,21 +18,20 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from huggingface_hub import split_torch_state_dict_into_shards
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from unembed.denoiser import Denoiser, DenoiserSizes
-from unembed.diffusion import make_schedule
 from unembed.encoders.base import EncoderIdentity
 from unembed.encoders.fingerprint import Fingerprint
 from unembed.errors import CheckpointError, ConfigError
-from unembed.files import atomic, read_bounded, read_json
+from unembed.files import atomic, flush, read_bounded, read_json
 from unembed.tokenizer import TextTokenizer
 
 FORMAT, SCALED_OR_SHARDED = 1, 2  # a folder gets the lower number that can read it
@@ -96,7 +96,7 @@ class _TokenIds(BaseModel):
 class _Diffusion(BaseModel):
     model_config = ConfigDict(strict=True)
 
-    schedule: str
+    schedule: Literal["log-linear", "linear"]
     rate: float = Field(gt=0, allow_inf_nan=False)
 
 
@@ -190,7 +190,6 @@ def load_checkpoint(folder: Path) -> Checkpoint:
         settings = _Settings.model_validate(config)
         sizes = DenoiserSizes.from_dict(settings.denoiser_sizes)
         _require_fitting(settings, sizes)
-        make_schedule(settings.diffusion_process.schedule, settings.diffusion_process.rate)
         stored = settings.encoder_fingerprint
         fingerprint = None if stored is None else Fingerprint.from_dict(stored)
         card, curves = (
@@ -265,6 +264,21 @@ def shipped_inverters() -> dict[str, Path]:
     """The weights that come with the package, name → folder."""
     folder = Path(str(resources.files("unembed") / "pretrained"))
     return {path.parent.name: path.parent for path in sorted(folder.glob(f"*/{CONFIG}"))}
+
+
+def weights_digest(network: nn.Module) -> str:
+    """SHA-256 of a network's weights in float32, whatever format they were loaded from."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(network.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().float().cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def may_be_a_repository(name: str) -> bool:
+    """Tell whether a name has the form owner/name; a path is not sent to the Hub."""
+    owner, slash, rest = name.partition("/")
+    return bool(slash and owner and rest) and "/" not in rest and not owner.startswith((".", "~"))
 
 
 def is_inverter(folder: Path) -> bool:
@@ -373,11 +387,14 @@ def save_weights(
                 index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
                 files[INDEX] = (json.dumps(index, indent=2, sort_keys=True) + "\n").encode()
             for name, content in files.items():
-                stack.enter_context(atomic(folder / name)).write_bytes(content)
+                temporary = stack.enter_context(atomic(folder / name))
+                temporary.write_bytes(content)
+                flush(temporary)
             metadata = {"format": "pt", "number_format": storage.number_format}
             for name, inside in split.filename_to_tensors.items():
                 temporary = stack.enter_context(atomic(folder / name))
                 write_tensors({key: tensors[key] for key in inside}, temporary, metadata)
+                flush(temporary)
         for path in old:
             if path.name not in files and path.name not in split.filename_to_tensors:
                 path.unlink(missing_ok=True)

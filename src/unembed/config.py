@@ -248,15 +248,11 @@ class TrainingSection(Section):
     tensorboard: bool = True
 
     @model_validator(mode="after")
-    def _warmup_ends(self) -> TrainingSection:
+    def _numbers_go_together(self) -> TrainingSection:
         if self.warmup_steps >= self.steps:
             raise ValueError(
                 f"warmup_steps ({self.warmup_steps}) must be below steps ({self.steps})"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _decay_fits(self) -> TrainingSection:
         if self.schedule != "wsd" and self.decay_steps is not None:
             raise ValueError(f"decay_steps ({self.decay_steps}) needs schedule: wsd")
         if self.warmup_steps + (self.decay_steps or 0) > self.steps:
@@ -264,10 +260,6 @@ class TrainingSection(Section):
                 f"warmup_steps ({self.warmup_steps}) and decay_steps ({self.decay_steps}) must be "
                 f"at most steps ({self.steps})"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _milestones_and_shards_are_possible(self) -> TrainingSection:
         if max(self.milestones, default=0) > self.steps:
             raise ValueError(
                 f"milestones ({max(self.milestones)}) must be at most steps ({self.steps})"
@@ -335,14 +327,10 @@ class _Loader(yaml.SafeLoader):
     """Reads plain values and no aliases, of which a few lines can stand for billions of values."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
-        """Compose a node.
-
-        Raises:
-            YAMLError: It is an alias.
-        """
-        if self.check_event(yaml.AliasEvent):  # type: ignore[no-untyped-call]
+        """Compose a node, or raise YAMLError for an alias."""
+        if self.check_event(yaml.AliasEvent):
             raise yaml.YAMLError("an alias (*name); write the value itself")
-        return super().compose_node(parent, index)  # type: ignore[no-untyped-call]
+        return super().compose_node(parent, index)
 
 
 def _load_yaml(text: str) -> Any:

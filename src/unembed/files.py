@@ -100,13 +100,22 @@ def atomic(path: Path) -> Iterator[Path]:
     os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
     try:
         yield temporary
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
+        flush(temporary)
         temporary.replace(path)
     except BaseException:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise
+
+
+def flush(path: Path) -> None:
+    """Have a file on the disk before anything else happens.
+
+    Raises:
+        OSError: The disk refuses.
+    """
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
 
 
 def remove_unfinished(folder: Path) -> None:
@@ -154,12 +163,13 @@ def read_json(path: Path, most: int = _MOST_BYTES) -> Any:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Keep a folder for this process alone, as long as the block lasts.
+    """Keep a folder, made where it is not there, for this process alone while the block lasts.
 
     Raises:
-        DataError: Another process is writing to it.
+        DataError: It cannot be made, or another process is writing to it.
         OSError: It refuses.
     """
+    make_folder(folder)
     try:
         with FileLock(folder / ".lock", timeout=0):
             yield

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -11,7 +12,7 @@ import numpy as np
 import torch
 from huggingface_hub import ModelCard, ModelHubMixin, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-from torch import Tensor
+from numpy.typing import NDArray
 
 from unembed.backends.cpu import fast_form
 from unembed.backends.onnx import FILE, OnnxDenoiser, export_onnx, onnx_is_here
@@ -19,6 +20,7 @@ from unembed.checkpoints import (
     CARD,
     Checkpoint,
     load_checkpoint,
+    may_be_a_repository,
     save_checkpoint,
     shipped_inverters,
 )
@@ -27,45 +29,24 @@ from unembed.decoding.logits import (
     Guidance,
     LogitsProcessor,
     RepetitionPenalty,
+    with_callback,
     with_processors,
 )
-from unembed.decoding.settings import as_decoding
-from unembed.decoding.strategy import OnStep
+from unembed.decoding.settings import as_decoding, require_whole
+from unembed.decoding.strategy import Inversion, OnStep, mix_seed
 from unembed.denoiser import Denoiser
 from unembed.device import Compute, choose_compute
 from unembed.diffusion import DenoiserFn, make_schedule
+from unembed.encoders.alignment import Alignment
 from unembed.encoders.base import Encoder, EncoderIdentity
 from unembed.encoders.fingerprint import Fingerprint, require_encoder
-from unembed.encoders.oracle import EncoderOracle
+from unembed.encoders.oracle import Corpus, EncoderOracle, OnCall
 from unembed.encoders.pipeline import licence_lines, licence_note
 from unembed.encoders.vectors import as_unit_vectors
-from unembed.errors import CheckpointError, ConfigError
+from unembed.errors import CheckpointError
 from unembed.tokenizer import TextTokenizer
 
 DEFAULT = "minilm"
-
-
-@dataclass(frozen=True)
-class Inversion:
-    """Inversion: a recovered text.
-
-    Attributes:
-        text: The text.
-        token_ids: Its content tokens, up to the end token.
-        confidences: Probability the denoiser gave each of them when it was unmasked, 0 to 1.
-        passes: Denoiser passes spent.
-        encoder_calls: Texts embedded on the way (0: the vector alone was used).
-        order: Pass, from 1, in which each token was unmasked for the last time.
-        cosine: Between the vector and that of the text, where it was embedded; else None.
-    """
-
-    text: str
-    token_ids: list[int]
-    confidences: list[float]
-    passes: int
-    encoder_calls: int
-    order: list[int] = field(default_factory=list)
-    cosine: float | None = None
 
 
 class Inverter(
@@ -89,6 +70,7 @@ class Inverter(
         storage: Number format and shard size in which `save_pretrained` and `push_to_hub` write
             the weights; float16 if not set, or the format they were loaded from.
         curves: Picture of the training (PNG) that is saved beside the card, where there is one.
+        alignment: Map that vectors of another encoder go through first, where there is one.
 
     A folder that holds ``denoiser.onnx`` is decoded with ONNX Runtime on a CPU, where that is
     installed: the same tokens, faster on some processors (docs/decoding.md; docs/results.md says
@@ -125,6 +107,7 @@ class Inverter(
         self.fingerprint = checkpoint.fingerprint
         self.storage = checkpoint.storage
         self.curves = checkpoint.curves
+        self.alignment: Alignment | None = None
         self.compute = choose_compute("cpu", "float32")
         self._proved: Encoder | None = None
         self._onnx: tuple[Any, OnnxDenoiser] | None = None  # the weights it was exported from
@@ -145,6 +128,11 @@ class Inverter(
     def length(self) -> int:
         """Positions L: the longest text it writes is L - 1 tokens."""
         return self.denoiser.sizes.length
+
+    @property
+    def dimension(self) -> int:
+        """Numbers of the vectors it takes: the encoder's, or those of the alignment."""
+        return self.encoder.dimension if self.alignment is None else self.alignment.dimension
 
     @property
     def spec(self) -> SequenceSpec:
@@ -175,6 +163,26 @@ class Inverter(
         self.compute = compute
         return self
 
+    def aligned(self, alignment: Alignment | str | Path | None) -> Inverter:
+        """The same network for vectors that the alignment maps; None: for its encoder's own.
+
+        Raises:
+            CheckpointError: No alignment there, or one into the space of another encoder.
+        """
+        if isinstance(alignment, (str, Path)):
+            alignment = Alignment.load(alignment)
+        if alignment is not None:
+            alignment.require_target(self.encoder)
+        inverter = copy.copy(self)
+        vars(inverter).update(vars(self), alignment=alignment)  # its fast form is shared
+        return inverter
+
+    def map_vectors(self, embeddings: Any) -> NDArray[np.float32]:
+        """Unit vectors [N, D] in the encoder's space; raises what `invert` does."""
+        if self.alignment is None:
+            return as_unit_vectors(embeddings, self.encoder.dimension, self.encoder.name)
+        return self.alignment(embeddings)
+
     def require_encoder(self, encoder: Encoder) -> None:
         """Refuse an encoder that is not the one the inverter was trained for.
 
@@ -188,7 +196,7 @@ class Inverter(
     # Inversion
 
     @torch.inference_mode()
-    def invert(
+    def invert(  # noqa: PLR0913 - the front door; all but the first have a default
         self,
         embeddings: Any,
         *,
@@ -200,6 +208,8 @@ class Inverter(
         draws: Sequence[tuple[int, int]] | None = None,
         on_step: OnStep | None = None,
         before_pass: Callable[[], None] | None = None,
+        on_call: OnCall | None = None,
+        corpus: Corpus | None = None,
         **settings: Any,
     ) -> list[Inversion]:
         """Recover the text behind each vector, from the vector alone unless an encoder is given.
@@ -208,15 +218,15 @@ class Inverter(
             embeddings: One vector [D] or many [N, D]: NumPy, torch or nested lists. They are
                 normalised to unit length.
             decoding: How to decode: a `Decoding`, or the text of one (``"greedy:steps=16"``).
-            encoder: The encoder that made the vectors, for a strategy that calls it.
+            encoder: What made the vectors, for a strategy that calls it.
             seed: Of the strategies that sample; each vector draws from (seed, its index).
             batch_size: Vectors decoded together; changes the speed, and logits to rounding only.
             first_index: Index of the first vector, for callers that hand over a part at a time.
-            draws: For each vector the (seed, index) it draws from, in place of the two above: for
-                callers that put vectors of several calls together.
+            draws: For each vector the (seed, index) it draws from, in place of the two above.
             on_step: Called after every pass of every batch.
-            before_pass: Called before every denoiser pass, those that are no step of their own
-                among them; what it raises ends the work.
+            before_pass: Called before every single denoiser pass; what it raises ends the work.
+            on_call: Called after every encoder call, see `unembed.encoders.oracle.OnCall`.
+            corpus: Gives texts like those behind vectors, which guided search starts from.
             **settings: In place of ``decoding`` the keywords of `Decoding.of`: ``strategy``,
                 ``steps``, ``guidance``, ``repetition``, ``encoder_calls``, ``length`` and the
                 strategy's options, each by its name or all in a mapping ``options``.
@@ -233,23 +243,22 @@ class Inverter(
         """
         decoding = as_decoding(decoding, settings)
         decoding.check(has_encoder=encoder is not None)
-        _require_whole(seed=(seed, 0), batch_size=(batch_size, 1), first_index=(first_index, 0))
-        vectors = as_unit_vectors(embeddings, self.encoder.dimension, self.encoder.name)
-        calls_encoder = decoding.strategy.needs_encoder and encoder is not None
-        if calls_encoder and encoder is not None:
-            self.require_encoder(encoder)
+        require_whole(seed=(seed, 0), batch_size=(batch_size, 1), first_index=(first_index, 0))
+        vectors = self.map_vectors(embeddings)
+        target = encoder if decoding.strategy.needs_encoder else None
+        if target is not None:
+            self.require_encoder(target)
         if draws is None:
             draws = [(seed, first_index + row) for row in range(len(vectors))]
         spec, denoiser = self.spec.with_length(decoding.length), self._processed(decoding)
         if before_pass is not None:
-            denoiser = _watched(denoiser, before_pass)
+            denoiser = with_callback(denoiser, before_pass)
         results: list[Inversion] = []
         for start in range(0, len(vectors), batch_size):
             part = vectors[start : start + batch_size]
-            seeds = [_mix(*draw) for draw in draws[start : start + batch_size]]
-            oracle = None
-            if calls_encoder and encoder is not None:
-                oracle = EncoderOracle(encoder, self.tokenizer, part, decoding.encoder_calls)
+            seeds = [mix_seed(*draw) for draw in draws[start : start + batch_size]]
+            how = decoding.encoder_calls, on_call, corpus, start
+            oracle = None if target is None else EncoderOracle(target, self.tokenizer, part, *how)
             with self.compute.autocast():
                 decoded = decoding.strategy(
                     denoiser,
@@ -319,19 +328,26 @@ class Inverter(
 
     @classmethod
     def from_pretrained(
-        cls, pretrained_model_name_or_path: str | Path = DEFAULT, **kwargs: Any
+        cls,
+        pretrained_model_name_or_path: str | Path = DEFAULT,
+        *,
+        align: Alignment | str | Path | None = None,
+        **kwargs: Any,
     ) -> Inverter:
         """Load an inverter.
 
         Args:
             pretrained_model_name_or_path: ``minilm`` (ships with the package), a folder, or a Hub
                 repository. A folder of a shipped name is ``./minilm``.
+            align: An alignment, for vectors of another encoder; see `aligned`.
             **kwargs: ``revision``, ``token``, ``cache_dir``, ``local_files_only`` and
                 ``force_download`` of `huggingface_hub`.
 
         Raises:
             CheckpointError: Nothing there, or the files are damaged or do not fit together.
         """
+        if align is not None:
+            return cls.from_pretrained(pretrained_model_name_or_path, **kwargs).aligned(align)
         where, shipped = str(pretrained_model_name_or_path), shipped_inverters()
         if isinstance(pretrained_model_name_or_path, str) and where in shipped:
             return _load(shipped[where])
@@ -341,7 +357,7 @@ class Inverter(
         )
         if Path(where).is_dir():
             return _load(Path(where))
-        if Path(where).exists() or not _may_be_a_repository(where):
+        if Path(where).exists() or not may_be_a_repository(where):
             there = f"the file {where}" if Path(where).exists() else f"no folder {where}"
             raise CheckpointError(
                 expected, there, "Train one with `unembed train`, or pass --checkpoint"
@@ -371,14 +387,14 @@ class Inverter(
         """
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
-        old = self.card is None and (folder / CARD).exists()
-        card = None if old else str(self.generate_model_card())
+        bare = self.card is None and not (folder / CARD).exists()
+        card = str(self.generate_model_card()) if bare else self.card
         parts = (self.denoiser, self.tokenizer, self.encoder, self.diffusion, self.trained, card)
         save_checkpoint(Checkpoint(*parts, self.fingerprint, self.storage, self.curves), folder)
         if not kwargs.pop("push_to_hub", False):
             return None
         name = kwargs.pop("repo_id", None) or folder.name
-        return cast(str, self.push_to_hub(repo_id=name, **kwargs))
+        return str(self.push_to_hub(repo_id=name, **kwargs))
 
     def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
         """Return the card given at construction, or a short one from the facts at hand."""
@@ -418,32 +434,3 @@ def _load(folder: Path) -> Inverter:
 def _version(denoiser: Denoiser) -> tuple[Denoiser, list[tuple[int, int]]]:
     """Identify a network with its weights: where each lies and how often it was written to."""
     return denoiser, [(p.data_ptr(), p._version) for p in denoiser.parameters()]
-
-
-def _may_be_a_repository(name: str) -> bool:
-    """Tell whether a name has the form owner/name; a path is not sent to the Hub."""
-    owner, slash, rest = name.partition("/")
-    return bool(slash and owner and rest) and "/" not in rest and not owner.startswith((".", "~"))
-
-
-def _require_whole(**values: tuple[Any, int]) -> None:
-    for name, (value, low) in values.items():
-        integral = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
-        if not integral or value < low:
-            raise ConfigError(
-                f"{name} as a whole number of at least {low}", repr(value), f"Correct {name}"
-            )
-
-
-def _watched(denoiser: DenoiserFn, before_pass: Callable[[], None]) -> DenoiserFn:
-    def watched(tokens: Tensor, embedding: Tensor, t: Tensor, positions: Tensor) -> Tensor:
-        before_pass()
-        return denoiser(tokens, embedding, t, positions)
-
-    return watched
-
-
-def _mix(seed: int, index: int) -> int:
-    """Make a generator's seed for one vector of a call."""
-    words: Sequence[int] = np.random.SeedSequence([seed, index]).generate_state(2).tolist()
-    return words[0] << 31 | words[1] >> 1

@@ -158,8 +158,16 @@ def test_audit_makes_a_map_from_rows_that_are_not_scored(rotated, inverter):
     attack = report.attacks["inverter through pairs of the store"]
     assert attack["records"] == attack["figures"]["token F1"].n == 35
     assert "25 of the store's texts" in attack["access"]
-    with pytest.raises(ConfigError, match="a way to make a map"):
-        audit(rotated[0], to=inverter, align_from_store=25)
+
+
+def test_audit_makes_a_map_as_the_command_align_does(rotated, inverter):
+    report = audit(rotated[0], to=inverter, align_from_store=30)
+    mapped = report.attacks["inverter through pairs of the store"]
+    assert mapped["records"] == 30
+    assert "30 pairs" in mapped["settings"]["align"]
+    better = mapped["figures"]["token F1"].low
+    assert better > report.floors[SHUFFLED]["token F1"].high
+    assert report.strongest == "inverter through pairs of the store"
 
 
 def test_audit_looks_up_in_a_corpus(store, texts, inverter, tmp_path):

@@ -842,3 +842,21 @@ def test_serve_fails_with_one_line(
     message = refused("serve")
     assert "the packages of the extra demo for the demo; found that uvicorn" in message
     assert "[demo]'" in message
+
+
+def test_evaluate_frontier_prints_and_writes_the_curve(
+    run, text_file, inverter_folder, with_fake_encoder, tmp_path
+):
+    code, out, _ = run(
+        *("evaluate", "--texts", text_file, "--checkpoint", inverter_folder, "--frontier"),
+        *("--limit", 2, "--steps", 2, "--out", tmp_path / "curve"),
+        *("--strategies", "guided-search:encoder_calls=7:rounds=1"),
+    )
+    assert code == 0
+    assert "calls are those allowed at most" in " ".join(out.split())
+    assert (tmp_path / "curve" / "frontier.md").read_text(encoding="utf-8").count("| 7 |") >= 2
+
+
+def test_evaluate_refuses_a_corpus_that_no_strategy_looks_at(refused, text_file, tmp_path):
+    message = refused("evaluate", "--texts", text_file, "--corpus", tmp_path)
+    assert "--corpus with guided-search" in message

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from unembed.decoding import SequenceSpec
+from unembed.decoding import Decoding, SequenceSpec
 from unembed.decoding.best_of import BestOf
 from unembed.decoding.guided_search.search import GuidedSearch
 from unembed.diffusion import make_schedule
@@ -28,6 +28,7 @@ class CountingScorer:
     def __init__(self, encoder, targets, budget):
         self.encoder, self.targets, self.budget = encoder, targets, budget
         self.seen = [{} for _ in targets]
+        self.corpus = []
 
     def __call__(self, rows, token_ids):
         ids = token_ids.tolist() if isinstance(token_ids, torch.Tensor) else token_ids
@@ -45,6 +46,12 @@ class CountingScorer:
         known = [bool(t) and t in self.seen[row] for row, t in zip(rows, texts, strict=True)]
         vectors = self.encoder.encode([t or "." for t in texts])
         return vectors * np.array(known, dtype=np.float32)[:, None]
+
+    def starts(self, row):
+        return self.corpus
+
+    def token_gains(self, rows, token_ids):
+        return [None] * len(rows)
 
     def remaining(self, row):
         return self.budget - len(self.seen[row])
@@ -239,8 +246,37 @@ def test_invert_an_inverter_counts_the_calls_of_each_text(inverter, encoder):
         (GuidedSearch, {"gain": -0.1}, "gain"),
         (GuidedSearch, {"exploration": float("nan")}, "exploration"),
         (GuidedSearch, {"stop_cosine": -2.0}, "stop_cosine"),
+        (GuidedSearch, {"rounds": -1}, "rounds"),
+        (GuidedSearch, {"gamma": -0.5}, "gamma"),
+        (GuidedSearch, {"steering": 11.0}, "steering"),
     ],
 )
 def test_best_of_options_out_of_range_are_refused(kind, options, named):
     with pytest.raises(ConfigError, match=f"expected {named} "):
         kind(**options)
+
+
+def test_guided_search_starts_from_the_texts_of_a_corpus(inverter, encoder):
+    targets = encoder.encode(TEXTS)
+    oracle = CountingScorer(encoder, targets, 5)
+    oracle.corpus = inverter.tokenizer.encode([TEXTS[1], TEXTS[0]])
+    with torch.inference_mode():
+        result = GuidedSearch(rounds=0, proposals=2)(
+            inverter.denoiser,
+            torch.from_numpy(targets),
+            canvas_of(inverter),
+            steps=4,
+            generators=[torch.Generator().manual_seed(k) for k in range(3)],
+            oracle=oracle,
+        )
+    texts = inverter.tokenizer.decode(result.tokens.tolist())
+    known = inverter.tokenizer.decode(inverter.tokenizer.pack(oracle.corpus, 12).tolist())
+    assert texts[:2] == known[::-1]  # which are the answers
+    for seen in oracle.seen:
+        assert list(seen)[1:3] == known
+
+
+def test_decoding_names_the_threat_model_of_open_weights():
+    assert Decoding.parse("guided-search:encoder_calls=9").threat_model == "vector + encoder"
+    decoding = Decoding.parse("guided-search:encoder_calls=9:open_weights=true")
+    assert decoding.threat_model == "vector + encoder's weights"

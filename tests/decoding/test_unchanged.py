@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from unembed.demo.models import EXAMPLES
+from unembed.demo.schemas import EXAMPLES
 from unembed.inverter import Inverter
 
 TOKENS = json.loads(

@@ -7,7 +7,7 @@ import pytest
 
 from unembed.decoding import STRATEGIES, strategy_fields
 from unembed.demo.limits import TEXT_BYTES
-from unembed.demo.models import EXAMPLES
+from unembed.demo.schemas import EXAMPLES
 from unembed.evaluation.metrics import token_accuracy
 
 from .conftest import parse_events

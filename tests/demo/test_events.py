@@ -2,9 +2,9 @@ import pytest
 import torch
 
 from unembed.decoding import DecodingStep
+from unembed.decoding.strategy import Inversion
 from unembed.demo.events import Speller, figures, is_news, step_event
 from unembed.evaluation.metrics import token_accuracy, token_set_f1
-from unembed.inverter import Inversion
 
 
 @pytest.fixture(scope="module")

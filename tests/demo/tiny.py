@@ -47,7 +47,9 @@ def hang(vectors, **options):
         time.sleep(0.01)
 
 
-def tiny_demo(folders, pause=0.0, log_texts=False, encoder=None, gate=None, **limits):
+def tiny_demo(
+    folders, pause=0.0, log_texts=False, encoder=None, gate=None, alignments=(), **limits
+):
     """A demo of inverters on disk with the fake encoder."""
     return load_demo(
         [str(folder) for folder in folders],
@@ -55,6 +57,7 @@ def tiny_demo(folders, pause=0.0, log_texts=False, encoder=None, gate=None, **li
         lambda folder: slowed(Inverter.from_pretrained(folder), pause, gate),
         lambda inverter: encoder or FakeEncoder(),
         log_texts,
+        alignments,
     )
 
 

@@ -176,11 +176,12 @@ def test_models_and_addresses_have_caches_of_their_own(server, tmp_path):
 
 def test_vector_cache_passes_over_what_is_no_vector(tmp_path):
     cache = VectorCache(tmp_path / "c.sqlite")
-    cache.put(["a", "b"], np.ones((2, 3), dtype=np.float32))
+    cache.put(["a", "b", "d"], np.ones((3, 3), dtype=np.float32))
+    cache.put(["d"], np.full((1, 3), np.nan, dtype=np.float32))
     with sqlite3.connect(tmp_path / "c.sqlite") as database:
         database.execute("UPDATE vectors SET vector = 'text' WHERE rowid = 1")
     database.close()
-    assert {text: vector.tolist() for text, vector in cache.get(["a", "b", "c"]).items()} == {
+    assert {text: vector.tolist() for text, vector in cache.get(["a", "b", "c", "d"]).items()} == {
         "b": [1.0, 1.0, 1.0]
     }
 

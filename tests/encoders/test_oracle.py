@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from unembed.encoders.oracle import EncoderOracle
+from unembed.encoders.oracle import EncoderOracle, token_gains
+from unembed.errors import EncoderError
 
 TEXTS = ["the cat runs", "a dog sleeps"]
 
@@ -99,3 +100,73 @@ def test_encoder_oracle_embeddings_of_what_was_scored_cost_nothing(
     assert not vectors[2].any()
     assert not scorer.vectors([1], known[:1]).any(), "it was embedded for another vector"
     assert counting.handed == asked
+
+
+def test_on_call_hears_every_text_that_was_embedded_once(counting, encoder, packed):
+    heard = []
+    oracle = EncoderOracle(
+        counting,
+        encoder.tokenizer,
+        encoder.encode(TEXTS),
+        budget=2,
+        on_call=lambda *call: heard.append(call),
+    )
+    rows = packed("the cat runs", "the cat runs", "a bird eats", "the dog runs").tolist()
+    cosines = oracle([0, 1, 0, 0], rows).tolist()
+    assert [call[0] for call in heard] == [0, 1, 0]  # the fourth was one too many
+    assert [list(call[1]) for call in heard] == [rows[0], rows[1], rows[2]]
+    assert [call[2] for call in heard] == pytest.approx(cosines[:3])
+    assert [call[3] for call in heard] == [1, 1, 2]
+    oracle([0], rows[:1])
+    assert len(heard) == 3
+
+
+def test_starts_are_those_of_the_row(encoder):
+    near = [[[5, 6]], []]
+    targets = encoder.encode(TEXTS)
+    oracle = EncoderOracle(encoder, encoder.tokenizer, targets, 3, corpus=lambda vectors: near)
+    assert [oracle.starts(row) for row in (0, 1)] == near
+    plain = EncoderOracle(encoder, encoder.tokenizer, encoder.encode(TEXTS), 3)
+    assert list(plain.starts(1)) == []
+
+
+def test_token_gains_are_the_slopes_of_the_cosine(minilm):
+    texts = ["the court ruled against the bank.", "i lost my keys"]
+    targets = minilm.encode(["The court ruled for the bank.", "She found her wallet."])
+    gains = token_gains(minilm, texts, targets)
+    ids = minilm.tokenizer.encode(texts)
+    assert [of_text.shape for of_text in gains] == [(len(t), minilm.tokenizer.size) for t in ids]
+    for of_text, own in zip(gains, ids, strict=True):
+        np.testing.assert_allclose(of_text[np.arange(len(own)), own], 0.0, atol=1e-5)
+    # Nudge one input embedding towards another token's
+    table = minilm.differentiable[0].auto_model.get_input_embeddings()
+    place, other, step = 1, ids[1][1], 0.05
+    towards = (table.weight[other] - table.weight[ids[0][place]]).detach()
+
+    def nudge(module, inputs, output):
+        output = output.clone()
+        output[0, place + 1] += step * towards  # behind the first special token
+        return output
+
+    before = minilm.encode(texts[:1])[0] @ targets[0]
+    handle = table.register_forward_hook(nudge)
+    after = minilm.encode(texts[:1])[0] @ targets[0]
+    handle.remove()
+    assert (after - before) / step == pytest.approx(gains[0][place, other], rel=0.25)
+
+
+def test_token_gains_count_as_two_calls(minilm):
+    targets = minilm.encode(["The court ruled.", "She found her wallet."])
+    oracle = EncoderOracle(minilm, minilm.tokenizer, targets, budget=3)
+    rows = minilm.tokenizer.pack(minilm.tokenizer.encode(["the court", "her wallet"]), 8).tolist()
+    first = oracle.token_gains([0, 1], rows)
+    assert [of_text.shape[0] for of_text in first] == [2, 2]
+    assert oracle.calls.tolist() == [2, 2]
+    assert oracle.token_gains([0], rows[:1]) == [None]  # one call is left
+    oracle([0], rows[:1])
+    assert oracle.calls.tolist() == [3, 2]
+
+
+def test_token_gains_refuses_an_encoder_whose_weights_are_not_open(encoder):
+    with pytest.raises(EncoderError, match="open_weights"):
+        token_gains(encoder, TEXTS, encoder.encode(TEXTS))

@@ -5,14 +5,11 @@ import json
 import shutil
 import sys
 from importlib.machinery import ModuleSpec
-from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
-import torch
 from onnx import TensorProto, helper, numpy_helper
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import (
@@ -22,7 +19,6 @@ from sentence_transformers.sentence_transformer.modules import (
     Transformer,
 )
 from transformers import BertConfig, BertModel, GPT2Config, GPT2Model, PreTrainedTokenizerFast
-from transformers.modeling_outputs import BaseModelOutput
 
 from tests.tokenizers import KINDS
 from unembed.device import choose_compute
@@ -170,38 +166,13 @@ def test_load_encoder_reads_a_static_embedding(static):
     assert dict(encoder.pipeline)["longest text"] == "no limit"
 
 
-class OrtModel:
-    """As much of `optimum.onnxruntime` as sentence-transformers calls, over ONNX Runtime itself."""
-
-    def __init__(self, session, config):
-        self.session, self.config = session, config
-
-    @classmethod
-    def from_pretrained(cls, folder, *, config, export, file_name, provider, subfolder="", **hub):
-        assert not export
-        path = Path(folder, subfolder, file_name)
-        return cls(onnxruntime.InferenceSession(path, providers=[provider]), config)
-
-    def forward(self, input_ids, attention_mask, token_type_ids=None):
-        given = {"input_ids": input_ids.numpy(), "attention_mask": attention_mask.numpy()}
-        return BaseModelOutput(torch.from_numpy(self.session.run(None, given)[0]))
-
-    __call__ = forward
-
-
 @pytest.fixture
 def _optimum(monkeypatch):
-    """The package where it is installed: its releases need an older `transformers` than ours."""
-    if importlib.util.find_spec("optimum") is not None:
-        return
-    for name in ("optimum", "optimum.onnxruntime"):
-        module = ModuleType(name)
-        module.__spec__ = ModuleSpec(name, None)
-        monkeypatch.setitem(sys.modules, name, module)
-    tasks = ("FeatureExtraction", "MaskedLM", "SequenceClassification", "CausalLM")
-    for task in tasks:
-        setattr(module, f"ORTModelFor{task}", OrtModel)
-    module.ONNX_WEIGHTS_NAME = "model.onnx"
+    """The package is there, if only by name."""
+    if importlib.util.find_spec("optimum") is None:
+        module = ModuleType("optimum")
+        module.__spec__ = ModuleSpec("optimum", None)
+        monkeypatch.setitem(sys.modules, "optimum", module)
 
 
 @pytest.fixture
@@ -211,7 +182,7 @@ def exported(bare, tmp_path):
     (folder / "onnx").mkdir(parents=True)
     for name in set(FILES) - {"model.safetensors"}:
         shutil.copy(bare / name, folder / name)
-    table = np.random.default_rng(0).standard_normal((200, 16)).astype(np.float32)
+    table = np.random.default_rng(0).standard_normal((1000, 16)).astype(np.float32)
     names = ("input_ids", "attention_mask")
     graph = helper.make_graph(
         [helper.make_node("Gather", ["table", "input_ids"], ["last_hidden_state"])],
@@ -227,8 +198,8 @@ def exported(bare, tmp_path):
     return folder, table
 
 
-@pytest.mark.usefixtures("_optimum")
 def test_load_encoder_runs_an_onnx_file(exported):
+    pytest.importorskip("optimum.onnxruntime", reason="its releases take transformers up to 4.57")
     folder, table = exported
     encoder = load(folder, backend="onnx", pooling="mean")
     vectors = encoder.encode(TEXTS)

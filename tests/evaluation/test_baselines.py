@@ -3,10 +3,17 @@ import copy
 import numpy as np
 import pytest
 
-from unembed.data.pairs import Pairs
+from unembed.data import pairs as pairs_module
+from unembed.data.pairs import CorpusSearch, Pairs
 from unembed.encoders.fake import FakeEncoder
 from unembed.evaluation import rows as baselines
-from unembed.evaluation.rows import RandomTokens, derangement, nearest_pairs, unconditional
+from unembed.evaluation.evaluate import evaluate
+from unembed.evaluation.rows import (
+    RandomTokens,
+    derangement,
+    nearest_pairs,
+    unconditional,
+)
 
 
 def test_unconditional_writes_the_same_whatever_the_vector(inverter, encoder):
@@ -110,3 +117,40 @@ class OppositePairs:
 def test_nearest_pairs_a_best_cosine_below_zero_is_still_the_best():
     query = np.float32([[1.0, 0.0]])
     assert nearest_pairs(OppositePairs(), query, lambda done: None) == ([[1, 2]], [-1.0])
+
+
+# A corpus to start from
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 100_000])
+def test_corpus_search_gives_the_nearest_texts_in_order(pairs_folder, encoder, monkeypatch, chunk):
+    monkeypatch.setattr(pairs_module, "_SEARCHED", chunk)
+    pairs = Pairs.open(pairs_folder)
+    tokens, embeddings = pairs.rows(np.arange(len(pairs)))
+    queries = embeddings[[3, 11]] + np.float32(0.05)
+    results = CorpusSearch(pairs, encoder.tokenizer, count=3)(queries)
+    texts = pairs.tokenizer.decode(tokens)
+    for query, ids in zip(queries, results, strict=True):
+        similarity = np.sort(embeddings @ query)[::-1]
+        again = encoder.encode(encoder.tokenizer.decode(encoder.tokenizer.pack(ids, 12))) @ query
+        np.testing.assert_allclose(again, similarity[:3], atol=2e-3)  # stored in half precision
+        assert set(encoder.tokenizer.decode(encoder.tokenizer.pack(ids, 12))) <= set(texts)
+
+
+def test_corpus_search_is_known_by_its_corpus(pairs_folder, encoder):
+    one, other = (CorpusSearch(Pairs.open(pairs_folder), encoder.tokenizer) for _ in range(2))
+    assert repr(one) == repr(other)
+    assert " at 0x" not in repr(one)
+
+
+def test_evaluate_with_a_corpus_names_what_the_attacker_has(
+    inverter, encoder, passages, pairs_folder
+):
+    spec = "guided-search:encoder_calls=4:rounds=0:limit=2"
+    report = evaluate(
+        inverter, encoder, passages, strategy=spec, limit=2, corpus=Pairs.open(pairs_folder)
+    )
+    assert report.settings["threat_model"] == "vector + encoder + corpus"
+    assert report.settings["attacks"]["inverter"]["threat_model"] == "vector + encoder + corpus"
+    cosine = report.rows["inverter"]["cosine"]
+    assert cosine is not None and cosine.mean > 0.99  # the texts are in the corpus

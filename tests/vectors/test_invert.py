@@ -7,10 +7,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from unembed.decoding.strategy import Inversion
 from unembed.encoders.fake import FakeEncoder
 from unembed.encoders.vectors import VectorStatistics
 from unembed.errors import EmbeddingError, EncoderError
-from unembed.inverter import Inversion
 from unembed.vectors.invert import invert_file, invert_text, invert_to_file
 from unembed.vectors.read import VectorFile
 

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from unembed.data.readers import read_texts
 from unembed.decoding import Decoding
-from unembed.encoders.base import Encoder, is_unicode
+from unembed.encoders.alignment import PairSums, fit_alignment
+from unembed.encoders.base import Encoder, EncoderIdentity, is_unicode
 from unembed.encoders.vectors import as_unit_vectors
 from unembed.evaluation.cache import RowCache
 from unembed.evaluation.metrics import Recovery
@@ -170,6 +171,22 @@ class Corpus:
         similarity = vectors @ self.vectors.T
         rows = similarity.argmax(axis=1)
         return rows.tolist(), similarity[np.arange(len(rows)), rows].tolist()
+
+
+def fit_pairs(target: EncoderIdentity, seed: int) -> FitAlign:
+    """What makes a map of vectors and those of their texts, as `unembed align` does.
+
+    Args:
+        target: The encoder of the inverter's space.
+        seed: Of the pairs that maps are compared on.
+    """
+
+    def fit(vectors: Vectors, targets: Vectors) -> Align:
+        sums = PairSums(seed)
+        sums.add(as_unit_vectors(vectors, vectors.shape[1]), targets)
+        return fit_alignment(sums, target)
+
+    return fit
 
 
 def split_pairs(count: int, pairs: int, seed: int) -> tuple[list[int], list[int]]:

@@ -16,6 +16,7 @@ from unembed.auditing.attacks import (
     Corpus,
     FitAlign,
     Progress,
+    fit_pairs,
     inversion,
     lookup,
     run_attack,
@@ -28,6 +29,7 @@ from unembed.auditing.scoring import make_records
 from unembed.auditing.sensitive import make_finder
 from unembed.decoding import Decoding
 from unembed.encoders import load_encoder
+from unembed.encoders.alignment import Alignment
 from unembed.encoders.base import Encoder
 from unembed.errors import ConfigError, StoreError, UnembedError
 from unembed.evaluation.cache import FOLDER
@@ -47,7 +49,7 @@ def audit(  # noqa: PLR0913 - the front door; all but the first have a default
     to: Inverter | str = "minilm",
     encoder: Encoder | str | None = None,
     decoding: Decoding | str = "greedy",
-    align: Align | None = None,
+    align: Align | Path | str | None = None,
     align_from_store: int = 0,
     fit_align: FitAlign | None = None,
     corpus: Path | str | None = None,
@@ -69,10 +71,11 @@ def audit(  # noqa: PLR0913 - the front door; all but the first have a default
         to: The attacker's inverter, or its name.
         encoder: That made the vectors; the inverter's if not given.
         decoding: How the inverter decodes.
-        align: A map of the store's vectors into the inverter's space.
+        align: A map of the store's vectors into the inverter's space, or the folder of one that
+            `unembed align` made.
         align_from_store: Make such a map from this many rows that have a text, and score it on
             others.
-        fit_align: What makes it.
+        fit_align: What makes it; as `unembed align` does if not given.
         corpus: A file of texts such as an attacker may have, for the lookup.
         corpus_column: Column of its texts.
         encoder_calls: Let the attacker call the encoder so often for each of 32 records.
@@ -94,6 +97,7 @@ def audit(  # noqa: PLR0913 - the front door; all but the first have a default
         "seed": seed,
         "decoding": str(decoding),
         "corpus": str(corpus or ""),
+        "align": str(align) if isinstance(align, (str, Path)) else "",
         "align_from_store": align_from_store,
         "encoder_calls": encoder_calls,
         "group_by": group_by,
@@ -111,6 +115,9 @@ def audit(  # noqa: PLR0913 - the front door; all but the first have a default
         if corpus is not None:
             run.read_corpus(Path(corpus), corpus_column)
         run.plan(decoding, seed, encoder_calls)
+        if isinstance(align, (str, Path)):
+            align = Alignment.load(align)
+            align.require_target(inverter.encoder)
         run.plan_alignment(decoding, seed, align, (align_from_store, fit_align))
         result = run.attack()
     if folder is not None:  # recovered texts unmasked, of no use once all are there
@@ -251,9 +258,10 @@ class _Run:
             )
 
     def _aligned(self, decoding: Decoding, seed: int, pairs: int, fit: FitAlign | None) -> Attack:
-        if fit is None or self.home is None:
+        fit = fit or fit_pairs(self.inverter.encoder, seed)
+        if self.home is None:
             raise ConfigError(
-                "a way to make a map from pairs, and the inverter's encoder",
+                "the inverter's encoder, to make a map from pairs",
                 "none here",
                 "Pass --align with a map, or leave --align-from-store out",
             )

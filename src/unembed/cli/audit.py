@@ -48,6 +48,14 @@ HowOption = Annotated[
 CallsOption = Annotated[
     int, typer.Option("--encoder-calls", min=0, help="Also attack with so many calls a record.")
 ]
+MapOption = Annotated[
+    Path | None,
+    typer.Option("--align", help="A map of `unembed align` from the store's space."),
+]
+PairsOption = Annotated[
+    int,
+    typer.Option("--align-from-store", min=0, help="Make such a map from N rows; score others."),
+]
 CorpusOption = Annotated[
     Path | None, typer.Option("--corpus", help="Texts an attacker may have, to look up in.")
 ]
@@ -104,6 +112,8 @@ def audit(
     encoder: MadeByOption = None,
     strategy: HowOption = "greedy",
     encoder_calls: CallsOption = 0,
+    align: MapOption = None,
+    align_from_store: PairsOption = 0,
     corpus: CorpusOption = None,
     group_by: GroupOption = None,
     show_pii: ShowOption = False,
@@ -139,6 +149,8 @@ def audit(
                     to=inverter,
                     encoder=encoder,
                     decoding=strategy,
+                    align=align,
+                    align_from_store=align_from_store,
                     corpus=corpus,
                     encoder_calls=encoder_calls,
                     group_by=group_by,

@@ -35,11 +35,10 @@ if TYPE_CHECKING:  # torch is 200 MB that collecting texts does not need
     from unembed.data.collect.collect import CollectProgress
     from unembed.data.inspect import Inspection
     from unembed.data.prepare import PrepareProgress
-    from unembed.decoding.strategy import DecodingStep, OnStep
+    from unembed.decoding.strategy import DecodingStep, Inversion, OnStep
     from unembed.encoders.fingerprint import Preflight
     from unembed.evaluation.bootstrap import Figure
     from unembed.evaluation.evaluate import Evaluation
-    from unembed.inverter import Inversion
     from unembed.tokenizer import TextTokenizer
     from unembed.vectors.invert import RoundTrip
     from unembed.vectors.read import Chunk, VectorFile

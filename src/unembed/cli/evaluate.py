@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -9,12 +10,16 @@ from typing import Annotated, Any
 import typer
 
 import unembed
+from unembed.cli.align import show_curve, warn
 from unembed.cli.options import (
+    AlignCurveOption,
+    AlignOption,
     ApiBaseOption,
     CheckpointOption,
     DenoiserDtypeOption,
     DeviceOption,
     EncoderOption,
+    LeakedOption,
     MaxCallsOption,
     PriceOption,
     QuietOption,
@@ -35,6 +40,7 @@ from unembed.cli.options import (
     make_inverter,
     note,
     opened,
+    read_decoding,
     refuse_idle,
     refuse_idle_calls,
     show_usage,
@@ -62,6 +68,25 @@ ReportOption = Annotated[
     typer.Option("--out", help="FILE.json: the figures. A folder: the report; goes on there."),
 ]
 
+CorpusOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--corpus",
+        help="Prepared pairs of texts like those under attack: guided search starts from the "
+        "nearest. An access class of its own.",
+    ),
+]
+FrontierOption = Annotated[
+    bool,
+    typer.Option("--frontier", help="What encoder calls buy: metrics after 0, 2, 7, 15, 31..."),
+]
+LimitOption = Annotated[
+    int | None,
+    typer.Option(
+        "--limit", min=2, help="Pieces to evaluate (1000); with --frontier of each length (64)."
+    ),
+]
+
 # What nobody means as the name of a folder
 _FILES = (".csv", ".html", ".jsonl", ".md", ".npy", ".parquet", ".pdf", ".tsv", ".txt", ".yaml")
 
@@ -72,7 +97,9 @@ def evaluate(
     embedding: VectorsOption = None,
     checkpoint: CheckpointOption = None,
     train_pairs: TrainPairsOption = None,
-    limit: Annotated[int, typer.Option("--limit", min=2, help="Pieces to evaluate.")] = 1000,
+    corpus: CorpusOption = None,
+    frontier: FrontierOption = False,
+    limit: LimitOption = None,
     column: ColumnOption = None,
     text_column: TextColumnOption = None,
     ranges: RangesOption = None,
@@ -81,6 +108,9 @@ def evaluate(
     strategies: StrategiesOption = None,
     steps: StepsOption = None,
     seed: SeedOption = 0,
+    align: AlignOption = None,
+    align_curve: AlignCurveOption = None,
+    leaked: LeakedOption = None,
     out: ReportOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     encoder: EncoderOption = None,
@@ -97,9 +127,8 @@ def evaluate(
 
     --embedding: stored vectors with the texts beside them (--text-column), or in --texts.
     """
-    from unembed.cli.display import StageDisplay, show_evaluation
-    from unembed.data.pairs import Pairs, write_json
-    from unembed.evaluation.report import write_report
+    from unembed.cli.display import StageDisplay
+    from unembed.data.pairs import Pairs
 
     folder = _folder(out, [path for path in (texts, embedding) if path is not None])
     if embedding is None:
@@ -108,26 +137,46 @@ def evaluate(
     passages = None
     if embedding is None or texts is not None:
         passages = _passages(texts, column if embedding is None else text_column)
+    counts = _counts(context, align_curve, leaked, embedding)
+    if frontier:
+        strategy = _searching(context, strategy)
     specs = _strategies(context, strategy, strategies, steps)
+    require_search(corpus, [specs] if isinstance(specs, str) else specs)
     source = None if embedding is None else _source(embedding, column, skip_bad, ranges)
     if source is not None and texts is None:
         _require_texts(source)
     pairs = Pairs.open(train_pairs) if train_pairs is not None else None
-    inverter = make_inverter(checkpoint, None, device, dtype)
-    needed = source is None or encoder is not None or _ask_encoder(specs, steps)
+    inverter = make_inverter(checkpoint, None, device, dtype).aligned(align)
+    warn(inverter.alignment)
+    needed = source is None or encoder is not None or _ask_encoder(specs, steps) or bool(counts)
     where = encoder_settings(inverter, encoder) | api_settings(api_base, max_calls, price)
     model = _encoder(inverter, needed, where, device, trust_remote_code)
     show_usage(context, model)
+    if counts:
+        files, columns = (leaked, embedding), (text_column or "text", column)
+        options = {"decoding": read_decoding(strategy, steps=steps), "seed": seed}
+        return _curve(inverter, model, files, columns, counts, limit or 500, options, out, as_json)
+    similar = Pairs.open(corpus) if corpus is not None else None
     way_on = "the same command goes on" if folder else "with --out FOLDER it could have gone on"
     with interruptible(way_on), opened(source) as vectors, StageDisplay() as display:
         if vectors is not None:
             passages = _stored(vectors, inverter, text_column or "text", passages)
+        if frontier:
+            given: dict[str, Any] = {
+                "strategy": specs,
+                "steps": steps,
+                "seed": seed,
+                "corpus": similar,
+            }
+            given |= {"limit": limit, "folder": folder, "progress": display.update}
+            return _frontier(inverter, model, passages, out, as_json, given)
         report = unembed.evaluate(
             inverter,
             model,
             passages,
             train_pairs=pairs,
-            limit=limit,
+            corpus=similar,
+            limit=limit or 1000,
             strategy=specs,
             steps=steps,
             seed=seed,
@@ -135,6 +184,23 @@ def evaluate(
             progress=display.update,
             announce=display.say,
         )
+    _finish(report, vectors, folder, out, as_json)
+
+
+def _searching(context: typer.Context, strategy: str) -> str:
+    """The strategy of a frontier, guided search unless told; what it does not take is refused."""
+    refuse_idle(context, "without --frontier only", "--frontier", "embedding", "train_pairs")
+    return "guided-search" if strategy == "greedy" else strategy
+
+
+def _finish(
+    report: Any, vectors: Any, folder: Path | None, out: Path | None, as_json: bool
+) -> None:
+    """Add what was odd about stored vectors, write the report and print it."""
+    from unembed.cli.display import show_evaluation
+    from unembed.data.pairs import write_json
+    from unembed.evaluation.report import write_report
+
     if vectors is not None:
         left_out = [f"vectors left out: {reason}" for reason in vectors.describe_left_out()]
         report = replace(report, notes=[*vectors.notes, *left_out, *report.notes])
@@ -143,6 +209,39 @@ def evaluate(
     elif out is not None:
         write_json(out, report.to_dict())
     show_evaluation(report, as_json)
+
+
+def require_search(corpus: Path | None, names: Sequence[str]) -> None:
+    """Refuse a corpus that no strategy would look at.
+
+    Raises:
+        ConfigError: There is one, and guided search is not among the strategies.
+    """
+    if corpus is not None and not any("guided-search" in name or name == "all" for name in names):
+        raise ConfigError("--corpus with guided-search", ", ".join(names), "Choose that strategy")
+
+
+def _frontier(
+    inverter: unembed.Inverter,
+    encoder: Any,
+    passages: Any,
+    out: Path | None,
+    as_json: bool,
+    settings: dict[str, Any],
+) -> None:
+    """Measure, write and print what encoder calls buy."""
+    from unembed.cli.display import to_json
+    from unembed.data.pairs import write_json
+    from unembed.evaluation.frontier import PER_LENGTH, measure_frontier
+    from unembed.evaluation.report import write_frontier
+
+    settings["limit"] = settings["limit"] or PER_LENGTH
+    curve = measure_frontier(inverter, encoder, passages, **settings)
+    if settings["folder"] is not None:
+        write_frontier(curve, settings["folder"])
+    elif out is not None:
+        write_json(out, curve.to_dict())
+    typer.echo(to_json(curve.to_dict()) if as_json else curve.to_markdown())
 
 
 def _folder(out: Path | None, sources: list[Path]) -> Path | None:
@@ -208,7 +307,7 @@ def _stored(source: Any, inverter: unembed.Inverter, column: str, passages: Any)
     """The stored vectors with their texts, of the same table or of a file of their own."""
     from unembed.evaluation.samples import StoredPassages
 
-    return StoredPassages(source, inverter.encoder.dimension, column, passages)
+    return StoredPassages(source, inverter.dimension, column, passages)
 
 
 def _strategies(
@@ -248,3 +347,49 @@ def _encoder(
         note(f"the encoder is not at hand, so no cosine is measured: {error}")
         return None
     return model
+
+
+def _counts(
+    context: typer.Context, curve: str | None, leaked: Path | None, embedding: Path | None
+) -> list[int]:
+    """The numbers of pairs of a curve, ascending; none where no curve was asked for."""
+    if curve is None:
+        refuse_idle(context, "with --align-curve only", "--leaked alone", "leaked")
+        return []
+    numbers = [number.strip().replace("_", "") for number in curve.split(",")]
+    if not all(number.isdecimal() and int(number) for number in numbers):
+        raise ConfigError("numbers of pairs as 1,10,100", repr(curve), "Correct --align-curve")
+    if leaked is None or embedding is None:
+        raise ConfigError(
+            "--leaked, the pairs that leaked, and --embedding, held-out vectors with their texts",
+            "--align-curve without one of them",
+            "Pass both",
+        )
+    idle = ("align", "strategies", "texts", "train_pairs", "ranges", "skip_bad")
+    refuse_idle(context, "without --align-curve only", "--align-curve", *idle)
+    return sorted({int(number) for number in numbers})
+
+
+def _curve(
+    inverter: unembed.Inverter,
+    encoder: Any,
+    files: tuple[Any, Any],
+    columns: tuple[str, str | None],
+    counts: list[int],
+    limit: int,
+    options: dict[str, Any],
+    out: Path | None,
+    as_json: bool,
+) -> None:
+    """Measure the leak against the number of leaked pairs."""
+    from unembed.cli.display import StageDisplay
+    from unembed.evaluation.leaked import LeakedPairs, align_curve
+    from unembed.evaluation.report.plots import write_curve
+
+    leaked, held_out = (LeakedPairs(file, *columns) for file in files)
+    with interruptible("nothing is kept"), StageDisplay() as display:
+        options |= {"limit": limit, "progress": display.update}
+        curve = align_curve(inverter, encoder, leaked, held_out, counts, **options)
+    if out is not None:
+        write_curve(curve, out)
+    show_curve(curve, as_json)

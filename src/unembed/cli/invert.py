@@ -8,7 +8,10 @@ from typing import Annotated, Any
 import typer
 
 import unembed
+from unembed.cli.align import warn
+from unembed.cli.evaluate import CorpusOption, require_search
 from unembed.cli.options import (
+    AlignOption,
     ApiBaseOption,
     CallsOption,
     CheckOption,
@@ -51,7 +54,9 @@ from unembed.cli.options import (
     show_usage,
 )
 
-_OF_FILES = ("out", "key", "column", "keep", "ranges", "skip_bad", "check", "batch_size")
+_OF_FILES = (
+    *("out", "key", "column", "keep", "ranges", "skip_bad", "check", "batch_size", "align"),
+)
 
 
 def invert(
@@ -72,11 +77,13 @@ def invert(
         str | None, typer.Option("--config", "-c", help="Use the weights shipped for this config.")
     ] = None,
     checkpoint: CheckpointOption = None,
+    align: AlignOption = None,
     strategy: StrategyOption = "greedy",
     option: OptionOption = None,
     guidance: GuidanceOption = None,
     repetition: RepetitionOption = None,
     encoder_calls: CallsOption = 0,
+    corpus: CorpusOption = None,
     steps: StepsOption = None,
     length: LengthOption = None,
     seed: SeedOption = 0,
@@ -102,6 +109,7 @@ def invert(
         require_place(svg, "--svg", ".svg")
     settings = steps, guidance, repetition, encoder_calls, length
     decoding = read_decoding(strategy, option, *settings)
+    require_search(corpus, [decoding.name])
     decoding.check(has_encoder=True)  # it is loaded where it is called
     source = (
         None if embedding is None else _source(embedding, key or column, skip_bad, keep, ranges)
@@ -110,13 +118,16 @@ def invert(
     _note_idle(context, decoding.name, with_encoder)
     if source is not None and out is not None:
         _require_apart(source, out)
-    inverter = make_inverter(checkpoint, config, device, dtype)
+    inverter = make_inverter(checkpoint, config, device, dtype).aligned(align)
+    warn(inverter.alignment)
     model: Any = None
     if with_encoder:
         where = encoder_settings(inverter, encoder) | api_settings(api_base, max_calls, price)
         model = make_encoder(where, device, trust_remote_code)
         show_usage(context, model)
     options: dict[str, Any] = {"decoding": decoding, "seed": seed}
+    if corpus is not None:
+        options["corpus"] = _corpus(corpus, inverter)
     if text is not None:
         _invert_text(inverter, model, text, as_json, watch, svg, options)
         return
@@ -208,6 +219,14 @@ def _require_apart(source: Any, out: Path) -> None:
     from unembed.vectors.read import STDIN
 
     require_writable(out, [] if str(source.path) == STDIN else source.parts())
+
+
+def _corpus(folder: Path, inverter: unembed.Inverter) -> Any:
+    from unembed.data.pairs import CorpusSearch, Pairs
+
+    pairs = Pairs.open(folder)
+    inverter.encoder.require_same(pairs.encoder, "the corpus")
+    return CorpusSearch(pairs, inverter.tokenizer)
 
 
 def _source(

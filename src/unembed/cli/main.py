@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 
 import unembed
+from unembed.cli import align as _align
 from unembed.cli import audit as _audit
 from unembed.cli import evaluate as _evaluate
 from unembed.cli import invert as _invert
@@ -57,6 +58,7 @@ train = app.command()(_train.train)
 plot = app.command()(_train.plot)
 export = app.command()(_train.export)
 invert = app.command(epilog=STRATEGIES_EPILOG)(_invert.invert)
+align = app.command()(_align.align)
 evaluate = app.command(epilog=STRATEGIES_EPILOG)(_evaluate.evaluate)
 words = app.command()(_words.words)
 read = app.command()(_audit.read)

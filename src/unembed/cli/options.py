@@ -101,8 +101,8 @@ StrategyOption = Annotated[
     str,
     typer.Option(
         "--strategy",
-        help="greedy, entropy-bounded, euler, euler-remask, two-stage, best-of or guided-search, "
-        "also with settings: greedy:steps=16. Below are the options of each.",
+        help="greedy, entropy-bounded, euler, euler-remask, two-stage, best-of, residual or "
+        "guided-search, also with settings: greedy:steps=16. Below are the options of each.",
     ),
 ]
 OptionOption = Annotated[
@@ -198,6 +198,31 @@ RecoveredOption = Annotated[
 ]
 
 # Of `invert` and `evaluate`
+AlignOption = Annotated[
+    str | None,
+    typer.Option(
+        "--align", help="Vectors of another encoder: the folder of a map by `unembed align`."
+    ),
+]
+AlignCurveOption = Annotated[
+    str | None,
+    typer.Option(
+        "--align-curve",
+        metavar="1,10,…",
+        help="With --embedding: leak against the number of leaked pairs, those of --leaked.",
+    ),
+]
+LeakedOption = Annotated[
+    Path | None,
+    typer.Option("--leaked", help="For --align-curve: pairs of text and vector that leaked."),
+]
+MapsOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--align",
+        help="Offer a map by `unembed align`, for vectors of another encoder. Repeatable.",
+    ),
+]
 DenoiserDtypeOption = Annotated[
     str | None,
     typer.Option(
@@ -444,7 +469,7 @@ def refuse_idle_calls(decoding: Decoding) -> None:
     """
     if decoding.encoder_calls and not decoding.strategy.needs_encoder:
         raise ConfigError(
-            "encoder calls (--encoder-calls) with best-of or guided-search only",
+            "encoder calls (--encoder-calls) with best-of, residual or guided-search only",
             f"{decoding.encoder_calls} with {decoding.name}, which makes none",
             "Leave them out, or choose one of these strategies",
         )

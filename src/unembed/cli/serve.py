@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 import unembed
+from unembed.cli.align import warn
 from unembed.cli.options import (
     ApiBaseOption,
     DeviceOption,
     EncoderOption,
+    MapsOption,
     MaxCallsOption,
     PriceOption,
     QuietOption,
@@ -47,6 +49,7 @@ def serve(
         list[str] | None,
         typer.Option("--checkpoint", help="Shipped name, folder or Hub repository. Repeatable."),
     ] = None,
+    align: MapsOption = None,
     encoder: EncoderOption = None,
     api_base: ApiBaseOption = None,
     max_calls: MaxCallsOption = None,
@@ -110,7 +113,10 @@ def serve(
         lambda name: make_inverter(name, None, device),
         partial(_load_encoder, context, encoder, api, device, trust_remote_code),
         log_texts,
+        align or [],
     )
+    for model in demo.models.values():
+        warn(model.inverter.alignment)
     app = create_app(demo, server.hosts_of(host, allow_host or []), allow_origin or [])
     address = server.address_of(bound)
     opening = f"open {address} (models: {', '.join(demo.models)}; Ctrl+C stops)"

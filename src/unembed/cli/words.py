@@ -24,6 +24,8 @@ from unembed.cli.options import (
 if TYPE_CHECKING:
     from unembed.vectors.words import Word
 
+_COUNTED = 4  # texts in which words are counted for each one that is embedded
+
 
 def words(
     text: Annotated[
@@ -118,13 +120,15 @@ def _fit(
 
     if out.exists() and not out.is_dir():
         raise DataError(f"a folder at {out}", "a file", "Choose another --out")
+    model, corpus = None, []
     if stored is not None:
         identity, chunks, vectors = _stored_pairs(texts, text_column, *stored, limit, seed)
     else:
         passages = list(read_texts(texts, text_column))
-        model, chunks = make(), chunks_of(passages, limit, seed)
+        model, drawn = make(), chunks_of(passages, _COUNTED * limit, seed)
+        chunks, corpus = drawn[:limit], drawn[limit:]
     with StageDisplay() as display:
-        if stored is None:
+        if model is not None:
             finished = 0
 
             def count(some: int) -> None:
@@ -133,7 +137,9 @@ def _fit(
                 display.update("embedding", finished, len(chunks))
 
             identity, vectors = model.identity, model.encode(chunks, count)
-        probe = fit_words(identity, chunks, vectors, seed=seed, progress=display.update)
+        encode = None if model is None else model.encode
+        settings = {"encode": encode, "corpus": corpus, "seed": seed}
+        probe = fit_words(identity, chunks, vectors, **settings, progress=display.update)
     probe.save(out)
     names = f"{len(probe.names)} of them names"
     typer.echo(f"{len(probe.words)} words, {names}, from {len(chunks)} texts in {out}")

@@ -34,6 +34,7 @@ _BLOCK = 1 << 16
 _BLOCKS, _LEAST_BLOCKS = 4096, 16  # read for a digest: in all, and of each of many files
 _MOST_CHARS = 500  # characters of a setting in a message
 _DESCRIBED = 4096  # pairs whose embeddings the statistics of the encoder's vectors come from
+_SEARCHED = 8192  # pairs compared at a time
 
 
 @dataclass(frozen=True)
@@ -396,3 +397,44 @@ def _write_error(path: Path, error: OSError) -> Exception:
         str(error),
         "Free some space and run the same command again: what is finished is kept",
     )
+
+
+@dataclass(frozen=True, repr=False)
+class CorpusSearch:
+    """Finds texts of a corpus by their vectors: what an auditor with similar texts starts from.
+
+    Attributes:
+        pairs: Of the encoder under attack.
+        tokenizer: Of the inverter.
+        count: Texts for each vector.
+    """
+
+    pairs: Pairs
+    tokenizer: TextTokenizer
+    count: int = 4
+
+    def __repr__(self) -> str:
+        """Say which corpus it is: what the recovered texts depend on."""
+        manifest = json.dumps(self.pairs.manifest, sort_keys=True)
+        digest = hashlib.sha256(manifest.encode()).hexdigest()
+        return f"CorpusSearch({digest}, {self.count})"
+
+    def __call__(self, vectors: NDArray[np.float32]) -> list[list[list[int]]]:
+        """Token ids of the nearest texts of each unit vector [B, D], nearest first."""
+        best: NDArray[np.float32] = np.zeros((len(vectors), 0), dtype=np.float32)
+        rows: NDArray[np.int64] = np.zeros((len(vectors), 0), dtype=np.int64)
+        for start in range(0, len(self.pairs), _SEARCHED):
+            index = np.arange(start, min(start + _SEARCHED, len(self.pairs)))
+            _, embeddings = self.pairs.rows(index)
+            best = np.concatenate([best, vectors @ embeddings.T], axis=1)
+            rows = np.concatenate(
+                [rows, np.broadcast_to(index, (len(vectors), len(index)))], axis=1
+            )
+            order = np.argsort(-best, axis=1, kind="stable")[:, : self.count]
+            best = np.take_along_axis(best, order, axis=1)
+            rows = np.take_along_axis(rows, order, axis=1)
+        tokens, _ = self.pairs.rows(rows.ravel())
+        texts = self.pairs.tokenizer.decode(tokens)
+        ids = self.tokenizer.encode(texts)  # which may be another's
+        each = rows.shape[1]
+        return [ids[k : k + each] for k in range(0, len(ids), each)]

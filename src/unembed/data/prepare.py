@@ -38,7 +38,7 @@ from unembed.data.shards import CutShard, Job, Reads, Runner, ShardTask, make_he
 from unembed.encoders.base import Encoder, EncoderIdentity, recorded_name
 from unembed.encoders.fingerprint import Fingerprint, make_fingerprint
 from unembed.errors import DataError
-from unembed.files import locked, make_folder, remove_unfinished, require_apart, text_files
+from unembed.files import locked, remove_unfinished, require_apart, text_files
 from unembed.tokenizer import TextTokenizer, ids_of, load_tokenizer
 
 DIGEST = "digest"
@@ -100,7 +100,6 @@ def prepare_pairs(
     if source.name in (MANIFEST, TOKENIZER):
         require_apart(source, out / source.name)  # it would be written over
     job = _job(source, out, column, config.data, encoder)
-    make_folder(out)
     with locked(out):
         job, manifest = _open_manifest(job)
         damaged = list(_damaged(job, manifest)) if verify else []

@@ -88,7 +88,7 @@ class BestOf:
             index += 1
             if on_step is not None:
                 total = index if finished else index - (drawn - self.samples) // _TOGETHER
-                on_step(_step(best, shown, (index, total), cosines, oracle.calls))
+                on_step(best_so_far(best, shown, (index, total), cosines, oracle.calls))
                 shown = best.tokens.cpu().clone()
             if finished:
                 calls = oracle.calls.to(embedding.device)
@@ -103,7 +103,7 @@ class BestOf:
                 generators=[_child(generators[row]) for row in where.tolist()],
             )
             scores = oracle(where.tolist(), samples.tokens).to(embedding.device)
-            best, cosines = _keep_better(best, cosines, samples, scores, where)
+            best, cosines = keep_better(best, cosines, samples, scores, where)
             drawn += count
 
 
@@ -113,10 +113,21 @@ def _child(generator: torch.Generator) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def _keep_better(
+def keep_better(
     best: Decoded, cosines: Tensor, samples: Decoded, scores: Tensor, where: Tensor
 ) -> tuple[Decoded, Tensor]:
-    """The better of the best so far and of the samples of each row; passes are added up."""
+    """Keep the better of the best so far and of other texts of each row.
+
+    Args:
+        best: Best texts so far of all B rows.
+        cosines: Theirs [B].
+        samples: N other texts.
+        scores: Cosines of those [N].
+        where: The row that each is of [N].
+
+    Returns:
+        The better texts, passes added up, and their cosines.
+    """
     tokens, sure, order = best.tokens.clone(), best.confidences.clone(), best.order.clone()
     passes, cosines = best.passes.clone(), cosines.clone()
     for sample, row in enumerate(where.tolist()):
@@ -128,9 +139,10 @@ def _keep_better(
     return Decoded(tokens, sure, order, passes), cosines
 
 
-def _step(
+def best_so_far(
     best: Decoded, shown: Tensor, place: tuple[int, int], cosines: Tensor, calls: Tensor
 ) -> DecodingStep:
+    """Show the best text of each row so far, at a place (index, total), to a live display."""
     tokens = best.tokens.cpu().clone()
     return DecodingStep(
         place[0],

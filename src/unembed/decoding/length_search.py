@@ -40,7 +40,7 @@ def predict_with_length(
     The text goes on at position l with the probability that it has more than l tokens, so the
     median length is the number of positions where that is at least one half. A denoiser is trained
     on these very probabilities; those that ship are right to half a token in the mean
-    (docs/results.md), so nothing is calibrated afterwards.
+    (docs/decoding.md), so nothing is calibrated afterwards.
 
     Args:
         state: Fully masked; has the end and the padding afterwards.
@@ -122,6 +122,7 @@ def search_lengths(
     blank = spec.masked(len(repeated), embedding.device)
     tokens = spec.with_end(blank, places[:, :count].reshape(-1))
     state = DenoisingState(repeated, spec, tokens, end_given=True)
+    assert spec.end_id is not None
     at_end = state.tokens == spec.end_id
     state.confidences = torch.where(at_end, ends[:, :count].reshape(-1, 1).exp(), state.confidences)
     state.order = torch.ones_like(state.order) * (state.confidences > 0)

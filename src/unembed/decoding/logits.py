@@ -66,6 +66,16 @@ def with_processors(denoiser: DenoiserFn, processors: Sequence[LogitsProcessor])
     return processed
 
 
+def with_callback(denoiser: DenoiserFn, before_pass: Callable[[], None]) -> DenoiserFn:
+    """Call something before every pass of a denoiser; what it raises ends the work."""
+
+    def watched(tokens: Tensor, embedding: Tensor, t: Tensor, positions: Tensor) -> Tensor:
+        before_pass()
+        return denoiser(tokens, embedding, t, positions)
+
+    return watched
+
+
 @dataclass(frozen=True)
 class Guidance:
     """Classifier-free guidance: logits (1 + w) l(embedding) - w l(nothing), with a varying w.

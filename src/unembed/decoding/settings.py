@@ -16,12 +16,14 @@ import logging
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from numbers import Integral
 from typing import Any, NoReturn, cast
 
 from unembed.decoding.best_of import BestOf
 from unembed.decoding.euler import Euler, EulerRemask, TwoStage
 from unembed.decoding.guided_search.search import GuidedSearch
 from unembed.decoding.logits import REPETITION_PENALTY
+from unembed.decoding.residual import Residual
 from unembed.decoding.sequential import EntropyBounded, Sequential
 from unembed.decoding.strategy import Strategy
 from unembed.errors import ConfigError
@@ -33,6 +35,7 @@ STRATEGIES: dict[str, type[Strategy]] = {
     "euler-remask": EulerRemask,
     "two-stage": TwoStage,
     "best-of": BestOf,
+    "residual": Residual,
     "guided-search": GuidedSearch,
 }
 DEFAULT_STEPS = 8  # as good as one a position, and four times as fast (docs/results.md)
@@ -162,7 +165,9 @@ class Decoding:
 
     @property
     def threat_model(self) -> str:
-        """Threat model: the attacker has only the vector, or may call the encoder too."""
+        """Threat model: only the vector, calls of the encoder too, or its weights."""
+        if getattr(self.strategy, "open_weights", False):
+            return "vector + encoder's weights"
         return "vector + encoder" if self.encoder_calls else "vector only"
 
     def check(self, has_encoder: bool) -> None:
@@ -306,3 +311,20 @@ def _refuse(expected: str, value: object, what: str) -> NoReturn:
 
 def _spell(value: object) -> str:
     return f"{value:g}" if isinstance(value, float) and float(f"{value:g}") == value else str(value)
+
+
+def require_whole(**values: tuple[Any, int]) -> None:
+    """Refuse a value that is no whole number, or below its least.
+
+    Args:
+        **values: (value, least) by the name that the error says.
+
+    Raises:
+        ConfigError: One of them is.
+    """
+    for name, (value, low) in values.items():
+        whole = isinstance(value, Integral) and not isinstance(value, bool)
+        if not whole or value < low:
+            raise ConfigError(
+                f"{name} as a whole number of at least {low}", repr(value), f"Correct {name}"
+            )

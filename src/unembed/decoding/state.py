@@ -102,9 +102,10 @@ class DenoisingState:
             content: Tokens before the end, from 1 to L - 1.
             confidences: Probability of the end token at each position [B, L].
         """
-        tokens = self.spec.with_end(self.tokens, content)
-        sure = torch.where(tokens == self.spec.end_id, confidences, 1.0)
-        self.unmask(tokens != self.tokens, tokens, sure)
+        tokens, end_id = self.spec.with_end(self.tokens, content), self.spec.end_id
+        assert end_id is not None
+        confidences = torch.where(tokens == end_id, confidences, 1.0)
+        self.unmask(tokens != self.tokens, tokens, confidences)
         self.end_given, self.forbidden = True, self.spec.special_ids
 
     def guess(self, tokens: Tensor, confidences: Tensor) -> None:

@@ -137,6 +137,29 @@ class Decoded:
             object.__setattr__(self, "encoder_calls", torch.zeros_like(self.passes))
 
 
+@dataclass(frozen=True)
+class Inversion:
+    """One recovered text.
+
+    Attributes:
+        text: The text.
+        token_ids: Its content tokens, up to the end token.
+        confidences: Probability the denoiser gave each of them when it was unmasked, 0 to 1.
+        passes: Denoiser passes spent.
+        encoder_calls: Texts embedded on the way (0: the vector alone was used).
+        order: Pass, from 1, in which each token was unmasked for the last time.
+        cosine: Between the vector and that of the text, where it was embedded; else None.
+    """
+
+    text: str
+    token_ids: list[int]
+    confidences: list[float]
+    passes: int
+    encoder_calls: int
+    order: list[int] = field(default_factory=list)
+    cosine: float | None = None
+
+
 OnStep = Callable[[DecodingStep], None]
 
 
@@ -166,6 +189,23 @@ class Oracle(Protocol):
         """Look up the embeddings [N, D] of hypotheses that were scored; no calls.
 
         Unit vectors; zeros for a hypothesis that was not embedded.
+        """
+        ...
+
+    def starts(self, row: int) -> Sequence[Sequence[int]]:
+        """Give token ids of texts like that of one vector, nearest first, if a corpus has them."""
+        ...
+
+    def token_gains(
+        self, rows: Sequence[int], token_ids: Sequence[Sequence[int]]
+    ) -> list[NDArray[np.float32] | None]:
+        """Differentiate: what each token would gain in cosine at each place, to first order.
+
+        It takes the encoder's weights, and each gradient counts as two calls.
+
+        Returns:
+            For each hypothesis [n, V] for its n tokens; None where no two calls are left, the
+            weights are not open, or its text has other tokens.
         """
         ...
 
@@ -285,3 +325,9 @@ def require_oracle(oracle: Oracle | None, strategy: str) -> Oracle:
             "Pass the encoder and --encoder-calls, or choose a strategy that needs the vector only",
         )
     return oracle
+
+
+def mix_seed(seed: int, index: int) -> int:
+    """Make a generator's seed for one vector of a call."""
+    words: Sequence[int] = np.random.SeedSequence([seed, index]).generate_state(2).tolist()
+    return words[0] << 31 | words[1] >> 1

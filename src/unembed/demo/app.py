@@ -21,9 +21,10 @@ from starlette.middleware.cors import CORSMiddleware
 import unembed
 from unembed.demo import requests
 from unembed.demo.middleware import Guard
-from unembed.demo.models import EXAMPLES, Demo, describe_model
+from unembed.demo.models import Demo, describe_model
 from unembed.demo.requests import EventStream
 from unembed.demo.schemas import (
+    EXAMPLES,
     MEDIA_TYPE,
     DecodeRequest,
     EncodeOut,
@@ -163,6 +164,7 @@ async def queue(demo: Shared) -> list[QueueOut]:
             limit=limit,
         )
         for model in demo.models.values()
+        if model.inverter.alignment is None  # a map has the workers of its model
         for kind, worker in model.workers.items()
         for waiting, running in [worker.counts]
     ]

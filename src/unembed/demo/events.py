@@ -9,8 +9,8 @@ from itertools import groupby, zip_longest
 from typing import Any
 
 from unembed.decoding import DecodingStep
+from unembed.decoding.strategy import Inversion
 from unembed.evaluation.metrics import exact_match, token_accuracy, token_set_f1
-from unembed.inverter import Inversion
 from unembed.tokenizer import TextTokenizer
 
 _WORD_STARTS = "▁Ġ"  # how vocabularies write that a word begins

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 import time
 from collections import deque
@@ -17,14 +18,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unembed.decoding import DEFAULT_STEPS, STRATEGIES, Decoding, DecodingStep, strategy_fields
+from unembed.decoding.strategy import Inversion
 from unembed.demo.events import Speller, figures, is_news, step_event
 from unembed.demo.limits import Limits
 from unembed.demo.middleware import Clients
 from unembed.demo.queue import Job, Metrics, Worker, require_listener
-from unembed.demo.schemas import ModelOut, Option, ProblemError, StrategyOut
+from unembed.demo.schemas import MapOut, ModelOut, Option, ProblemError, StrategyOut
+from unembed.encoders.alignment import Alignment
 from unembed.encoders.base import Encoder, EncoderIdentity, Progress
 from unembed.errors import ConfigError
-from unembed.inverter import Inversion, Inverter
+from unembed.inverter import Inverter
 from unembed.tokenizer import TextTokenizer
 
 DEFAULT_CALLS = 128  # where a strategy asks the encoder and the request does not say how often
@@ -133,6 +136,16 @@ class ServedModel:
             "bulk": Worker(f"{name} bulk", self.run, limits, metrics),
             "search": Worker(f"{name} search", self.run, limits, metrics),
         }
+
+    def mapped(self, name: str, alignment: Alignment) -> ServedModel:
+        """The same model for vectors of another encoder, with the same workers.
+
+        Raises:
+            CheckpointError: The alignment leads into the space of another encoder.
+        """
+        model = copy.copy(self)
+        model.name, model.inverter = name, self.inverter.aligned(alignment)
+        return model
 
     def submit(self, job: Job) -> Worker:
         """Queue a job with the worker for it; returns that worker.
@@ -312,11 +325,13 @@ class Demo:
 def describe_model(model: ServedModel, limits: Limits) -> ModelOut:
     """Describe a model: all that a client has to know before it asks."""
     identity, inverter = model.encoder.identity, model.inverter
+    alignment = inverter.alignment
     trained = inverter.trained.get("config", {}).get("training", {})
     return ModelOut(
         name=model.name,
-        encoder=identity.name,
-        dimension=identity.dimension,
+        encoder=identity.name if alignment is None else alignment.name,
+        dimension=inverter.dimension,
+        map=None if alignment is None else _describe_map(alignment),
         length=inverter.length,
         max_text_chars=limits.text_chars,
         max_vectors=limits.vectors,
@@ -326,6 +341,18 @@ def describe_model(model: ServedModel, limits: Limits) -> ModelOut:
         default_encoder_calls=min(DEFAULT_CALLS, limits.encoder_calls),
         max_encoder_calls=limits.encoder_calls,
         guidance=float(trained.get("condition_dropout", 0.0)) > 0.0,
+    )
+
+
+def _describe_map(alignment: Alignment) -> MapOut:
+    scored = bool(alignment.cosines)
+    return MapOut(
+        into=alignment.target.name,
+        method=alignment.method,
+        pairs=alignment.pairs,
+        cosine=alignment.cosine if scored else None,
+        floor=alignment.floor if scored else None,
+        doubt=alignment.doubt(),
     )
 
 
@@ -350,8 +377,11 @@ def load_demo(
     load_inverter: Callable[[str], Inverter],
     load_encoder: Callable[[Inverter], Encoder],
     log_texts: bool = False,
+    alignments: Sequence[str] = (),
 ) -> Demo:
     """Load each model once; those of the same encoder share it.
+
+    A map into the space of a model's encoder makes another of that model, named ``MODEL + MAP``.
 
     Args:
         checkpoints: Shipped names, folders or Hub repositories; the first is the default.
@@ -359,6 +389,7 @@ def load_demo(
         load_inverter: A checkpoint → its inverter.
         load_encoder: An inverter → the encoder that it inverts.
         log_texts: Write texts and recoveries to the log.
+        alignments: Folders of maps for vectors of other encoders.
 
     Raises:
         ConfigError: Two checkpoints have the same name, or the rate is not one.
@@ -379,57 +410,12 @@ def load_demo(
         if which not in encoders:
             encoders[which] = SharedEncoder(load_encoder(inverter))
         models[name] = ServedModel(name, inverter, encoders[which], limits, metrics)
+    for folder in alignments:
+        alignment = Alignment.load(folder)
+        fitting = [m for m in models.values() if m.inverter.encoder.key == alignment.target.key]
+        base = next(iter(fitting or models.values()))
+        name = f"{base.name} + {Path(folder).resolve().name}"
+        if name in models:
+            raise ConfigError("maps whose names differ", name, "Rename or leave one out")
+        models[name] = base.mapped(name, alignment)
     return Demo(models, limits, metrics, clients, log_texts)
-
-
-EXAMPLES = (
-    # health
-    "The patient was admitted on Monday with chest pain.",
-    "Her biopsy came back positive and she has not told her family.",
-    "Mr. Alder takes lithium and asked us not to tell his employer.",
-    "Blood pressure 180 over 110, known allergy to penicillin.",
-    "She is eleven weeks pregnant and wants to keep it private.",
-    "What are the side effects of this drug?",
-    "He was treated for addiction twice in the last two years.",
-    "The child has a rare disease of the liver.",
-    # law
-    "The company knew about the defect two years before the recall.",
-    "We propose to settle out of court for two million dollars.",
-    "My client was at home on the night of the fire.",
-    "The witness has changed her name and moved to another city.",
-    "This letter is privileged and must not be shown to the other side.",
-    "The judge rejected the appeal on Friday.",
-    # people at work
-    "We will cut two hundred jobs in March and tell nobody before.",
-    "Dana Reyes earns 94,000 a year, less than the man she replaced.",
-    "His manager called him too old for the new project.",
-    "She reported her boss for harassment in confidence.",
-    "Do not hire him, his last reference was very bad.",
-    "The candidate asked for a higher salary and a later start.",
-    # money
-    "Please transfer 12,500 euros to the account of my brother.",
-    "His credit card was declined three times last week.",
-    "How do I reset the password of my bank account?",
-    "They have not paid their mortgage since the summer.",
-    "We will buy the smaller company before the end of the year.",
-    # chat
-    "I am moving to Berlin next month, please do not tell Tom.",
-    "The key is under the blue pot next to the back door.",
-    "I think I want to leave him but I am afraid.",
-    "Are you free tonight? My parents are out of town.",
-    "I voted for the other party, my father must never know.",
-    "He told me that he is gay and asked me to keep it secret.",
-    # support
-    "My order 48213 never arrived and nobody answers the phone.",
-    "I cannot log in since you changed the name of my account.",
-    "Somebody in your shop copied the number of my card.",
-    "The server password is written in the wiki, please change it.",
-    "Please delete all data that you hold about my daughter.",
-    # mail and notes
-    "Our flight to Lisbon leaves on the third of May at six.",
-    "The meeting with the union is not in the public calendar.",
-    "The alarm code of the office is 4471, the camera is broken.",
-    "Attached are the results of the test, they are worse than expected.",
-    "The prototype fails when the battery gets too warm.",
-    "Nobody outside this team may know what the new product costs.",
-)

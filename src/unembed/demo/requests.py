@@ -32,7 +32,6 @@ from unembed.demo.schemas import (
     RequestBody,
     invalid,
 )
-from unembed.encoders.vectors import as_unit_vectors
 
 _PING = 10.0  # seconds without an event after which the connection is kept open by a comment
 _SLACK = 5.0  # seconds that a reader may be behind
@@ -254,7 +253,7 @@ def decode(demo: Demo, body: DecodeRequest, scope: Scope) -> PendingJob:
         _check_text(body.text, demo.limits)
         inputs = [body.text]
     else:
-        inputs = as_unit_vectors(body.embedding, model.encoder.identity.dimension)
+        inputs = model.inverter.map_vectors(body.embedding)
     return PendingJob(demo, model, decoding, inputs, client_name(scope), body.seed, watched=True)
 
 
@@ -276,7 +275,7 @@ def invert(demo: Demo, body: InvertRequest, scope: Scope) -> PendingJob:
         for text in inputs:
             _check_text(text, demo.limits)
     else:
-        inputs = as_unit_vectors(body.embeddings, model.encoder.identity.dimension)
+        inputs = model.inverter.map_vectors(body.embeddings)
     problem = demo.clients.charge(scope, count)
     if problem is not None:
         raise problem

@@ -104,7 +104,9 @@ class VectorCache:
                 row = database.execute("SELECT vector FROM vectors WHERE text = ?", [key])
                 for (data,) in row:
                     if isinstance(data, bytes) and len(data) % 4 == 0:
-                        vectors[text] = np.frombuffer(data, dtype="<f4").astype(np.float32)
+                        vector = np.frombuffer(data, dtype="<f4").astype(np.float32)
+                        if vector.any() and np.isfinite(vector).all():
+                            vectors[text] = vector
         return vectors
 
     def put(self, texts: Sequence[str], vectors: NDArray[np.float32]) -> None:

@@ -57,7 +57,7 @@ class SentenceEncoder:
         batch_size: int | None = None,
         defaults: dict[str, str] | None = None,
     ) -> None:
-        self._model = model
+        self._model = self.differentiable = model
         self._defaults = defaults or {}
         self._load = load
         self._waiting = list(replicas)

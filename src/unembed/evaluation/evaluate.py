@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -39,6 +39,7 @@ from unembed.evaluation.rows import (
     Spec,
     name_attacks,
     require_encoder,
+    require_no_map,
 )
 from unembed.evaluation.samples import (
     LABELS,
@@ -50,12 +51,11 @@ from unembed.evaluation.samples import (
     make_example,
     paired,
 )
-from unembed.files import locked, make_folder
+from unembed.files import locked
 from unembed.inverter import Inverter
 from unembed.tokenizer import TextTokenizer
 
-_MOST_GROUPS = 30
-_COMPARED = 256  # stored vectors that are compared with their texts embedded here
+_MOST_GROUPS, _COMPARED = 30, 256  # the latter: stored vectors compared with texts embedded here
 _SAME_VECTOR, _FEW_UNLIKE = 0.99, 0.02
 _LENGTHS = ((1, 3), (4, 8), (9, 16), (17, 24), (25, 32))  # tokens, both ends included
 LENGTH, OTHERS = "length", "others"
@@ -120,6 +120,7 @@ def evaluate(  # noqa: PLR0913 - the front door; all but the first three have a 
     strategy: Spec | Sequence[Spec] = "greedy",
     steps: int | None = None,
     train_pairs: Pairs | None = None,
+    corpus: Pairs | None = None,
     limit: int | None = 1000,
     seed: int = 0,
     folder: Path | None = None,
@@ -143,6 +144,7 @@ def evaluate(  # noqa: PLR0913 - the front door; all but the first three have a 
             ``greedy:steps=32``.
         steps: Denoiser passes per text where the strategy does not say; 8 if None.
         train_pairs: The training pairs, for the nearest text and the rarity of tokens.
+        corpus: Pairs of texts like those under attack, which guided search starts from.
         limit: Pieces to evaluate, drawn with the seed; all when None.
         seed: Of the draw, of the strategies that sample and of the bootstrap.
         folder: Keeps recovered texts as they come, so that the same call goes on after an
@@ -159,42 +161,33 @@ def evaluate(  # noqa: PLR0913 - the front door; all but the first three have a 
     attacks = _checked(inverter, encoder, train_pairs, name_attacks(strategy, steps))
     report = progress or (lambda stage, count, total: None)
     samples = Samples(
-        texts if vectors is None else paired(texts, vectors, inverter.encoder.dimension),
+        texts if vectors is None else paired(texts, vectors, inverter.dimension),
         inverter.tokenizer,
-        _cutting(inverter),
+        cutting(inverter),
         limit=limit,
         seed=seed,
         report=lambda count: report("cutting the texts", count, 0),
     )
     same_vocabulary = train_pairs is not None and _same_tokens(inverter, train_pairs)
     counts = train_pairs.token_counts if same_vocabulary and train_pairs is not None else None
-    bench = Bench(inverter, encoder, attacks, train_pairs, counts, seed, report, len(samples))
+    known = train_pairs, counts, seed, report, len(samples), corpus
+    bench = Bench(inverter, encoder, attacks, *known)
     ruler, notes = make_ruler(inverter.tokenizer, counts)
     notes = _first_notes(bench, samples) + notes
     if train_pairs is None:
         notes.append("nearest training text: not measured, no training pairs were given")
-    with ExitStack() as stack:
-        if folder is not None:
-            make_folder(folder / FOLDER)
-            stack.enter_context(locked(folder / FOLDER))
-        identity = {"texts": samples.digest, "limit": limit, "seed": seed}
-        rows = _open_rows(stack, bench, folder, identity)
+    lock = nullcontext() if folder is None else locked(folder / FOLDER)
+    with lock, ExitStack() as stack:
+        rows, provenance = [], {} if folder is None else bench.provenance()
+        for name, recover, batch, settings in bench.rows():
+            identity = {**settings, "texts": samples.digest, "limit": limit, "seed": seed}
+            cache = stack.enter_context(RowCache(folder, name, identity | provenance))
+            mask = _attack_mask(attacks.get(name), len(samples), seed)
+            rows.append(_Row(name, recover, batch, cache, len(samples), mask))
         if announce is not None:
             announce(_forecast(bench, rows, next(samples.chunks(BATCH))))
         examples = _fill(bench, rows, samples, ruler)
     return _conclude(bench, rows, examples, notes, samples.stored)
-
-
-def _open_rows(
-    stack: ExitStack, bench: Bench, folder: Path | None, identity: dict[str, Any]
-) -> list[_Row]:
-    """Open each row of the table with what an earlier run recovered for it."""
-    rows, provenance = [], {} if folder is None else bench.provenance()
-    for name, recover, batch, settings in bench.rows():
-        cache = RowCache(folder, name, {**settings, **identity, **provenance})
-        mask = _attack_mask(bench.attacks.get(name), bench.total, bench.seed)
-        rows.append(_Row(name, recover, batch, stack.enter_context(cache), bench.total, mask))
-    return rows
 
 
 def _fill(bench: Bench, rows: list[_Row], samples: Samples, ruler: Ruler) -> list[Example]:
@@ -202,7 +195,7 @@ def _fill(bench: Bench, rows: list[_Row], samples: Samples, ruler: Ruler) -> lis
     indices, naming = draw_indices(len(samples), bench.seed), _Groups()
     examples: list[Example] = []
     for first, chunk in samples.chunks(CHUNK):
-        part = Part(bench.encoder, first, chunk)
+        part = Part(bench.encoder, first, chunk, bench.inverter)
         groups = [naming.of(sample) for sample in chunk]
         for row in rows:
             places, recoveries = row.recoveries(part, partial(bench.show, row.name))
@@ -230,7 +223,9 @@ def _first_notes(bench: Bench, samples: Samples) -> list[str]:
     """What is to be known before any figure: stored vectors that are strange, what is missing."""
     notes = []
     if samples.stored:
-        notes += _stored_notes(bench, Part(bench.encoder, *next(samples.chunks(_COMPARED))))
+        notes += _stored_notes(
+            bench, Part(bench.encoder, *next(samples.chunks(_COMPARED)), bench.inverter)
+        )
         longest = bench.inverter.length - 1
         long = sum(len(sample.token_ids) > longest for sample in samples)
         if long:
@@ -240,17 +235,22 @@ def _first_notes(bench: Bench, samples: Samples) -> list[str]:
             )
     else:
         require_encoder(bench.encoder)
+        require_no_map(bench.inverter)
     return notes
 
 
 def _stored_notes(bench: Bench, part: Part) -> list[str]:
     """Whether stored vectors look like the encoder's, and like those of their texts."""
-    name = bench.inverter.encoder.name
+    name, alignment = bench.inverter.encoder.name, bench.inverter.alignment
     statistics = getattr(getattr(bench.inverter, "fingerprint", None), "statistics", None)
-    doubt = None if statistics is None else statistics.doubt(part.vectors, name)
+    if alignment is not None:
+        statistics, name = alignment.statistics, alignment.name
+    doubt = None if statistics is None else statistics.doubt(part.stored, name)
     notes = [] if doubt is None else [doubt]
     if bench.encoder is None:
         return [*notes, "cosine: not measured, there is no encoder to embed what is recovered"]
+    if alignment is not None:
+        return [*notes, f"vectors: mapped ({alignment.describe()})"]
     again = bench.encoder.encode([sample.text for sample in part.samples])
     cosines = (again * part.vectors).sum(axis=1)
     unlike = int((cosines < _SAME_VECTOR).sum())
@@ -266,7 +266,7 @@ def _stored_notes(bench: Bench, part: Part) -> list[str]:
 
 def _forecast(bench: Bench, rows: list[_Row], trial: tuple[int, list[Sample]]) -> str:
     """How many texts are decoded how often, and how long that takes here."""
-    part, seconds = Part(bench.encoder, *trial), 0.0
+    part, seconds = Part(bench.encoder, *trial, bench.inverter), 0.0
     decoded = {**dict.fromkeys((SHUFFLED, BLIND), bench.guesser), **bench.attacks}
     for row in rows:
         if row.name in decoded:
@@ -286,7 +286,7 @@ def duration(seconds: float) -> str:
     return f"about {round(seconds)} seconds" if seconds >= 1.5 else "a second"  # noqa: PLR2004
 
 
-def _cutting(inverter: Inverter) -> DataSection:
+def cutting(inverter: Inverter) -> DataSection:
     """Find how texts were cut in training."""
     return DataSection.model_validate(
         {"length": inverter.length, **inverter.trained.get("config", {}).get("data", {})}
@@ -419,12 +419,17 @@ def _conclude(
         "texts": bench.total,
         "encoder": bench.inverter.encoder.to_dict(),
         "vectors": "stored" if stored else "embedded here",
+        **(
+            {}
+            if bench.inverter.alignment is None
+            else {"alignment": bench.inverter.alignment.describe()}
+        ),
         "strategy": first.decoding.name,
         "passes": None if passes is None else _whole(passes.mean),
         "seed": bench.seed,
-        "threat_model": first.decoding.threat_model,
+        "threat_model": bench.describe(first)["threat_model"],
         "encoder_calls": first.decoding.encoder_calls,
-        "attacks": {name: attack.to_dict() for name, attack in bench.attacks.items()},
+        "attacks": {name: bench.describe(attack) for name, attack in bench.attacks.items()},
         "controls_decoded_by": bench.guesser.to_dict(),
         "bootstrap_resamples": RESAMPLES,
     }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -16,11 +15,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from unembed.data.pairs import Pairs
+from unembed.checkpoints import weights_digest
+from unembed.data.pairs import CorpusSearch, Pairs
 from unembed.decoding import Decoding
 from unembed.decoding.strategy import options_of
 from unembed.encoders.base import Encoder
-from unembed.errors import ConfigError, EncoderError
+from unembed.errors import ConfigError, DataError, EncoderError
 from unembed.evaluation.cache import settings_digest
 from unembed.evaluation.metrics import Recovery
 from unembed.evaluation.samples import Sample
@@ -51,6 +51,7 @@ ALL = (
     "two-stage:temperature=0.5",
     "best-of:samples=1:encoder_calls=1:limit=32",
     "best-of:encoder_calls=16:limit=32",
+    "residual:encoder_calls=16:limit=32",
     "guided-search:encoder_calls=300:limit=32",
 )
 
@@ -139,23 +140,46 @@ class Part:
     encoder: Encoder | None
     first: int
     samples: list[Sample]
+    inverter: Inverter
+
+    @cached_property
+    def stored(self) -> NDArray[np.float32] | None:
+        """Stored vectors [N, D'] of the texts, where they came with them."""
+        stored = [sample.vector for sample in self.samples if sample.vector is not None]
+        return np.stack(stored) if stored else None
 
     @cached_property
     def vectors(self) -> NDArray[np.float32]:
-        """Embeddings [N, D] of the texts."""
-        stored = [sample.vector for sample in self.samples if sample.vector is not None]
-        if stored:
-            return np.stack(stored)
+        """What is inverted: stored vectors as they are, else the embeddings of the texts [N, D]."""
+        return self.targets if self.stored is None else self.stored
+
+    @cached_property
+    def targets(self) -> NDArray[np.float32]:
+        """Unit vectors [N, D] with which recovered texts are compared.
+
+        Stored ones, where they are of the inverter's encoder; those of another only stand for
+        what the inverter's would be, which is embedded here, or without an encoder mapped.
+        """
+        if self.stored is not None and (self.inverter.alignment is None or self.encoder is None):
+            return self.inverter.map_vectors(self.stored)
         return require_encoder(self.encoder).encode([sample.text for sample in self.samples])
 
     def some(self, places: Sequence[int]) -> Part:
         """A part of it: the texts at some places."""
-        return Part(self.encoder, self.first, [self.samples[place] for place in places])
+        samples = [self.samples[place] for place in places]
+        return Part(self.encoder, self.first, samples, self.inverter)
 
     @property
     def shuffled(self) -> NDArray[np.float32]:
-        """Embedding of another text for each."""
+        """Vectors inverted for another text than theirs."""
         return self.vectors[derangement(len(self.samples))]
+
+
+def require_no_map(inverter: Inverter) -> None:
+    """Refuse an aligned inverter where vectors of its own encoder come; raises DataError."""
+    if inverter.alignment is not None:
+        wanted = f"stored vectors of {inverter.alignment.name} with the texts, for the alignment"
+        raise DataError(wanted, "texts alone", "Pass them, or leave the alignment out")
 
 
 def require_encoder(encoder: Encoder | None) -> Encoder:
@@ -188,6 +212,22 @@ class Bench:
     seed: int
     report: ProgressFn
     total: int
+    corpus: Pairs | None = None
+
+    @property
+    def corpus_search(self) -> CorpusSearch | None:
+        """What guided search starts from beside the greedy text, where there is a corpus."""
+        if self.corpus is None:
+            return None
+        self.inverter.encoder.require_same(self.corpus.encoder, "the corpus")
+        return CorpusSearch(self.corpus, self.inverter.tokenizer)
+
+    def describe(self, attack: Attack) -> dict[str, Any]:
+        """Plain data of an attack, a corpus named among what the attacker has."""
+        plain = attack.to_dict()
+        if self.corpus is not None and attack.decoding.name == "guided-search":
+            plain["threat_model"] += " + corpus"
+        return plain
 
     @property
     def guesser(self) -> Attack:
@@ -257,12 +297,11 @@ class Bench:
 
     def provenance(self) -> dict[str, Any]:
         """Facts that every recovery depends on, beside the texts and the row's settings."""
-        digest = hashlib.sha256()
-        for name, tensor in sorted(self.inverter.denoiser.state_dict().items()):
-            digest.update(name.encode())
-            digest.update(tensor.detach().float().cpu().numpy().tobytes())
-        return {
-            "weights": digest.hexdigest(),
+        alignment = self.inverter.alignment
+        corpus = {} if self.corpus is None else {"corpus": settings_digest(self.corpus.manifest)}
+        return corpus | {
+            "weights": weights_digest(self.inverter.denoiser),
+            **({} if alignment is None else {"alignment": alignment.digest}),
             "dtype": str(self.inverter.compute.dtype).removeprefix("torch."),
             "diffusion": self.inverter.diffusion,
             "tokenizer": self.inverter.tokenizer.digest,
@@ -280,9 +319,11 @@ class Bench:
                 first_index=part.first + start,
                 decoding=attack.decoding,
                 encoder=self.encoder if attack.decoding.encoder_calls else None,
+                corpus=self.corpus_search,
             )
             each = (time.perf_counter() - began) * 1000 / len(inversions)
-            cosines = _cosines(self.encoder, [i.text for i in inversions], part.vectors[start:stop])
+            texts = [inversion.text for inversion in inversions]
+            cosines = cosines_of(self.encoder, texts, part.targets[start:stop])
             return [
                 Recovery(i.text, i.token_ids, i.confidences, i.passes, i.encoder_calls, each, c)
                 for i, c in zip(inversions, cosines, strict=True)
@@ -295,7 +336,7 @@ class Bench:
         pairs, total = self.pairs, len(self.pairs)
         tokens, cosines = nearest_pairs(
             pairs,
-            part.vectors[start:stop],
+            part.targets[start:stop],
             lambda count: self.report("searching the training texts", count, total),
         )
         texts = pairs.tokenizer.decode(tokens)
@@ -314,7 +355,7 @@ class Bench:
                 for index, sample in enumerate(batch, start=start)
             ]
             texts = self.inverter.tokenizer.decode(tokens)
-            cosines = _cosines(self.encoder, texts, part.vectors[start:stop])
+            cosines = cosines_of(self.encoder, texts, part.targets[start:stop])
             return [
                 Recovery(text, ids, cosine=cosine)
                 for text, ids, cosine in zip(texts, tokens, cosines, strict=True)
@@ -323,7 +364,7 @@ class Bench:
         return recover
 
 
-def _cosines(
+def cosines_of(
     encoder: Encoder | None, texts: Sequence[str], vectors: NDArray[np.float32]
 ) -> list[float | None]:
     """Cosine of each re-encoded text with its target; None where there is nothing to encode."""

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from unembed.decoding.strategy import Inversion
 from unembed.encoders.base import Encoder
-from unembed.encoders.vectors import as_unit_vectors
 from unembed.errors import EmbeddingError
-from unembed.inverter import Inversion, Inverter
+from unembed.inverter import Inverter
 from unembed.vectors.output import PartFile, named_columns, require_writable
 from unembed.vectors.read import Chunk, VectorFile
 
@@ -187,42 +188,49 @@ def invert_stream(
                 yield part, []
                 continue
             inversions = _inverted(inverter, part, {**options, "batch_size": batch_size})
-            yield part, inversions if check is None else _with_cosines(inversions, part, check)
+            if check is not None:
+                inversions = _with_cosines(inversions, inverter.map_vectors(part.vectors), check)
+            yield part, inversions
 
 
 def _chunks(inverter: Inverter, source: VectorFile) -> Iterator[Chunk]:
     """The vectors; an error about their size also says whose they should be."""
-    encoder = inverter.encoder
+    alignment = inverter.alignment
+    name = inverter.encoder.name if alignment is None else alignment.name
     try:
-        yield from source.chunks(encoder.dimension)
+        yield from source.chunks(inverter.dimension)
     except EmbeddingError as error:
         if "dimensions" not in f"{error.expected} {error.found}":
             raise
-        whose = f"Use vectors of {encoder.name}"
+        whose = f"Use vectors of {name}"
         fix = whose if "Use vectors of" in error.fix else f"{whose}. {error.fix}"
         raise EmbeddingError(error.expected, error.found, fix) from error
 
 
 def _compare(inverter: Inverter, chunk: Chunk, source: VectorFile) -> None:
     """Note where vectors cannot be the encoder's, once a file."""
+    alignment, name = inverter.alignment, inverter.encoder.name
     fingerprint = getattr(inverter, "fingerprint", None)
     statistics = None if fingerprint is None else fingerprint.statistics
+    if alignment is not None:
+        statistics, name = alignment.statistics, alignment.name
     if statistics is None or not chunk.rows or "strange" in source.marks:
         return
-    doubt = statistics.doubt(chunk.vectors, inverter.encoder.name)
+    doubt = statistics.doubt(chunk.vectors, name)
     if doubt is not None:
         source.marks.add("strange")
         source.note(f"rows {chunk.rows[0]} to {chunk.rows[-1]} of {source.path}: {doubt}")
 
 
-def _with_cosines(inversions: list[Inversion], part: Chunk, encoder: Encoder) -> list[Inversion]:
-    """Add each text's cosine with its vector; None where no text was recovered."""
+def _with_cosines(
+    inversions: list[Inversion], vectors: NDArray[np.float32], encoder: Encoder
+) -> list[Inversion]:
+    """Add each text's cosine with its vector, mapped where that was; None without a text."""
     indices = [i for i, item in enumerate(inversions) if item.text.strip()]
     checked = list(inversions)
     if indices:
         embeddings = encoder.encode([inversions[i].text for i in indices])
-        targets = as_unit_vectors(part.vectors[indices], part.vectors.shape[1])
-        for i, cosine in zip(indices, (embeddings * targets).sum(axis=1), strict=True):
+        for i, cosine in zip(indices, (embeddings * vectors[indices]).sum(axis=1), strict=True):
             checked[i] = replace(inversions[i], cosine=float(np.clip(cosine, -1, 1)))
     return checked
 
@@ -243,8 +251,9 @@ def _identity(
     inverter: Inverter, source: VectorFile, check: Encoder | None, options: dict[str, Any]
 ) -> dict[str, Any]:
     """Identify what the texts depend on: vectors, weights, settings."""
-    ranges = source.ranges
+    ranges, alignment = source.ranges, inverter.alignment
     return {
+        **({} if alignment is None else {"alignment": alignment.digest}),
         "vectors": [_file_identity(path) for path in source.parts()],
         "key": source.key,
         "keep": list(source.keep),

@@ -204,6 +204,16 @@ def row_of(value: Any, dimension: int) -> NDArray[Any] | str:
     return _from_list(value, dimension) if isinstance(value, list) else _or_reason(value)
 
 
+def size_of(value: Any) -> int:
+    """How many numbers a record's vector has, as far as its spelling tells; else 0."""
+    while isinstance(value, list) and len(value) == 1 and isinstance(value[0], (list, str)):
+        value = value[0]
+    if isinstance(value, str):
+        inner = value.strip().strip("[](){} \n").replace(",", " ").split()
+        return len(inner) if value.strip().startswith(("[", "{", "(")) else 0
+    return len(value) if isinstance(value, (list, np.ndarray)) else 0
+
+
 def _or_reason(value: Any) -> NDArray[Any] | str:
     return value if isinstance(value, (np.ndarray, str)) else "no list of numbers"
 

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -22,7 +23,7 @@ from numpy.typing import NDArray
 from unembed.encoders.vectors import row_peaks
 from unembed.errors import EmbeddingError
 from unembed.vectors.arrays import Npy, Npz, no_array
-from unembed.vectors.numbers import Ranges, Reason, row_of, to_floats
+from unembed.vectors.numbers import Ranges, Reason, row_of, size_of, to_floats
 from unembed.vectors.records import Json
 from unembed.vectors.tables import Arrow, Csv
 
@@ -287,6 +288,31 @@ def _gathered(
 
 def _columns(keep: Sequence[str], rows: list[list[Any]]) -> dict[str, list[Any]]:
     return {name: [row[index] for row in rows] for index, name in enumerate(keep)}
+
+
+def vector_size(file: VectorFile) -> int:
+    """Find the dimension of the vectors of a file: that of most of its first 1,024 rows.
+
+    Raises:
+        EmbeddingError: The file cannot be read, or no size can be told (no vectors, base64).
+    """
+    path = file.parts()[0]
+    with _damage_as_errors(path):
+        source = file._source(path)
+        if isinstance(source, Arrow):
+            values = source.first(CHUNK)
+        elif isinstance(source, (Json, Csv)):
+            records = source.records() if isinstance(source, Json) else source.records(0)
+            values = [value for value, _ in islice(records, CHUNK)]
+        else:
+            values = list(next(iter(source.blocks(0, CHUNK)), []))
+    sizes = Counter(size_of(value) for value in values)
+    del sizes[0]
+    if not sizes:
+        raise EmbeddingError(
+            f"vectors in {file.path}, as lists of numbers", "none", "Say which column holds them"
+        )
+    return sizes.most_common(1)[0][0]
 
 
 def file_kind(path: Path) -> str | None:

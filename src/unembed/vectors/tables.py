@@ -73,6 +73,19 @@ class Arrow:
                 columns,
             )
 
+    def first(self, count: int) -> list[Any]:
+        """The vectors of some of the first rows as they are spelled, whatever their size."""
+        batches = self._arrow_batches()
+        if self._is_parquet:
+            batches = open_parquet(self.path).iter_batches(batch_size=count)
+        for batch in batches:
+            column = self._column(batch.schema)
+            values: list[Any] = (
+                _field(batch.column(column[0]), column[1:]).slice(0, count).to_pylist()
+            )
+            return values
+        return []
+
     @property
     def _is_parquet(self) -> bool:
         return self.path.suffix.lower() in (".parquet", ".pq")

@@ -1,9 +1,7 @@
 """Which words a vector says are in its text: one calibrated logistic regression for each word.
 
-An inverter writes a text of up to its length. Of a longer one, a passage of a vector store, the
-vector says less about the order and much about the words. What a linear map finds of them is a
-lower bound on what leaks, costs minutes to learn, and its probabilities mean what they say.
-docs/words.md has the commands and figures.
+Of a text longer than an inverter writes, the vector says less about the order and much about the
+words. What a linear map finds of them is a lower bound. docs/words.md has commands and figures.
 """
 
 from __future__ import annotations
@@ -27,7 +25,7 @@ from torch import Tensor
 from unembed.encoders.base import EncoderIdentity
 from unembed.encoders.vectors import as_unit_vectors
 from unembed.errors import CheckpointError, ConfigError, DataError
-from unembed.files import atomic
+from unembed.files import atomic, read_json
 
 FORMAT = 1
 WORDS, WEIGHTS = "words.json", "words.safetensors"
@@ -35,10 +33,10 @@ COMMON = 0.1  # base rate from which on a word says little about a text
 SHORTEST, LONGEST = 24, 190  # words of a chunk: about 32 and 256 tokens
 _BUCKETS = (24, 48, 96)  # words from which on chunks are drawn in equal shares
 _MOST_WORDS = 12_000
-_LEAST_TEXTS = 10  # that a word must be in to be learned
+_LEAST_TEXTS = 8  # that a word must be in to be learned
 _LEAST_PAIRS = 200
 _CALIBRATION = 0.1  # share of the pairs that the regressions do not see
-_PENALTIES = (0.3, 1.0, 3.0, 10.0)  # of squared weights on features of unit variance
+_PENALTIES = (3.0, 10.0, 30.0, 100.0, 300.0)  # of squared weights on features of unit variance
 _TRIAL_WORDS = 600
 _ROUNDS = 12
 _TOGETHER = 1024  # words fitted at once: [N, 1024] logits
@@ -80,11 +78,6 @@ class WordProbe:
         bias: float32 [W].
         base_rates: Share of the training texts that have each word [W].
         trained: Facts about the training, for the record.
-
-    Example:
-        >>> probe = WordProbe.from_pretrained("minilm")
-        >>> probe.encoder.name
-        'all-MiniLM-L6-v2'
     """
 
     encoder: EncoderIdentity
@@ -159,7 +152,7 @@ class WordProbe:
         shipped = shipped_probes()
         folder = shipped.get(str(name_or_path), Path(name_or_path))
         try:
-            data = json.loads((folder / WORDS).read_text(encoding="utf-8"))
+            data = read_json(folder / WORDS)
             if data["format"] != FORMAT:
                 raise ValueError(f"format {data['format']}")
             tensors = load_file(folder / WEIGHTS)
@@ -288,31 +281,38 @@ def fit_words(
     texts: Sequence[str],
     vectors: NDArray[np.float32],
     *,
+    encode: Callable[[Sequence[str]], NDArray[np.float32]] | None = None,
+    corpus: Sequence[str] = (),
     seed: int = 0,
     progress: Progress = lambda stage, done, total: None,
 ) -> WordProbe:
     """Learn which words a vector says are in its text.
 
-    Each word gets an L2-penalised logistic regression; the penalty is that of the least log loss
-    on a tenth of the pairs, which then also calibrate: logit' = a · logit + b · log-odds of the
-    base rate + c (Platt scaling with the base rate as a second feature), the same for all words.
+    Each word gets a logistic regression whose weights are drawn towards a multiple of the word's
+    own embedding, the same for all words, or towards 0 without an encoder; so rare words are known
+    too. The penalty is that of the least log loss on a tenth of the pairs, which then also
+    calibrate: logit' = a · logit + b · log-odds of the base rate + c (Platt scaling with the base
+    rate as a second feature), the same for all words.
 
     Args:
         encoder: What made the vectors.
         texts: As they were embedded.
         vectors: Unit vectors [N, D].
+        encode: Embeds the words alone, unit vectors [W, D].
+        corpus: Further texts, without vectors, to count words in.
         seed: Of the split.
         progress: Called with (stage, words done, words).
 
     Raises:
-        DataError: Fewer than 200 pairs, or no word that ten texts have.
+        DataError: Fewer than 200 pairs, or no word that eight texts have.
     """
     if len(texts) < _LEAST_PAIRS or len(texts) != len(vectors):
         found = f"{len(texts)} texts and {len(vectors)} vectors"
         raise DataError(f"at least {_LEAST_PAIRS} texts with a vector each", found, "Add some")
     order = np.random.default_rng(seed).permutation(len(texts))
     held_out, fitted = np.split(order, [round(_CALIBRATION * len(texts))])
-    words, names, counts = _vocabulary([texts[i] for i in fitted])
+    counted = [*(texts[i] for i in fitted), *corpus]
+    words, names, counts = _vocabulary(counted)
     index = {word: place for place, word in enumerate(words)}
     mean = vectors[fitted].mean(axis=0)
     scale = np.float32(vectors.shape[1] ** 0.5)  # to features of about unit variance
@@ -324,12 +324,18 @@ def fit_words(
             y[row, [index[word] for word in words_of(text) if word in index]] = True
         return x, y
 
-    # The penalty, on some of the words
+    # Where the weights are drawn to; the penalty, on some of the words
     (x, y), (held_x, held_y) = part(fitted), part(held_out)
+    rates = (torch.from_numpy(counts) / len(counted)).clamp_max(1.0 - 0.5 / len(counted)).float()
+    prior, factor = torch.zeros(len(words), x.shape[1]), 0.0
+    if encode is not None:
+        own = torch.from_numpy((encode(words) - mean) / scale)  # so that x · own is a cosine
+        factor = _calibrate(x @ own.T, rates, y)[0]
+        prior = factor * own
     some = torch.linspace(0, len(words) - 1, min(_TRIAL_WORDS, len(words))).long()
     losses = []
     for penalty in _PENALTIES:
-        weight, bias = _regress(x, y[:, some], penalty)
+        weight, bias = _regress(x, y[:, some], prior[some], penalty)
         logits = held_x @ weight.T + bias
         losses.append(float(_log_loss(logits, held_y[:, some].float()).mean()))
     penalty = _PENALTIES[int(np.argmin(losses))]
@@ -337,18 +343,20 @@ def fit_words(
     # All words, some at a time; calibration
     weights, biases = [], []
     for start in range(0, len(words), _TOGETHER):
-        weight, bias = _regress(x, y[:, start : start + _TOGETHER], penalty)
+        here = slice(start, start + _TOGETHER)
+        weight, bias = _regress(x, y[:, here], prior[here], penalty)
         weights.append(weight)
         biases.append(bias)
         progress("words", min(start + _TOGETHER, len(words)), len(words))
     weight, bias = torch.cat(weights), torch.cat(biases)
-    rates = (torch.from_numpy(counts) / len(fitted)).clamp_max(1.0 - 0.5 / len(fitted)).float()
     slope, lift, offset = _calibrate(held_x @ weight.T + bias, rates, held_y)
     weight, bias = slope * weight, slope * bias + lift * rates.logit() + offset
     weight *= float(scale)  # as if vectors were neither centred nor scaled
     bias -= weight @ torch.from_numpy(mean)
     facts = {
         "pairs": len(texts),
+        "texts_counted": len(counted),
+        "own_embedding": factor,
         "penalty": penalty,
         "seed": seed,
         "held_out_log_loss": {str(p): loss for p, loss in zip(_PENALTIES, losses, strict=True)},
@@ -381,8 +389,8 @@ def _vocabulary(texts: Sequence[str]) -> tuple[list[str], dict[int, str], NDArra
     return words, names, np.array([count for _, count in known])
 
 
-def _regress(x: Tensor, y: Tensor, penalty: float) -> tuple[Tensor, Tensor]:
-    """Fit logistic regressions of y [N, W] on x [N, D]: weights [W, D], biases [W].
+def _regress(x: Tensor, y: Tensor, prior: Tensor, penalty: float) -> tuple[Tensor, Tensor]:
+    """Fit logistic regressions of y [N, W] on x [N, D]: weights [W, D], drawn to ``prior``; biases.
 
     Newton steps with the Hessian taken as mean p(1 - p) · X^T X + penalty, whose inverse all words
     share but for a factor; a word whose loss rises takes its step back and shorter ones.
@@ -390,12 +398,13 @@ def _regress(x: Tensor, y: Tensor, penalty: float) -> tuple[Tensor, Tensor]:
     targets = y.float()
     values, basis = torch.linalg.eigh(x.T @ x)
     rate = targets.mean(dim=0).clamp(1e-6, 1.0 - 1e-6)
-    weight, bias = torch.zeros(y.shape[1], x.shape[1]), rate.logit()
+    weight, bias = prior.clone(), rate.logit()
     length, best = torch.ones(y.shape[1]), torch.full((y.shape[1],), torch.inf)
     saved, step = (weight, bias), (torch.zeros_like(weight), torch.zeros_like(bias))
     for _ in range(_ROUNDS):
         logits = x @ weight.T + bias  # [N, W]
-        loss = _log_loss(logits, targets).sum(dim=0) + 0.5 * penalty * weight.square().sum(dim=1)
+        distance = (weight - prior).square().sum(dim=1)
+        loss = _log_loss(logits, targets).sum(dim=0) + 0.5 * penalty * distance
         worse = loss > best
         length = torch.where(worse, 0.5 * length, length)
         saved = tuple(  # type: ignore[assignment]
@@ -405,7 +414,7 @@ def _regress(x: Tensor, y: Tensor, penalty: float) -> tuple[Tensor, Tensor]:
         best = torch.minimum(best, loss)
         p = logits.sigmoid()
         error, spread = p - targets, (p * (1.0 - p)).mean(dim=0).clamp_min(1e-9)
-        gradient = error.T @ x + penalty * weight  # [W, D]
+        gradient = error.T @ x + penalty * (weight - prior)  # [W, D]
         newton = (gradient @ basis) / (spread[:, None] * values + penalty) @ basis.T
         shift = error.sum(dim=0) / (spread * len(x))
         step = (
@@ -428,7 +437,8 @@ def _calibrate(logits: Tensor, rates: Tensor, y: Tensor) -> tuple[float, float, 
         [logits.flatten(), rates.logit().expand_as(logits).flatten(), torch.ones(logits.numel())]
     )[:, ::every].double()  # [3, M]
     targets = y.flatten()[::every].double()
-    factors = torch.tensor([1.0, 0.0, 0.0], dtype=torch.float64)
+    starts = torch.eye(3, dtype=torch.float64)[:2]  # the logits as they are, the base rates
+    factors = min(starts, key=lambda start: float(_log_loss(start @ features, targets).sum()))
     for _ in range(25):
         p = (factors @ features).sigmoid()
         hessian = (features * (p * (1.0 - p))) @ features.T + 1e-6 * torch.eye(3)

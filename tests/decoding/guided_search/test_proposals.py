@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unembed.decoding import SequenceSpec
-from unembed.decoding.guided_search.proposals import masked_scores
+from unembed.decoding.guided_search.proposals import masked_scores, steer
 from unembed.diffusion import Linear
 
 PAD, END, MASK, VOCABULARY, LENGTH = 0, 1, 9, 10, 8
@@ -28,10 +28,10 @@ def says(*wanted, sureness=6.0):
 def test_masked_scores_say_of_each_position_what_the_denoiser_says(tokens, seed):
     rngs = [np.random.default_rng([seed, row]) for row in range(2)]
     denoiser = says(2, 3, 4, 5, 6, 7, 8, sureness=3.0)
-    hypotheses = [(1, tokens), (0, (4, 4))]
+    hypotheses = [tokens, (4, 4)]
     results, passes = masked_scores(denoiser, torch.zeros(2, 4), CANVAS, hypotheses, rngs)
     normaliser = np.log(np.exp(3.0) + 6)
-    for (_, text), scores, spent in zip(hypotheses, results, passes, strict=True):
+    for text, scores, spent in zip(hypotheses, results, passes, strict=True):
         wanted = np.where(np.array(text) == np.arange(2, 2 + len(text)), 3.0, 0.0) - normaliser
         np.testing.assert_allclose(scores.own, wanted, atol=1e-5)
         assert scores.fillers[:, 0].tolist() == list(range(2, 2 + len(text)))
@@ -44,15 +44,45 @@ def test_masked_scores_say_of_each_position_what_the_denoiser_says(tokens, seed)
 
 
 def test_masked_scores_do_not_depend_on_the_company():
-    hypotheses = [(0, (2, 5, 4)), (1, (3, 3, 8, 2, 6))]
+    hypotheses = [(2, 5, 4), (3, 3, 8, 2, 6)]
 
     def score(some):
-        rngs = [np.random.default_rng(row) for row in range(2)]
-        found, _ = masked_scores(says(2, 3, 4), torch.zeros(2, 4), CANVAS, some, rngs)
-        return found
+        rngs = [np.random.default_rng(len(tokens)) for tokens in some]
+        vectors = torch.zeros(len(some), 4)
+        results, _ = masked_scores(says(2, 3, 4), vectors, CANVAS, some, rngs)
+        return results
 
     for together, (apart,) in zip(
         score(hypotheses), [score([one]) for one in hypotheses], strict=True
     ):
         for name, values in vars(together).items():
             np.testing.assert_allclose(values, getattr(apart, name), atol=1e-6)
+
+
+def test_steer_moves_by_a_step_of_one_length_towards_what_is_missing():
+    target = torch.eye(3)[:2]
+    near = torch.nn.functional.normalize(torch.tensor([[1.0, 0.1, 0.0], [0.5, 1.0, 0.5]]), dim=1)
+    steered = steer(target, near, torch.tensor([0.8, 0.8]))
+    torch.testing.assert_close(steered.norm(dim=1), torch.ones(2))
+    before, after = ((vectors * near).sum(dim=1) for vectors in (target, steered))
+    assert (after < before).all()  # away from the hypothesis
+    torch.testing.assert_close(steer(target, near, torch.zeros(2)), target)
+    torch.testing.assert_close(steer(target, target, torch.ones(2)), target)  # nothing is missing
+
+
+def test_masked_scores_adds_the_gains_of_open_weights_where_tokens_are_masked():
+    tokens, plain = (2, 3, 4), np.zeros((3, VOCABULARY), dtype=np.float32)
+    gains = plain.copy()
+    gains[1, 7] = 0.1  # 5 nats
+    results = []
+    for given_gains in (plain, gains):
+        rng = np.random.default_rng(0)
+        (scores,), _ = masked_scores(
+            says(2, 3, 4), torch.zeros(1, 4), CANVAS, [tokens], [rng], [given_gains]
+        )
+        results.append(scores)
+    before, after = results
+    at = [scores.filler_scores[1][scores.fillers[1] == 7][0] for scores in results]
+    np.testing.assert_allclose(at[1] - at[0], 5.0, atol=1e-5)
+    np.testing.assert_array_equal(before.filler_scores[[0, 2]], after.filler_scores[[0, 2]])
+    np.testing.assert_array_equal(before.insert_scores, after.insert_scores)

@@ -33,7 +33,6 @@ from unembed.files import (
     atomic,
     file_digest,
     locked,
-    make_folder,
     read_json,
     remove_unfinished,
     require_apart,
@@ -141,7 +140,6 @@ def collect_texts(
     tally = Tally()
     streams = open_streams(sources, settings.langs, tally)
     try:
-        make_folder(out)
         with locked(out):
             remove_unfinished(out)
             manifest = _read_manifest(out, described)

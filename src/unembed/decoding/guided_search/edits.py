@@ -2,8 +2,7 @@
 
 A text of n tokens is a grid of 2n + 1 slots, the gap before each token, the token, and the gap at
 the end. An edit writes into a few slots: a substitution puts a token into a token's slot, an
-insertion into a gap's, a deletion puts nothing into a token's; an exchange or a move is two of
-these. Edits that write into different slots can be made together.
+insertion into a gap's, a deletion puts nothing into a token's.
 """
 
 from __future__ import annotations
@@ -21,14 +20,14 @@ Rows = NDArray[np.int64]  # hypotheses [M, L], padded with NOTHING
 NOTHING = -1
 
 # Log-likelihoods given to edits the denoiser was not asked about
-_WORD, _DELETION, _NEIGHBOURS, _MOVE = -4.0, -3.0, -1.0, -2.0
+_WORD, _DELETION = -4.0, -3.0
+_SUBSTITUTION = 0.0
 _INSERTION = 1.0  # what an inserted token may cost is what a longer text costs in any case
 _WORDS_TRIED = 2  # words of the text tried at each place
-_MOVES = 10
 
 
 class Edits(NamedTuple):
-    """E edits of one hypothesis, each of K writes; a write may stand twice.
+    """E edits of one hypothesis, each of K writes.
 
     Attributes:
         slots: Where each writes [E, K], 2 j for the gap before token j and 2 j + 1 for the token.
@@ -87,35 +86,28 @@ def single_edits(
     words: tuple[NDArray[np.int64], NDArray[np.float64]],
     rng: np.random.Generator,
 ) -> Edits:
-    """List substitutions, insertions, deletions, exchanges and moves of one hypothesis.
+    """List substitutions, insertions and deletions of one hypothesis.
 
     Args:
         tokens: The hypothesis, n tokens, from 1.
         scores: Of the denoiser.
         words: Tokens that are likely somewhere in the text, and how often each is tried.
-        rng: Draws the words and the moves.
+        rng: Draws the words.
     """
-    n, text = len(tokens), np.array(tokens)
+    n = len(tokens)
     places, gaps = np.arange(n), scores.gaps
     parts = [
-        _writes(2 * places + 1, scores.fillers, scores.filler_scores - scores.own[:, None]),
+        _writes(
+            2 * places + 1,
+            scores.fillers,
+            scores.filler_scores - scores.own[:, None] + _SUBSTITUTION,
+        ),
         _writes(2 * gaps, scores.inserts, scores.insert_scores + _INSERTION),
         _writes(2 * places + 1, np.full((n, 1), NOTHING), _DELETION - scores.own[:, None]),
     ]
     for slots, cost in ((2 * places + 1, scores.own), (2 * gaps, np.zeros(len(gaps)))):
         drawn = rng.choice(words[0], size=(len(slots), _WORDS_TRIED), p=words[1])
         parts.append(_writes(slots, drawn, _WORD - np.repeat(cost[:, None], _WORDS_TRIED, axis=1)))
-    first = places[:-1] if _MOVES else places[:0]
-    parts.append(_two(_NEIGHBOURS, 2 * first + 1, text[first + 1], 2 * first + 3, text[first]))
-    source, target = rng.integers(n, size=(2, 3, _MOVES))
-    kinds = (
-        (2 * target + 1, text[source], 2 * source + 1, text[target]),  # change places
-        (2 * target, text[source], 2 * source + 1, np.full_like(source, NOTHING)),  # into a gap
-        (2 * target + 1, text[source], 2 * source + 1, np.full_like(source, NOTHING)),  # over it
-    )
-    for k, kind in enumerate(kinds):
-        moved = source[k] != target[k]
-        parts.append(_two(_MOVE, *(x[k][moved] for x in kind)))
     slots, written, gains = (np.concatenate(column) for column in zip(*parts, strict=True))
     possible = gains > -np.inf  # of a small vocabulary the special tokens are among the fillers
     return Edits(slots[possible], written[possible], gains[possible])
@@ -126,13 +118,7 @@ def _writes(
 ) -> Edits:
     """Edits that write one of T tokens [S, T] into one of S slots."""
     where, what = np.repeat(slots, tokens.shape[1]), tokens.ravel()
-    return Edits(np.stack([where] * 2, axis=1), np.stack([what] * 2, axis=1), gains.ravel())
-
-
-def _two(gain: float, *writes: NDArray[np.int64]) -> Edits:
-    """Edits of two writes: slots and tokens of the first, then of the second, each [E]."""
-    slots, tokens = np.stack(writes[::2], axis=1), np.stack(writes[1::2], axis=1)
-    return Edits(slots, tokens, np.full(len(slots), gain))
+    return Edits(where[:, None], what[:, None], gains.ravel())
 
 
 def crossover(parents: Sequence[Tokens], count: int, length: int, rng: np.random.Generator) -> Rows:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -20,6 +21,7 @@ from unembed.diffusion import DenoiserFn
 
 _STRIDE, _GAPS, _GAPS_TOGETHER = 4, 6, 3
 _FILLERS, _INSERTS = 12, 6  # tokens kept for each position and gap
+_NATS_A_COSINE = 50.0  # what a first-order gain in cosine weighs beside log-probabilities
 _WORDS = 200  # tokens kept for a text as a whole
 _ROWS = 128  # sequences of a pass whose logits are held at once
 
@@ -62,37 +64,59 @@ def likely_words(denoiser: DenoiserFn, embedding: Tensor, spec: SequenceSpec) ->
     return words
 
 
+def steer(target: Tensor, vectors: Tensor, steps: Tensor) -> Tensor:
+    """Move targets e by steps of fixed lengths along the residuals e - ê: unit vectors [M, D].
+
+    The denoiser then sees more of what the hypotheses lack than the target itself shows: its
+    scores say which tokens are wrong and what would bring the hypothesis nearer.
+
+    Args:
+        target: Unit vectors e [M, D].
+        vectors: Embeddings ê of hypotheses [M, D].
+        steps: Length of each step, from 0 [M].
+    """
+    return F.normalize(target + steps[:, None] * F.normalize(target - vectors, dim=1), dim=1)
+
+
 def masked_scores(
     denoiser: DenoiserFn,
     embedding: Tensor,
     spec: SequenceSpec,
-    hypotheses: Sequence[tuple[int, Tokens]],
+    hypotheses: Sequence[Tokens],
     rngs: Sequence[np.random.Generator],
+    gains: Sequence[NDArray[np.float32] | None] | None = None,
 ) -> tuple[list[MaskedScores], list[int]]:
-    """Score the tokens of hypotheses and what else could be there, in one denoiser pass.
+    """Score the tokens of M hypotheses and what else could be there, in one denoiser pass.
 
     Args:
         denoiser: See `Strategy`.
-        embedding: Unit vectors [B, D].
+        embedding: Unit vectors [M, D] to score them by.
         spec: Length and special tokens.
-        hypotheses: Which vector, and the tokens, from 1.
-        rngs: For each vector, which gaps are looked into.
+        hypotheses: Their tokens, from 1.
+        rngs: For each, which gaps are looked into.
+        gains: Of an encoder with open weights, for each what every token would gain in cosine at
+            its n tokens [n, V], or None.
 
     Returns:
         The scores of each hypothesis, and how many sequences each took.
     """
-    views = [_views(tokens, spec, rngs[row]) for row, tokens in hypotheses]
-    which = [row for (row, _), (seen, _) in zip(hypotheses, views, strict=True) for _ in seen]
+    views = [_views(tokens, spec, rng) for tokens, rng in zip(hypotheses, rngs, strict=True)]
+    counts = torch.tensor([len(sequences) for sequences, _ in views])
+    which = torch.arange(len(views)).repeat_interleave(counts).to(embedding.device)
     sequences = torch.tensor([ids for seen, _ in views for ids in seen], device=embedding.device)
-    own = [
-        row_of(h, spec) for (_, h), (seen, _) in zip(hypotheses, views, strict=True) for _ in seen
-    ]
-    wanted = torch.tensor(own, device=embedding.device)
-    parts = []
+    rows = torch.tensor([row_of(tokens, spec) for tokens in hypotheses], device=embedding.device)
+    wanted = rows[which]
+    slots_of_all = np.concatenate([slots for _, slots in views])
+    owners = np.repeat(np.arange(len(views)), [len(slots) for _, slots in views])
+    parts, done = [], 0
     for start in range(0, len(which), _ROWS):
         part = sequences[start : start + _ROWS]
         logits = _logits(denoiser, part, embedding[which[start : start + _ROWS]], spec)
         normaliser = logits.logsumexp(dim=-1, keepdim=True)
+        if gains is not None:
+            here = slice(done, done + len(logits))
+            _add_gains(logits, gains, owners[here], slots_of_all[here])
+        done += len(logits)
         top = logits.topk(min(_FILLERS, logits.shape[1]), dim=-1)
         there = logits.gather(1, wanted[start : start + _ROWS][part == spec.mask_id][:, None])
         parts.append([top.indices, top.values - normaliser, (there - normaliser)[:, 0]])
@@ -115,6 +139,28 @@ def masked_scores(
             )
         )
     return results, [len(seen) for seen, _ in views]
+
+
+def _add_gains(
+    logits: Tensor,
+    gains: Sequence[NDArray[np.float32] | None],
+    owners: NDArray[np.int64],
+    slots: NDArray[np.int64],
+) -> None:
+    """Add what tokens would gain in cosine to the logits [M, V] of masks in tokens' places.
+
+    Args:
+        logits: Changed in place.
+        gains: See `masked_scores`.
+        owners: The hypothesis that each mask is of [M].
+        slots: And its slot [M].
+    """
+    for owner in np.unique(owners).tolist():
+        of_text = gains[owner]
+        if of_text is not None:
+            at = np.flatnonzero((owners == owner) & (slots % 2 == 1))
+            added = _NATS_A_COSINE * of_text[slots[at] // 2]
+            logits[torch.from_numpy(at)] += torch.from_numpy(added).to(logits)
 
 
 def _views(

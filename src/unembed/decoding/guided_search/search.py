@@ -34,8 +34,9 @@ from unembed.decoding.guided_search.proposals import (
     likely_words,
     masked_scores,
     row_of,
+    steer,
 )
-from unembed.decoding.sequential import Sequential
+from unembed.decoding.residual import SteeredVectors
 from unembed.decoding.strategy import (
     Decoded,
     DecodingStep,
@@ -50,6 +51,7 @@ from unembed.diffusion import DenoiserFn
 
 _CROSSOVERS = 12
 _GAIN_LIMITS = (-12.0, 6.0)  # nats beyond which an edit is not judged by the denoiser's word
+_CURIOUS = 50  # calls after which exploration weighs half
 _PATIENCE = 5  # rounds in a row without a new text to embed
 
 
@@ -72,14 +74,26 @@ class GuidedSearch:
 
     beam: int = option(4, "Hypotheses that are edited in each round.", low=1, high=64)
     proposals: int = option(8, "Texts embedded in each round.", low=1, high=1024)
+    rounds: int = option(6, "Rounds of residual steering before the first edit.", low=0, high=1024)
+    gamma: float = option(0.5, "Share of the residual added in each of them.", low=0.0, high=10.0)
+    steering: float = option(
+        0.8,
+        "Length of the step along the residual that proposals are made with.",
+        low=0.0,
+        high=10.0,
+    )
     gain: float = option(
-        0.001,
+        0.005,
         "Weight of an edit's gain in log-likelihood (nats) beside its predicted cosine.",
         low=0.0,
         high=1000.0,
     )
     exploration: float = option(
         0.1, "Weight of a prediction's standard deviation.", low=0.0, high=1000.0
+    )
+    open_weights: bool = option(
+        False,
+        "Use the encoder's gradient, which takes its weights; each counts as two calls.",
     )
     stop_cosine: float = option(
         0.9999, "Cosine from which on a text is left alone.", low=-1.0, high=1.0
@@ -106,54 +120,93 @@ class GuidedSearch:
             ConfigError: There is no oracle.
         """
         oracle = require_oracle(oracle, "guided-search")
-        start = Sequential()(denoiser, embedding, spec, steps=steps)
         words = likely_words(denoiser, embedding, spec)
         texts = [
-            _Text(row, content_of(ids, spec), spent + 1, words[row], generators[row], spec)
-            for row, (ids, spent) in enumerate(
-                zip(start.tokens.tolist(), start.passes.tolist(), strict=True)
-            )
+            _Text(row, words[row], generator, spec) for row, generator in enumerate(generators)
         ]
-        _embed(texts, [[text.start] for text in texts], spec, oracle)
-        shown, index = spec.masked(len(texts), torch.device("cpu")), 0
+        steered = SteeredVectors(embedding, self.gamma)
+        searching, shown, index = texts, spec.masked(len(texts), torch.device("cpu")), 0
         while True:
-            self._score(texts, denoiser, embedding, spec)
-            left = [oracle.remaining(text.row) for text in texts]
-            for text in texts:
-                text.finished |= text.cosine >= self.stop_cosine or left[text.row] < 1
-            searching = [text for text in texts if not text.finished]
+            # A round: texts decoded from steered vectors first, then edits
+            if index <= self.rounds:
+                decoded = steered.decode([t.row for t in searching], denoiser, spec, steps)
+                batches = _drafts(searching, decoded, spec)
+                if index == 0:
+                    for text, batch in zip(searching, batches, strict=True):
+                        batch.extend(text.read_corpus(oracle.starts(text.row)))
+                _embed(searching, batches, spec, oracle)
+                latest = [
+                    text.vector_of(batch[0]) for text, batch in zip(searching, batches, strict=True)
+                ]
+                steered.update([text.row for text in searching], np.stack(latest))
+            else:
+                for text in searching:
+                    text.fit()
+                batches = [
+                    self._propose(text, oracle.remaining(text.row), spec) for text in searching
+                ]
+                _embed(searching, batches, spec, oracle)
             index += 1
+            # Who goes on, and what the next round needs
+            drafting = index <= self.rounds
+            for text in searching:
+                right, spent = text.cosine >= self.stop_cosine, oracle.remaining(text.row) < 1
+                text.finished = right or spent or (text.idle >= _PATIENCE and not drafting)
+            self._score(searching, denoiser, embedding, spec, oracle, drafting)
+            searching = [text for text in searching if not text.finished]
             if on_step is not None:
-                rounds = max(
-                    (-(-left[text.row] // self.proposals) for text in searching), default=0
-                )
+                left = [oracle.remaining(text.row) for text in searching]
+                rounds = max((self._rounds_left(index, calls) for calls in left), default=0)
                 step = _step(texts, shown, (index, index + rounds), oracle.calls, spec)
                 shown = step.tokens.clone()
                 on_step(step)
             if not searching:
                 return _decoded(texts, oracle.calls, spec, embedding)
-            for text in searching:
-                text.fit()
-            batches = [self._propose(text, left[text.row], spec) for text in searching]
-            _embed(searching, batches, spec, oracle)
+
+    def _rounds_left(self, index: int, calls: int) -> int:
+        """Rounds at most after so many, with so many calls left."""
+        drafts = min(max(self.rounds + 1 - index, 0), calls)
+        return drafts - (drafts - calls) // self.proposals
 
     def _score(
-        self, texts: Sequence[_Text], denoiser: DenoiserFn, embedding: Tensor, spec: SequenceSpec
+        self,
+        texts: Sequence[_Text],
+        denoiser: DenoiserFn,
+        embedding: Tensor,
+        spec: SequenceSpec,
+        oracle: Oracle,
+        drafting: bool,
     ) -> None:
-        """Have the denoiser score the nearest hypotheses it has not seen."""
-        new = [
-            (text.row, tokens)
+        """Have the denoiser score what the next round edits and what is finished.
+
+        The nearest hypotheses are scored by steered vectors, which tell what is wrong with them;
+        the result of a text by its vector itself, which tells the confidences.
+        """
+        jobs = [
+            (text, tokens, 0.0 if text.finished else self.steering)
             for text in texts
-            for tokens in text.nearest(1 if text.finished else self.beam)
-            if tokens and tokens not in text.scores
+            for tokens in text.nearest(1 if text.finished else 0 if drafting else self.beam)
+            if tokens and (text.finished or tokens not in text.scores)
         ]
-        if not new:
+        if not jobs:
             return
-        rngs = [text.rng for text in texts]
-        scores, passes = masked_scores(denoiser, embedding, spec, new, rngs)
-        for (row, tokens), one, spent in zip(new, scores, passes, strict=True):
-            texts[row].scores[tokens] = one
-            texts[row].passes += spent
+        which = [text.row for text, _, _ in jobs]
+        hypotheses = [tokens for _, tokens, _ in jobs]
+        vectors = np.stack([text.vector_of(tokens) for text, tokens, _ in jobs])
+        target, lengths = embedding[which], torch.tensor([length for _, _, length in jobs])
+        steered = steer(target, torch.from_numpy(vectors).to(target), lengths.to(target))
+        gains = None
+        if self.open_weights and not drafting:
+            open_rows = [k for k, (text, _, _) in enumerate(jobs) if not text.finished]
+            rows = [row_of(hypotheses[k], spec) for k in open_rows]
+            slopes = oracle.token_gains([which[k] for k in open_rows], rows)
+            known = dict(zip(open_rows, slopes, strict=True))
+            gains = [known.get(k) for k in range(len(jobs))]
+        rngs = [text.rng for text, _, _ in jobs]
+        scores, passes = masked_scores(denoiser, steered, spec, hypotheses, rngs, gains)
+        for (text, tokens, _), one, spent in zip(jobs, scores, passes, strict=True):
+            text.scores[tokens] = one
+            text.passes += spent
 
     def _propose(self, text: _Text, left: int, spec: SequenceSpec) -> list[Tokens]:
         """Choose the edited copies most worth a call."""
@@ -161,7 +214,7 @@ class GuidedSearch:
         if not len(rows):
             return []
         mean, deviation = text.model.predict(rows)
-        share = left / (left + text.calls)
+        share = 1.0 / (1.0 + text.calls / _CURIOUS)
         worth = mean + self.exploration * share * deviation
         worth += self.gain * np.clip(gains, *_GAIN_LIMITS)
         best = np.argsort(-worth.round(6), kind="stable")[: min(self.proposals, left)]
@@ -174,19 +227,19 @@ class _Text:
     def __init__(
         self,
         row: int,
-        start: Tokens,
-        passes: int,
         words: Words,
         generator: torch.Generator,
         spec: SequenceSpec,
     ) -> None:
-        self.row, self.start, self.passes, self.words = row, start, passes, words
+        self.row, self.words = row, words
+        self.passes = 1  # for the words
         self.rng = np.random.default_rng(int(torch.randint(2**62, (), generator=generator)))
         self.length = spec.length
         self.known: dict[Tokens, int] = {}  # hypotheses embedded, numbered
         self.cosines: list[float] = []
         self.vectors: list[NDArray[np.float32]] = []
         self.made: list[int] = []  # passes spent when a hypothesis was made
+        self.drafts: dict[Tokens, list[float]] = {}  # confidences of what was decoded whole
         self.scores: dict[Tokens, MaskedScores] = {}
         self.idle, self.calls, self.finished = 0, 0, False
         self.model: CosineModel
@@ -200,8 +253,24 @@ class _Text:
         """Find the hypotheses with the highest cosines, the first made before its equals."""
         return sorted(self.known, key=lambda tokens: -self.cosines[self.known[tokens]])[:count]
 
+    def vector_of(self, tokens: Tokens) -> NDArray[np.float32]:
+        """The embedding [D] of a hypothesis."""
+        return self.vectors[self.known[tokens]]
+
+    def read_corpus(self, texts: Sequence[Sequence[int]]) -> list[Tokens]:
+        """Take texts of a corpus for hypotheses, and their words for words of the text."""
+        if not texts:
+            return []
+        ids, weights = self.words
+        own = np.unique(np.concatenate([np.array(text, dtype=np.int64) for text in texts]))
+        shares = np.concatenate([weights, np.full(len(own), 1.0 / len(own))])  # half of the draws
+        self.words = np.concatenate([ids, own]), shares / shares.sum()
+        return [tuple(text[: self.length - 1]) for text in texts]
+
     def learn(self, tokens: Tokens, cosine: float, vector: NDArray[np.float32]) -> None:
-        """Remember what the encoder said."""
+        """Remember what the encoder said of a new text."""
+        if tokens in self.known:
+            return
         self.known[tokens] = len(self.known)
         self.cosines.append(cosine)
         self.vectors.append(vector)
@@ -248,6 +317,24 @@ def _candidates(
     return every[first], gain[first]
 
 
+def _drafts(texts: Sequence[_Text], decoded: Decoded, spec: SequenceSpec) -> list[list[Tokens]]:
+    """The texts that were decoded whole, one for each; their passes are counted."""
+    batches = []
+    for text, ids, sure, passes in zip(
+        texts,
+        decoded.tokens.tolist(),
+        decoded.confidences.tolist(),
+        decoded.passes.tolist(),
+        strict=True,
+    ):
+        tokens = content_of(ids, spec)
+        text.drafts.setdefault(tokens, sure[: len(tokens)])
+        text.idle = 0  # the next round starts from another vector
+        text.passes += passes
+        batches.append([tokens])
+    return batches
+
+
 def _embed(
     texts: Sequence[_Text], batches: Sequence[list[Tokens]], spec: SequenceSpec, oracle: Oracle
 ) -> None:
@@ -264,7 +351,6 @@ def _embed(
     for text in texts:
         text.idle = text.idle + 1 if calls[text.row] == text.calls else 0
         text.calls = calls[text.row]
-        text.finished |= text.idle >= _PATIENCE
 
 
 def _step(
@@ -283,12 +369,15 @@ def _step(
 def _best(text: _Text, spec: SequenceSpec) -> tuple[list[int], list[float], int]:
     """Sequence, confidences and passes of the nearest hypothesis.
 
-    The confidence of a token is its probability where it was masked with some of the others. The
-    end and what follows it were not asked about; their confidence is 1.
+    The confidence of a token is its probability where it was masked with some of the others, given
+    the vector in the result and the steered vector on the way. The end and what follows it were not
+    asked about; their confidence is 1.
     """
     tokens = text.nearest(1)[0]
-    own = text.scores[tokens].own if tokens else np.zeros(0)
-    confidences = [*np.exp(own).tolist(), *[1.0] * (spec.length - len(tokens))]
+    confidences = text.drafts.get(tokens, [])
+    if tokens in text.scores:
+        confidences = np.exp(text.scores[tokens].own).tolist()
+    confidences = [*confidences, *[1.0] * (spec.length - len(confidences))]
     return row_of(tokens, spec), confidences, text.made[text.known[tokens]]
 
 

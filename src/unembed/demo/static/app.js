@@ -50,11 +50,22 @@ function choose(kind) {
   byId("text-note").hidden = kind !== "text";
 }
 
+/** Which map is on, and what it promises. */
+function mapped({ into, method, pairs, cosine, floor, doubt }) {
+  const from = `${pairs} leaked pair${pairs === 1 ? "" : "s"} (${method})`;
+  const promise = cosine === undefined ? "" : `; leave-one-out cosine ${number(cosine, 2)}, floor ${number(floor, 2)}`;
+  return `through a map into the space of ${into} from ${from}${promise}${doubt ? ". It predicts nothing" : ""}`;
+}
+
 function describeModel() {
-  const { encoder, dimension, max_text_chars: most, length } = model();
+  const { encoder, dimension, max_text_chars: most, length, map } = model();
   byId("text").maxLength = most;
-  byId("text-note").textContent = `${encoder}, ${dimension} numbers, texts of up to ${length - 1} tokens`;
-  byId("expected").textContent = `This model reads vectors of ${encoder}: ${dimension} numbers each.`;
+  const words = `texts of up to ${length - 1} tokens`;
+  byId("text-note").textContent = map
+    ? `embedded with ${map.into}, without the map: it is for vectors of ${encoder}; ${words}`
+    : `${encoder}, ${dimension} numbers, ${words}`;
+  byId("expected").textContent = `This model reads vectors of ${encoder}: ${dimension} numbers each${map ? `, ${mapped(map)}` : ""}.`;
+  if (map) choose("vector");
   strategies[0].offer(model(), "greedy");
   strategies[1].offer(model(), "guided-search");
   changed();

@@ -9,6 +9,7 @@ const TITLES = {
   "euler-remask": "Euler, remasking",
   "two-stage": "Two-stage",
   "best-of": "Best of N",
+  residual: "Residual steering",
   "guided-search": "Guided search",
 };
 

@@ -13,8 +13,9 @@ from unembed.data.pairs import write_json
 from unembed.errors import DataError
 from unembed.evaluation.bootstrap import Figure
 from unembed.evaluation.evaluate import LENGTH, Evaluation, Figures
+from unembed.evaluation.frontier import Frontier
 from unembed.evaluation.metrics import ESSENTIAL, KINDS, METRICS
-from unembed.evaluation.report.plots import draw_plots
+from unembed.evaluation.report.plots import draw_frontier, draw_plots
 from unembed.evaluation.samples import Example, choose_examples
 from unembed.files import atomic
 
@@ -81,6 +82,27 @@ def write_report(evaluation: Evaluation, folder: Path) -> None:
         ):
             with atomic(folder / name) as temporary:
                 temporary.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise DataError(f"a folder at {folder}", str(error), "Choose another --out") from error
+
+
+def write_frontier(frontier: Frontier, folder: Path) -> None:
+    """Write ``frontier.json``, ``frontier.md`` and the curve as PNG and SVG.
+
+    Args:
+        frontier: What to report.
+        folder: Made if it is not there.
+
+    Raises:
+        DataError: The folder cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        missing = draw_frontier(frontier, folder)
+        frontier = replace(frontier, notes=[*frontier.notes, *missing])
+        write_json(folder / "frontier.json", frontier.to_dict())
+        with atomic(folder / "frontier.md") as temporary:
+            temporary.write_text(frontier.to_markdown(), encoding="utf-8")
     except OSError as error:
         raise DataError(f"a folder at {folder}", str(error), "Choose another --out") from error
 

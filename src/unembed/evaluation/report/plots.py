@@ -5,16 +5,25 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from unembed.data.pairs import write_json
+from unembed.errors import DataError
 from unembed.evaluation.evaluate import LENGTH, Evaluation, Figures
+from unembed.evaluation.frontier import METRICS as FRONTIER_METRICS
+from unembed.evaluation.frontier import Frontier
+from unembed.evaluation.leaked import METRICS as CURVE_METRICS
+from unembed.evaluation.leaked import AlignCurve, curve_table
 from unembed.evaluation.metrics import ESSENTIAL
-from unembed.files import install_line
+from unembed.files import atomic, install_line
 
 _NO_METADATA = {"Date": None, "Creator": None, "Format": None, "Type": None}
 _HEAD = re.compile(r"^.*?(?=<svg)", re.DOTALL)
 _QUALITY = "token-set F1"
+_STYLES = ("o-", "s--", "^:", "v-.", "D-", "x--")  # of strategies
+_NO_MATPLOTLIB = "plots: not drawn, matplotlib is not installed ({})"
 
 
 def draw_plots(evaluation: Evaluation, folder: Path) -> tuple[dict[str, str], list[str]]:
@@ -27,27 +36,124 @@ def draw_plots(evaluation: Evaluation, folder: Path) -> tuple[dict[str, str], li
     Returns:
         Name → SVG for use inside a page, without prologue; and notes of what is missing.
     """
+    pictures, missing = {}, list[str]()
+    for name, draw in _plots(evaluation).items():
+        svg = _picture(draw, name, folder)
+        if svg is None:
+            return {}, [_NO_MATPLOTLIB.format(install_line("plots"))]
+        pictures[name] = _inside_a_page(svg)
+    return pictures, missing
+
+
+def write_curve(curve: AlignCurve, out: Path) -> None:
+    """Write a curve of leaked pairs: to ``.json``, or as a folder of JSON, Markdown and a plot.
+
+    Args:
+        curve: What to write.
+        out: The file, or the folder, made if it is not there.
+
+    Raises:
+        DataError: It cannot be written.
+    """
+    try:
+        if out.suffix == ".json":
+            write_json(out, curve.to_dict())
+            return
+        (out / "plots").mkdir(parents=True, exist_ok=True)
+        if _picture(lambda ax: _leak(ax, curve), "curve", out / "plots") is None:
+            missing = _NO_MATPLOTLIB.format(install_line("plots"))
+            curve = replace(curve, notes=[*curve.notes, missing])
+        write_json(out / "curve.json", curve.to_dict())
+        header, *rows = curve_table(curve)
+        lines = [f"| {' | '.join(cells)} |" for cells in (header, ["---"] * len(header), *rows)]
+        with atomic(out / "curve.md") as temporary:
+            notes = [f"- {note}" for note in curve.notes]
+            temporary.write_text("\n".join([*lines, "", *notes, ""]), encoding="utf-8")
+    except OSError as error:
+        raise DataError(f"a folder at {out}", str(error), "Choose another --out") from error
+
+
+def _picture(draw: Callable[[Any], None], name: str, folder: Path) -> str | None:
+    """One plot as PNG and SVG; returns the latter, None without matplotlib."""
     try:
         from matplotlib import colormaps, rc_context
         from matplotlib.figure import Figure
     except ImportError:
-        line = install_line("plots")
-        return {}, [f"plots: not drawn, matplotlib is not installed ({line})"]
-    pictures = {}
-    for name, draw in _plots(evaluation).items():
-        figure = Figure(figsize=(9, 4.5), layout="constrained")
-        axes = figure.subplots()
-        axes.set_prop_cycle(color=[colormaps["tab20"](k) for k in range(20)])  # rows are many
-        draw(axes)
-        # Marks are numbered by a hash; another salt for each, as the page holds them all
-        with rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
-            buffer = io.StringIO()
-            figure.savefig(buffer, format="svg", metadata=_NO_METADATA)
-            figure.savefig(folder / f"{name}.png", format="png", dpi=120)
-        svg = buffer.getvalue()
-        (folder / f"{name}.svg").write_text(svg, encoding="utf-8")
-        pictures[name] = _inside_a_page(svg)
-    return pictures, []
+        return None
+    figure = Figure(figsize=(9, 4.5), layout="constrained")
+    axes = figure.subplots()
+    axes.set_prop_cycle(color=[colormaps["tab20"](k) for k in range(20)])  # rows are many
+    draw(axes)
+    # Marks are numbered by a hash; another salt for each, as the page holds them all
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", metadata=_NO_METADATA)
+        figure.savefig(folder / f"{name}.png", format="png", dpi=120)
+    (folder / f"{name}.svg").write_text(buffer.getvalue(), encoding="utf-8")
+    return buffer.getvalue()
+
+
+def _leak(ax: Any, curve: AlignCurve) -> None:
+    metric = CURVE_METRICS[0]
+    for label, of in (("aligned", "figures"), ("another text's vector", "shuffled")):
+        points = [(p.pairs, getattr(p, of)[metric]) for p in curve.points]
+        shown = [(pairs, figure) for pairs, figure in points if figure is not None]
+        ax.errorbar(
+            [pairs for pairs, _ in shown],
+            [figure.mean for _, figure in shown],
+            yerr=_errors([figure for _, figure in shown]),
+            fmt="o-",
+            capsize=3,
+            label=label,
+        )
+    for (name, figures), style in zip(curve.floors.items(), (":", "-.", "--"), strict=True):
+        figure = figures[metric]
+        if figure is not None:
+            ax.axhline(figure.mean, color="0.4", linestyle=style, linewidth=1, label=name)
+    ax.set_xscale("log")
+    title = f"{curve.settings['texts']} held-out texts, 95% interval"
+    ax.set(xlabel="leaked pairs", ylabel=metric, ylim=(0, None), title=title)
+    _legend(ax)
+
+
+def draw_frontier(frontier: Frontier, folder: Path) -> list[str]:
+    """Draw ``frontier.png`` and ``frontier.svg``: each metric against the encoder calls.
+
+    Args:
+        frontier: What to draw: a line for each strategy and length bucket.
+        folder: Where the files go; it is there.
+
+    Returns:
+        Notes of what is missing.
+    """
+    try:
+        from matplotlib import rc_context
+        from matplotlib.figure import Figure
+    except ImportError:
+        return [f"plots: not drawn, matplotlib is not installed ({install_line('plots')})"]
+    figure = Figure(figsize=(10, 7), layout="constrained")
+    grid = figure.subplots(2, 2)
+    for metric, ax in zip(FRONTIER_METRICS, grid.flat, strict=True):
+        for style, (name, buckets) in zip(_STYLES, frontier.points.items(), strict=False):
+            for number, (bucket, marks) in enumerate(buckets.items()):
+                known = [(mark, figures[metric]) for mark, figures in marks.items()]
+                shown = [(mark, figure) for mark, figure in known if figure is not None]
+                ax.errorbar(
+                    [mark for mark, _ in shown],
+                    [figure.mean for _, figure in shown],
+                    yerr=_errors([figure for _, figure in shown]),
+                    fmt=style,
+                    color=f"C{number}",
+                    capsize=2,
+                    label=_plain(f"{name}, {bucket} tokens"),
+                )
+        ax.set_xscale("symlog", linthresh=2)
+        ax.set(xlabel="encoder calls", ylabel=metric)
+    grid[0, 1].legend(fontsize="small", loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "frontier"}):
+        figure.savefig(folder / "frontier.svg", metadata=_NO_METADATA)
+        figure.savefig(folder / "frontier.png", dpi=120)
+    return []
 
 
 def _inside_a_page(svg: str) -> str:

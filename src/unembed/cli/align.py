@@ -1,0 +1,139 @@
+"""`align`: pairs of text and vector → a map for vectors of an encoder nobody trained for."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from unembed.cli.options import (
+    DeviceOption,
+    EncoderOption,
+    SeedOption,
+    TrustOption,
+    encoder_settings,
+    make_encoder,
+    make_inverter,
+)
+
+if TYPE_CHECKING:
+    from unembed.encoders.alignment import Alignment
+    from unembed.evaluation.leaked import AlignCurve
+
+
+def align(
+    pairs: Annotated[
+        Path,
+        typer.Argument(
+            help="Texts and their vectors: Parquet, JSONL, CSV, or a folder by `unembed prepare`."
+        ),
+    ],
+    to: Annotated[
+        str, typer.Option("--to", help="The inverter: shipped name, folder or Hub repository.")
+    ] = "minilm",
+    out: Annotated[Path, typer.Option("--out", help="Folder for the map.")] = Path("alignment"),
+    column: Annotated[
+        str | None,
+        typer.Option(
+            "--column", "--key", help="Column or key of the vector; usual names are tried."
+        ),
+    ] = None,
+    text_column: Annotated[
+        str, typer.Option("--text-column", help="Column or key of the text.")
+    ] = "text",
+    name: Annotated[
+        str | None, typer.Option("--name", help="Of the encoder that made the vectors.")
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option("--limit", min=1, help="Use the first so many pairs.")
+    ] = None,
+    seed: SeedOption = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    encoder: EncoderOption = None,
+    device: DeviceOption = "auto",
+    trust_remote_code: TrustOption = False,
+) -> None:
+    """Learn from leaked pairs how vectors of another encoder are to be read by an inverter."""
+    from unembed.cli.display import StageDisplay, to_json
+    from unembed.evaluation.leaked import LeakedPairs, align_pairs
+
+    leaked = LeakedPairs(pairs, text_column, column)
+    next(leaked.blocks(), None)  # a wrong file fails before the encoder is loaded
+    inverter = make_inverter(to, None, device)
+    model = make_encoder(encoder_settings(inverter, encoder), device, trust_remote_code)
+    with StageDisplay() as display:
+        alignment = align_pairs(
+            inverter,
+            model,
+            leaked,
+            name=name or out.resolve().name,
+            limit=limit,
+            seed=seed,
+            progress=display.update,
+        )
+    alignment.save(out)
+    if as_json:
+        facts = {"out": str(out), "read": leaked.read, "left_out": alignment.left_out}
+        sys.stdout.write(to_json({**describe(alignment), **facts}) + "\n")
+    else:
+        show_alignment(alignment, out)
+    if alignment.left_out:
+        typer.echo(f"note: of {leaked.read} rows left out: {leaked.describe_left_out()}", err=True)
+    warn(alignment)
+
+
+def describe(alignment: Alignment) -> dict[str, Any]:
+    """What a map promises, as plain data for JSON."""
+    return {
+        "method": alignment.method,
+        "pairs": alignment.pairs,
+        "penalty": alignment.penalty,
+        "leave_one_out_cosine": alignment.cosines,
+        "dimension": alignment.dimension,
+        "digest": alignment.digest,
+    }
+
+
+def show_alignment(alignment: Alignment, out: Path) -> None:
+    """The map, each method's leave-one-out cosine, and what to do with it."""
+    typer.echo(alignment.describe())
+    if alignment.cosines:
+        scores = sorted(alignment.cosines.items(), key=lambda item: -item[1])
+        typer.echo(
+            "leave-one-out cosine: " + ", ".join(f"{name} {score:.3f}" for name, score in scores)
+        )
+    typer.echo(f"in {out}: unembed invert --align {out} --embedding VECTORS")
+
+
+def warn(alignment: Alignment | None) -> None:
+    """Say on standard error that a map predicts nothing, with numbers."""
+    doubt = None if alignment is None else alignment.doubt()
+    if doubt is not None:
+        typer.echo(f"note: {doubt}", err=True)
+
+
+def show_curve(curve: AlignCurve, as_json: bool) -> None:
+    """The leak by number of pairs, floors and ceiling, each with its interval."""
+    from unembed.cli.display import to_json
+    from unembed.evaluation.leaked import curve_table
+
+    if as_json:
+        sys.stdout.write(to_json(curve.to_dict()) + "\n")
+        return
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    header, *rows = curve_table(curve)
+    texts = curve.settings["texts"]
+    table = Table(title=f"{texts} held-out texts; mean, 95% bootstrap interval", box=None)
+    for cell in header:
+        table.add_column(cell, overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    console = Console()
+    console.print(table)
+    for note in curve.notes:
+        console.print(Text(f"note: {note}"))
