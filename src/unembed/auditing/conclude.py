@@ -139,7 +139,15 @@ class Conclusion:
     def _evidence(self, strongest: Strongest | None, neighbours: Neighbours) -> Evidence:
         longest = self.inverter.length - 1
         words = ["unembed", "audit", repr(self.settings["store"])]
-        for name in ("sample", "seed", "group_by", "align_from_store", "encoder_calls", "corpus"):
+        for name in (
+            "sample",
+            "seed",
+            "group_by",
+            "align",
+            "align_from_store",
+            "encoder_calls",
+            "corpus",
+        ):
             if self.settings[name]:
                 words += [f"--{name.replace('_', '-')}", str(self.settings[name])]
         return Evidence(
@@ -215,10 +223,13 @@ class Conclusion:
 
         there = [record for record in self.records if record.row in scores[name]]
         order = sorted(there, key=lambda r: (-hurt(r.row), -scores[name][r.row][F1], r.id))
+        distinct = {(r.text, recoveries[name][r.row].text): r for r in reversed(order)}
+        first = {record.row for record in distinct.values()}  # of equal records the first
         return [
             self._shown(name, record, recoveries[name][record.row], scores[name][record.row])
-            for record in order[:SHOWN]
-        ]
+            for record in order
+            if record.row in first
+        ][:SHOWN]
 
     def _shown(
         self, attack: str, record: Record, recovery: Recovery, values: Mapping[str, Any]

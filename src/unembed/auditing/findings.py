@@ -133,7 +133,7 @@ class Evidence:
 def make_findings(evidence: Evidence) -> list[Finding]:
     """All findings, the most severe first."""
     findings = [*_inversion(evidence), *_access(evidence), *_storage(evidence), *_places(evidence)]
-    return sorted(findings, key=lambda f: (-SEVERITIES.index(f.severity), f.id))
+    return sorted(findings, key=lambda f: -SEVERITIES.index(f.severity))
 
 
 def open_to_all(facts: StoreFacts) -> bool:
@@ -241,7 +241,7 @@ def _storage(e: Evidence) -> Iterator[Finding]:
             "deleted-rows-readable",
             "Deleted rows can still be read",
             "medium",
-            facts.deleted + ".",
+            f"There are {facts.deleted}.",
             e.command,
             "Compact and clean up old versions within the time that erasure allows; backups too.",
             {"OWASP": ["LLM09:2026"], "AISVS": ["v1.0-C8.3.1"], "GDPR": ["Art. 17"]},

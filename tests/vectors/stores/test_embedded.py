@@ -98,7 +98,7 @@ def test_open_store_finds_deleted_rows_of_lancedb(tmp_path):
     table.delete("tenant = 'north'")
     with open_store(tmp_path / "db" / "docs.lance") as store:
         assert store.facts.count == 15
-        assert store.facts.deleted.startswith("at least 15 deleted rows can be read in the 2")
+        assert store.facts.deleted.startswith("at least 15 deleted rows that can be read in the 2")
         assert {text for _, text, _ in read_all(store).values()} == set(TEXTS[::2])
 
 

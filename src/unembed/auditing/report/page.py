@@ -103,10 +103,12 @@ def _bars(report: AuditReport) -> Iterator[str]:
         yield f'<h2>{_text(title)}</h2><div class="bars">'
         for name, figure, kind in rows:
             if figure is not None:
+                form = ".2f" if metric == F1 else ".0%"
+                ends = " to ".join(format(end, form) for end in (figure.low, figure.high))
                 yield (
                     f'<span>{_text(name)}</span><div class="{kind}"><div style="width:'
                     f'{100 * min(1.0, figure.mean):.1f}%"></div></div>'
-                    f"<span>{figure.mean:.0%} [{figure.low:.0%}, {figure.high:.0%}]</span>"
+                    f"<span>{figure.mean:{form}} [{ends}]</span>"
                 )
         yield "</div>"
 

@@ -30,7 +30,7 @@ def headline(report: AuditReport) -> str:
         floor = max(bounds, default=0.0)
         parts.append(f"the words to a token F1 of {f1.mean:.2f} (guessing: {floor:.2f})")
     return (
-        f"An attacker who has {attack['access']} recovers {' and '.join(parts)}, measured on "
+        f"An attacker who has {attack['access']}, recovers {' and '.join(parts)}, measured on "
         f"{report.read['with_text']} records."
     )
 
@@ -65,7 +65,7 @@ def facts(report: AuditReport) -> list[Row]:
         (
             "vectors",
             f"{store.dimension} dimensions, {store.stored_type}, metric "
-            f"{store.metric or 'not verdict'}; exact: {store.lossy or 'yes'}",
+            f"{store.metric or 'not known'}; exact: {store.lossy or 'yes'}",
         ),
         (
             "lengths",
