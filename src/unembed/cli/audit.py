@@ -134,9 +134,7 @@ def audit(
     fields = [] if group_by is None else [group_by]
     with _open(store, collection, column, text_column, fields, ask_password) as opened:
         if dry_run:
-            _show_facts(opened)
-            rows = min(sample, opened.facts.count)
-            typer.echo(f"would read: {rows} rows, drawn with seed {seed}")
+            _show_facts(opened, min(sample, opened.facts.count))
             return
         make_folder(out)
         inverter = make_inverter(checkpoint or to, None, device)
@@ -208,12 +206,14 @@ def _open(
     )
 
 
-def _show_facts(store: Store) -> None:
-    """What is there, what would be read and what not."""
+def _show_facts(store: Store, rows: int | None = None) -> None:
+    """What is there, how many rows would be read, and what not."""
     for name, value in store.facts.to_dict().items():
         shown: Any = "; ".join(value) if isinstance(value, list) else value
         if shown not in (None, ""):
             typer.echo(f"{name.replace('_', ' ')}: {shown}")
+    if rows is not None:
+        typer.echo(f"would read: {rows} rows")
     typer.echo("nothing is written to the store")
 
 

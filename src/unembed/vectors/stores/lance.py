@@ -114,8 +114,8 @@ class LanceStore(Store):
         tombs = sum(f.num_deletions or 0 for f in self._table.get_fragments())
         count = max(removed, tombs)
         return (
-            f"at least {count} deleted rows that can be read in the {len(versions)} versions of the "
-            "table, until they are compacted and cleaned up"
+            f"at least {count} deleted rows that can be read in the {len(versions)} versions of "
+            "the table, until they are compacted and cleaned up"
             if count
             else None
         )
