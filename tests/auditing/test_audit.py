@@ -5,11 +5,10 @@ import numpy as np
 import pytest
 
 import unembed
-from unembed.auditing.audit import audit
+from unembed.auditing.audit import UNFINISHED, audit
 from unembed.auditing.conclude import CONSTANT, SHUFFLED
 from unembed.auditing.report import write_report
 from unembed.errors import ConfigError, DataError, StoreError
-from unembed.evaluation.cache import FOLDER
 
 from .conftest import write
 
@@ -75,14 +74,17 @@ def test_audit_goes_on_after_a_kill_to_the_same_report(store, inverter, tmp_path
     try:
         with pytest.raises(KilledError):
             audit(store, to=Counted(1), sample=60, folder=tmp_path)
-        assert list((tmp_path / FOLDER).iterdir())
+        assert (tmp_path / UNFINISHED).stat().st_mode & 0o077 == 0
+        assert list((tmp_path / UNFINISHED).rglob("*.jsonl"))
         calls.clear()
         again = audit(store, to=Counted(-1), sample=60, folder=tmp_path).to_dict()
     finally:
         attacks._BATCH = size
     assert calls == [20, 20, 1], "the first batch was not decoded again"
     assert again == whole
-    assert not (tmp_path / FOLDER).exists(), "recovered texts stay in the folder"
+    assert list(tmp_path.iterdir()) == [tmp_path / "store.parquet"], (
+        "recovered texts stay in the folder"
+    )
 
 
 def test_audit_without_texts_claims_no_recovery(texts, encoder, inverter, tmp_path):

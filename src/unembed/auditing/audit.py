@@ -31,14 +31,14 @@ from unembed.decoding import Decoding
 from unembed.encoders import load_encoder
 from unembed.encoders.alignment import Alignment
 from unembed.encoders.base import Encoder
-from unembed.errors import ConfigError, StoreError, UnembedError
-from unembed.evaluation.cache import FOLDER
+from unembed.errors import ConfigError, DataError, StoreError, UnembedError
 from unembed.inverter import Inverter
 from unembed.vectors.stores.address import open_store
 from unembed.vectors.stores.store import Store, VectorBatch
 
 _CALLED_ROWS = 32  # records the encoder is called for
 _LEAST_PAIRS = 4
+UNFINISHED = ".unfinished"  # folder of recoveries, removed at the end
 
 
 def audit(  # noqa: PLR0913 - the front door; all but the first have a default
@@ -108,7 +108,7 @@ def audit(  # noqa: PLR0913 - the front door; all but the first have a default
             keep = () if group_by is None else (group_by,)
             store = stack.enter_context(open_store(store, text_column=text_column, keep=keep))
         inverter = Inverter.from_pretrained(to) if isinstance(to, str) else to
-        run = _Run(store, inverter, settings, folder, report)
+        run = _Run(store, inverter, settings, _unfinished(folder), report)
         run.load_encoders(encoder)
         run.read(sample, seed, group_by)
         run.identify()
@@ -120,9 +120,20 @@ def audit(  # noqa: PLR0913 - the front door; all but the first have a default
             align.require_target(inverter.encoder)
         run.plan_alignment(decoding, seed, align, (align_from_store, fit_align))
         result = run.attack()
-    if folder is not None:  # recovered texts unmasked, of no use once all are there
-        shutil.rmtree(folder / FOLDER, ignore_errors=True)
+    if folder is not None:
+        shutil.rmtree(folder / UNFINISHED, ignore_errors=True)
     return result
+
+
+def _unfinished(folder: Path | None) -> Path | None:
+    """Where recoveries lie until all are there: unmasked, so for nobody else to read."""
+    if folder is None:
+        return None
+    try:
+        (folder / UNFINISHED).mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"a folder at {folder}", str(error), "Choose another --out") from error
+    return folder / UNFINISHED
 
 
 class _Run:

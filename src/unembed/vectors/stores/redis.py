@@ -84,7 +84,9 @@ class RedisStore(Store):
                 "none",
                 "Name their prefix with ?collection=doc:",
             )
-        hashes = [self._client.hgetall(name.encode("utf-8", "surrogateescape")) for name in first]
+        hashes: list[Any] = [
+            self._client.hgetall(name.encode("utf-8", "surrogateescape")) for name in first
+        ]
         fields = sorted({_text(field) for row in hashes for field in row})
         usual = [name for name in NAMES if name in fields][:1]
         self._column = choose(
