@@ -31,7 +31,7 @@ from unembed.data.pieces import cut_pieces
 from unembed.data.readers import read_texts
 from unembed.device import choose_compute
 from unembed.encoders import load_encoder as load_any_encoder
-from unembed.encoders.fake import FakeEncoder
+from unembed.encoders.base import FakeEncoder
 from unembed.encoders.sentence import SentenceEncoder, load_encoder
 
 

@@ -35,7 +35,7 @@ from unembed.data.pieces import cut_pieces
 from unembed.data.prepare import PrepareProgress, prepare_pairs
 from unembed.data.readers import read_texts
 from unembed.device import choose_compute
-from unembed.encoders.fake import FakeEncoder
+from unembed.encoders.base import FakeEncoder
 from unembed.encoders.sentence import SentenceEncoder, load_encoder
 from unembed.tokenizer import TextTokenizer
 from unembed.training.step import training_rows

@@ -21,7 +21,15 @@ from benchmarks.machine import print_table
 from unembed.data.readers import read_texts
 from unembed.device import choose_compute
 from unembed.encoders.sentence import load_encoder
-from unembed.vectors.words import COMMON, LONGEST, SHORTEST, WordProbe, chunks_of, words_of
+from unembed.vectors.words import (
+    COMMON,
+    LONGEST,
+    SHORTEST,
+    WordProbe,
+    chunks_of,
+    occurrences,
+    words_of,
+)
 
 BUCKETS = ((24, 47), (48, 95), (96, 190))  # words
 NEAREST = 10  # texts, weighted by their cosine
@@ -110,7 +118,7 @@ def main() -> None:
     # Texts and which words they have
     texts = chunks_of(list(read_texts(options.texts, "text")), options.limit, seed=1)
     vectors, words = encoder.encode(texts), [words_of(text) for text in texts]
-    there = np.array([[word in own for word in probe.words] for own in words])
+    there = occurrences(texts, probe.words)
     totals = np.array([len(own) for own in words])
     p = probe.probabilities(vectors)
     rankings = {"word probe": p, "floor: word frequency": np.tile(probe.base_rates, (len(p), 1))}

@@ -14,7 +14,7 @@ from unembed.config import Config
 from unembed.data.prepare import prepare_pairs
 from unembed.denoiser import Denoiser, DenoiserSizes
 from unembed.device import choose_compute
-from unembed.encoders.fake import FakeEncoder
+from unembed.encoders.base import FakeEncoder
 from unembed.encoders.sentence import load_encoder
 from unembed.inverter import Inverter
 

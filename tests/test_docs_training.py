@@ -9,7 +9,7 @@ import yaml
 
 import unembed
 from unembed.cli.main import main
-from unembed.encoders.fake import FakeEncoder
+from unembed.encoders.base import FakeEncoder
 from unembed.inverter import Inverter, shipped_inverters
 
 PAGE = (Path(__file__).parents[1] / "docs" / "training.md").read_text(encoding="utf-8")

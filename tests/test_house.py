@@ -37,14 +37,13 @@ IMPORTS = {
     "diffusion": "device",
     "encoders": "device errors files tokenizer",
     "errors": "",
-    "evaluation": "checkpoints config data decoding encoders errors files inverter tokenizer "
-    "vectors",
+    "evaluation": "config data decoding denoiser encoders errors files inverter tokenizer vectors",
     "files": "errors",
     "inverter": "backends checkpoints decoding denoiser device diffusion encoders errors tokenizer",
     "tokenizer": "errors files",
     "training": "checkpoints config data decoding denoiser device diffusion encoders "
     "errors files inverter tokenizer",
-    "vectors": "data encoders errors files inverter",
+    "vectors": "data decoding encoders errors files inverter",
 }
 
 HEAVY = """

@@ -10,7 +10,7 @@ from tests.fakes import preset
 from unembed.checkpoints import Storage
 from unembed.decoding import STRATEGIES, Decoding
 from unembed.denoiser import Denoiser
-from unembed.encoders.fake import FakeEncoder
+from unembed.encoders.base import FakeEncoder
 from unembed.encoders.fingerprint import make_fingerprint
 from unembed.encoders.vectors import as_unit_vectors
 from unembed.errors import CheckpointError, ConfigError, EmbeddingError, EncoderError

@@ -11,6 +11,7 @@ import pytest
 from unembed.decoding import STRATEGIES, Decoding, strategy_fields
 from unembed.evaluation.evaluate import evaluate
 from unembed.inverter import Inverter, shipped_inverters
+from unembed.vectors.words import WordProbe, shipped_probes
 
 ROOT = Path(__file__).parents[1]
 
@@ -148,6 +149,24 @@ def test_the_python_of_the_decoding_page_runs(minilm, monkeypatch, capsys):
     exec("\n".join(blocks), {})
     out = capsys.readouterr().out
     assert re.search(r"\b([1-4])/\1 0%", out), "the last step was not shown"
+
+
+def test_the_python_of_the_words_page_runs(minilm, monkeypatch, capsys):
+    text = (ROOT / "docs" / "words.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    monkeypatch.setattr("unembed.encoders.sentence.load_encoder", lambda *args: minilm)
+    exec(code, {})
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert len(lines) == 5 and "heart" in [line[0] for line in lines]
+
+
+def test_the_word_probe_belongs_to_the_packaged_encoder_and_is_small(minilm):
+    probe = WordProbe.from_pretrained("minilm")
+    probe.encoder.require_same(minilm.identity, "vectors")
+    assert sum(path.stat().st_size for path in shipped_probes()["minilm"].iterdir()) < 8e6
+    text = SENTENCES[0]
+    found = probe.most_probable(minilm.encode([text]), 10)[0]
+    assert {word.word for word in found} & {"patient", "chest", "pain", "admitted"}
 
 
 def test_the_decoding_page_names_every_option_with_its_default():

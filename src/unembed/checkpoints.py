@@ -9,7 +9,6 @@ Everything becomes float32 again when it is loaded.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import stat
@@ -25,7 +24,7 @@ from huggingface_hub import split_torch_state_dict_into_shards
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from unembed.denoiser import Denoiser, DenoiserSizes
 from unembed.encoders.base import EncoderIdentity
@@ -264,21 +263,6 @@ def shipped_inverters() -> dict[str, Path]:
     """The weights that come with the package, name → folder."""
     folder = Path(str(resources.files("unembed") / "pretrained"))
     return {path.parent.name: path.parent for path in sorted(folder.glob(f"*/{CONFIG}"))}
-
-
-def weights_digest(network: nn.Module) -> str:
-    """SHA-256 of a network's weights in float32, whatever format they were loaded from."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(network.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().float().cpu().numpy().tobytes())
-    return digest.hexdigest()
-
-
-def may_be_a_repository(name: str) -> bool:
-    """Tell whether a name has the form owner/name; a path is not sent to the Hub."""
-    owner, slash, rest = name.partition("/")
-    return bool(slash and owner and rest) and "/" not in rest and not owner.startswith((".", "~"))
 
 
 def is_inverter(folder: Path) -> bool:

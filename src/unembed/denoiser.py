@@ -10,6 +10,7 @@ Letters: B batch, L length, D embedding size, H hidden size, V vocabulary, M pos
 
 from __future__ import annotations
 
+import hashlib
 import math
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -272,3 +273,12 @@ def parameter_counts(denoiser: nn.Module) -> tuple[int, int]:
     vocabulary = {"token_table.weight", "output_bias"}
     beside = sum(p.numel() for n, p in denoiser.named_parameters() if n not in vocabulary)
     return beside, sum(p.numel() for p in denoiser.parameters()) - beside
+
+
+def weights_digest(network: nn.Module) -> str:
+    """SHA-256 of a network's weights in float32, whatever format they were loaded from."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(network.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().float().cpu().numpy().tobytes())
+    return digest.hexdigest()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import errno
 import gzip
 import hashlib
 import importlib.util
@@ -19,6 +20,8 @@ from typing import Any, BinaryIO, cast
 from filelock import FileLock, Timeout
 
 from unembed.errors import ConfigError, DataError
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # no room
 
 _LINES = (".jsonl", ".json", ".txt", ".csv", ".tsv")
 _KINDS = ".parquet, .jsonl, .json, .csv, .tsv or .txt (all but the first also with .gz or .zst)"
@@ -328,3 +331,28 @@ def file_digest(path: Path) -> str:
     """SHA-256 of a file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_json(path: Path, data: dict[str, Any]) -> None:
+    """Write a JSON file in one step.
+
+    Raises:
+        DataError: The disk is full.
+    """
+    text = json.dumps(data, indent=2, ensure_ascii=False) + "\n"
+    try:
+        with atomic(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise write_error(path, error) from error
+
+
+def write_error(path: Path, error: OSError) -> Exception:
+    """Explain why a file cannot be written; NumPy counts bytes in place of an error number."""
+    if error.errno not in _FULL and "requested and" not in str(error):
+        return error
+    return DataError(
+        f"room on the disk of {path.parent}",
+        str(error),
+        "Free some space and run the same command again: what is finished is kept",
+    )

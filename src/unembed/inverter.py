@@ -20,7 +20,6 @@ from unembed.checkpoints import (
     CARD,
     Checkpoint,
     load_checkpoint,
-    may_be_a_repository,
     save_checkpoint,
     shipped_inverters,
 )
@@ -357,7 +356,7 @@ class Inverter(
         )
         if Path(where).is_dir():
             return _load(Path(where))
-        if Path(where).exists() or not may_be_a_repository(where):
+        if Path(where).exists() or not _may_be_a_repository(where):
             there = f"the file {where}" if Path(where).exists() else f"no folder {where}"
             raise CheckpointError(
                 expected, there, "Train one with `unembed train`, or pass --checkpoint"
@@ -434,3 +433,9 @@ def _load(folder: Path) -> Inverter:
 def _version(denoiser: Denoiser) -> tuple[Denoiser, list[tuple[int, int]]]:
     """Identify a network with its weights: where each lies and how often it was written to."""
     return denoiser, [(p.data_ptr(), p._version) for p in denoiser.parameters()]
+
+
+def _may_be_a_repository(name: str) -> bool:
+    """Tell whether a name has the form owner/name; a path is not sent to the Hub."""
+    owner, slash, rest = name.partition("/")
+    return bool(slash and owner and rest) and "/" not in rest and not owner.startswith((".", "~"))

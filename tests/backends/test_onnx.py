@@ -11,7 +11,7 @@ import torch
 from tests.fakes import preset
 from unembed.backends.onnx import FILE
 from unembed.denoiser import Denoiser
-from unembed.encoders.fake import FakeEncoder
+from unembed.encoders.base import FakeEncoder
 from unembed.errors import CheckpointError, ConfigError
 from unembed.inverter import Inverter, export_folder
 

@@ -7,7 +7,7 @@ import yaml
 
 import unembed
 from unembed.cli import main as cli
-from unembed.encoders.fake import FakeEncoder
+from unembed.encoders.base import FakeEncoder
 from unembed.errors import EncoderError
 
 

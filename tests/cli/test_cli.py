@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 import unembed
-from unembed.encoders.fake import FakeEncoder
+from unembed.encoders.base import FakeEncoder
 from unembed.encoders.fingerprint import make_fingerprint
 from unembed.inverter import Inverter
 

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from unembed.encoders.fake import FakeEncoder
+from unembed.encoders.base import FakeEncoder
 from unembed.vectors.words import WordProbe
 
 NOUNS = "river bank nurse judge letter key door window coat lamp".split()

@@ -17,7 +17,7 @@ from unembed.data.inspect import inspect_pairs
 from unembed.data.pairs import MANIFEST, Pairs
 from unembed.data.pieces import CUTTER, cut_pieces, is_outdated
 from unembed.data.prepare import choose_tokens, count_tokens, prepare_pairs
-from unembed.encoders.fake import FakeEncoder
+from unembed.encoders.base import FakeEncoder
 from unembed.errors import DataError
 from unembed.tokenizer import TextTokenizer
 

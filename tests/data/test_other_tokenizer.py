@@ -11,7 +11,7 @@ from unembed.config import Config
 from unembed.data.pairs import MANIFEST, Pairs
 from unembed.data.prepare import prepare_pairs
 from unembed.device import choose_compute
-from unembed.encoders.fake import FakeEncoder
+from unembed.encoders.base import FakeEncoder
 from unembed.errors import EncoderError
 from unembed.tokenizer import load_tokenizer, word_tokenizer
 from unembed.training.export import inverter_from_run

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from unembed.config import DataSection
 from unembed.data import pieces
 from unembed.data.pieces import cut_pieces, sentence_ends
-from unembed.encoders.fake import FakeEncoder
+from unembed.encoders.base import FakeEncoder
 from unembed.tokenizer import TextTokenizer
 
 

@@ -19,7 +19,7 @@ from unembed.data.pairs import (
 )
 from unembed.data.pieces import cut_pieces
 from unembed.data.prepare import PrepareProgress, prepare_pairs
-from unembed.encoders.fake import FakeEncoder
+from unembed.encoders.base import FakeEncoder
 from unembed.encoders.fingerprint import PROBES, make_fingerprint
 from unembed.errors import DataError, EncoderError
 

@@ -20,7 +20,7 @@ from unembed.data.pairs import MANIFEST, read_manifest, shard_names
 from unembed.data.prepare import prepare_pairs
 from unembed.data.ray import ShardWorker, Share, plan_share, ray_runner
 from unembed.data.shards import MadeShard, PassageReader
-from unembed.encoders.fake import FakeEncoder
+from unembed.encoders.base import FakeEncoder
 from unembed.encoders.fingerprint import PROBES
 from unembed.errors import ConfigError, DataError, EncoderError
 
@@ -40,7 +40,7 @@ from pathlib import Path
 from unembed.config import Config
 from unembed.data.ray import ray_runner
 from unembed.data.prepare import prepare_pairs
-from unembed.encoders.fake import FakeEncoder
+from unembed.encoders.base import FakeEncoder
 
 class Dying(FakeEncoder):
     # The first worker to come to its third shard is killed in the middle of it

@@ -17,7 +17,7 @@ from unembed.config import Config
 from unembed.data import prepare as encode
 from unembed.data.pairs import MANIFEST, Pairs, read_manifest, shard_names
 from unembed.data.prepare import prepare_pairs
-from unembed.encoders.fake import FakeEncoder
+from unembed.encoders.base import FakeEncoder
 from unembed.encoders.fingerprint import PROBES
 from unembed.errors import DataError, EncoderError
 
@@ -218,7 +218,7 @@ import json, sys, time
 from pathlib import Path
 from unembed.config import Config
 from unembed.data.prepare import prepare_pairs
-from unembed.encoders.fake import FakeEncoder
+from unembed.encoders.base import FakeEncoder
 
 class Slow(FakeEncoder):  # long enough to be killed inside
     def encode(self, texts, progress=None):

@@ -14,7 +14,7 @@ from unembed.data import prepare
 from unembed.data.pairs import MANIFEST, Pairs, read_manifest
 from unembed.data.pieces import cut_pieces
 from unembed.data.prepare import choose_tokens, count_tokens, prepare_pairs
-from unembed.encoders.fake import FakeEncoder
+from unembed.encoders.base import FakeEncoder
 from unembed.errors import DataError
 from unembed.tokenizer import TextTokenizer, from_transformers, ids_of, ranges_of
 

@@ -7,7 +7,7 @@ from tests.evaluation.test_leaked import UNSEEN, unseen, write
 from unembed.demo.limits import Limits
 from unembed.demo.models import load_demo
 from unembed.encoders.alignment import Alignment
-from unembed.encoders.fake import FakeEncoder
+from unembed.encoders.base import FakeEncoder
 from unembed.errors import CheckpointError, ConfigError
 from unembed.evaluation.leaked import LeakedPairs, align_pairs
 from unembed.inverter import Inverter

@@ -12,7 +12,7 @@ from unembed.demo import server
 from unembed.demo.app import create_app
 from unembed.demo.limits import Limits
 from unembed.demo.models import load_demo
-from unembed.encoders.fake import FakeEncoder
+from unembed.encoders.base import FakeEncoder
 from unembed.inverter import Inverter
 
 

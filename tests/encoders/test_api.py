@@ -14,9 +14,8 @@ import pytest
 
 import unembed
 from unembed.encoders import api, load_encoder
-from unembed.encoders.base import EncoderIdentity
+from unembed.encoders.base import EncoderIdentity, FakeEncoder
 from unembed.encoders.batching import VectorCache
-from unembed.encoders.fake import FakeEncoder
 from unembed.encoders.fingerprint import PROBES, make_fingerprint, preflight, require_encoder
 from unembed.encoders.oracle import EncoderOracle
 from unembed.errors import ConfigError, EmbeddingError, EncoderError, UnembedError

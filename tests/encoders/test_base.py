@@ -5,8 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from unembed.encoders.base import Encoder, EncoderIdentity, check_texts
-from unembed.encoders.fake import FakeEncoder
+from unembed.encoders.base import Encoder, EncoderIdentity, FakeEncoder, check_texts
 from unembed.errors import EmbeddingError, EncoderError
 
 TEXTS = ["the cat sleeps.", "a red dog runs at the river", "password leaks!", "xyzzy", "?"]

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from unembed.encoders.fake import FakeEncoder
+from unembed.encoders.base import FakeEncoder
 from unembed.encoders.fingerprint import PROBES, Fingerprint, make_fingerprint, preflight
 from unembed.errors import EncoderError
 

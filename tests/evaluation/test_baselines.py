@@ -5,8 +5,7 @@ import pytest
 
 from unembed.data import pairs as pairs_module
 from unembed.data.pairs import CorpusSearch, Pairs
-from unembed.encoders.fake import FakeEncoder
-from unembed.evaluation import rows as baselines
+from unembed.encoders.base import FakeEncoder
 from unembed.evaluation.evaluate import evaluate
 from unembed.evaluation.rows import (
     RandomTokens,
@@ -85,7 +84,7 @@ def test_without_frequencies_random_tokens_are_any(encoder):
 
 @pytest.mark.parametrize("chunk", [1, 7, 64, 100_000])
 def test_nearest_pairs_are_those_of_a_brute_force_search(pairs_folder, encoder, monkeypatch, chunk):
-    monkeypatch.setattr(baselines, "_CHUNK_ROWS", chunk)
+    monkeypatch.setattr(pairs_module, "_SEARCHED", chunk)
     pairs = Pairs.open(pairs_folder)
     tokens, embeddings = pairs.rows(np.arange(len(pairs)))
     queries = np.random.default_rng(0).standard_normal((20, 32)).astype(np.float32)

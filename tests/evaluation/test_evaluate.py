@@ -6,7 +6,7 @@ import pytest
 
 from unembed.data.pairs import Pairs
 from unembed.decoding import Decoding
-from unembed.encoders.fake import FakeEncoder
+from unembed.encoders.base import FakeEncoder
 from unembed.errors import ConfigError, DataError, EncoderError
 from unembed.evaluation.evaluate import evaluate, groups_of
 from unembed.evaluation.metrics import ESSENTIAL, METRICS, token_set_f1

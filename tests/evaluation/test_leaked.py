@@ -182,7 +182,7 @@ def test_align_pairs_records_what_was_left_out(inverter, encoder, texts, tmp_pat
 
 
 def test_align_pairs_refuses_another_encoder(inverter, halves):
-    from unembed.encoders.fake import FakeEncoder
+    from unembed.encoders.base import FakeEncoder
 
     with pytest.raises(EncoderError):
         align_pairs(inverter, FakeEncoder(16), halves[0])

@@ -71,7 +71,7 @@ def test_evaluate_other_settings_are_decoded_anew(lookup, encoder, passages, tmp
 PROGRAM = """
 import sys, time
 from pathlib import Path
-from unembed.encoders.fake import FakeEncoder
+from unembed.encoders.base import FakeEncoder
 from unembed.evaluation import rows as recovering
 from unembed.evaluation.evaluate import evaluate
 from unembed.inverter import Inverter

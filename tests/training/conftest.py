@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from unembed.data.prepare import prepare_pairs
-from unembed.encoders.fake import FakeEncoder
+from unembed.encoders.base import FakeEncoder
 
 from .helpers import make_config
 

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from unembed.checkpoints import Storage
 from unembed.config import Config
 from unembed.device import choose_compute
-from unembed.encoders.fake import FakeEncoder
+from unembed.encoders.base import FakeEncoder
 from unembed.errors import CheckpointError, DataError
 from unembed.evaluation.evaluate import evaluate
 from unembed.inverter import Inverter

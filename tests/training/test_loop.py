@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from scipy.stats import binom
 
 from unembed.diffusion import diffusion_loss
-from unembed.encoders.fake import FakeEncoder
+from unembed.encoders.base import FakeEncoder
 from unembed.errors import CheckpointError, TrainingError
 from unembed.training import loop
 from unembed.training import step as step_module

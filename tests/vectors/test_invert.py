@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from unembed.decoding.strategy import Inversion
-from unembed.encoders.fake import FakeEncoder
+from unembed.encoders.base import FakeEncoder
 from unembed.encoders.vectors import VectorStatistics
 from unembed.errors import EmbeddingError, EncoderError
 from unembed.vectors.invert import invert_file, invert_text, invert_to_file

@@ -22,6 +22,32 @@ if TYPE_CHECKING:
     from unembed.encoders.alignment import Alignment
     from unembed.evaluation.leaked import AlignCurve
 
+AlignOption = Annotated[
+    str | None,
+    typer.Option(
+        "--align", help="Vectors of another encoder: the folder of a map by `unembed align`."
+    ),
+]
+AlignCurveOption = Annotated[
+    str | None,
+    typer.Option(
+        "--align-curve",
+        metavar="1,10,…",
+        help="With --embedding: leak against the number of leaked pairs, those of --leaked.",
+    ),
+]
+LeakedOption = Annotated[
+    Path | None,
+    typer.Option("--leaked", help="For --align-curve: pairs of text and vector that leaked."),
+]
+MapsOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--align",
+        help="Offer a map by `unembed align`, for vectors of another encoder. Repeatable.",
+    ),
+]
+
 
 def align(
     pairs: Annotated[

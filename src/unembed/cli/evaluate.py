@@ -10,16 +10,13 @@ from typing import Annotated, Any
 import typer
 
 import unembed
-from unembed.cli.align import show_curve, warn
+from unembed.cli.align import AlignCurveOption, AlignOption, LeakedOption, show_curve, warn
 from unembed.cli.options import (
-    AlignCurveOption,
-    AlignOption,
     ApiBaseOption,
     CheckpointOption,
     DenoiserDtypeOption,
     DeviceOption,
     EncoderOption,
-    LeakedOption,
     MaxCallsOption,
     PriceOption,
     QuietOption,
@@ -131,27 +128,19 @@ def evaluate(
     from unembed.data.pairs import Pairs
 
     folder = _folder(out, [path for path in (texts, embedding) if path is not None])
-    if embedding is None:
-        idle = ("text_column", "ranges", "skip_bad")
-        refuse_idle(context, "with --embedding only", "--texts alone", *idle)
-    passages = None
-    if embedding is None or texts is not None:
-        passages = _passages(texts, column if embedding is None else text_column)
+    passages = _held_out(context, texts, embedding, column, text_column)
     counts = _counts(context, align_curve, leaked, embedding)
     if frontier:
         strategy = _searching(context, strategy)
     specs = _strategies(context, strategy, strategies, steps)
     require_search(corpus, [specs] if isinstance(specs, str) else specs)
-    source = None if embedding is None else _source(embedding, column, skip_bad, ranges)
-    if source is not None and texts is None:
-        _require_texts(source)
+    source = None if embedding is None else _source(embedding, texts, column, skip_bad, ranges)
     pairs = Pairs.open(train_pairs) if train_pairs is not None else None
     inverter = make_inverter(checkpoint, None, device, dtype).aligned(align)
     warn(inverter.alignment)
     needed = source is None or encoder is not None or _ask_encoder(specs, steps) or bool(counts)
     where = encoder_settings(inverter, encoder) | api_settings(api_base, max_calls, price)
-    model = _encoder(inverter, needed, where, device, trust_remote_code)
-    show_usage(context, model)
+    model = _encoder(context, inverter, needed, where, device, trust_remote_code)
     if counts:
         files, columns = (leaked, embedding), (text_column or "text", column)
         options = {"decoding": read_decoding(strategy, steps=steps), "seed": seed}
@@ -161,28 +150,18 @@ def evaluate(
     with interruptible(way_on), opened(source) as vectors, StageDisplay() as display:
         if vectors is not None:
             passages = _stored(vectors, inverter, text_column or "text", passages)
+        shared: dict[str, Any] = {"strategy": specs, "steps": steps, "seed": seed}
+        shared |= {"corpus": similar, "folder": folder, "progress": display.update}
         if frontier:
-            given: dict[str, Any] = {
-                "strategy": specs,
-                "steps": steps,
-                "seed": seed,
-                "corpus": similar,
-            }
-            given |= {"limit": limit, "folder": folder, "progress": display.update}
-            return _frontier(inverter, model, passages, out, as_json, given)
+            return _frontier(inverter, model, passages, limit, out, as_json, shared)
         report = unembed.evaluate(
             inverter,
             model,
             passages,
             train_pairs=pairs,
-            corpus=similar,
             limit=limit or 1000,
-            strategy=specs,
-            steps=steps,
-            seed=seed,
-            folder=folder,
-            progress=display.update,
             announce=display.say,
+            **shared,
         )
     _finish(report, vectors, folder, out, as_json)
 
@@ -198,8 +177,8 @@ def _finish(
 ) -> None:
     """Add what was odd about stored vectors, write the report and print it."""
     from unembed.cli.display import show_evaluation
-    from unembed.data.pairs import write_json
     from unembed.evaluation.report import write_report
+    from unembed.files import write_json
 
     if vectors is not None:
         left_out = [f"vectors left out: {reason}" for reason in vectors.describe_left_out()]
@@ -225,18 +204,18 @@ def _frontier(
     inverter: unembed.Inverter,
     encoder: Any,
     passages: Any,
+    limit: int | None,
     out: Path | None,
     as_json: bool,
     settings: dict[str, Any],
 ) -> None:
     """Measure, write and print what encoder calls buy."""
     from unembed.cli.display import to_json
-    from unembed.data.pairs import write_json
     from unembed.evaluation.frontier import PER_LENGTH, measure_frontier
     from unembed.evaluation.report import write_frontier
+    from unembed.files import write_json
 
-    settings["limit"] = settings["limit"] or PER_LENGTH
-    curve = measure_frontier(inverter, encoder, passages, **settings)
+    curve = measure_frontier(inverter, encoder, passages, limit=limit or PER_LENGTH, **settings)
     if settings["folder"] is not None:
         write_frontier(curve, settings["folder"])
     elif out is not None:
@@ -265,6 +244,21 @@ def _folder(out: Path | None, sources: list[Path]) -> Path | None:
     return out
 
 
+def _held_out(
+    context: typer.Context,
+    texts: Path | None,
+    embedding: Path | None,
+    column: str | None,
+    text_column: str | None,
+) -> Any:
+    """The texts of a file of their own; None where stored vectors have them beside them."""
+    if embedding is None:
+        idle = ("text_column", "ranges", "skip_bad")
+        refuse_idle(context, "with --embedding only", "--texts alone", *idle)
+        return _passages(texts, column)
+    return None if texts is None else _passages(texts, text_column)
+
+
 def _passages(texts: Path | None, column: str | None) -> Any:
     """The texts to cut and embed; a wrong file fails before the encoder is loaded."""
     from unembed.evaluation.samples import PassageFile
@@ -279,14 +273,19 @@ def _passages(texts: Path | None, column: str | None) -> Any:
     return passages
 
 
-def _source(path: Path, column: str | None, skip_bad: bool, ranges: str | None) -> Any:
+def _source(
+    path: Path, texts: Path | None, column: str | None, skip_bad: bool, ranges: str | None
+) -> Any:
+    """The stored vectors; a wrong file, or one without texts, fails before anything is loaded."""
     from unembed.vectors.numbers import Ranges
     from unembed.vectors.read import STDIN, VectorFile
 
     limits = None if ranges is None else Ranges.parse(ranges)
     source = VectorFile(path, column, skip_bad, ranges=limits)
     if str(path) != STDIN:
-        source.parts()  # a wrong path fails before the inverter is loaded
+        source.parts()
+    if texts is None:
+        _require_texts(source)
     return source
 
 
@@ -335,7 +334,12 @@ def _ask_encoder(specs: str | list[str], steps: int | None) -> bool:
 
 
 def _encoder(
-    inverter: unembed.Inverter, needed: bool, where: dict[str, Any], device: str, trust: bool
+    context: typer.Context,
+    inverter: unembed.Inverter,
+    needed: bool,
+    where: dict[str, Any],
+    device: str,
+    trust: bool,
 ) -> Any:
     """The encoder; None where stored vectors can be measured without one that is not here."""
     try:
@@ -346,6 +350,7 @@ def _encoder(
             raise
         note(f"the encoder is not at hand, so no cosine is measured: {error}")
         return None
+    show_usage(context, model)
     return model
 
 

@@ -8,10 +8,9 @@ from typing import Annotated, Any
 import typer
 
 import unembed
-from unembed.cli.align import warn
+from unembed.cli.align import AlignOption, warn
 from unembed.cli.evaluate import CorpusOption, require_search
 from unembed.cli.options import (
-    AlignOption,
     ApiBaseOption,
     CallsOption,
     CheckOption,

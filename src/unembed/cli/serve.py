@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 import unembed
-from unembed.cli.align import warn
+from unembed.cli.align import MapsOption, warn
 from unembed.cli.options import (
     ApiBaseOption,
     DeviceOption,
     EncoderOption,
-    MapsOption,
     MaxCallsOption,
     PriceOption,
     QuietOption,
@@ -39,16 +38,17 @@ OpenOption = Annotated[
 LogTextsOption = Annotated[
     bool, typer.Option("--log-texts", help="Write texts and recoveries to the log.")
 ]
+CheckpointsOption = Annotated[
+    list[str] | None,
+    typer.Option("--checkpoint", help="Shipped name, folder or Hub repository. Repeatable."),
+]
 
 
 def serve(
     context: typer.Context,
     host: Annotated[str, typer.Option("--host", help="Address to listen at.")] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0: a free one.")] = 8080,
-    checkpoint: Annotated[
-        list[str] | None,
-        typer.Option("--checkpoint", help="Shipped name, folder or Hub repository. Repeatable."),
-    ] = None,
+    checkpoint: CheckpointsOption = None,
     align: MapsOption = None,
     encoder: EncoderOption = None,
     api_base: ApiBaseOption = None,

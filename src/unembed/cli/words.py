@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -77,17 +77,19 @@ def words(
         if out is None:
             raise ConfigError("--out FOLDER with --fit", "none", "Say where the probe is to be")
         stored = None if column is None else (column, encoder or "unknown")
-        where = {"device": device, "trust_remote_code": trust_remote_code}
-        settings = {"name": encoder or "all-MiniLM-L6-v2", "revision": None, "prompt": None}
-        maker = None if stored else lambda: make_encoder(settings, dtype="auto", **where)
-        _fit(fit, text_column, out, limit, seed, stored, maker)
+        kind = {"name": encoder or "all-MiniLM-L6-v2", "revision": None, "prompt": None}
+
+        def make() -> Any:
+            return make_encoder(kind, device, trust_remote_code, "auto")
+
+        _fit(fit, text_column, out, limit, seed, stored, make)
         return
     from unembed.cli.display import show_notes
     from unembed.vectors.read import VectorFile
     from unembed.vectors.words import WordProbe
 
     reader = WordProbe.from_pretrained(probe or "minilm")
-    choice = {"top": top, "common": common, "names": names}
+    choice: dict[str, Any] = {"top": top, "common": common, "names": names}
     if text is not None:
         identity = reader.encoder
         settings = {**identity.to_dict(), "name": encoder or identity.name}
@@ -110,7 +112,7 @@ def _fit(
     limit: int,
     seed: int,
     stored: tuple[str, str] | None,
-    make: Any,
+    make: Callable[[], Any],
 ) -> None:
     """Learn a probe from texts that are embedded here, or from stored vectors."""
     from unembed.cli.display import StageDisplay
@@ -120,7 +122,8 @@ def _fit(
 
     if out.exists() and not out.is_dir():
         raise DataError(f"a folder at {out}", "a file", "Choose another --out")
-    model, corpus = None, []
+    model: Any = None
+    corpus: list[str] = []
     if stored is not None:
         identity, chunks, vectors = _stored_pairs(texts, text_column, *stored, limit, seed)
     else:
@@ -138,8 +141,15 @@ def _fit(
 
             identity, vectors = model.identity, model.encode(chunks, count)
         encode = None if model is None else model.encode
-        settings = {"encode": encode, "corpus": corpus, "seed": seed}
-        probe = fit_words(identity, chunks, vectors, **settings, progress=display.update)
+        probe = fit_words(
+            identity,
+            chunks,
+            vectors,
+            encode=encode,
+            corpus=corpus,
+            seed=seed,
+            progress=display.update,
+        )
     probe.save(out)
     names = f"{len(probe.names)} of them names"
     typer.echo(f"{len(probe.words)} words, {names}, from {len(chunks)} texts in {out}")

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -23,13 +23,18 @@ from unembed.encoders.base import Encoder, EncoderIdentity
 from unembed.encoders.fingerprint import Fingerprint, require_encoder
 from unembed.encoders.vectors import VectorStatistics
 from unembed.errors import DataError
-from unembed.files import MANIFEST_BYTES, atomic, file_digest, read_json, text_files
+from unembed.files import (
+    MANIFEST_BYTES,
+    file_digest,
+    read_json,
+    text_files,
+    write_error,
+)
 from unembed.tokenizer import TextTokenizer
 
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer.json"
 FORMAT = 1
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _BLOCK = 1 << 16
 _BLOCKS, _LEAST_BLOCKS = 4096, 16  # read for a digest: in all, and of each of many files
 _MOST_CHARS = 500  # characters of a setting in a message
@@ -364,7 +369,7 @@ def write_array(path: Path, array: NDArray[Any]) -> str:
     except OSError as error:
         with suppress(OSError):
             path.unlink(missing_ok=True)
-        raise _write_error(path, error) from error
+        raise write_error(path, error) from error
 
 
 def array_digest(array: NDArray[Any]) -> str:
@@ -374,29 +379,35 @@ def array_digest(array: NDArray[Any]) -> str:
     return hashlib.sha256(buffer.getbuffer()).hexdigest()
 
 
-def write_json(path: Path, data: dict[str, Any]) -> None:
-    """Replace a JSON file in one step.
+def nearest_rows(
+    pairs: Pairs,
+    vectors: NDArray[np.float32],
+    count: int,
+    report: Callable[[int], None] = lambda rows: None,
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Find the rows of the nearest pairs of each unit vector [N, D], nearest first.
 
-    Raises:
-        DataError: The disk is full.
+    Args:
+        pairs: Searched from first to last.
+        vectors: Unit vectors [N, D].
+        count: Pairs for each, k.
+        report: Called with the number of pairs searched.
+
+    Returns:
+        Rows [N, k] and their cosines [N, k]; the first of equals comes first.
     """
-    text = json.dumps(data, indent=2, ensure_ascii=False) + "\n"
-    try:
-        with atomic(path) as temporary:
-            temporary.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise _write_error(path, error) from error
-
-
-def _write_error(path: Path, error: OSError) -> Exception:
-    """Explain why a file cannot be written; NumPy counts bytes in place of an error number."""
-    if error.errno not in _FULL and "requested and" not in str(error):
-        return error
-    return DataError(
-        f"room on the disk of {path.parent}",
-        str(error),
-        "Free some space and run the same command again: what is finished is kept",
-    )
+    best: NDArray[np.float32] = np.zeros((len(vectors), 0), dtype=np.float32)
+    rows: NDArray[np.int64] = np.zeros((len(vectors), 0), dtype=np.int64)
+    for start in range(0, len(pairs), _SEARCHED):
+        index = np.arange(start, min(start + _SEARCHED, len(pairs)))
+        _, embeddings = pairs.rows(index)
+        best = np.concatenate([best, vectors @ embeddings.T], axis=1)
+        rows = np.concatenate([rows, np.broadcast_to(index, (len(vectors), len(index)))], axis=1)
+        order = np.argsort(-best, axis=1, kind="stable")[:, :count]
+        best = np.take_along_axis(best, order, axis=1)
+        rows = np.take_along_axis(rows, order, axis=1)
+        report(int(index[-1]) + 1)
+    return rows, best
 
 
 @dataclass(frozen=True, repr=False)
@@ -421,18 +432,7 @@ class CorpusSearch:
 
     def __call__(self, vectors: NDArray[np.float32]) -> list[list[list[int]]]:
         """Token ids of the nearest texts of each unit vector [B, D], nearest first."""
-        best: NDArray[np.float32] = np.zeros((len(vectors), 0), dtype=np.float32)
-        rows: NDArray[np.int64] = np.zeros((len(vectors), 0), dtype=np.int64)
-        for start in range(0, len(self.pairs), _SEARCHED):
-            index = np.arange(start, min(start + _SEARCHED, len(self.pairs)))
-            _, embeddings = self.pairs.rows(index)
-            best = np.concatenate([best, vectors @ embeddings.T], axis=1)
-            rows = np.concatenate(
-                [rows, np.broadcast_to(index, (len(vectors), len(index)))], axis=1
-            )
-            order = np.argsort(-best, axis=1, kind="stable")[:, : self.count]
-            best = np.take_along_axis(best, order, axis=1)
-            rows = np.take_along_axis(rows, order, axis=1)
+        rows, _ = nearest_rows(self.pairs, vectors, self.count)
         tokens, _ = self.pairs.rows(rows.ravel())
         texts = self.pairs.tokenizer.decode(tokens)
         ids = self.tokenizer.encode(texts)  # which may be another's

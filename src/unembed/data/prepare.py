@@ -30,7 +30,6 @@ from unembed.data.pairs import (
     read_manifest,
     shard_names,
     source_digest,
-    write_json,
 )
 from unembed.data.pieces import CUTTER, cut_pieces, is_outdated
 from unembed.data.readers import read_texts, require_texts
@@ -38,7 +37,7 @@ from unembed.data.shards import CutShard, Job, Reads, Runner, ShardTask, make_he
 from unembed.encoders.base import Encoder, EncoderIdentity, recorded_name
 from unembed.encoders.fingerprint import Fingerprint, make_fingerprint
 from unembed.errors import DataError
-from unembed.files import locked, remove_unfinished, require_apart, text_files
+from unembed.files import locked, remove_unfinished, require_apart, text_files, write_json
 from unembed.tokenizer import TextTokenizer, ids_of, load_tokenizer
 
 DIGEST = "digest"

@@ -140,15 +140,13 @@ def evaluate(  # noqa: PLR0913 - the front door; all but the first three have a 
         texts: Held out: never trained on. Gone through twice, a piece of it in memory at a time;
             `PassageFile` and, with stored vectors, `StoredPassages` read them from files.
         vectors: Stored vectors of the texts, in their order, [N, D].
-        strategy: How to decode, one or several: a `Decoding` or its text, such as ``greedy`` or
-            ``greedy:steps=32``.
+        strategy: How to decode, one or several: a `Decoding` or its text (``greedy:steps=32``).
         steps: Denoiser passes per text where the strategy does not say; 8 if None.
         train_pairs: The training pairs, for the nearest text and the rarity of tokens.
         corpus: Pairs of texts like those under attack, which guided search starts from.
         limit: Pieces to evaluate, drawn with the seed; all when None.
         seed: Of the draw, of the strategies that sample and of the bootstrap.
-        folder: Keeps recovered texts as they come, so that the same call goes on after an
-            interruption.
+        folder: Keeps recovered texts as they come, so that the same call goes on where it ended.
         progress: Called with (stage, done, total); the total is 0 while it is unknown.
         announce: Called before anything is decoded, with how long it will take.
 
@@ -168,8 +166,9 @@ def evaluate(  # noqa: PLR0913 - the front door; all but the first three have a 
         seed=seed,
         report=lambda count: report("cutting the texts", count, 0),
     )
-    same_vocabulary = train_pairs is not None and _same_tokens(inverter, train_pairs)
-    counts = train_pairs.token_counts if same_vocabulary and train_pairs is not None else None
+    counts = None
+    if train_pairs is not None and train_pairs.tokenizer.digest == inverter.tokenizer.digest:
+        counts = train_pairs.token_counts
     known = train_pairs, counts, seed, report, len(samples), corpus
     bench = Bench(inverter, encoder, attacks, *known)
     ruler, notes = make_ruler(inverter.tokenizer, counts)
@@ -223,9 +222,8 @@ def _first_notes(bench: Bench, samples: Samples) -> list[str]:
     """What is to be known before any figure: stored vectors that are strange, what is missing."""
     notes = []
     if samples.stored:
-        notes += _stored_notes(
-            bench, Part(bench.encoder, *next(samples.chunks(_COMPARED)), bench.inverter)
-        )
+        part = Part(bench.encoder, *next(samples.chunks(_COMPARED)), bench.inverter)
+        notes += _stored_notes(bench, part)
         longest = bench.inverter.length - 1
         long = sum(len(sample.token_ids) > longest for sample in samples)
         if long:
@@ -267,7 +265,7 @@ def _stored_notes(bench: Bench, part: Part) -> list[str]:
 def _forecast(bench: Bench, rows: list[_Row], trial: tuple[int, list[Sample]]) -> str:
     """How many texts are decoded how often, and how long that takes here."""
     part, seconds = Part(bench.encoder, *trial, bench.inverter), 0.0
-    decoded = {**dict.fromkeys((SHUFFLED, BLIND), bench.guesser), **bench.attacks}
+    decoded = dict.fromkeys((SHUFFLED, BLIND), bench.guesser) | bench.attacks
     for row in rows:
         if row.name in decoded:
             left = int(row.mask.sum()) - row.cache.count
@@ -288,13 +286,8 @@ def duration(seconds: float) -> str:
 
 def cutting(inverter: Inverter) -> DataSection:
     """Find how texts were cut in training."""
-    return DataSection.model_validate(
-        {"length": inverter.length, **inverter.trained.get("config", {}).get("data", {})}
-    )
-
-
-def _same_tokens(inverter: Inverter, pairs: Pairs) -> bool:
-    return pairs.tokenizer.digest == inverter.tokenizer.digest
+    trained = inverter.trained.get("config", {}).get("data", {})
+    return DataSection.model_validate({"length": inverter.length, **trained})
 
 
 def _attack_mask(attack: Attack | None, texts: int, seed: int) -> NDArray[np.bool_]:
@@ -302,8 +295,7 @@ def _attack_mask(attack: Attack | None, texts: int, seed: int) -> NDArray[np.boo
     mask = np.ones(texts, dtype=bool)
     if attack is not None and attack.limit is not None and attack.limit < texts:
         indices = np.random.default_rng(seed).choice(texts, size=attack.limit, replace=False)
-        mask[:] = False
-        mask[indices] = True
+        mask = np.isin(np.arange(texts), indices)
     return mask
 
 

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unembed.checkpoints import weights_digest
 from unembed.data.pairs import MANIFEST, Pairs
 from unembed.decoding import Decoding
+from unembed.denoiser import weights_digest
 from unembed.encoders.alignment import Alignment, PairSums, fit_alignment
 from unembed.encoders.base import Encoder, is_unicode
 from unembed.encoders.vectors import VectorStatistics, row_peaks, to_unit_length

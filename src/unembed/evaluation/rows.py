@@ -15,10 +15,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from unembed.checkpoints import weights_digest
-from unembed.data.pairs import CorpusSearch, Pairs
+from unembed.data.pairs import CorpusSearch, Pairs, nearest_rows
 from unembed.decoding import Decoding
 from unembed.decoding.strategy import options_of
+from unembed.denoiser import weights_digest
 from unembed.encoders.base import Encoder
 from unembed.errors import ConfigError, DataError, EncoderError
 from unembed.evaluation.cache import settings_digest
@@ -32,7 +32,6 @@ _TRIAL = 16  # texts
 _PASSES_A_CALL, _PASSES_A_SAMPLE = 1.3, 6.0
 
 ProgressFn = Callable[[str, int, int], None]
-
 
 # ``all``: every strategy; those that call the encoder are tried on fewer texts, all on the same
 ALL = (
@@ -245,12 +244,8 @@ class Bench:
         blind = self._decode(unconditional(self.inverter), self.guesser)
         yield BLIND, blind, BATCH, settings
         if self.pairs is not None:
-            yield (
-                NEAREST,
-                self._nearest,
-                CHUNK + 1,
-                {"pairs": settings_digest(self.pairs.manifest)},
-            )
+            searched = {"pairs": settings_digest(self.pairs.manifest)}
+            yield NEAREST, self._nearest, CHUNK + 1, searched
         digest = None if self.counts is None else settings_digest(self.counts.tolist())
         drawing = RandomTokens(self.inverter.tokenizer, self.counts, self.seed)
         yield RANDOM, self._drawing(drawing), BATCH, {"counts": digest}
@@ -380,7 +375,6 @@ def cosines_of(
 SHUFFLED, BLIND = "shuffled embedding", "no embedding"
 NEAREST, RANDOM = "nearest training text", "random tokens"
 BASELINES = (SHUFFLED, BLIND, NEAREST, RANDOM)
-_CHUNK_ROWS = 8192
 
 
 class _Unconditional:
@@ -449,19 +443,8 @@ def nearest_pairs(
         vectors: Unit vectors.
         report: Called with the number of pairs searched.
     """
-    best = np.full(len(vectors), -np.inf, dtype=np.float32)
-    rows = np.zeros(len(vectors), dtype=np.int64)
-    for start in range(0, len(pairs), _CHUNK_ROWS):
-        index = np.arange(start, min(start + _CHUNK_ROWS, len(pairs)))
-        _, embeddings = pairs.rows(index)
-        similarity = vectors @ embeddings.T  # [N, rows]
-        winner = similarity.argmax(axis=1)
-        value = similarity[np.arange(len(vectors)), winner]
-        better = value > best
-        best[better], rows[better] = value[better], index[winner[better]]
-        report(int(index[-1]) + 1)
-    tokens, _ = pairs.rows(rows)
-    texts = []
-    for row in tokens.tolist():
-        texts.append([row[i] for i in pairs.tokenizer.content_positions(row)])
-    return texts, [float(value) for value in best]
+    rows, cosines = nearest_rows(pairs, vectors, 1, report)
+    tokens, _ = pairs.rows(rows[:, 0])
+    content = pairs.tokenizer.content_positions
+    texts = [[row[i] for i in content(row)] for row in tokens.tolist()]
+    return texts, cosines[:, 0].tolist()

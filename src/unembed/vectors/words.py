@@ -1,7 +1,6 @@
 """Which words a vector says are in its text: one calibrated logistic regression for each word.
 
-Of a text longer than an inverter writes, the vector says less about the order and much about the
-words. What a linear map finds of them is a lower bound. docs/words.md has commands and figures.
+What a linear map finds is a lower bound; docs/words.md has commands and figures.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save
 from torch import Tensor
 
 from unembed.encoders.base import EncoderIdentity
@@ -120,8 +119,7 @@ class WordProbe:
             names: Names alone.
 
         Raises:
-            EmbeddingError: See `probabilities`.
-            ConfigError: ``top`` is below 1.
+            EmbeddingError, ConfigError: See `probabilities`; ``top`` is below 1.
         """
         if top < 1:
             raise ConfigError("top of at least 1", str(top), "Correct --top")
@@ -205,7 +203,7 @@ class WordProbe:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with atomic(folder / WEIGHTS) as weights, atomic(folder / WORDS) as words:
-                save_file(tensors, weights)
+                weights.write_bytes(save(tensors))  # `save_file` would keep it to its owner
                 words.write_text(json.dumps(data, ensure_ascii=False) + "\n", encoding="utf-8")
         except (OSError, SafetensorError) as error:
             raise CheckpointError(
@@ -243,11 +241,9 @@ def _spelled(text: str) -> list[tuple[str, str, bool]]:
 def chunks_of(passages: Sequence[str], limit: int, seed: int) -> list[str]:
     """Draw chunks of 24 to 190 words from passages, as many short as middling and long ones.
 
-    Longer passages are cut; shorter ones are left out.
-
     Args:
         passages: Raw texts.
-        limit: Chunks at most.
+        limit: Chunks at most; longer passages are cut, shorter left out.
         seed: Of the draw.
 
     Raises:
@@ -259,8 +255,8 @@ def chunks_of(passages: Sequence[str], limit: int, seed: int) -> list[str]:
         for start in range(0, len(words), LONGEST):
             chunk = words[start : start + LONGEST]
             if len(chunk) >= SHORTEST:
-                bucket = sum(len(chunk) >= least for least in _BUCKETS) - 1
-                buckets[bucket].append(passage if len(chunk) == len(words) else " ".join(chunk))
+                length = sum(len(chunk) >= least for least in _BUCKETS) - 1
+                buckets[length].append(passage if len(chunk) == len(words) else " ".join(chunk))
     rng = np.random.default_rng(seed)
     drawn: list[str] = []
     for place, bucket in enumerate(sorted(buckets, key=len)):  # what one lacks, others may give
@@ -313,16 +309,12 @@ def fit_words(
     held_out, fitted = np.split(order, [round(_CALIBRATION * len(texts))])
     counted = [*(texts[i] for i in fitted), *corpus]
     words, names, counts = _vocabulary(counted)
-    index = {word: place for place, word in enumerate(words)}
     mean = vectors[fitted].mean(axis=0)
     scale = np.float32(vectors.shape[1] ** 0.5)  # to features of about unit variance
 
     def part(rows: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
-        x = torch.from_numpy((vectors[rows] - mean) * scale)
-        y = torch.zeros(len(rows), len(words), dtype=torch.bool)
-        for row, text in enumerate(texts[i] for i in rows):
-            y[row, [index[word] for word in words_of(text) if word in index]] = True
-        return x, y
+        y = occurrences([texts[i] for i in rows], words)
+        return torch.from_numpy((vectors[rows] - mean) * scale), torch.from_numpy(y)
 
     # Where the weights are drawn to; the penalty, on some of the words
     (x, y), (held_x, held_y) = part(fitted), part(held_out)
@@ -333,22 +325,19 @@ def fit_words(
         factor = _calibrate(x @ own.T, rates, y)[0]
         prior = factor * own
     some = torch.linspace(0, len(words) - 1, min(_TRIAL_WORDS, len(words))).long()
-    losses = []
-    for penalty in _PENALTIES:
-        weight, bias = _regress(x, y[:, some], prior[some], penalty)
-        logits = held_x @ weight.T + bias
-        losses.append(float(_log_loss(logits, held_y[:, some].float()).mean()))
-    penalty = _PENALTIES[int(np.argmin(losses))]
+    losses = {}
+    for trial in _PENALTIES:
+        weight, bias = _regress(x, y[:, some], prior[some], rates[some], trial)
+        losses[trial] = float(_log_loss(held_x @ weight.T + bias, held_y[:, some].float()).mean())
+    penalty = min(losses, key=losses.__getitem__)
 
     # All words, some at a time; calibration
-    weights, biases = [], []
+    blocks = []
     for start in range(0, len(words), _TOGETHER):
         here = slice(start, start + _TOGETHER)
-        weight, bias = _regress(x, y[:, here], prior[here], penalty)
-        weights.append(weight)
-        biases.append(bias)
+        blocks.append(_regress(x, y[:, here], prior[here], rates[here], penalty))
         progress("words", min(start + _TOGETHER, len(words)), len(words))
-    weight, bias = torch.cat(weights), torch.cat(biases)
+    weight, bias = (torch.cat(parts) for parts in zip(*blocks, strict=True))
     slope, lift, offset = _calibrate(held_x @ weight.T + bias, rates, held_y)
     weight, bias = slope * weight, slope * bias + lift * rates.logit() + offset
     weight *= float(scale)  # as if vectors were neither centred nor scaled
@@ -359,10 +348,19 @@ def fit_words(
         "own_embedding": factor,
         "penalty": penalty,
         "seed": seed,
-        "held_out_log_loss": {str(p): loss for p, loss in zip(_PENALTIES, losses, strict=True)},
+        "held_out_log_loss": {str(key): loss for key, loss in losses.items()},
         "calibration": {"slope": slope, "base_rate": lift, "offset": offset},
     }
     return WordProbe(encoder, words, names, weight.numpy(), bias.numpy(), rates.numpy(), facts)
+
+
+def occurrences(texts: Sequence[str], words: Sequence[str]) -> NDArray[np.bool_]:
+    """Tell which of the words [W] each text has, [N, W]."""
+    index = {word: place for place, word in enumerate(words)}
+    there = np.zeros((len(texts), len(words)), dtype=np.bool_)
+    for row, text in enumerate(texts):
+        there[row, [index[word] for word in words_of(text) if word in index]] = True
+    return there
 
 
 def _vocabulary(texts: Sequence[str]) -> tuple[list[str], dict[int, str], NDArray[np.int64]]:
@@ -389,22 +387,27 @@ def _vocabulary(texts: Sequence[str]) -> tuple[list[str], dict[int, str], NDArra
     return words, names, np.array([count for _, count in known])
 
 
-def _regress(x: Tensor, y: Tensor, prior: Tensor, penalty: float) -> tuple[Tensor, Tensor]:
-    """Fit logistic regressions of y [N, W] on x [N, D]: weights [W, D], drawn to ``prior``; biases.
+def _regress(
+    x: Tensor, y: Tensor, prior: Tensor, rates: Tensor, penalty: float
+) -> tuple[Tensor, Tensor]:
+    """Fit logistic regressions of y [N, W] on x [N, D].
+
+    Weights [W, D] are drawn to ``prior``, biases [W] a little to the log-odds of the base rates, so
+    that a word which none of the N texts has is as rare as in the others.
 
     Newton steps with the Hessian taken as mean p(1 - p) · X^T X + penalty, whose inverse all words
     share but for a factor; a word whose loss rises takes its step back and shorter ones.
     """
     targets = y.float()
     values, basis = torch.linalg.eigh(x.T @ x)
-    rate = targets.mean(dim=0).clamp(1e-6, 1.0 - 1e-6)
-    weight, bias = prior.clone(), rate.logit()
+    usual = rates.logit()
+    weight, bias = prior.clone(), usual.clone()
     length, best = torch.ones(y.shape[1]), torch.full((y.shape[1],), torch.inf)
     saved, step = (weight, bias), (torch.zeros_like(weight), torch.zeros_like(bias))
     for _ in range(_ROUNDS):
         logits = x @ weight.T + bias  # [N, W]
-        distance = (weight - prior).square().sum(dim=1)
-        loss = _log_loss(logits, targets).sum(dim=0) + 0.5 * penalty * distance
+        distance = penalty * (weight - prior).square().sum(dim=1) + (bias - usual).square()
+        loss = _log_loss(logits, targets).sum(dim=0) + 0.5 * distance
         worse = loss > best
         length = torch.where(worse, 0.5 * length, length)
         saved = tuple(  # type: ignore[assignment]
@@ -416,7 +419,7 @@ def _regress(x: Tensor, y: Tensor, prior: Tensor, penalty: float) -> tuple[Tenso
         error, spread = p - targets, (p * (1.0 - p)).mean(dim=0).clamp_min(1e-9)
         gradient = error.T @ x + penalty * (weight - prior)  # [W, D]
         newton = (gradient @ basis) / (spread[:, None] * values + penalty) @ basis.T
-        shift = error.sum(dim=0) / (spread * len(x))
+        shift = (error.sum(dim=0) + bias - usual) / (spread * len(x) + 1.0)
         step = (
             torch.where(worse[:, None], step[0], newton),
             torch.where(worse, step[1], shift),

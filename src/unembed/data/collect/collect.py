@@ -26,7 +26,7 @@ from unembed.data.collect.mix import (
     source_names,
 )
 from unembed.data.collect.sources import Weighted
-from unembed.data.pairs import difference, write_json
+from unembed.data.pairs import difference
 from unembed.errors import DataError
 from unembed.files import (
     MANIFEST_BYTES,
@@ -36,6 +36,7 @@ from unembed.files import (
     read_json,
     remove_unfinished,
     require_apart,
+    write_json,
 )
 
 MANIFEST = "manifest.json"

@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from html import escape
 from pathlib import Path
 
-from unembed.data.pairs import write_json
 from unembed.errors import DataError
 from unembed.evaluation.bootstrap import Figure
 from unembed.evaluation.evaluate import LENGTH, Evaluation, Figures
@@ -17,7 +16,7 @@ from unembed.evaluation.frontier import Frontier
 from unembed.evaluation.metrics import ESSENTIAL, KINDS, METRICS
 from unembed.evaluation.report.plots import draw_frontier, draw_plots
 from unembed.evaluation.samples import Example, choose_examples
-from unembed.files import atomic
+from unembed.files import atomic, write_json
 
 _MOST_TEXTS = 500
 

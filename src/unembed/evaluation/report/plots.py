@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from unembed.data.pairs import write_json
 from unembed.errors import DataError
 from unembed.evaluation.evaluate import LENGTH, Evaluation, Figures
 from unembed.evaluation.frontier import METRICS as FRONTIER_METRICS
@@ -17,7 +16,7 @@ from unembed.evaluation.frontier import Frontier
 from unembed.evaluation.leaked import METRICS as CURVE_METRICS
 from unembed.evaluation.leaked import AlignCurve, curve_table
 from unembed.evaluation.metrics import ESSENTIAL
-from unembed.files import atomic, install_line
+from unembed.files import atomic, install_line, write_json
 
 _NO_METADATA = {"Date": None, "Creator": None, "Format": None, "Type": None}
 _HEAD = re.compile(r"^.*?(?=<svg)", re.DOTALL)
