@@ -115,9 +115,6 @@ def audit(  # noqa: PLR0913 - the front door; all but the first have a default
         if corpus is not None:
             run.read_corpus(Path(corpus), corpus_column)
         run.plan(decoding, seed, encoder_calls)
-        if isinstance(align, (str, Path)):
-            align = Alignment.load(align)
-            align.require_target(inverter.encoder)
         run.plan_alignment(decoding, seed, align, (align_from_store, fit_align))
         result = run.attack()
     if folder is not None:
@@ -240,12 +237,15 @@ class _Run:
         self,
         decoding: Decoding | str,
         seed: int,
-        align: Align | None,
+        align: Align | Path | str | None,
         from_store: tuple[int, FitAlign | None],
     ) -> None:
         """The attack through a map: one that is given, or one made from some rows of the store."""
         decoding = Decoding.parse(decoding) if isinstance(decoding, str) else decoding
         pairs, fit = from_store
+        if isinstance(align, (str, Path)):
+            align = Alignment.load(align)
+            align.require_target(self.inverter.encoder)
         if align is not None:
             self.attacks.append(
                 inversion(
