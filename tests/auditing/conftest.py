@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from unembed.auditing import audit as module
-from unembed.encoders.fake import FakeEncoder
+from unembed.encoders.base import FakeEncoder
 
 N = 60
 

@@ -10,7 +10,7 @@ import pytest
 
 from unembed.auditing import audit as module
 from unembed.cli import main as cli
-from unembed.encoders.fake import FakeEncoder
+from unembed.encoders.base import FakeEncoder
 
 TEXTS = [
     f"{a} {b} {c}."
