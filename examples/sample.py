@@ -53,6 +53,17 @@ def sample(embedding: torch.Tensor) -> str:
         # One pass of the network: p(token | visible tokens, embedding, t) at every position
         logits = denoiser(tokens[None], embedding, t[None])[0]  # [L, V]
         logits[:, mask_id] = -torch.inf
+
+        # The first pass fixes the length: the median of what the denoiser expects
+        if remaining == STEPS:
+            p = logits.softmax(dim=-1)
+            length = int((1 - p[:, end_id] - p[:, pad_id] >= 0.5).sum())  # noqa: PLR2004
+            length = min(max(length, 1), len(tokens) - 1)
+            tokens[length], tokens[length + 1 :] = end_id, pad_id
+            masked = tokens == mask_id
+        logits[:, [end_id, pad_id]] = -torch.inf
+
+        # What the text has already is less likely once more
         for token in tokens[~masked & (tokens != end_id) & (tokens != pad_id)]:
             logits[:, token] -= REPETITION_PENALTY
         confidence, prediction = logits.softmax(dim=-1).max(dim=-1)  # [L], [L]
@@ -69,13 +80,8 @@ def sample(embedding: torch.Tensor) -> str:
         positions = confidence.argsort(descending=True, stable=True)[:count]
         tokens[positions] = prediction[positions]
 
-        # Behind the end of the text there is only padding
-        behind_end = (tokens == end_id).cumsum(0) - (tokens == end_id).int() > 0
-        tokens[behind_end & (tokens == mask_id)] = pad_id
-
-    content = (tokens == end_id).cumsum(0) == 0  # [L], what stands before the end
     tokenizer = Tokenizer.from_file(str(WEIGHTS / "tokenizer.json"))
-    return str(tokenizer.decode(tokens[content].tolist())).strip()
+    return str(tokenizer.decode(tokens[:length].tolist())).strip()
 
 
 if __name__ == "__main__":

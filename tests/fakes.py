@@ -9,6 +9,7 @@ import torch
 from unembed.decoding.strategy import Inversion
 from unembed.denoiser import DenoiserSizes
 from unembed.device import choose_compute
+from unembed.encoders.vectors import as_unit_vectors
 
 WORD_MASK = 10  # of `WordDenoiser`, whose vocabulary ends with it
 
@@ -94,7 +95,8 @@ class FakeOracle:
 
     def vectors(self, rows: Sequence[int], token_ids):
         cosines = self(rows, token_ids).clamp(-1.0, 1.0)
-        return torch.stack([cosines, (1.0 - cosines**2).sqrt()], dim=1).numpy()
+        parts = [cosines, (1.0 - cosines**2).sqrt(), torch.zeros_like(cosines)]
+        return torch.stack(parts, dim=1).numpy()
 
     def starts(self, row: int):
         return []
@@ -127,6 +129,13 @@ class LookupInverter:
         self.calls = []
         self.stop_after = None  # calls, then as if by Ctrl-C
         self.denoiser = self.eyes = SimpleNamespace(sizes=None, state_dict=dict)
+
+    @property
+    def dimension(self):
+        return self.encoder.dimension
+
+    def map_vectors(self, vectors):
+        return as_unit_vectors(vectors, self.dimension)
 
     def require_encoder(self, encoder):
         self.encoder.require_same(encoder.identity, "vectors")

@@ -114,7 +114,7 @@ def tree_of_the_readme():
     for line in tree.splitlines():
         depth = (len(line) - len(line.lstrip())) // 2
         inside = folders[depth - 1] if depth else ROOT
-        is_name = re.compile(r"[\w/]+(\.py|/)").fullmatch
+        is_name = re.compile(r"[\w/-]+(\.py|/)").fullmatch
         paths = [inside / name for name in itertools.takewhile(is_name, line.split())]
         assert paths, f"a line without a name: {line}"
         folders[depth:] = paths[-1:]

@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import signal
+import time
 
 import numpy as np
 import pyarrow as pa
@@ -222,13 +223,18 @@ def test_evaluate_tells_what_it_left_out_of_a_table(run, files, inverter_folder,
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
 def test_interruptible_ends_with_a_line_and_the_signals_code(capsys, name):
     number = getattr(signal, name)
-    before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(typer.Exit) as ended, interruptible("the same command goes on"):
-        os.kill(os.getpid(), number)
-        signal.pause()
+    inherited = signal.getsignal(number)  # under nohup SIGHUP is ignored
+    default = signal.default_int_handler if name == "SIGINT" else signal.SIG_DFL
+    signal.signal(number, default)
+    try:
+        with pytest.raises(typer.Exit) as ended, interruptible("the same command goes on"):
+            os.kill(os.getpid(), number)
+            time.sleep(60)
+        assert signal.getsignal(number) == default
+    finally:
+        signal.signal(number, inherited)
     assert ended.value.exit_code == 128 + number
     assert capsys.readouterr().err == "stopped; the same command goes on\n"
-    assert signal.getsignal(signal.SIGTERM) == before
 
 
 @pytest.mark.parametrize(

@@ -300,9 +300,7 @@ def test_prepare_pairs_other_settings_are_refused_by_what_differs(
     pairs_folder, text_file, tiny_config, encoder
 ):
     shorter = changed(tiny_config, "data", pack=0.25)
-    with pytest.raises(
-        DataError, match=r"with pieces \{'pack': 0\.25\}; found \{'pack': [^,]*\}\."
-    ):
+    with pytest.raises(DataError, match=r"with pieces pack 0\.25; found pack [\d.]+\."):
         prepare_pairs(text_file, pairs_folder, shorter, encoder)
 
 

@@ -114,9 +114,12 @@ def until(condition):
 
 
 def answers(client, path):
-    """Whether a path is served; a connection may have been cut for want of descriptors."""
+    """Whether a path is served on a new connection, which may be cut for want of descriptors.
+
+    One that is kept and always in use would outlive the stop: it has a request in flight.
+    """
     with suppress(httpx.HTTPError):
-        return client.get(path).status_code == 200
+        return client.get(path, headers={"Connection": "close"}).status_code == 200
     return False
 
 
@@ -358,9 +361,9 @@ def test_one_hostile_client_does_not_stop_the_others(folder, attack):
 def test_under_load_every_request_is_answered(folder):
     with running(folder, "--pause", PAUSE, "--together", 4, "--queue", 4) as (process, client):
         outcomes = asyncio.run(load(str(client.base_url), 16, 3.0, process.pid))
-        assert outcomes.lost == 0, outcomes.ends
+        assert outcomes.unanswered == 0, outcomes.ends
         assert outcomes.ends["done"] > 0 and outcomes.ends["503"] > 0
-        assert len(outcomes.first) == len(outcomes.whole) == outcomes.ends["done"]
+        assert len(outcomes.first) == len(outcomes.complete) == outcomes.ends["done"]
         assert idle(client)
         assert client.get("/queue").json()[0]["waiting"] == 0
 

@@ -55,7 +55,7 @@ def test_measure_frontier_only_gets_nearer_and_starts_without_a_call(measure):
         for marks in buckets.values():
             assert tuple(marks) == MARKS
             cosines = [figures["cosine"].mean for figures in marks.values()]
-            assert cosines == sorted(cosines)
+            assert (np.diff(cosines) > -1e-6).all()  # the same but for rounding
             assert cosines[0] == pytest.approx(cosines[1])  # the first call embeds the greedy text
 
 

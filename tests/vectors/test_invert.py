@@ -28,7 +28,12 @@ def answering(encoder, text):
         encoder.identity.require_same(other.identity, "vectors")
 
     return SimpleNamespace(
-        require_encoder=require_encoder, tokenizer=encoder.tokenizer, invert=invert, given=given
+        require_encoder=require_encoder,
+        tokenizer=encoder.tokenizer,
+        invert=invert,
+        given=given,
+        alignment=None,
+        dimension=encoder.identity.dimension,
     )
 
 
@@ -318,6 +323,8 @@ def test_invert_file_notes_vectors_of_another_encoder(inverter, three, tmp_path)
     fingerprint = SimpleNamespace(statistics=VectorStatistics.measure(own))
     known = SimpleNamespace(
         encoder=inverter.encoder,
+        alignment=None,
+        dimension=inverter.encoder.dimension,
         fingerprint=fingerprint,
         invert=lambda v, **o: [Inversion("cat", [1], [0.5], 1, 0)] * len(v),
     )

@@ -32,7 +32,7 @@ AlignCurveOption = Annotated[
     str | None,
     typer.Option(
         "--align-curve",
-        metavar="1,10,…",
+        metavar="1,10,100",
         help="With --embedding: leak against the number of leaked pairs, those of --leaked.",
     ),
 ]

@@ -215,14 +215,13 @@ STRATEGY_OPTIONS = {
     "euler-remask": "temperature=1.0 top_p=1.0 threshold=1.0 probability=0.05",
     "two-stage": "noise=0.3 temperature=1.0 top_p=1.0",
     "best-of": "samples=16 temperature=0.7 top_p=1.0 stop_cosine=0.9999",
-    "guided-search": "beam=4 proposals=8 gain=0.001 exploration=0.1 stop_cosine=0.9999",
+    "residual": "gamma=0.5 stop_cosine=0.9999",
+    "guided-search": "beam=4 proposals=8 rounds=6 gamma=0.5 steering=0.8 gain=0.005 "
+    "exploration=0.1 open_weights=False stop_cosine=0.9999",
 }
-STRATEGIES_EPILOG = "\n\n".join(
-    [
-        "Strategies with their options and defaults (docs/decoding.md explains them):",
-        *(f"{name}: {options}" for name, options in STRATEGY_OPTIONS.items()),
-    ]
-)
+_HEADING = "Strategies with their options and defaults (docs/decoding.md explains them):"
+_LINES = (f"{name}: {options}" for name, options in STRATEGY_OPTIONS.items())
+STRATEGIES_EPILOG = "\n\n".join((_HEADING, *_LINES))
 
 
 def given(context: typer.Context, name: str) -> bool:

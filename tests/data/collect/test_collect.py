@@ -177,9 +177,11 @@ def test_collect_texts_other_settings_are_refused(sources, collected):
 def test_collect_texts_texts_are_not_written_over_nor_among_their_sources(sources, collected):
     before = contents(collected)
     shard = next(collected.glob("*.parquet"))
-    for source, out in ((collected, collected), (collected, collected / "b"), (shard, collected)):
+    inside, over = "an --out outside of ", "an --out folder without sources"
+    cases = (collected, collected, inside), (collected, collected / "b", inside)
+    for source, out, refusal in (*cases, (shard, collected, over)):
         (collected / MANIFEST).unlink(missing_ok=True)
-        with pytest.raises(DataError, match="an --out folder "):
+        with pytest.raises(DataError, match=refusal):
             collect_texts([Weighted(FileSource(str(source)))], out, SETTINGS)
     del before[MANIFEST]
     assert contents(collected) == before
@@ -253,7 +255,7 @@ def test_collecting_from_files_loads_no_torch(jsonl_file, tmp_path):
     code = code.replace("cli.main()", "try:\n    cli.main()\nexcept SystemExit:\n    pass\n")
     code += "print('torch' in sys.modules)"
     done = subprocess.run([python, flag, code, *rest], check=True, capture_output=True, text=True)
-    assert done.stdout.splitlines()[0].startswith("9 texts in 1 shards")
+    assert done.stdout.splitlines()[0].startswith("9 texts in 1 shard ")
     assert done.stdout.splitlines()[-1] == "False"
 
 
