@@ -30,6 +30,7 @@ WITH_PAIRS = "the vectors, and {n} of the store's texts with their vectors"
 WITH_MAP = "the vectors, and a map made from known pairs"
 WITH_CORPUS = "the vectors, the encoder, and a corpus with texts of the same kind"
 WITH_CALLS = "the vectors, and up to {n} calls of the encoder for each"
+LOOKUP = "lookup in the corpus"
 
 
 class Align(Protocol):
@@ -116,17 +117,11 @@ def inversion(
     return Attack(name, access, recover, settings)
 
 
-def lookup(inverter: Inverter, corpus: Corpus, name: str = "lookup in the corpus") -> Attack:
+def lookup(inverter: Inverter, corpus: Corpus, name: str = LOOKUP) -> Attack:
     """Answer each vector with the nearest text of a corpus of the auditor's."""
 
     def recover(vectors: Vectors, first: int) -> list[Recovery]:
-        rows, cosines = corpus.nearest(vectors)
-        texts = [corpus.texts[row] for row in rows]
-        tokens = inverter.tokenizer.encode(texts)
-        return [
-            Recovery(text, ids, cosine=round(float(cosine), 6))
-            for text, ids, cosine in zip(texts, tokens, cosines, strict=True)
-        ]
+        return corpus.answers(vectors, inverter)
 
     return Attack(name, WITH_CORPUS, recover, {"corpus": corpus.name, "texts": len(corpus.texts)})
 
@@ -166,11 +161,37 @@ class Corpus:
             progress("embedding the corpus", done, len(texts))
         return cls(path.name, texts, np.concatenate(parts))
 
-    def nearest(self, vectors: Vectors) -> tuple[list[int], list[float]]:
-        """Index of the nearest text to each vector [n, D], and its cosine."""
+    def nearest(
+        self, vectors: Vectors, own: Sequence[str] | None = None
+    ) -> tuple[list[int], list[float]]:
+        """Index of the nearest text to each vector [n, D], and its cosine.
+
+        Args:
+            vectors: Unit vectors.
+            own: The text of each, which does not count as the nearest.
+        """
         similarity = vectors @ self.vectors.T
+        if own is not None:
+            places: dict[str, list[int]] = {}
+            for place, text in enumerate(self.texts):
+                places.setdefault(text.strip(), []).append(place)
+            for row, text in enumerate(own):
+                similarity[row, places.get(text.strip(), [])] = -1.0
         rows = similarity.argmax(axis=1)
         return rows.tolist(), similarity[np.arange(len(rows)), rows].tolist()
+
+    def answers(
+        self, vectors: Vectors, inverter: Inverter, own: Sequence[str] | None = None
+    ) -> list[Recovery]:
+        """The nearest text to each vector as a recovery, in the inverter's tokens."""
+        rows, cosines = self.nearest(vectors, own)
+        texts = [self.texts[row] for row in rows]
+        return [
+            Recovery(text, ids, cosine=round(float(cosine), 6))
+            for text, ids, cosine in zip(
+                texts, inverter.tokenizer.encode(texts), cosines, strict=True
+            )
+        ]
 
 
 def fit_pairs(target: EncoderIdentity, seed: int) -> FitAlign:

@@ -8,19 +8,21 @@ from typing import Any
 
 import numpy as np
 
-from unembed.auditing.attacks import Attack, Corpus, constant
+from unembed.auditing.attacks import LOOKUP, VECTOR_ONLY, Attack, Corpus, constant
 from unembed.auditing.findings import Evidence, Strongest, make_findings
 from unembed.auditing.identify import Identity
 from unembed.auditing.neighbours import Neighbours, find_neighbours
 from unembed.auditing.result import AuditReport, ShownRecord
 from unembed.auditing.scoring import ANY, F1, Figures, Record, Scorer, figures
 from unembed.auditing.sensitive import Masker
+from unembed.encoders.vectors import as_unit_vectors
 from unembed.evaluation.metrics import Recovery
 from unembed.evaluation.rows import derangement
 from unembed.inverter import Inverter
 from unembed.vectors.stores.store import Store, VectorBatch
 
 SHUFFLED, CONSTANT = "floor: another record's recovery", "floor: one text for all"
+NEAREST = "floor: nearest other text of the corpus"  # what search gives without an inverter
 SHOWN = 20
 _SHOWN_CHARS = 1000
 _LEAST = 2  # records that can be scored beside a floor
@@ -102,7 +104,11 @@ class Conclusion:
     def _floors(
         self, scorer: Scorer, recoveries: Recoveries
     ) -> dict[str, dict[int, dict[str, Any]]]:
-        """What knows nothing of the vector: another record's recovery, and one text for all."""
+        """What an inverter must beat: another record's recovery, one text for all, and search.
+
+        Search answers with the nearest text of the corpus that is not the record's own: where the
+        corpus has that too, finding it is the lookup's success, and no floor.
+        """
         first = recoveries[self.attacks[0].name]
         records = [record for record in self.records if record.row in first]
         if len(records) < _LEAST:
@@ -119,19 +125,31 @@ class Conclusion:
         if self.batch.vectors.shape[1] == self.inverter.encoder.dimension:
             text = constant(first, self.inverter, self.batch.vectors)
             floors[CONSTANT] = {r.row: scorer.measure(r, text) for r in records}
+        if self.corpus is not None:
+            unit = as_unit_vectors(self.batch.vectors, self.batch.vectors.shape[1])
+            answers = self.corpus.answers(
+                unit[[r.row for r in records]], self.inverter, [r.text for r in records]
+            )
+            floors[NEAREST] = {
+                record.row: scorer.measure(record, answer)
+                for record, answer in zip(records, answers, strict=True)
+            }
         return floors
 
     def _strongest(
         self, table: Mapping[str, Figures], floors: Mapping[str, Figures]
     ) -> Strongest | None:
-        bounds: dict[str, float] = {}
-        for of_one in floors.values():
-            for name, figure in of_one.items():
-                if figure is not None:
-                    bounds[name] = max(bounds.get(name, 0.0), figure.high)
+        """The attack that gets most above its floors; search is one of all but the lookup."""
+        guessing = {name: table for name, table in floors.items() if name != NEAREST}
         candidates = [
-            Strongest(a.name, a.access, table[a.name], bounds, place == 0)
-            for place, a in enumerate(self.attacks)
+            Strongest(
+                a.name,
+                a.access,
+                table[a.name],
+                _bounds(guessing if a.name == LOOKUP else floors),
+                a.access == VECTOR_ONLY,
+            )
+            for a in self.attacks
             if table[a.name]
         ]
         return max(candidates, key=lambda s: (s.hurt, s.gain(F1)), default=None)
@@ -251,6 +269,16 @@ class Conclusion:
             original=original,
             words=words,
         )
+
+
+def _bounds(floors: Mapping[str, Figures]) -> dict[str, float]:
+    """Metric → the highest upper end among some floors."""
+    bounds: dict[str, float] = {}
+    for table in floors.values():
+        for name, figure in table.items():
+            if figure is not None:
+                bounds[name] = max(bounds.get(name, 0.0), figure.high)
+    return bounds
 
 
 def _leak(strongest: Strongest) -> float:

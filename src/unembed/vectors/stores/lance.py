@@ -12,6 +12,7 @@ from unembed.vectors.stores.store import (
     Store,
     StoreFacts,
     VectorBatch,
+    arrow_rows,
     choose,
     client_errors,
     text_field,
@@ -44,7 +45,7 @@ class LanceStore(Store):
         columns = [self._column, *([text] if text else []), *self._address.keep]
         with self._errors():
             table = self._table.take([int(name) for name in ids], columns=columns)
-            vectors = table.column(self._column).to_pylist()
+            vectors = arrow_rows(table.column(self._column), self.facts.dimension)
             payload = {name: table.column(name).to_pylist() for name in self._address.keep}
             texts = table.column(text).to_pylist() if text else None
         return self.clean(ids, vectors, texts, payload)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -60,6 +61,8 @@ class MilvusStore(Store):
         """Primary keys, ascending; see `Store.ids`."""
         condition = "" if after is None else f"{self._key} > {self._literal(after)}"
         names: list[Any] = []
+        log = logging.getLogger("pymilvus.client.iterator.query_iterator")
+        log.setLevel(logging.ERROR)  # or it warns that Milvus Lite gives no time stamps
         with self._errors():
             iterator = self._client.query_iterator(
                 self.facts.collection,
@@ -115,6 +118,7 @@ class MilvusStore(Store):
             folder = self._stack.enter_context(tempfile.TemporaryDirectory(prefix="unembed-"))
             copy = Path(folder) / "store.db"
             shutil.copytree(self._address.path, copy)
+            self._stack.callback(_end_lite, str(copy))
             client = MilvusClient(str(copy))
         else:
             where = urlsplit(place)
@@ -151,7 +155,7 @@ class MilvusStore(Store):
             text_field(others, wanted)
         text = text_field(others, self._address.text)
         partitions = self._client.list_partitions(name)
-        self._client.load_collection(name)
+        self._load(name)
         stored = _TYPES[kinds[self._column]]
         self.facts = StoreFacts(
             kind="milvus",
@@ -172,7 +176,8 @@ class MilvusStore(Store):
             encryption="none: the files are readable as they are"
             if local
             else ("of the connection: " + ("TLS" if "https" in self._address.place else "none")),
-            tested="against Milvus Lite" + ("" if local else "; not run against a server"),
+            tested="against Milvus Lite"
+            + ("" if local else " and its server; not run against a full Milvus"),
             notes=["read in a copy"] if local else [],
         )
         for index in self._client.list_indexes(name):
@@ -184,6 +189,14 @@ class MilvusStore(Store):
                 self.facts.index = kind + (exact if lossy else "")
                 self.facts.metric = str(facts.get("metric_type", "")).lower()
 
+    def _load(self, name: str) -> None:
+        """Have the server load the collection, as reading needs, and release it in the end."""
+        state = self._client.get_load_state(name)["state"]
+        if getattr(state, "name", str(state)) == "Loaded":
+            return
+        self._client.load_collection(name)
+        self._stack.callback(self._client.release_collection, name)
+
     def _errors(self) -> Any:
         return client_errors(
             f"a readable collection of Milvus at {self._address.place}",
@@ -191,6 +204,13 @@ class MilvusStore(Store):
             Exception,  # of the client and of gRPC
             secret=self._address.secret,
         )
+
+
+def _end_lite(folder: str) -> None:
+    """End the server of Milvus Lite over a folder, which closing the client leaves running."""
+    from milvus_lite.server_manager import server_manager_instance
+
+    server_manager_instance.release_server(folder)
 
 
 def open_store(address: Address) -> MilvusStore:

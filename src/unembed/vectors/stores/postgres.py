@@ -120,9 +120,8 @@ class PostgresStore(Store):
             name: [row[start + i] for row in rows] for i, name in enumerate(self._address.keep)
         }
         texts = [row[2] for row in rows] if self.facts.text else None
-        vectors = [None if row[1] is None else np.asarray(row[1], dtype=object) for row in rows]
-        lists = [None if v is None or None in v else v.astype(float).tolist() for v in vectors]
-        return self.clean([row[0] for row in rows], lists, texts, payload)
+        vectors = [_array(row[1]) for row in rows]
+        return self.clean([row[0] for row in rows], vectors, texts, payload)
 
     # What is there
 
@@ -307,6 +306,16 @@ class PostgresStore(Store):
 
     def _value(self, query: str) -> Any:
         return self._rows(query, [])[0][0]
+
+
+def _array(value: list[Any] | None) -> Any:
+    """An array of the table as floats; None where it is NULL or holds one."""
+    if value is None or None in value:
+        return None
+    try:
+        return np.asarray(value, dtype=np.float64)
+    except (TypeError, ValueError):  # rows of arrays are of no one dimension
+        return value
 
 
 def open_store(address: Address) -> PostgresStore:

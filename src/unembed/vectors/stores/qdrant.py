@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 from urllib.parse import urlsplit
@@ -100,7 +101,9 @@ class QdrantStore(Store):
         first, _ = self._client.scroll(name, limit=1, with_payload=True, with_vectors=False)
         fields = sorted(first[0].payload or {}) if first else []
         quantised = facts.config.quantization_config or chosen.quantization_config
-        plain = self._address.place.startswith(("qdrant://", "http://"))
+        encryption = "TLS"
+        if self._address.place.startswith(("qdrant://", "http://")):
+            encryption = "none" + (", and the key goes over it" if self._address.secret else "")
         self.facts = StoreFacts(
             kind="qdrant",
             collection=name,
@@ -122,7 +125,7 @@ class QdrantStore(Store):
             + [f"vector {other}" for other in named if other != self._name]
             + [f"vector {other}: sparse" for other in parameters.sparse_vectors or {}],
             authentication="an API key" if self._address.secret else "none was needed",
-            encryption=f"of the connection: {'none' if plain else 'TLS'}",
+            encryption=f"of the connection: {encryption}",
             tested="against the client's local mode; not run against a server",
         )
 
@@ -139,14 +142,16 @@ def _client(address: Address) -> Any:
     from qdrant_client import QdrantClient
 
     where = urlsplit(address.place)
-    return QdrantClient(
-        host=where.hostname or "localhost",
-        port=where.port or _PORT,
-        https=where.scheme.endswith("https"),
-        api_key=address.secret,
-        timeout=30,
-        check_compatibility=False,
-    )
+    with warnings.catch_warnings():  # that a key goes unencrypted, the facts say
+        warnings.simplefilter("ignore", UserWarning)
+        return QdrantClient(
+            host=where.hostname or "localhost",
+            port=where.port or _PORT,
+            https=where.scheme.endswith("https"),
+            api_key=address.secret,
+            timeout=30,
+            check_compatibility=False,
+        )
 
 
 def _point_id(name: str) -> int | str:

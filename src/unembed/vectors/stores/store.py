@@ -219,45 +219,77 @@ class Store(ABC):
             texts: The text of each row; what is no string is taken as none.
             payload: Further fields.
         """
-        rows = usable_rows(vectors, self.facts.dimension)
-        reasons = {row: value for row, value in enumerate(rows) if isinstance(value, str)}
+        array, reasons = as_float32(vectors, self.facts.dimension)
         self.left_out.update(reasons.values())
-        good = [row for row in range(len(rows)) if row not in reasons]
-        arrays = [rows[row] for row in good]
-        empty = np.empty((0, self.facts.dimension), dtype=np.float32)
+        good = [row for row in range(len(ids)) if row not in reasons]
         strings = None
         if texts is not None:
             strings = [texts[row] if isinstance(texts[row], str) else None for row in good]
         return VectorBatch(
             [str(ids[row]) for row in good],
-            np.stack(arrays).astype(np.float32) if arrays else empty,
+            array[good] if reasons else array,
             strings,
             {name: [values[row] for row in good] for name, values in (payload or {}).items()},
         )
 
 
-def usable_rows(
+def as_float32(
     vectors: NDArray[Any] | Sequence[Any], dimension: int
-) -> list[NDArray[np.float64] | str]:
-    """Each row as float64 [D], or the reason why it cannot be used."""
-    rows: list[NDArray[np.float64] | str] = []
-    for value in vectors:
-        row = row_of(value.tolist() if _is_array(value) else value, dimension)
-        if isinstance(row, str):
-            rows.append(row)
-            continue
-        if row.dtype != np.float64:
-            row = to_floats(row[None], dimension, None, "the store")[0][0]
-        peak = float(np.abs(row).max(initial=0.0))
-        if not np.isfinite(peak):
-            rows.append("NaN or infinity")
-        else:
-            rows.append(row if peak > 0 else "only zeros")
-    return rows
+) -> tuple[NDArray[np.float32], dict[int, str]]:
+    """Vectors as float32 [n, D], and by row the reason why one cannot be used.
+
+    Args:
+        vectors: [n, D] of floats, which is quick, or what `row_of` takes, one a row.
+        dimension: D.
+    """
+    reasons: dict[int, str] = {}
+    if isinstance(vectors, np.ndarray) and vectors.dtype.kind == "f" and vectors.ndim == 2:  # noqa: PLR2004 - [n, D]
+        with np.errstate(over="ignore"):
+            array = vectors.astype(np.float32, copy=False)
+        if array.shape[1] != dimension:
+            other = f"{array.shape[1]} dimensions instead of {dimension}"
+            return np.zeros((len(array), dimension), np.float32), dict.fromkeys(
+                range(len(array)), other
+            )
+    else:
+        array = np.ones((len(vectors), dimension), dtype=np.float32)
+        for place, value in enumerate(vectors):
+            row = _numbers(value, dimension)
+            if isinstance(row, str):
+                reasons[place] = row
+            else:
+                with np.errstate(over="ignore"):
+                    array[place] = row
+    peaks = np.abs(array).max(axis=1, initial=0.0)
+    for place in np.flatnonzero(~(np.isfinite(peaks) & (peaks > 0))).tolist():
+        reasons[place] = "only zeros" if peaks[place] == 0 else "NaN or infinity"
+    return array, reasons
 
 
-def _is_array(value: Any) -> bool:
-    return isinstance(value, np.ndarray)
+def _numbers(value: Any, dimension: int) -> NDArray[Any] | str:
+    """One row's numbers [D], or why there are none."""
+    if isinstance(value, np.ndarray) and value.dtype.kind == "f":
+        other = f"{value.size} dimensions instead of {dimension}"
+        return value if value.shape == (dimension,) else other
+    row = row_of(value.tolist() if isinstance(value, np.ndarray) else value, dimension)
+    if isinstance(row, str) or row.dtype == np.float64:
+        return row
+    return to_floats(row[None], dimension, None, "the store")[0][0]
+
+
+def arrow_rows(column: Any, dimension: int) -> Any:
+    """Vectors of an Arrow column of lists of one size: [n, D], or a row or None each with nulls.
+
+    Args:
+        column: Chunked array of FixedSizeList<float>.
+        dimension: D.
+    """
+    if not column.null_count:
+        parts = [chunk.flatten().to_numpy(zero_copy_only=False) for chunk in column.chunks]
+        flat = np.concatenate(parts) if parts else np.empty(0, dtype=np.float32)
+        if flat.dtype.kind == "f":
+            return flat.reshape(-1, dimension)
+    return [None if v is None else np.asarray(v, dtype=np.float64) for v in column.to_pylist()]
 
 
 def draw_ids(ids: Iterable[str], n: int, seed: int) -> list[str]:
