@@ -6,7 +6,7 @@ import pytest
 
 import unembed
 from unembed.auditing.audit import UNFINISHED, audit
-from unembed.auditing.conclude import CONSTANT, SHUFFLED
+from unembed.auditing.conclude import CONSTANT, NEAREST, SHUFFLED
 from unembed.auditing.report import write_report
 from unembed.errors import ConfigError, DataError, StoreError
 
@@ -179,6 +179,26 @@ def test_audit_looks_up_in_a_corpus(store, texts, inverter, tmp_path):
     assert attack["figures"]["exact match"].mean > 0.33
     assert report.neighbours.members == 20
     assert "membership" in [finding.id for finding in report.findings]
+
+
+def test_audit_takes_the_nearest_other_text_of_a_corpus_for_a_floor(
+    store, texts, inverter, tmp_path
+):
+    swapped = [" ".join([*text.rstrip(".").split()[::-1], "."]) for text in texts]
+    (tmp_path / "corpus.txt").write_text("".join(text + "\n" for text in [*texts, *swapped]))
+    report = audit(store, to=inverter, corpus=tmp_path / "corpus.txt")
+    floor, found = report.floors[NEAREST], report.attacks["lookup in the corpus"]["figures"]
+    assert found["exact match"].mean > 0.9
+    assert floor["exact match"].mean < 0.1, "the record's own text was taken for the floor"
+    assert floor["token F1"].mean > 0.9, "the same words in another order are in the corpus"
+    # The inverter does not beat this floor; the lookup is not measured against itself
+    assert report.strongest == "lookup in the corpus"
+    assert report.floors[SHUFFLED]["token F1"].high < 0.5
+    finding = next(f for f in report.findings if f.id == "embedding-inversion")
+    assert "highest floor 0." in finding.evidence
+    alone = audit(store, to=inverter)
+    assert NEAREST not in alone.floors
+    assert alone.leak < report.leak
 
 
 def test_audit_may_call_the_encoder(store, inverter):

@@ -17,6 +17,7 @@ from unembed.auditing.sensitive import (
     mask,
     speller,
 )
+from unembed.encoders.pipeline import variant
 from unembed.evaluation.bootstrap import Figure
 from unembed.evaluation.metrics import Recovery
 from unembed.vectors.stores.store import StoreFacts
@@ -124,9 +125,48 @@ def test_identify_names_the_encoder_and_its_prompt(encoder, inverter, texts):
         3 * encoder.encode(["query: " + t for t in texts]), texts, inverter, encoder
     )
     assert prompted.verdict == "different"
-    assert "the prompt" in prompted.differs
+    assert prompted.differs.startswith("prompt '")
     assert prompted.unit is False
     assert prompted.norms[1] == pytest.approx(3.0, abs=1e-3)
+
+
+def test_identify_names_a_cut_of_texts_and_of_dimensions(encoder, inverter):
+    words = "cat dog bird fish house river city road tree sun moon star rain snow".split()
+    long = [" ".join(words[(row + k) % 14] for k in range(60)) for row in range(20)]
+    short = [" ".join(words[row : row + 3]) for row in range(10)]
+    cut = [" ".join(text.split()[:32]) for text in long]
+    texts = short * 3 + long
+    result = identify(encoder.encode(short * 3 + cut), texts, inverter, encoder)
+    assert result.verdict == "same"
+    assert result.differs.startswith("for 16 of 32 texts: texts read up to 32 tokens (cosine 1.0")
+    assert identify(encoder.encode(texts), texts, inverter, encoder).differs is None
+    shorter = identify(encoder.encode(texts)[:, :20], texts, inverter, encoder)
+    assert shorter.verdict == "different"
+    assert shorter.differs == "the first 20 of 32 dimensions (cosine 1.000)"
+
+
+def test_identify_says_what_it_tried_in_vain(encoder, inverter, texts):
+    noise = np.random.default_rng(0).standard_normal((len(texts), 32)).astype(np.float32)
+    result = identify(noise, texts, inverter, encoder)
+    assert (result.verdict, result.differs) == ("different", None)
+    assert "tried: 7 prompts, tokens, lower" in result.notes[0]
+
+
+@pytest.mark.slow
+def test_identify_names_another_pooling_and_prompt_of_a_real_encoder(inverter, minilm):
+    texts = [f"The river of the {k}th city is long and its fish are old." for k in range(8)]
+    model = variant(minilm.differentiable, "cls", None)
+    vectors = model.encode([f"query: {text}" for text in texts])
+    result = identify(vectors, texts, inverter, minilm)
+    assert result.verdict == "different"
+    assert result.differs.startswith("prompt 'query: ', pooling cls (cosine 1.0")
+    with pytest.raises(ValueError, match="no positions for 1024"):
+        variant(minilm.differentiable, None, 1024)
+    long = ["fish " * 400, "bird " * 300]
+    far = variant(minilm.differentiable, None, 512).encode(long, normalize_embeddings=True)
+    result = identify(np.concatenate([far] * 2), long * 2, inverter, minilm)
+    assert result.differs is None or "512" in result.differs
+    assert minilm.differentiable.max_seq_length == 256, "the encoder was changed"
 
 
 def test_identify_by_dimension(encoder, inverter):
