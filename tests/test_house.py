@@ -31,7 +31,7 @@ IMPORTS = {
     "config": "errors files",
     "data": "config encoders errors files tokenizer",
     "decoding": "diffusion errors",
-    "demo": "decoding encoders errors evaluation inverter tokenizer",
+    "demo": "decoding encoders errors evaluation inverter tokenizer vectors",
     "denoiser": "errors",
     "device": "errors",
     "diffusion": "device",

@@ -19,8 +19,8 @@ from unembed.evaluation.leaked import (
     align_curve,
     align_pairs,
     curve_table,
-    word_f1,
 )
+from unembed.evaluation.metrics import word_f1
 from unembed.evaluation.report.plots import write_curve
 
 UNSEEN = 40  # dimensions of the encoder nobody trained for
@@ -154,6 +154,26 @@ def test_leaked_pairs_read_a_prepared_folder(pairs_folder):
     assert pairs.source["fingerprint"] == prepared.fingerprint.sha256
 
 
+def test_leaked_pairs_blocks_embed_texts_alone(texts, encoder, tmp_path):
+    lines = ["", *texts[:5], "  ", texts[0]]
+    (tmp_path / "t.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    asked = []
+
+    class Counting(type(encoder)):
+        def encode(self, texts, progress=None):
+            asked.extend(texts)
+            return super().encode(texts, progress)
+
+    pairs = LeakedPairs(tmp_path / "t.txt", encoder=Counting())
+    ((known, vectors),) = pairs.blocks()
+    assert known == asked == texts[:5]
+    np.testing.assert_allclose(vectors, encoder.encode(texts[:5]), atol=1e-6)
+    assert pairs.left_out == {"empty text": 2, "duplicate row": 1} and pairs.read == len(lines)
+    assert pairs.source["name"] == "fake" and pairs.source["fingerprint"]
+    asked.clear()
+    assert [known for known, _ in pairs.blocks(3)] == [texts[:3]] == [asked]
+
+
 # The map
 
 
@@ -220,18 +240,6 @@ def test_evaluate_of_an_aligned_inverter_wants_vectors(inverter, encoder, halves
 
 
 # The curve
-
-
-@pytest.mark.parametrize(
-    ("one", "other", "expected"),
-    [("The cat runs.", "the CAT, runs", 1.0), ("the cat", "a dog", 0.0), ("a b c", "a b", 0.8)],
-)
-def test_word_f1(one, other, expected):
-    assert word_f1(one, other) == pytest.approx(expected)
-
-
-def test_word_f1_of_nothing_is_zero():
-    assert word_f1("", "") == word_f1("the", "") == 0.0
 
 
 @pytest.fixture(scope="module")

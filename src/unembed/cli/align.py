@@ -9,18 +9,27 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from unembed.cli.options import (
+    ApiBaseOption,
     DeviceOption,
     EncoderOption,
+    MaxCallsOption,
+    PriceOption,
     SeedOption,
     TrustOption,
+    api_settings,
     encoder_settings,
+    interruptible,
     make_encoder,
     make_inverter,
+    refuse_idle,
+    show_usage,
 )
+from unembed.encoders import API_PREFIX
+from unembed.errors import ConfigError
 
 if TYPE_CHECKING:
     from unembed.encoders.alignment import Alignment
-    from unembed.evaluation.leaked import AlignCurve
+    from unembed.evaluation.leaked import AlignCurve, LeakedPairs
 
 AlignOption = Annotated[
     str | None,
@@ -50,12 +59,24 @@ MapsOption = Annotated[
 
 
 def align(
+    context: typer.Context,
     pairs: Annotated[
-        Path,
+        Path | None,
         typer.Argument(
             help="Texts and their vectors: Parquet, JSONL, CSV, or a folder by `unembed prepare`."
         ),
-    ],
+    ] = None,
+    texts: Annotated[
+        Path | None,
+        typer.Option("--texts", help="In place of PAIRS: texts, which --from embeds."),
+    ] = None,
+    source: Annotated[
+        str | None,
+        typer.Option(
+            "--from",
+            help="With --texts: the encoder to read: openai:MODEL, a folder, a Hub repository.",
+        ),
+    ] = None,
     to: Annotated[
         str, typer.Option("--to", help="The inverter: shipped name, folder or Hub repository.")
     ] = "minilm",
@@ -63,7 +84,9 @@ def align(
     column: Annotated[
         str | None,
         typer.Option(
-            "--column", "--key", help="Column or key of the vector; usual names are tried."
+            "--column",
+            "--key",
+            help="Column or key of the vector; usual names are tried. With --texts: of the text.",
         ),
     ] = None,
     text_column: Annotated[
@@ -75,6 +98,9 @@ def align(
     limit: Annotated[
         int | None, typer.Option("--limit", min=1, help="Use the first so many pairs.")
     ] = None,
+    api_base: ApiBaseOption = None,
+    max_calls: MaxCallsOption = None,
+    price: PriceOption = None,
     seed: SeedOption = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     encoder: EncoderOption = None,
@@ -85,16 +111,29 @@ def align(
     from unembed.cli.display import StageDisplay, to_json
     from unembed.evaluation.leaked import LeakedPairs, align_pairs
 
-    leaked = LeakedPairs(pairs, text_column, column)
-    next(leaked.blocks(), None)  # a wrong file fails before the encoder is loaded
+    api = api_settings(api_base, max_calls, price)  # of whichever encoder is behind one
+    from_api = source is not None and source.startswith(API_PREFIX)
+    if source is None:
+        refuse_idle(context, "with --from only", "no encoder to embed texts with", "texts")
+        if pairs is None:
+            raise ConfigError("PAIRS, or --texts with --from", "neither", "Pass the leaked pairs")
+        leaked = LeakedPairs(pairs, text_column, column)
+        next(leaked.blocks(), None)  # a wrong file fails before the encoder is loaded
+    else:
+        settings = {"name": source, **(api if from_api else {})}
+        leaked = _texts(context, pairs, texts, column, settings, device, trust_remote_code)
     inverter = make_inverter(to, None, device)
-    model = make_encoder(encoder_settings(inverter, encoder), device, trust_remote_code)
-    with StageDisplay() as display:
+    where = encoder_settings(inverter, encoder)
+    where |= {} if from_api and not where["name"].startswith(API_PREFIX) else api
+    model = make_encoder(where, device, trust_remote_code)
+    show_usage(context, model)
+    way_on = "the same command begins anew, but answers of an API are kept"
+    with interruptible(way_on), StageDisplay() as display:
         alignment = align_pairs(
             inverter,
             model,
             leaked,
-            name=name or out.resolve().name,
+            name=name or (out.resolve().name if source is None else source),
             limit=limit,
             seed=seed,
             progress=display.update,
@@ -108,6 +147,29 @@ def align(
     if alignment.left_out:
         typer.echo(f"note: of {leaked.read} rows left out: {leaked.describe_left_out()}", err=True)
     warn(alignment)
+
+
+def _texts(
+    context: typer.Context,
+    pairs: Path | None,
+    texts: Path | None,
+    column: str | None,
+    source: dict[str, Any],
+    device: str,
+    trust_remote_code: bool,
+) -> LeakedPairs:
+    """Texts to be embedded for the pairs; a wrong file fails before the encoder is loaded."""
+    from unembed.data.readers import require_texts
+    from unembed.evaluation.leaked import LeakedPairs
+
+    if texts is None or pairs is not None:
+        there = "PAIRS, which have their vectors" if pairs is not None else "nothing to embed"
+        raise ConfigError("--texts FILE with --from", there, "Pass one: PAIRS, or --texts")
+    refuse_idle(context, "with PAIRS only", "--texts, whose column is --column", "text_column")
+    require_texts(texts, column or "text")
+    model = make_encoder(source, device, trust_remote_code)
+    show_usage(context, model)
+    return LeakedPairs(texts, column or "text", encoder=model)
 
 
 def describe(alignment: Alignment) -> dict[str, Any]:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +14,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unembed.data.pairs import MANIFEST, Pairs
+from unembed.data.readers import read_texts
 from unembed.decoding import Decoding
 from unembed.denoiser import weights_digest
 from unembed.encoders.alignment import Alignment, PairSums, fit_alignment
 from unembed.encoders.base import Encoder, is_unicode
+from unembed.encoders.fingerprint import make_fingerprint
 from unembed.encoders.vectors import VectorStatistics, row_peaks, to_unit_length
 from unembed.errors import DataError, EmbeddingError
 from unembed.evaluation.bootstrap import Figure, summarise
-from unembed.evaluation.metrics import token_set_f1
+from unembed.evaluation.metrics import token_set_f1, word_f1
 from unembed.evaluation.rows import ProgressFn, derangement
 from unembed.inverter import Inverter
 from unembed.vectors.read import VectorFile, vector_size
 
 _CHUNK = 1024
-_WORD = re.compile(r"\w+")
 CURVE = (1, 10, 30, 100, 300, 1000, 3000)
 METRICS = ("word F1", "token-set F1", "cosine")
 CONSTANT, NOISE, OWN = "constant output", "random vector", "vectors of the inverter's own encoder"
@@ -50,6 +51,7 @@ class LeakedPairs:
         column: Column or key of the text.
         key: Column or key of the vector; the usual names are tried if not given.
         apart_from: Texts that are not to be among them: those held out.
+        encoder: Of texts alone (what `read_texts` reads): embeds them. None: vectors are there.
         left_out: Rows left out, by reason, of the last time they were read.
         read: Rows read then.
     """
@@ -58,24 +60,33 @@ class LeakedPairs:
     column: str = "text"
     key: str | None = None
     apart_from: frozenset[str] = frozenset()
+    encoder: Encoder | None = None
     left_out: Counter[str] = field(default_factory=Counter)
     read: int = 0
 
-    def blocks(self) -> Iterator[Block]:
-        """The usable pairs, a chunk at a time.
+    def blocks(self, limit: int | None = None) -> Iterator[Block]:
+        """The usable pairs, a chunk at a time; no more than the first ``limit`` are embedded.
 
         Raises:
             EmbeddingError: The file cannot be read, lacks a column, or has no usable pair.
+            DataError: Nor can a file of texts alone.
+            EncoderError: An encoder behind an API gives no usable answer.
         """
         self.left_out.clear()
         self.read, usable, seen = 0, 0, dict[bytes, bytes]()
-        for texts, vectors in self._prepared() if self._is_prepared else self._rows():
+        kind = self._rows if self.encoder is None else self._texts
+        for texts, vectors in self._prepared() if self._is_prepared else kind():
             reasons = [self._fault(text, v, seen) for text, v in zip(texts, vectors, strict=True)]
             self.left_out.update(reason for reason in reasons if reason is not None)
             good = [row for row, reason in enumerate(reasons) if reason is None]
+            good = good if limit is None else good[: limit - usable]
             usable += len(good)
             if good:
-                yield [texts[row] for row in good], vectors[good]
+                chosen = [texts[row] for row in good]
+                rows = vectors[good] if self.encoder is None else self.encoder.encode(chosen)
+                yield chosen, rows.astype(np.float64, copy=False)
+            if usable == limit:
+                return
         if not usable:
             raise EmbeddingError(
                 f"pairs of a text and a vector in {self.path}",
@@ -86,11 +97,14 @@ class LeakedPairs:
     @property
     def source(self) -> dict[str, Any]:
         """What is known of the encoder: of prepared pairs its identity and fingerprint."""
-        if not self._is_prepared:
+        if self.encoder is not None:
+            identity, fingerprint = self.encoder.identity, make_fingerprint(self.encoder)
+        elif self._is_prepared:
+            pairs = Pairs.open(self.path)
+            identity, fingerprint = pairs.encoder, pairs.fingerprint
+        else:
             return {}
-        pairs = Pairs.open(self.path)
-        known = {"name": pairs.encoder.name, "encoder": pairs.encoder.to_dict()}
-        fingerprint = pairs.fingerprint
+        known = {"name": identity.name, "encoder": identity.to_dict()}
         return known if fingerprint is None else {**known, "fingerprint": fingerprint.sha256}
 
     def describe_left_out(self) -> str:
@@ -99,7 +113,7 @@ class LeakedPairs:
 
     @property
     def _is_prepared(self) -> bool:
-        return (self.path / MANIFEST).is_file()
+        return self.encoder is None and (self.path / MANIFEST).is_file()
 
     def _fault(self, text: Any, vector: NDArray[Any], seen: dict[bytes, bytes]) -> str | None:
         """Say why a pair is not used; remember the others by 8 bytes of text and of vector."""
@@ -116,6 +130,13 @@ class LeakedPairs:
             seen[name] = value
             return None
         return "duplicate row" if seen[name] == value else "text of a row before, other vector"
+
+    def _texts(self) -> Iterator[tuple[list[Any], NDArray[np.float64]]]:
+        """Texts with vectors of no dimension, until they are known to be usable."""
+        texts = read_texts(self.path, self.column)
+        while chunk := list(islice(texts, _CHUNK // 4)):  # progress is shown after each
+            self.read += len(chunk)
+            yield chunk, np.empty((len(chunk), 0))
 
     def _rows(self) -> Iterator[tuple[list[Any], NDArray[np.float64]]]:
         file = VectorFile(self.path, self.key, skip_bad=True, keep=[self.column])
@@ -174,20 +195,16 @@ def align_pairs(
     """
     inverter.require_encoder(encoder)
     sums, lengths = PairSums(seed), list[NDArray[np.float64]]()
-    for texts, vectors in leaked.blocks():
-        room = len(texts) if limit is None else min(len(texts), limit - sums.count)
-        lengths.append(np.linalg.norm(vectors[:room], axis=1))
-        sums.add(_units(vectors[:room]), encoder.encode(texts[:room]))
+    for texts, vectors in leaked.blocks(limit):
+        lengths.append(np.linalg.norm(vectors, axis=1))
+        sums.add(_units(vectors), encoder.encode(texts))
         progress("embedding the texts", sums.count, 0)
-        if sums.count == limit:
-            break
     norms = np.concatenate(lengths)
-    source = leaked.source | ({} if name is None else {"name": name})
     return fit_alignment(
         sums,
         inverter.encoder,
         inverter=weights_digest(inverter.denoiser),
-        source=source,
+        source=leaked.source | ({} if name is None else {"name": name}),
         norms=(float(norms.min()), float(norms.mean()), float(norms.max())),
         left_out=dict(leaked.left_out),
         statistics=VectorStatistics.measure(sums.x),
@@ -196,12 +213,6 @@ def align_pairs(
 
 def _units(vectors: NDArray[np.float64]) -> NDArray[np.float32]:
     return to_unit_length(vectors, row_peaks(vectors))
-
-
-def word_f1(original: str, recovered: str) -> float:
-    """Harmonic mean of precision and recall over the sets of words, without case, 0 to 1."""
-    wanted, got = (set(_WORD.findall(text.casefold())) for text in (original, recovered))
-    return 2.0 * len(wanted & got) / max(len(wanted) + len(got), 1)
 
 
 @dataclass(frozen=True)
