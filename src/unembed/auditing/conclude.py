@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -109,19 +109,22 @@ class Conclusion:
         Search answers with the nearest text of the corpus that is not the record's own: where the
         corpus has that too, finding it is the lookup's success, and no floor.
         """
-        first = recoveries[self.attacks[0].name]
-        records = [record for record in self.records if record.row in first]
-        if len(records) < _LEAST:
+        if len(self.records) < _LEAST:
             return {}
-        other = derangement(len(records))
-        floors = {
-            SHUFFLED: {
+        floors: dict[str, dict[int, dict[str, Any]]] = {}
+        for attack in self.attacks:
+            items = recoveries[attack.name]
+            records = [record for record in self.records if record.row in items]
+            if len(records) < _LEAST:
+                continue
+            other = derangement(len(records))
+            floors[self._shuffled(attack.name)] = {
                 record.row: scorer.measure(
-                    record, replace(first[records[other[place]].row], cosine=None)
+                    record, replace(items[records[other[place]].row], cosine=None)
                 )
                 for place, record in enumerate(records)
             }
-        }
+        first, records = recoveries[self.attacks[0].name], self.records
         if self.batch.vectors.shape[1] == self.inverter.encoder.dimension:
             text = constant(first, self.inverter, self.batch.vectors)
             floors[CONSTANT] = {r.row: scorer.measure(r, text) for r in records}
@@ -140,19 +143,25 @@ class Conclusion:
         self, table: Mapping[str, Figures], floors: Mapping[str, Figures]
     ) -> Strongest | None:
         """The attack that gets most above its floors; search is one of all but the lookup."""
-        guessing = {name: table for name, table in floors.items() if name != NEAREST}
         candidates = [
             Strongest(
                 a.name,
                 a.access,
                 table[a.name],
-                _bounds(guessing if a.name == LOOKUP else floors),
+                _bounds(floors, [*self._guesses(a.name), *([] if a.name == LOOKUP else [NEAREST])]),
                 a.access == VECTOR_ONLY,
             )
             for a in self.attacks
             if table[a.name]
         ]
         return max(candidates, key=lambda s: (s.hurt, s.gain(F1)), default=None)
+
+    def _shuffled(self, attack: str) -> str:
+        return SHUFFLED + ("" if attack == self.attacks[0].name else f" ({attack})")
+
+    def _guesses(self, attack: str) -> tuple[str, str]:
+        """The floors of an attack that know nothing of the vector."""
+        return self._shuffled(attack), CONSTANT
 
     def _evidence(self, strongest: Strongest | None, neighbours: Neighbours) -> Evidence:
         longest = self.inverter.length - 1
@@ -271,13 +280,13 @@ class Conclusion:
         )
 
 
-def _bounds(floors: Mapping[str, Figures]) -> dict[str, float]:
-    """Metric → the highest upper end among some floors."""
+def _bounds(floors: Mapping[str, Figures], names: Iterable[str]) -> dict[str, float]:
+    """Metric → the highest upper end among some floors, as far as they are there."""
     bounds: dict[str, float] = {}
-    for table in floors.values():
-        for name, figure in table.items():
+    for name in names:
+        for metric, figure in floors.get(name, {}).items():
             if figure is not None:
-                bounds[name] = max(bounds.get(name, 0.0), figure.high)
+                bounds[metric] = max(bounds.get(metric, 0.0), figure.high)
     return bounds
 
 

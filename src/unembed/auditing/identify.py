@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from unembed.auditing.scoring import TEXT_CHARS
 from unembed.encoders.base import Encoder
 from unembed.encoders.pipeline import variant
 from unembed.encoders.sentence import SentenceEncoder
@@ -142,9 +143,10 @@ def _by_texts(
     if not rows:
         verdict = "unknown" if size == encoder.identity.dimension else "different"
         return Identity(**facts, encoder=name, verdict=verdict, notes=["no row has a text"])
-    trials = _Trials(encoder, [texts[row] or "" for row in rows], unit[rows])
+    trials = _Trials(encoder, [_readable(texts[row]) for row in rows], unit[rows])
     cosines = trials.cosines(_Recipe())
-    cosine, low = float(np.median(cosines)), np.flatnonzero(cosines < SAME)
+    cosine = float(np.sort(cosines)[len(rows) // 2])  # of an even number the upper median
+    low = np.flatnonzero(cosines < SAME)
     same = cosine >= SAME and size == encoder.identity.dimension
     differs, notes = None, []
     if len(low) or not same:
@@ -173,9 +175,14 @@ def _by_texts(
     )
 
 
+def _readable(text: str | None) -> str:
+    """A text as it can be embedded, without what no encoder reads of ten million characters."""
+    return (text or "")[:TEXT_CHARS].encode("utf-8", "replace").decode("utf-8")
+
+
 def _compared(texts: Sequence[str | None]) -> list[int]:
     """Rows to embed again: half of them the first ones, half the longest, which may be cut."""
-    rows = [row for row, text in enumerate(texts) if text and text.strip()]
+    rows = [row for row, text in enumerate(texts) if _readable(text).strip()]
     longest = sorted(rows, key=lambda row: (-len(texts[row] or ""), row))
     chosen = dict.fromkeys([*rows[: _COMPARED // 2], *longest[: _COMPARED // 2], *rows])
     return sorted(list(chosen)[:_COMPARED])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from unembed.auditing.conclude import NEAREST
+from unembed.auditing.conclude import CONSTANT, SHUFFLED
 from unembed.auditing.result import AuditReport
 from unembed.auditing.scoring import ANY, F1, MEANS, Figures
 from unembed.auditing.sensitive import KINDS
@@ -27,8 +27,10 @@ def headline(report: AuditReport) -> str:
     if hurt is not None:
         parts.append(f"{hurt.mean:.0%} of the names, numbers and other details that hurt")
     if f1 is not None:
-        guesses = (floor for name, floor in report.floors.items() if name != NEAREST)
-        bounds = [f.high for floor in guesses if (f := floor.get(F1)) is not None]
+        own = f"{SHUFFLED} ({report.strongest})"
+        names = (own if own in report.floors else SHUFFLED, CONSTANT)
+        guesses = (report.floors[name].get(F1) for name in names if name in report.floors)
+        bounds = [figure.high for figure in guesses if figure is not None]
         floor = max(bounds, default=0.0)
         parts.append(f"the words to a token F1 of {f1.mean:.2f} (guessing: {floor:.2f})")
     return (

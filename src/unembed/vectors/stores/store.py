@@ -274,7 +274,8 @@ def _numbers(value: Any, dimension: int) -> NDArray[Any] | str:
     row = row_of(value.tolist() if isinstance(value, np.ndarray) else value, dimension)
     if isinstance(row, str) or row.dtype == np.float64:
         return row
-    return to_floats(row[None], dimension, None, "the store")[0][0]
+    numbers: NDArray[Any] = to_floats(row[None], dimension, None, "the store")[0][0]
+    return numbers
 
 
 def arrow_rows(column: Any, dimension: int) -> Any:
