@@ -11,6 +11,7 @@ from unembed.auditing.neighbours import find_neighbours
 from unembed.auditing.scoring import ANY, EXACT, F1, Record, Scorer, figures
 from unembed.auditing.sensitive import (
     Masker,
+    PatternsAndPresidio,
     count_recovered,
     find_sensitive,
     make_finder,
@@ -68,6 +69,28 @@ def test_make_finder_says_what_it_uses():
     finder, named = make_finder(use_presidio=False)
     assert finder is find_sensitive
     assert named == "own patterns"
+
+
+class Hit:
+    def __init__(self, entity_type, start, end):
+        self.entity_type, self.start, self.end = entity_type, start, end
+
+
+class Analyzer:
+    """Answers as Presidio does: kinds and places, some of them inside what patterns have."""
+
+    def analyze(self, text, language, score_threshold):
+        assert (language, score_threshold) == ("en", 0.4)
+        places = {"PERSON": "maria weber", "DATE_TIME": "1111", "MEDICAL_LICENSE": "B12"}
+        return [Hit(kind, text.index(s), text.index(s) + len(s)) for kind, s in places.items()]
+
+
+def test_patterns_and_presidio_together_count_nothing_twice():
+    text = "then maria weber, licence B12, paid by card 4111 1111 1111 1111"
+    assert PatternsAndPresidio(Analyzer())(text) == {
+        "names": {"maria", "weber"},
+        "identifiers": {"4111 1111 1111 1111", "B12"},
+    }
 
 
 def test_count_recovered_compares_as_the_tokenizer_spells(minilm):

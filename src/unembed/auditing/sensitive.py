@@ -50,6 +50,7 @@ _COMMON = frozenset(
     "no not of on or our out she so than that the their then there these they this to up us was we "
     "what when where which who why will with you your".split()
 )
+_LEAST_SCORE = 0.4  # below, Presidio takes any nine digits for a passport
 _PRESIDIO = {
     "PERSON": "names",
     "LOCATION": "names",
@@ -116,20 +117,26 @@ def make_finder(use_presidio: bool = True) -> tuple[Finder, str]:
         analyzer = AnalyzerEngine(nlp_engine=engine, supported_languages=["en"])
     except (ImportError, OSError, ValueError) as error:
         return find_sensitive, f"{own} (Presidio did not start: {error})"
-    return _Both(analyzer), f"{own} and Presidio ({models[0]})"
+    return PatternsAndPresidio(analyzer), f"{own} and Presidio ({models[0]})"
 
 
 @dataclass(frozen=True)
-class _Both:
+class PatternsAndPresidio:
     """Our patterns, and what Presidio adds to them."""
 
     analyzer: Any
 
     def __call__(self, text: str) -> dict[str, set[str]]:
+        """Find spans as `find_sensitive` does; of those that overlap with ours, ours count."""
         spans = find_sensitive(text)
-        for hit in self.analyzer.analyze(text=text, language="en"):
+        own = {span for texts in spans.values() for span in texts}
+        for hit in self.analyzer.analyze(text=text, language="en", score_threshold=_LEAST_SCORE):
             kind = _PRESIDIO.get(hit.entity_type, "identifiers")
-            spans.setdefault(kind, set()).add(text[hit.start : hit.end])
+            span = text[hit.start : hit.end]
+            if kind == "names":  # by words, as ours
+                spans.setdefault(kind, set()).update(re.findall(r"[^\W\d_]{2,}", span))
+            elif not any(span in other or other in span for other in own):
+                spans.setdefault(kind, set()).add(span)
         return {kind: spans[kind] for kind in KINDS if kind in spans}
 
 
