@@ -58,46 +58,57 @@ MapsOption = Annotated[
 ]
 
 
+PairsArgument = Annotated[
+    Path | None,
+    typer.Argument(
+        help="Texts and their vectors: Parquet, JSONL, CSV, or a folder by `unembed prepare`."
+    ),
+]
+TextsOption = Annotated[
+    Path | None,
+    typer.Option("--texts", help="In place of PAIRS: texts, which --from embeds."),
+]
+FromOption = Annotated[
+    str | None,
+    typer.Option(
+        "--from",
+        help="With --texts: the encoder to read: openai:MODEL, a folder, a Hub repository.",
+    ),
+]
+ToOption = Annotated[
+    str, typer.Option("--to", help="The inverter: shipped name, folder or Hub repository.")
+]
+ColumnOption = Annotated[
+    str | None,
+    typer.Option(
+        "--column",
+        "--key",
+        help="Column or key of the vector; usual names are tried. With --texts: of the text.",
+    ),
+]
+LimitOption = Annotated[
+    int | None,
+    typer.Option(
+        "--limit", min=1, help="Use the first so many pairs; with --texts so many typical texts."
+    ),
+]
+
+
 def align(
     context: typer.Context,
-    pairs: Annotated[
-        Path | None,
-        typer.Argument(
-            help="Texts and their vectors: Parquet, JSONL, CSV, or a folder by `unembed prepare`."
-        ),
-    ] = None,
-    texts: Annotated[
-        Path | None,
-        typer.Option("--texts", help="In place of PAIRS: texts, which --from embeds."),
-    ] = None,
-    source: Annotated[
-        str | None,
-        typer.Option(
-            "--from",
-            help="With --texts: the encoder to read: openai:MODEL, a folder, a Hub repository.",
-        ),
-    ] = None,
-    to: Annotated[
-        str, typer.Option("--to", help="The inverter: shipped name, folder or Hub repository.")
-    ] = "minilm",
+    pairs: PairsArgument = None,
+    texts: TextsOption = None,
+    source: FromOption = None,
+    to: ToOption = "minilm",
     out: Annotated[Path, typer.Option("--out", help="Folder for the map.")] = Path("alignment"),
-    column: Annotated[
-        str | None,
-        typer.Option(
-            "--column",
-            "--key",
-            help="Column or key of the vector; usual names are tried. With --texts: of the text.",
-        ),
-    ] = None,
+    column: ColumnOption = None,
     text_column: Annotated[
         str, typer.Option("--text-column", help="Column or key of the text.")
     ] = "text",
     name: Annotated[
         str | None, typer.Option("--name", help="Of the encoder that made the vectors.")
     ] = None,
-    limit: Annotated[
-        int | None, typer.Option("--limit", min=1, help="Use the first so many pairs.")
-    ] = None,
+    limit: LimitOption = None,
     api_base: ApiBaseOption = None,
     max_calls: MaxCallsOption = None,
     price: PriceOption = None,
@@ -205,7 +216,7 @@ def warn(alignment: Alignment | None) -> None:
 def show_curve(curve: AlignCurve, as_json: bool) -> None:
     """The leak by number of pairs, floors and ceiling, each with its interval."""
     from unembed.cli.display import to_json
-    from unembed.evaluation.leaked import curve_table
+    from unembed.evaluation.report.plots import curve_table
 
     if as_json:
         sys.stdout.write(to_json(curve.to_dict()) + "\n")
@@ -214,13 +225,17 @@ def show_curve(curve: AlignCurve, as_json: bool) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    header, *rows = curve_table(curve)
+    header, *rows = (row[:5] + row[6:] for row in curve_table(curve))  # without token-set F1
     texts = curve.settings["texts"]
     table = Table(title=f"{texts} held-out texts; mean, 95% bootstrap interval", box=None)
-    for cell in header:
+    for cell in header[:4]:
         table.add_column(cell, overflow="fold")
-    for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
+    for cell in header[4:]:
+        table.add_column(cell.replace(", ", ",\n"), no_wrap=True)
+    for row in rows:  # each interval below its mean, so that 80 columns are enough
+        table.add_row(
+            *(Text(cell.replace(" [", "\n").replace(", ", "–").rstrip("]")) for cell in row)
+        )
     console = Console()
     console.print(table)
     for note in curve.notes:

@@ -24,7 +24,7 @@ from torch import Tensor
 from unembed.encoders.base import EncoderIdentity
 from unembed.encoders.vectors import as_unit_vectors
 from unembed.errors import CheckpointError, ConfigError, DataError
-from unembed.files import atomic, read_json
+from unembed.files import atomic, read_json, require_weights
 
 FORMAT = 1
 WORDS, WEIGHTS = "words.json", "words.safetensors"
@@ -154,7 +154,7 @@ class WordProbe:
             data = read_json(folder / WORDS)
             if data["format"] != FORMAT:
                 raise ValueError(f"format {data['format']}")
-            tensors = load_file(folder / WEIGHTS)
+            tensors = load_file(require_weights(folder / WEIGHTS))
             probe = cls(
                 EncoderIdentity.from_dict(data["encoder"]),
                 [str(word) for word in data["words"]],
