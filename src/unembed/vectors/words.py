@@ -421,10 +421,7 @@ def _regress(
         gradient = error.T @ x + penalty * (weight - prior)  # [W, D]
         newton = (gradient @ basis) / (spread[:, None] * values + penalty) @ basis.T
         shift = (error.sum(dim=0) + bias - usual) / (spread * len(x) + 1.0)
-        step = (
-            torch.where(worse[:, None], step[0], newton),
-            torch.where(worse, step[1], shift),
-        )
+        step = (torch.where(worse[:, None], step[0], newton), torch.where(worse, step[1], shift))
         weight = saved[0] - length[:, None] * step[0]
         bias = saved[1] - length * step[1]
     return saved
