@@ -169,15 +169,16 @@ class Inverter(
         Raises:
             CheckpointError: No alignment there, or one into the space of another encoder.
         """
-        if isinstance(alignment, (str, Path)):
-            alignment = Alignment.load(alignment)
-        if alignment is not None:
-            if not isinstance(alignment, Alignment):
-                kind = type(alignment).__name__
+        value: object = (
+            Alignment.load(alignment) if isinstance(alignment, (str, Path)) else alignment
+        )
+        if value is not None:
+            if not isinstance(value, Alignment):
+                kind = type(value).__name__
                 raise CheckpointError("an alignment, or its folder", kind, "Correct align")
-            alignment.require_target(self.encoder)
+            value.require_target(self.encoder)
         inverter = copy.copy(self)
-        vars(inverter).update(vars(self), alignment=alignment)  # its fast form is shared
+        vars(inverter).update(vars(self), alignment=value)  # its fast form is shared
         return inverter
 
     def map_vectors(self, embeddings: Any) -> NDArray[np.float32]:

@@ -89,7 +89,6 @@ class WordProbe:
     trained: dict[str, Any] = field(default_factory=dict, repr=False)
 
     def __repr__(self) -> str:
-        """Say whose vectors it reads, and for how many words."""
         return f"WordProbe({self.encoder.describe()}, {len(self.words)} words)"
 
     def probabilities(self, embeddings: Any) -> NDArray[np.float32]:
