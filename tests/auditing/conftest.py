@@ -7,6 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+import unembed
 from unembed.auditing import audit as module
 from unembed.encoders.base import FakeEncoder
 
@@ -20,10 +21,25 @@ def texts():
     return [" ".join(draw.sample(words, 3)) + "." for _ in range(N)]
 
 
-@pytest.fixture
-def store(texts, encoder, tmp_path):
+@pytest.fixture(scope="session")
+def store(texts, encoder, tmp_path_factory):
     """A Parquet file of vectors with texts and a tenant."""
-    return write(tmp_path / "store.parquet", texts, encoder)
+    return write(tmp_path_factory.mktemp("store") / "store.parquet", texts, encoder)
+
+
+@pytest.fixture(scope="session")
+def report(store, inverter, encoder):
+    """An audit of fifty of its rows."""
+    return unembed.audit(store, to=inverter, encoder=encoder, sample=50, group_by="tenant")
+
+
+@pytest.fixture(scope="session")
+def bare_report(texts, encoder, inverter, tmp_path_factory):
+    """An audit of vectors without texts."""
+    path = tmp_path_factory.mktemp("bare") / "bare.parquet"
+    return unembed.audit(
+        write(path, texts, encoder, with_text=False), to=inverter, encoder=encoder, sample=20
+    )
 
 
 def write(path, texts, encoder, vectors=None, with_text=True):

@@ -2,9 +2,10 @@ import json
 from dataclasses import replace
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-import unembed
 from unembed.auditing.audit import UNFINISHED, audit
 from unembed.auditing.conclude import CONSTANT, NEAREST, SHUFFLED
 from unembed.auditing.report import write_report
@@ -13,8 +14,7 @@ from unembed.errors import ConfigError, DataError, StoreError
 from .conftest import write
 
 
-def test_audit_recovers_from_a_store_and_beats_the_floors(store, inverter):
-    report = unembed.audit(store, to=inverter, sample=50, group_by="tenant")
+def test_audit_recovers_from_a_store_and_beats_the_floors(report):
     assert report.identity.verdict == "same"
     assert report.identity.cosine == pytest.approx(1.0, abs=1e-4)
     assert report.read["rows"] == report.read["with_text"] == 50
@@ -37,11 +37,11 @@ def test_audit_recovers_from_a_store_and_beats_the_floors(store, inverter):
 def test_audit_gives_one_report_for_one_seed(store, inverter, tmp_path):
     paths = []
     for name in ("one", "two"):
-        report = audit(store, to=inverter, sample=30, seed=5, folder=tmp_path / name)
+        report = audit(store, to=inverter, sample=20, seed=5, folder=tmp_path / name)
         paths.append(write_report(report, tmp_path / name))
     for one, two in zip(*paths, strict=True):
         assert one.read_bytes() == two.read_bytes(), one.name
-    other = audit(store, to=inverter, sample=30, seed=6)
+    other = audit(store, to=inverter, sample=20, seed=6)
     assert [r.id for r in other.records] != [r.id for r in report.records]
 
 
@@ -82,21 +82,17 @@ def test_audit_goes_on_after_a_kill_to_the_same_report(store, inverter, tmp_path
         attacks._BATCH = size
     assert calls == [20, 20, 1], "the first batch was not decoded again"
     assert again == whole
-    assert list(tmp_path.iterdir()) == [tmp_path / "store.parquet"], (
-        "recovered texts stay in the folder"
-    )
+    assert list(tmp_path.iterdir()) == [], "recovered texts stay in the folder"
 
 
-def test_audit_without_texts_claims_no_recovery(texts, encoder, inverter, tmp_path):
-    path = write(tmp_path / "bare.parquet", texts, encoder, with_text=False)
-    report = audit(path, to=inverter)
-    assert report.leak is None
-    assert report.strongest is None
-    assert report.records == []
-    assert report.attacks["inverter"]["figures"] is None
-    assert report.attacks["inverter"]["mean_cosine"] > 0
-    assert report.identity.verdict == "unknown"
-    assert "inversion-not-measured" in [finding.id for finding in report.findings]
+def test_audit_without_texts_claims_no_recovery(bare_report):
+    assert bare_report.leak is None
+    assert bare_report.strongest is None
+    assert bare_report.records == []
+    assert bare_report.attacks["inverter"]["figures"] is None
+    assert bare_report.attacks["inverter"]["mean_cosine"] > 0
+    assert bare_report.identity.verdict == "unknown"
+    assert "inversion-not-measured" in [finding.id for finding in bare_report.findings]
 
 
 def test_audit_of_foreign_vectors_finds_nothing(texts, encoder, inverter, tmp_path):
@@ -136,15 +132,15 @@ def rotated(texts, encoder, tmp_path):
     return write(tmp_path / "rotated.parquet", texts, encoder, vectors), matrix
 
 
-def test_audit_through_a_map_that_is_given(rotated, inverter, store):
+def test_audit_through_a_map_that_is_given(rotated, inverter, report):
     path, matrix = rotated
-    plain = audit(store, to=inverter).attacks["inverter"]["figures"]["token F1"].mean
-    report = audit(path, to=inverter, align=Rotation(matrix.T))
-    assert report.identity.verdict == "different"
-    assert report.strongest == "inverter through a map"
-    mapped = report.attacks["inverter through a map"]["figures"]["token F1"].mean
+    plain = report.attacks["inverter"]["figures"]["token F1"].mean
+    turned = audit(path, to=inverter, align=Rotation(matrix.T), sample=50)
+    assert turned.identity.verdict == "different"
+    assert turned.strongest == "inverter through a map"
+    mapped = turned.attacks["inverter through a map"]["figures"]["token F1"].mean
     assert mapped == pytest.approx(plain, abs=0.02)
-    assert report.attacks["inverter"]["figures"]["token F1"].mean < mapped - 0.2
+    assert turned.attacks["inverter"]["figures"]["token F1"].mean < mapped - 0.2
 
 
 def test_audit_makes_a_map_from_rows_that_are_not_scored(rotated, inverter):
@@ -182,11 +178,12 @@ def test_audit_looks_up_in_a_corpus(store, texts, inverter, tmp_path):
 
 
 def test_audit_takes_the_nearest_other_text_of_a_corpus_for_a_floor(
-    store, texts, inverter, tmp_path
+    store, texts, inverter, report, tmp_path
 ):
+    alone = report
     swapped = [" ".join([*text.rstrip(".").split()[::-1], "."]) for text in texts]
     (tmp_path / "corpus.txt").write_text("".join(text + "\n" for text in [*texts, *swapped]))
-    report = audit(store, to=inverter, corpus=tmp_path / "corpus.txt")
+    report = audit(store, to=inverter, corpus=tmp_path / "corpus.txt", sample=50)
     floor, found = report.floors[NEAREST], report.attacks["lookup in the corpus"]["figures"]
     assert found["exact match"].mean > 0.9
     assert floor["exact match"].mean < 0.1, "the record's own text was taken for the floor"
@@ -196,7 +193,6 @@ def test_audit_takes_the_nearest_other_text_of_a_corpus_for_a_floor(
     assert report.floors[SHUFFLED]["token F1"].high < 0.5
     finding = next(f for f in report.findings if f.id == "embedding-inversion")
     assert "highest floor 0." in finding.evidence
-    alone = audit(store, to=inverter)
     assert NEAREST not in alone.floors
     assert alone.leak < report.leak
 
@@ -215,6 +211,15 @@ def test_audit_scores_long_texts_by_windows_and_says_so(encoder, inverter, texts
     assert report.attacks["inverter"]["figures"]["exact match"].mean == 0
     text = (write_report(report, tmp_path / "r")[1]).read_text()
     assert "20 of 20 texts are longer than the 11 tokens" in text
+
+
+def test_audit_refuses_a_field_that_no_row_has(texts, encoder, inverter, tmp_path):
+    path = write(tmp_path / "v.parquet", texts, encoder)
+    table = pq.read_table(path)
+    empty = table.set_column(table.column_names.index("tenant"), "tenant", pa.nulls(len(texts)))
+    pq.write_table(empty, path)
+    with pytest.raises(StoreError, match="none in the rows read.*--group-by"):
+        audit(path, to=inverter, encoder=encoder, group_by="tenant")
 
 
 @pytest.mark.parametrize("bad", [{"sample": 0}, {"decoding": "nothing"}])
@@ -242,8 +247,7 @@ def test_audit_runs_without_the_encoder(store, inverter, monkeypatch):
     assert report.attacks["inverter"]["figures"]["token F1"].mean > 0.3
 
 
-def test_to_dict_is_plain_data(store, inverter):
-    report = audit(store, to=inverter, sample=10)
+def test_to_dict_is_plain_data(report):
     data = report.to_dict()
     assert json.loads(json.dumps(data))["schema"] == 1
     assert replace(report, findings=[]).severity == "none"

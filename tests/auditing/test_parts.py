@@ -5,6 +5,7 @@ import re
 import numpy as np
 import pytest
 
+from unembed.auditing import neighbours
 from unembed.auditing.findings import INVERSION_IDS, Strongest, inversion_severity, open_to_all
 from unembed.auditing.identify import identify
 from unembed.auditing.neighbours import find_neighbours
@@ -179,19 +180,12 @@ def test_identify_says_what_it_tried_in_vain(encoder, inverter, texts):
 
 @pytest.mark.slow
 def test_identify_names_another_pooling_and_prompt_of_a_real_encoder(inverter, minilm):
-    texts = [f"The river of the {k}th city is long and its fish are old." for k in range(8)]
+    texts = [f"The river of the {k}th city is long and its fish are old." for k in range(4)]
     model = variant(minilm.differentiable, "cls", None)
     vectors = model.encode([f"query: {text}" for text in texts])
     result = identify(vectors, texts, inverter, minilm)
     assert result.verdict == "different"
     assert result.differs.startswith("prompt 'query: ', pooling cls (cosine 1.0")
-    with pytest.raises(ValueError, match="no positions for 1024"):
-        variant(minilm.differentiable, None, 1024)
-    long = ["fish " * 400, "bird " * 300]
-    far = variant(minilm.differentiable, None, 512).encode(long, normalize_embeddings=True)
-    result = identify(np.concatenate([far] * 2), long * 2, inverter, minilm)
-    assert result.differs is None or "512" in result.differs
-    assert minilm.differentiable.max_seq_length == 256, "the encoder was changed"
 
 
 def test_identify_by_dimension(encoder, inverter):
@@ -203,7 +197,7 @@ def test_identify_by_dimension(encoder, inverter):
 # Neighbours
 
 
-def test_find_neighbours_sees_duplicates_across_groups_and_outliers():
+def test_find_neighbours_sees_duplicates_across_groups_and_outliers(monkeypatch):
     generator = np.random.default_rng(0)
     near = generator.standard_normal(16)
     vectors = near + 0.3 * generator.standard_normal((40, 16))
@@ -221,6 +215,8 @@ def test_find_neighbours_sees_duplicates_across_groups_and_outliers():
     assert again.examples[0][:2] == ("0", "1")
     assert "20" in result.outliers
     assert result.members is None
+    monkeypatch.setattr(neighbours, "_BLOCK", 7)
+    assert find_neighbours(ids, vectors.astype(np.float32), groups, None) == again
     assert find_neighbours(["x"], vectors[:1].astype(np.float32), None, None).duplicates == 0
 
 

@@ -7,14 +7,12 @@ import jsonschema
 import pytest
 
 import unembed
-from unembed.auditing.audit import audit
 from unembed.auditing.report import FILES, write_report
 from unembed.auditing.report.exchange import to_garak_lines, to_sarif
 from unembed.auditing.report.markdown import to_markdown
 from unembed.auditing.report.page import to_page
+from unembed.auditing.report.tables import guess
 from unembed.errors import DataError
-
-from .conftest import write
 
 SCHEMA = Path(unembed.__file__).parent / "auditing" / "report" / "audit-report.schema.json"
 HOSTILE = (
@@ -23,17 +21,19 @@ HOSTILE = (
 
 
 @pytest.fixture
-def report(store, inverter):
-    return audit(store, to=inverter, sample=20, group_by="tenant", name="postgresql://me@host/db")
-
-
-@pytest.fixture
-def hostile(texts, encoder, inverter, tmp_path):
+def hostile(report):
     """A report about texts that want to be markup."""
-    path = write(tmp_path / "hostile.parquet", [f"{text} {HOSTILE}" for text in texts], encoder)
-    made = audit(path, to=inverter, sample=20, show_pii=True)
-    shown = [replace(record, id=HOSTILE, group=HOSTILE) for record in made.records]
-    return replace(made, records=shown, store=replace(made.store, collection=HOSTILE))
+    text = {"original": HOSTILE, "words": [(word, True) for word in HOSTILE.split(" ")]}
+    shown = [replace(r, id=HOSTILE, group=HOSTILE, **text) for r in report.records]
+    finding = replace(report.findings[0], evidence=HOSTILE)
+    return replace(
+        report,
+        records=shown,
+        store=replace(report.store, collection=HOSTILE, not_read=[HOSTILE]),
+        by_group={HOSTILE: report.by_group["north"]},
+        findings=[finding],
+        notes=[HOSTILE],
+    )
 
 
 class Tags(HTMLParser):
@@ -56,8 +56,21 @@ def test_to_page_runs_nothing_and_loads_nothing(hostile, report):
     assert "\x1b" not in page
     assert "\u202e" not in page
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
+
+
+def test_to_page_says_what_a_manager_and_an_engineer_ask(report, bare_report):
+    page = to_page(report)
     for finding in report.findings:
-        assert finding.id in to_page(report)
+        assert finding.id in page
+        assert finding.title in page
+    best, guessed = report.attacks["inverter"]["figures"]["token F1"], guess(report, "token F1")
+    assert f"<strong>{best.mean:.2f}</strong>" in page
+    assert f"guessing: {guessed:.2f}" in page
+    assert guessed == max(floor["token F1"].high for floor in report.floors.values())
+    for record in report.records:
+        assert record.original in page
+    assert "was not measured" in to_page(bare_report)
+    assert "no evidence of recovery" in to_page(bare_report).casefold()
 
 
 def test_to_markdown_shows_markup_as_text(hostile):
@@ -68,11 +81,10 @@ def test_to_markdown_shows_markup_as_text(hostile):
     assert "\x1b" not in text
 
 
-def test_the_json_follows_the_published_schema(report, texts, encoder, inverter, tmp_path):
+def test_the_json_follows_the_published_schema(report, bare_report, tmp_path):
     schema = json.loads(SCHEMA.read_text())
     jsonschema.Draft202012Validator.check_schema(schema)
-    bare = audit(write(tmp_path / "b.parquet", texts, encoder, with_text=False), to=inverter)
-    for made in (report, bare):
+    for made in (report, bare_report):
         (path,) = [p for p in write_report(made, tmp_path / "out") if p.suffix == ".json"]
         data = json.loads(path.read_text())
         jsonschema.validate(data, schema)

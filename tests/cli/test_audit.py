@@ -51,11 +51,13 @@ def store(encoder, tmp_path):
 def test_audit_writes_its_reports_and_says_the_gist(run, store, inverter_folder, tmp_path):
     code, out, _ = run("audit", store, "--checkpoint", inverter_folder, "--group-by", "tenant")
     assert code == 0
-    assert "An attacker who has the vectors" in out
+    assert "With the vectors, and knowledge of which encoder made them, an attacker recovers" in out
     assert "report/report.html" in out
     data = json.loads((tmp_path / "report" / "report.json").read_text())
     assert data["settings"]["store"] == str(store)
     assert set(data["by_group"]) == {"a", "b"}
+    again = f"unembed audit {store} --checkpoint {inverter_folder} --group-by tenant"
+    assert {finding["reproduce"] for finding in data["findings"]} == {again}
 
 
 @pytest.mark.parametrize(("limit", "code"), [(0.05, 1), (0.99, 0)])
@@ -105,7 +107,9 @@ def test_read_writes_parquet(run, store, tmp_path):
         (["read", "store.parquet"], "--out or --dry-run"),
         (["read", "store.parquet", "--out", "x.csv"], "ending in .parquet"),
         (["audit", "store.parquet", "--text-column", "body"], "a text column 'body'"),
-        (["audit", "store.parquet", "--group-by", "owner"], "owner"),
+        (["audit", "store.parquet", "--group-by", "owner"], "Correct --group-by"),
+        (["read", "store.parquet", "--keep", "owner", "--out", "x.parquet"], "a field 'owner'"),
+        (["audit", "store.parquet", "--to", "minilm", "--checkpoint", "x"], "--to without"),
     ],
 )
 def test_faults_are_one_line_and_code_2(run, store, arguments, message):

@@ -170,15 +170,18 @@ class Corpus:
             vectors: Unit vectors.
             own: The text of each, which does not count as the nearest.
         """
-        similarity = vectors @ self.vectors.T
-        if own is not None:
-            places: dict[str, list[int]] = {}
-            for place, text in enumerate(self.texts):
-                places.setdefault(text.strip(), []).append(place)
-            for row, text in enumerate(own):
+        places: dict[str, list[int]] = {}
+        for place, text in enumerate(self.texts if own is not None else ()):
+            places.setdefault(text.strip(), []).append(place)
+        rows: list[int] = []
+        cosines: list[float] = []
+        for start in range(0, len(vectors), _BATCH):
+            similarity = vectors[start : start + _BATCH] @ self.vectors.T
+            for row, text in enumerate((own or [])[start : start + _BATCH]):
                 similarity[row, places.get(text.strip(), [])] = -1.0
-        rows = similarity.argmax(axis=1)
-        return rows.tolist(), similarity[np.arange(len(rows)), rows].tolist()
+            rows += similarity.argmax(axis=1).tolist()
+            cosines += similarity.max(axis=1).tolist()
+        return rows, cosines
 
     def answers(
         self, vectors: Vectors, inverter: Inverter, own: Sequence[str] | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 from contextlib import ExitStack
 from pathlib import Path
@@ -61,6 +62,7 @@ def audit(  # noqa: PLR0913 - the front door; all but the first have a default
     folder: Path | None = None,
     progress: Progress | None = None,
     name: str | None = None,
+    command: str | None = None,
 ) -> AuditReport:
     """Read a sample of a vector store, invert it, and say what that means.
 
@@ -85,6 +87,7 @@ def audit(  # noqa: PLR0913 - the front door; all but the first have a default
         folder: Keeps recoveries while it runs, so that the same call goes on after a kill.
         progress: Called with (stage, done, total).
         name: Of an open store, for the report; its collection if not given.
+        command: That makes the audit again, for the report; from the settings if not given.
 
     Raises:
         StoreError: The store cannot be read, or its vectors fit no attack.
@@ -103,6 +106,7 @@ def audit(  # noqa: PLR0913 - the front door; all but the first have a default
         "group_by": group_by,
         "show_pii": show_pii,
     }
+    settings["command"] = command or _command(settings)
     with ExitStack() as stack:
         if isinstance(store, (str, Path)):
             keep = () if group_by is None else (group_by,)
@@ -120,6 +124,15 @@ def audit(  # noqa: PLR0913 - the front door; all but the first have a default
     if folder is not None:
         shutil.rmtree(folder / UNFINISHED, ignore_errors=True)
     return result
+
+
+def _command(settings: dict[str, Any]) -> str:
+    """The command with these settings, but for those that have no option of their own."""
+    words = ["unembed", "audit", settings["store"]]
+    for name, value in settings.items():
+        if value and name not in ("store", "decoding", "show_pii"):
+            words += [f"--{name.replace('_', '-')}", str(value)]
+    return shlex.join(words)
 
 
 def _unfinished(folder: Path | None) -> Path | None:
@@ -178,6 +191,10 @@ class _Run:
         self.batch: VectorBatch = self.store.sample(sample, seed)
         self.progress("reading the store", len(self.batch), len(self.batch))
         self.groups = None if group_by is None else self.batch.payload[group_by]
+        if self.groups is not None and not any(value is not None for value in self.groups):
+            raise StoreError(
+                f"values of the field {group_by!r}", "none in the rows read", "Correct --group-by"
+            )
         finder, named = make_finder()
         self.settings["sensitive_found_by"] = named
         self.records = make_records(

@@ -165,18 +165,6 @@ class Conclusion:
 
     def _evidence(self, strongest: Strongest | None, neighbours: Neighbours) -> Evidence:
         longest = self.inverter.length - 1
-        words = ["unembed", "audit", repr(self.settings["store"])]
-        for name in (
-            "sample",
-            "seed",
-            "group_by",
-            "align",
-            "align_from_store",
-            "encoder_calls",
-            "corpus",
-        ):
-            if self.settings[name]:
-                words += [f"--{name.replace('_', '-')}", str(self.settings[name])]
         return Evidence(
             facts=self.store.facts,
             identity=self.identity,
@@ -186,7 +174,7 @@ class Conclusion:
             longest=longest,
             neighbours=neighbours,
             group_by=self.settings["group_by"],
-            command=" ".join(words),
+            command=self.settings["command"],
         )
 
     def _read(self) -> dict[str, Any]:

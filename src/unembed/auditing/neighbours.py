@@ -15,6 +15,7 @@ from unembed.encoders.vectors import as_unit_vectors
 DUPLICATE = 0.98  # cosine from which two vectors are taken for one text
 MEMBER = 0.99
 _SHOWN = 20
+_BLOCK = 512  # rows compared with all others at a time
 _FAR = 5.0  # deviations, by the median
 _MAD = 1.4826  # median absolute deviation → standard deviation of a normal distribution
 
@@ -57,40 +58,35 @@ def find_neighbours(
         corpus: Texts of the auditor's, of the same encoder.
     """
     unit = as_unit_vectors(vectors, vectors.shape[1])
-    similarity = unit @ unit.T
-    np.fill_diagonal(similarity, -1.0)
-    one, other = (x.tolist() for x in np.nonzero(np.triu(similarity >= DUPLICATE)))
-    apart = [
-        groups is not None and str(groups[a]) != str(groups[b])
-        for a, b in zip(one, other, strict=True)
-    ]
-    order = sorted(range(len(one)), key=lambda k: (not apart[k], -similarity[one[k], other[k]]))
-    examples = [
-        (ids[one[k]], ids[other[k]], round(float(similarity[one[k], other[k]]), 4))
-        for k in order[:_SHOWN]
-    ]
-    far = _outlying(-similarity.max(axis=1)) if len(ids) > 1 else np.zeros(len(ids), dtype=bool)
+    labels = np.array([str(group) for group in groups or [""] * len(ids)])
+    nearest = np.empty(len(ids))
+    pairs: list[tuple[bool, float, int, int]] = []  # in one group, minus the cosine, two rows
+    duplicates = across = 0
+    for start in range(0, len(ids), _BLOCK):
+        similarity = unit[start : start + _BLOCK] @ unit.T
+        np.fill_diagonal(similarity[:, start:], -1.0)  # a vector with itself
+        nearest[start : start + _BLOCK] = similarity.max(axis=1)
+        one, other = np.nonzero(np.triu(similarity >= DUPLICATE, k=start))
+        same, cosines = labels[start + one] == labels[other], similarity[one, other]
+        duplicates += len(one)
+        across += int((~same).sum())
+        first = np.lexsort((-cosines, same))[:_SHOWN]
+        columns = (same[first], -cosines[first], start + one[first], other[first])
+        pairs = sorted([*pairs, *zip(*(c.tolist() for c in columns), strict=True)])[:_SHOWN]
+    far = _deviations(-nearest) > _FAR if len(ids) > 1 else np.zeros(len(ids), dtype=bool)
     lengths = _deviations(np.linalg.norm(vectors, axis=1))
     strange = far | (np.abs(lengths) > _FAR)
     members = None
     if corpus is not None and corpus.vectors.shape[1] == unit.shape[1]:
-        near = np.zeros(len(corpus.texts), dtype=bool)
-        for start in range(0, len(corpus.texts), 8192):
-            part = corpus.vectors[start : start + 8192]
-            near[start : start + 8192] = (part @ unit.T).max(axis=1) >= MEMBER
-        members = int(near.sum())
+        parts = np.array_split(corpus.vectors, max(1, len(corpus.vectors) // _BLOCK))
+        members = sum(int(((part @ unit.T).max(axis=1) >= MEMBER).sum()) for part in parts)
     return Neighbours(
-        duplicates=len(one),
-        across=None if groups is None else sum(apart),
-        examples=examples,
+        duplicates=duplicates,
+        across=None if groups is None else across,
+        examples=[(ids[a], ids[b], round(-cosine, 4)) for _, cosine, a, b in pairs],
         outliers=[ids[row] for row in np.flatnonzero(strange).tolist()][:_SHOWN],
         members=members,
     )
-
-
-def _outlying(distances: NDArray[Any]) -> NDArray[np.bool_]:
-    result: NDArray[np.bool_] = _deviations(distances) > _FAR
-    return result
 
 
 def _deviations(values: NDArray[Any]) -> NDArray[np.float64]:

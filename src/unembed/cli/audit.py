@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 import unembed
-from unembed.cli.options import CheckpointOption, DeviceOption, SeedOption, make_inverter
+from unembed.cli.options import (
+    CheckpointOption,
+    DeviceOption,
+    SeedOption,
+    given,
+    make_inverter,
+    refuse_idle,
+)
 
 if TYPE_CHECKING:
     from unembed.auditing.result import AuditReport
@@ -35,8 +43,6 @@ AskOption = Annotated[
 DryOption = Annotated[
     bool, typer.Option("--dry-run", help="Say what would be read and what not; read no vector.")
 ]
-
-
 SampleOption = Annotated[int, typer.Option("--sample", min=1, help="Rows to draw.")]
 ToOption = Annotated[str, typer.Option("--to", help="The attacker's inverter, a shipped one.")]
 MadeByOption = Annotated[
@@ -65,6 +71,7 @@ GroupOption = Annotated[
 ShowOption = Annotated[
     bool, typer.Option("--show-pii", help="Show what hurts unmasked in the report.")
 ]
+_NOT_FINDING = ("out", "fail_over", "device")  # options on which no finding depends
 ReportOption = Annotated[Path, typer.Option("--out", help="Folder of the report.")]
 FailOption = Annotated[
     float | None,
@@ -101,6 +108,7 @@ def read(
 
 
 def audit(
+    context: typer.Context,
     store: StoreArgument,
     sample: SampleOption = 1000,
     seed: SeedOption = 0,
@@ -131,6 +139,8 @@ def audit(
     from unembed.cli.display import StageDisplay
     from unembed.files import make_folder
 
+    if checkpoint is not None:
+        refuse_idle(context, "without --checkpoint only", "both", "to")
     fields = [] if group_by is None else [group_by]
     with _open(store, collection, column, text_column, fields, ask_password) as opened:
         if dry_run:
@@ -156,6 +166,7 @@ def audit(
                     folder=out,
                     progress=display.update,
                     name=store,
+                    command=_command(context),
                 )
         except KeyboardInterrupt:
             typer.echo("stopped; the same command goes on from there", err=True)
@@ -163,6 +174,17 @@ def audit(
     write_report(report, out)
     _show_report(report, out)
     _require_less(report, fail_over)
+
+
+def _command(context: typer.Context) -> str:
+    """The command as it was typed, without what does not change what is found."""
+    words = ["unembed", "audit", context.params["store"]]
+    for parameter in context.command.params:
+        name = parameter.name or ""
+        if name not in ("store", *_NOT_FINDING) and given(context, name):
+            value = context.params[name]
+            words += [parameter.opts[0], *([] if value is True else [str(value)])]
+    return shlex.join(words)
 
 
 def _require_less(report: AuditReport, limit: float | None) -> None:

@@ -129,9 +129,8 @@ def test_open_store_says_that_no_redis_listens():
 # Chroma
 
 
-@pytest.fixture
-def chroma(tmp_path):
-    """Chroma's own server over a folder: its client, its process, its address, the folder."""
+@pytest.mark.slow
+def test_open_store_reads_the_server_of_chroma_and_names_one_that_went_away(tmp_path):
     chromadb = package("chromadb")
     folder, port = write_chroma(tmp_path / "chroma"), free_port()
     command = [Path(sys.executable).parent / "chroma", "run", "--path", folder, "--port", port]
@@ -142,35 +141,21 @@ def chroma(tmp_path):
         return client
 
     with running(command, connect) as (client, process):
-        yield client, process, f"chroma://localhost:{port}", folder
-
-
-@pytest.mark.slow
-def test_open_store_reads_a_server_of_chroma_and_writes_nothing(chroma):
-    client, _, address, folder = chroma
-    # Whoever reads a collection first makes the server write its index anew
-    client.get_collection("docs", embedding_function=None).get(limit=1, include=["embeddings"])
-    before = digest(folder)
-    check_contract(lambda: open_store(address), [f"id {row}" for row in range(len(VECTORS))])
-    with open_store(address, keep=["tenant"]) as store, counting(store) as reads:
-        assert set(store.sample(6).payload["tenant"]) <= set(TENANTS)
-        assert reads.rows == 6
-        assert store.facts.authentication == "none was needed"
-        assert store.facts.metric == "cosine"
-    assert digest(folder) == before
-    client.create_collection("another", embedding_function=None)
-    with pytest.raises(StoreError, match=r"several: 'another', 'docs'.*collection="):
-        open_store(address)
-
-
-@pytest.mark.slow
-def test_batches_names_a_server_of_chroma_that_went_away(chroma):
-    _, process, address, _ = chroma
-    with (
-        open_store(address) as store,
-        pytest.raises(StoreError, match="a readable collection of Chroma at chroma://localhost"),
-    ):
-        cut_off(store, process.kill)
+        # Whoever reads a collection first makes the server write its index anew
+        client.get_collection("docs", embedding_function=None).get(limit=1, include=["embeddings"])
+        address, before = f"chroma://localhost:{port}", digest(folder)
+        check_contract(lambda: open_store(address), [f"id {row}" for row in range(len(VECTORS))])
+        with open_store(address, keep=["tenant"]) as store, counting(store) as reads:
+            assert set(store.sample(6).payload["tenant"]) <= set(TENANTS)
+            assert reads.rows == 6
+            assert store.facts.authentication == "none was needed"
+            assert store.facts.metric == "cosine"
+        assert digest(folder) == before
+        with (
+            open_store(address) as store,
+            pytest.raises(StoreError, match="a readable collection of Chroma at chroma://local"),
+        ):
+            cut_off(store, process.kill)
 
 
 # Milvus

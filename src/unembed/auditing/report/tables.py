@@ -14,29 +14,41 @@ Row = tuple[str, ...]
 
 
 def headline(report: AuditReport) -> str:
-    """What a manager takes away: one sentence, with its conditions."""
+    """What a manager takes away: a sentence with its conditions."""
     if report.strongest is None:
         return (
             "Whether text comes back was not measured: no text lies beside the vectors, so there "
             "is nothing to compare recovered texts with."
         )
-    attack = report.attacks[report.strongest]
-    table = attack["figures"]
-    hurt, f1 = table.get(ANY), table.get(F1)
+    hurt, f1 = best_figure(report, ANY), best_figure(report, F1)
     parts = []
     if hurt is not None:
         parts.append(f"{hurt.mean:.0%} of the names, numbers and other details that hurt")
     if f1 is not None:
-        own = f"{SHUFFLED} ({report.strongest})"
-        names = (own if own in report.floors else SHUFFLED, CONSTANT)
-        guesses = (report.floors[name].get(F1) for name in names if name in report.floors)
-        bounds = [figure.high for figure in guesses if figure is not None]
-        floor = max(bounds, default=0.0)
-        parts.append(f"the words to a token F1 of {f1.mean:.2f} (guessing: {floor:.2f})")
+        parts.append(
+            f"the words to a token F1 of {f1.mean:.2f} (guessing: {guess(report, F1):.2f})"
+        )
+    access = report.attacks[report.strongest]["access"]
     return (
-        f"An attacker who has {attack['access']}, recovers {' and '.join(parts)}, measured on "
-        f"{report.read['with_text']} records."
+        f"With {access}, an attacker recovers {' and '.join(parts)}. Measured on "
+        f"{report.read['with_text']:,} records."
     )
+
+
+def best_figure(report: AuditReport, metric: str) -> Figure | None:
+    """A figure of the attack that got most; None where there is none."""
+    if report.strongest is None:
+        return None
+    figure: Figure | None = report.attacks[report.strongest]["figures"].get(metric)
+    return figure
+
+
+def guess(report: AuditReport, metric: str) -> float:
+    """The highest upper end among that attack's floors that know nothing of the vector."""
+    own = f"{SHUFFLED} ({report.strongest})"
+    names = (own if own in report.floors else SHUFFLED, CONSTANT)
+    figures = [report.floors[name].get(metric) for name in names if name in report.floors]
+    return max((figure.high for figure in figures if figure is not None), default=0.0)
 
 
 def length_note(report: AuditReport) -> str | None:

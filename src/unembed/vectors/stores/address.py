@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from urllib.parse import parse_qsl, urlsplit
 
@@ -124,9 +124,8 @@ def open_store(
     secret = next((os.environ[name] for name in variables if os.environ.get(name)), None)
     if secret is None and ask is not None and variables:
         secret = ask(f"password or key for {where.place}")
-    where = Address(**{**vars(where), "secret": secret})
     reader = importlib.import_module(f"unembed.vectors.stores.{module}")
-    store: Store = reader.open_store(where)
+    store: Store = reader.open_store(replace(where, secret=secret))
     return store
 
 
@@ -201,14 +200,10 @@ def kind_of_path(path: Path) -> str:
             return "lancedb"
         if (path / "collections").is_dir() and (path / "LOCK").exists():
             return "milvus"
-        return _folder_of_files(path)
+        if (path / "index.pkl").exists() and (path / "index.faiss").exists():
+            return "faiss"  # LangChain's
+        return "file"
     return _kind_of_file(path)
-
-
-def _folder_of_files(path: Path) -> str:
-    if (path / "index.pkl").exists() and (path / "index.faiss").exists():  # LangChain's
-        return "faiss"
-    return "file"
 
 
 def _kind_of_file(path: Path) -> str:

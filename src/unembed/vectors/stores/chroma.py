@@ -12,7 +12,14 @@ from urllib.parse import urlsplit
 
 from unembed.errors import StoreError
 from unembed.vectors.stores.address import Address
-from unembed.vectors.stores.store import Store, StoreFacts, VectorBatch, choose, client_errors
+from unembed.vectors.stores.store import (
+    Store,
+    StoreFacts,
+    VectorBatch,
+    choose,
+    choose_fields,
+    client_errors,
+)
 
 _PAGE = 1000  # a `get` without a limit dies on large collections
 _PORT = 8000
@@ -23,9 +30,8 @@ class ChromaStore(Store):
     """A collection of Chroma; the vectors are those that were added, not normalised."""
 
     def __init__(self, address: Address) -> None:
-        super().__init__()
+        super().__init__(address)
         self._stack = ExitStack()
-        self._address = address
         try:
             client = self._client()
             with self._errors():
@@ -67,20 +73,19 @@ class ChromaStore(Store):
             got = self._collection.get(
                 ids=list(ids), include=["embeddings", "documents", "metadatas"]
             )
-        place = {name: row for row, name in enumerate(got["ids"])}
-        rows = [place[name] for name in ids if name in place]
-        vectors = [got["embeddings"][row] for row in rows]
-        documents = got["documents"] or [None] * len(place)
-        payload = {
-            name: [(got["metadatas"][row] or {}).get(name) for row in rows]
-            for name in self._address.keep
-        }
-        texts = [self._text(documents[row], got["metadatas"][row]) for row in rows]
-        names = [got["ids"][row] for row in rows]
-        return self.clean(names, vectors, texts if self.facts.text else None, payload)
+        none = [None] * len(got["ids"])
+        columns = (
+            got["ids"],
+            got["embeddings"],
+            got["documents"] or none,
+            got["metadatas"] or none,
+        )
+        rows = {row[0]: row for row in zip(*columns, strict=True)}
+        return self.batch([self._row(*rows[name]) for name in ids if name in rows])
 
-    def _text(self, document: Any, metadata: Any) -> Any:
-        return document if self.facts.text == _DOCUMENT else (metadata or {}).get(self.facts.text)
+    def _row(self, name: str, vector: Any, document: Any, metadata: Any) -> tuple[Any, ...]:
+        values = {**(metadata or {}), _DOCUMENT: document}
+        return name, vector, *map(values.get, self.fields)
 
     def _client(self) -> Any:
         import chromadb
@@ -114,14 +119,11 @@ class ChromaStore(Store):
         local = "://" not in self._address.place
         space = (self._collection.configuration_json or {}).get("hnsw") or {}
         first = self._collection.get(limit=1, include=["embeddings", "documents", "metadatas"])
-        fields = sorted((first["metadatas"] or [None])[0] or {}) if first["ids"] else []
-        document = bool(first["ids"]) and bool((first["documents"] or [None])[0])
-        target = self._address.text
-        text = target or (_DOCUMENT if document else None)
-        if text not in (None, _DOCUMENT, *fields):
-            raise StoreError(
-                f"a text field {text!r}", ", ".join([_DOCUMENT, *fields]), "Correct --text-column"
-            )
+        there = sorted((first["metadatas"] or [None])[0] or {}) if first["ids"] else []
+        if first["ids"] and (first["documents"] or [None])[0]:
+            there = [_DOCUMENT, *there]
+        usual = _DOCUMENT if _DOCUMENT in there else None
+        text, fields = choose_fields(there, self._address.text or usual)
         self.facts = StoreFacts(
             kind="chroma",
             collection=self._collection.name,

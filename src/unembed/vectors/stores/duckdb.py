@@ -13,8 +13,9 @@ from unembed.vectors.stores.store import (
     StoreFacts,
     VectorBatch,
     choose,
+    choose_fields,
     client_errors,
-    text_field,
+    quoted,
 )
 
 _VECTOR = re.compile(r"(?:FLOAT|DOUBLE|REAL)\[(\d*)\]")
@@ -24,10 +25,10 @@ class DuckStore(Store):
     """A table of DuckDB; ids are those of a column that is named, else DuckDB's row ids."""
 
     def __init__(self, address: Address) -> None:
-        super().__init__()
+        super().__init__(address)
         import duckdb
 
-        self._address, self._fail = address, (duckdb.Error, OSError)
+        self._fail = (duckdb.Error, OSError)
         with self._errors():
             self._connection = duckdb.connect(
                 str(address.path),
@@ -57,7 +58,7 @@ class DuckStore(Store):
         with self._errors():
             rows = self._connection.execute(query, [[int(name) for name in ids]]).fetchall()
         by_id = {str(row[0]): row for row in rows}
-        return self._batch([by_id[name] for name in ids if name in by_id])
+        return self._listed([by_id[name] for name in ids if name in by_id])
 
     def batches(self, after: str | None = None, size: int = BATCH) -> Iterator[VectorBatch]:
         """All rows as a stream; see `Store.batches`."""
@@ -67,16 +68,11 @@ class DuckStore(Store):
             cursor = self._connection.cursor()
             cursor.execute(query, [-1 if after is None else int(after)])
             while rows := cursor.fetchmany(size):
-                yield self._batch(rows)
+                yield self._listed(rows)
 
-    def _batch(self, rows: list[tuple[Any, ...]]) -> VectorBatch:
-        start = 3 if self.facts.text else 2
-        payload = {
-            name: [row[start + i] for row in rows] for i, name in enumerate(self._address.keep)
-        }
-        texts = [row[2] for row in rows] if self.facts.text else None
-        vectors = [None if row[1] is None else list(row[1]) for row in rows]
-        return self.clean([str(row[0]) for row in rows], vectors, texts, payload)
+    def _listed(self, rows: list[tuple[Any, ...]]) -> VectorBatch:
+        """Rows whose vectors come as tuples."""
+        return self.batch([(k, None if v is None else list(v), *rest) for k, v, *rest in rows])
 
     def _learn(self) -> None:
         place = self._address.path
@@ -100,12 +96,8 @@ class DuckStore(Store):
             vectors, self._address.column, f"a column of vectors in {chosen}", "?column="
         )
         others = [name for name in kinds if name not in vectors]
-        text = text_field(others, self._address.text)
-        for name in self._address.keep:
-            text_field(others, name)
-        self._table = ".".join(map(_quoted, chosen.split(".")))
-        names = [column, *([text] if text else []), *self._address.keep]
-        self._columns = ", ".join(map(_quoted, names))
+        text, fields = choose_fields(others, self._address.text, self._address.keep)
+        self._table = ".".join(map(quoted, chosen.split(".")))
         self.facts = StoreFacts(
             kind="duckdb",
             collection=chosen,
@@ -113,19 +105,20 @@ class DuckStore(Store):
             stored_type=kinds[column],
             normalised=False,
             text=text,
-            fields=[name for name in others if name != text],
+            fields=fields,
             not_read=[f"column {name}" for name in vectors if name != column]
             + [f"table {name}" for name in usable if name != chosen],
             authentication="none: a file",
             encryption="none: the file is readable as it is",
         )
+        self._columns = ", ".join(map(quoted, [column, *self.fields]))
         declared = _VECTOR.fullmatch(kinds[column])
         if declared and declared[1]:
             self.facts.dimension = int(declared[1])
             return
         sizes = self._connection.execute(
-            f"SELECT len({_quoted(column)}) d, count(*) FROM {self._table} "
-            f"WHERE {_quoted(column)} IS NOT NULL GROUP BY 1 ORDER BY 2 DESC, 1"
+            f"SELECT len({quoted(column)}) d, count(*) FROM {self._table} "
+            f"WHERE {quoted(column)} IS NOT NULL GROUP BY 1 ORDER BY 2 DESC, 1"
         ).fetchall()
         self.facts.dimension = int(sizes[0][0]) if sizes else 0
         if len(sizes) > 1:
@@ -142,10 +135,6 @@ class DuckStore(Store):
             "Correct the path or ?table=; a file that another process writes cannot be opened",
             *self._fail,
         )
-
-
-def _quoted(name: str) -> str:
-    return '"' + name.replace('"', '""') + '"'
 
 
 def open_store(address: Address) -> DuckStore:

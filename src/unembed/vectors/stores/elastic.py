@@ -13,8 +13,8 @@ from unembed.vectors.stores.store import (
     StoreFacts,
     VectorBatch,
     choose,
+    choose_fields,
     client_errors,
-    text_field,
 )
 
 _PAGE = 1000
@@ -27,8 +27,7 @@ class ElasticStore(Store):
     """An index of Elasticsearch or OpenSearch; ids are the documents'."""
 
     def __init__(self, address: Address) -> None:
-        super().__init__()
-        self._address = address
+        super().__init__(address)
         with self._errors():
             self._call = _client(address)
             self._learn()
@@ -64,25 +63,23 @@ class ElasticStore(Store):
 
     def fetch(self, ids: Sequence[str]) -> VectorBatch:
         """Documents by id; see `Store.fetch`."""
-        text = self.facts.text
-        source: dict[str, Any] = {
-            "includes": [self._column, *([text] if text else []), *self._address.keep]
-        }
+        columns = [self._column, *self.fields]
+        source: dict[str, Any] = {"includes": columns}
         if self._elastic:
             source["exclude_vectors"] = False  # since 9.2 they are left out unless asked for
         body = {"size": len(ids), "query": {"ids": {"values": list(ids)}}, "_source": source}
         with self._errors():
             hits = self._call("POST", f"/{self._index}/_search", body)["hits"]["hits"]
         by_id = {hit["_id"]: hit.get("_source") or {} for hit in hits}
-        names = [name for name in ids if name in by_id]
-        rows = [by_id[name] for name in names]
-        vectors = [_look_up(row, self._column) for row in rows]
-        if rows and all(vector is None for vector in vectors):
+        rows = [
+            (name, *(_look_up(by_id[name], column) for column in columns))
+            for name in ids
+            if name in by_id
+        ]
+        if rows and all(vector is None for _, vector, *_ in rows):
             note = "the index leaves vectors out of _source: they are not read"
             self.facts.notes += [note] if note not in self.facts.notes else []
-        texts = [_look_up(row, text) for row in rows] if text else None
-        keep = {name: [_look_up(row, name) for row in rows] for name in self._address.keep}
-        return self.clean(names, vectors, texts, keep)
+        return self.batch(rows)
 
     @property
     def _elastic(self) -> bool:
@@ -132,9 +129,7 @@ class ElasticStore(Store):
                 f"a field of floats in {name}", f"{self._column} of bits", "Choose another field"
             )
         others = [field for field, item in kinds.items() if item["type"] not in _DENSE]
-        for wanted in self._address.keep:
-            text_field(others, wanted)
-        text = text_field(others, self._address.text)
+        text, others = choose_fields(others, self._address.text, self._address.keep)
         options = chosen.get("index_options") or chosen.get("method") or {}
         kind = str(options.get("type") or options.get("name") or "not indexed")
         quantised = any(word in str(options) for word in ("int8", "int4", "bbq", "sq", "pq"))
@@ -150,7 +145,7 @@ class ElasticStore(Store):
             lossy=None if element == "float" else f"{element} instead of 32 bits",
             index=kind + (": quantised; the original vectors are kept" if quantised else ""),
             text=text,
-            fields=[other for other in others if other != text],
+            fields=others,
             not_read=[f"index {other}" for other in usable if other != name]
             + [f"field {other}" for other in vectors if other != self._column],
             authentication="a key or password" if self._address.secret else "none was needed",
@@ -200,8 +195,8 @@ def _fields(properties: dict[str, Any], prefix: str = "") -> dict[str, dict[str,
     return fields
 
 
-def _look_up(row: Any, name: str | None) -> Any:
-    for part in (name or "").split("."):
+def _look_up(row: Any, name: str) -> Any:
+    for part in name.split("."):
         row = row.get(part) if isinstance(row, dict) else None
     return row
 

@@ -30,7 +30,7 @@ class FaissStore(Store):
     """An index of FAISS; ids are its own where it has some, else the places."""
 
     def __init__(self, address: Address) -> None:
-        super().__init__()
+        super().__init__(address)
         import faiss
 
         path = address.path

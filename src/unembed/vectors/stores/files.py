@@ -26,8 +26,8 @@ from unembed.vectors.stores.store import (
     Store,
     StoreFacts,
     VectorBatch,
+    choose_fields,
     draw_ids,
-    text_field,
 )
 from unembed.vectors.tables import Csv
 
@@ -43,18 +43,13 @@ class FileStore(Store):
     """
 
     def __init__(self, address: Address) -> None:
-        super().__init__()
+        super().__init__(address)
         self._file = VectorFile(address.path, address.column, skip_bad=True)
         try:
             parts = self._file.parts()
-            names = _columns(parts[0])
-            text = text_field(names, address.text)
-            self._keep = [*([text] if text else []), *address.keep]
-            for name in address.keep:
-                text_field(names, name)
-            self._file = VectorFile(
-                address.path, address.column, skip_bad=True, keep=tuple(self._keep)
-            )
+            text, fields = choose_fields(_columns(parts[0]), address.text, address.keep)
+            beside = (*([text] if text else []), *address.keep)
+            self._file = VectorFile(address.path, address.column, skip_bad=True, keep=beside)
             dimension = int(address.options.get("dimension") or 0)
             dimension = dimension or _dimension(parts[0], address.column)
             count = len(self._file)
@@ -64,7 +59,6 @@ class FileStore(Store):
             raise StoreError(
                 f"vectors in {address.path}", str(error), "Save them with numpy.save"
             ) from error
-        self._text = text
         self.facts = StoreFacts(
             kind="file",
             collection=address.path.name,
@@ -72,7 +66,7 @@ class FileStore(Store):
             dimension=dimension,
             stored_type=f"as in the file ({parts[0].suffix})",
             text=text,
-            fields=[name for name in names if name != text],
+            fields=fields,
             authentication=_readers(parts[0]),
             encryption="none: the file is readable as it is",
         )
@@ -121,11 +115,11 @@ class FileStore(Store):
 
     @property
     def _seeks(self) -> bool:
-        return self._file.path.suffix.lower() in (".npy", ".safetensors") and not self._keep
+        return self._file.path.suffix.lower() in (".npy", ".safetensors") and not self.fields
 
     def _batch(self, chunk: Any) -> VectorBatch:
         columns = dict(chunk.columns)
-        texts = columns.pop(self._text, None) if self._text else None
+        texts = columns.pop(self.facts.text, None) if self.facts.text else None
         return VectorBatch(
             [str(row) for row in chunk.rows],
             chunk.vectors.astype(np.float32),

@@ -14,8 +14,8 @@ from unembed.vectors.stores.store import (
     VectorBatch,
     arrow_rows,
     choose,
+    choose_fields,
     client_errors,
-    text_field,
 )
 
 _PAGE = 50_000
@@ -26,10 +26,9 @@ class LanceStore(Store):
     """A table of LanceDB; ids are the rows, from 0, of the newest version."""
 
     def __init__(self, address: Address) -> None:
-        super().__init__()
+        super().__init__(address)
         import lance
 
-        self._address = address
         with self._errors():
             path = _table(address)
             self._table = lance.dataset(str(path))
@@ -42,9 +41,9 @@ class LanceStore(Store):
     def fetch(self, ids: Sequence[str]) -> VectorBatch:
         """Rows by their number, which Lance seeks; see `Store.fetch`."""
         text = self.facts.text
-        columns = [self._column, *([text] if text else []), *self._address.keep]
         with self._errors():
-            table = self._table.take([int(name) for name in ids], columns=columns)
+            rows = [int(name) for name in ids]
+            table = self._table.take(rows, columns=[self._column, *self.fields])
             vectors = arrow_rows(table.column(self._column), self.facts.dimension)
             payload = {name: table.column(name).to_pylist() for name in self._address.keep}
             texts = table.column(text).to_pylist() if text else None
@@ -60,7 +59,6 @@ class LanceStore(Store):
             for name, kind in kinds.items()
             if pa.types.is_fixed_size_list(kind) and pa.types.is_floating(kind.value_type)
         ]
-
         several = [
             n
             for n, k in kinds.items()
@@ -76,10 +74,8 @@ class LanceStore(Store):
             vectors, self._address.column, f"a column of vectors in {path}", "?column="
         )
         others = [name for name in kinds if name not in vectors]
-        for name in self._address.keep:
-            text_field(others, name)
+        text, others = choose_fields(others, self._address.text, self._address.keep)
         kind = kinds[self._column]
-        text = text_field(others, self._address.text)
         self.facts = StoreFacts(
             kind="lancedb",
             collection=path.stem,
@@ -89,7 +85,7 @@ class LanceStore(Store):
             normalised=False,
             lossy="half precision" if "half" in str(kind.value_type) else None,
             text=text,
-            fields=[name for name in others if name != text],
+            fields=others,
             not_read=[f"column {name}" for name in [*vectors, *several] if name != self._column],
             deleted=self._deleted(),
             authentication="none: a folder",

@@ -22,8 +22,8 @@ from unembed.vectors.stores.store import (
     StoreFacts,
     VectorBatch,
     choose,
+    choose_fields,
     client_errors,
-    text_field,
 )
 
 _PAGE = 1000
@@ -39,8 +39,8 @@ class MilvusStore(Store):
     """A collection of Milvus; cosine does not alter what is stored."""
 
     def __init__(self, address: Address) -> None:
-        super().__init__()
-        self._address, self._stack = address, ExitStack()
+        super().__init__(address)
+        self._stack = ExitStack()
         try:
             with self._errors():
                 self._client = self._connect()
@@ -77,17 +77,22 @@ class MilvusStore(Store):
 
     def fetch(self, ids: Sequence[str]) -> VectorBatch:
         """Rows by primary key; see `Store.fetch`."""
-        text = self.facts.text
-        fields = [self._key, self._column, *([text] if text else []), *self._address.keep]
+        columns = [self._key, self._column, *self.fields]
         keys = [int(name) if self._whole else name for name in ids]
         with self._errors():
-            rows = self._client.get(self.facts.collection, ids=keys, output_fields=fields)
+            rows = self._client.get(self.facts.collection, ids=keys, output_fields=columns)
         by_id = {str(row[self._key]): row for row in rows}
-        matches = [by_id[name] for name in ids if name in by_id]
-        texts = [row.get(text) for row in matches] if text else None
-        payload = {name: [row.get(name) for row in matches] for name in self._address.keep}
-        vectors = [self._numbers(row.get(self._column)) for row in matches]
-        return self.clean([str(row[self._key]) for row in matches], vectors, texts, payload)
+        return self.batch(
+            [
+                (
+                    name,
+                    self._numbers(by_id[name].get(self._column)),
+                    *map(by_id[name].get, self.fields),
+                )
+                for name in ids
+                if name in by_id
+            ]
+        )
 
     def _literal(self, name: str) -> str:
         return str(int(name)) if self._whole else json.dumps(name)
@@ -151,9 +156,7 @@ class MilvusStore(Store):
         primary = next(f for f in described["fields"] if f.get("is_primary"))
         self._key, self._whole = primary["name"], primary["type"].name == "INT64"
         others = [n for n in kinds if n not in (*vectors, *refused, self._key)]
-        for wanted in self._address.keep:
-            text_field(others, wanted)
-        text = text_field(others, self._address.text)
+        text, others = choose_fields(others, self._address.text, self._address.keep)
         partitions = self._client.list_partitions(name)
         self._load(name)
         stored = _TYPES[kinds[self._column]]
@@ -167,7 +170,7 @@ class MilvusStore(Store):
             lossy=None if stored == "float32" else f"{stored} instead of 32 bits",
             tenants=[] if partitions == ["_default"] else list(partitions),
             text=text,
-            fields=[other for other in others if other != text],
+            fields=others,
             not_read=[f"collection {other}" for other in names if other != name]
             + [f"field {n}: {kinds[n]}" for n in (*vectors, *refused) if n != self._column],
             authentication="none: a folder"

@@ -17,8 +17,8 @@ from unembed.vectors.stores.store import (
     StoreFacts,
     VectorBatch,
     choose,
+    choose_fields,
     client_errors,
-    text_field,
 )
 
 _ARRAYS = {
@@ -44,11 +44,11 @@ class PostgresStore(Store):
     """
 
     def __init__(self, address: Address) -> None:
-        super().__init__()
+        super().__init__(address)
         import psycopg
         from psycopg import sql
 
-        self._sql, self._address = sql, address
+        self._sql = sql
         self._fail = (psycopg.Error, OSError)
         self.facts = StoreFacts("pgvector", "")
         query = f"?{urlencode(address.options)}" if address.options else ""
@@ -85,7 +85,7 @@ class PostgresStore(Store):
         ).format(columns=self._columns, **self._names)
         with self._errors():
             rows = {row[0]: row for row in self._connection.execute(query, [list(ids)])}
-        return self._batch([rows[name] for name in ids if name in rows])
+        return self._arrays([rows[name] for name in ids if name in rows])
 
     def batches(self, after: str | None = None, size: int = BATCH) -> Iterator[VectorBatch]:
         """All rows by a cursor of the server; see `Store.batches`."""
@@ -95,7 +95,7 @@ class PostgresStore(Store):
             cursor.itersize = size
             cursor.execute(query, {"after": after})
             while rows := cursor.fetchmany(size):
-                yield self._batch(rows)
+                yield self._arrays(rows)
 
     def _errors(self) -> Any:
         where = urlsplit(self._address.place)
@@ -114,14 +114,8 @@ class PostgresStore(Store):
             columns = self._sql.SQL(columns).format(**self._names)
         return self._sql.SQL(text).format(columns=columns, **self._names)
 
-    def _batch(self, rows: list[tuple[Any, ...]]) -> VectorBatch:
-        start = 3 if self.facts.text else 2
-        payload = {
-            name: [row[start + i] for row in rows] for i, name in enumerate(self._address.keep)
-        }
-        texts = [row[2] for row in rows] if self.facts.text else None
-        vectors = [_array(row[1]) for row in rows]
-        return self.clean([row[0] for row in rows], vectors, texts, payload)
+    def _arrays(self, rows: list[tuple[Any, ...]]) -> VectorBatch:
+        return self.batch([(key, _array(vector), *rest) for key, vector, *rest in rows])
 
     # What is there
 
@@ -137,20 +131,10 @@ class PostgresStore(Store):
         types = {name: base for name, _, base in columns}
         column = self._column(types, f"{schema}.{table}")
         others = [name for name in types if name != column]
-        text = text_field(others, self._address.text)
-        for name in self._address.keep:
-            text_field(others, name)
+        text, fields = choose_fields(others, self._address.text, self._address.keep)
         self._identify(schema, table, types)
         identifier = self._sql.Identifier
         self._names = {"table": identifier(schema, table), "id": self._id}
-        extra = [identifier(name) for name in (*([text] if text else []), *self._address.keep)]
-        cast = "" if types[column].endswith("[]") else "::real[]"
-        parts = [
-            self._sql.SQL("{}::text").format(self._id),
-            self._sql.SQL("{}" + cast).format(identifier(column)),
-            *extra,
-        ]
-        self._columns = self._sql.SQL(", ").join(parts)
         declared = next(full for name, full, _ in columns if name == column)
         self.facts = StoreFacts(
             kind="pgvector" if types[column] in ("vector", "halfvec") else "postgresql",
@@ -160,13 +144,20 @@ class PostgresStore(Store):
             normalised=False,
             lossy="half precision: 11 bits of each number" if types[column] == "halfvec" else None,
             text=text,
-            fields=[name for name in others if name != text],
+            fields=fields,
             not_read=[
                 f"column {name}: {kind}"
                 for name, kind in types.items()
                 if name != column and kind in (*_ARRAYS, *_REFUSED)
             ],
         )
+        cast = "" if types[column].endswith("[]") else "::real[]"
+        parts = [
+            self._sql.SQL("{}::text").format(self._id),
+            self._sql.SQL("{}" + cast).format(identifier(column)),
+            *map(identifier, self.fields),
+        ]
+        self._columns = self._sql.SQL(", ").join(parts)
         self.facts.dimension = self._dimension(column, types[column], declared)
         self._indexes(schema, table, column)
         self._protection(schema, table)
@@ -239,11 +230,11 @@ class PostgresStore(Store):
         size = re.search(r"\((\d+)\)", declared)
         if size:
             return int(size[1])
-        length = (
-            "vector_dims({column})" if kind in ("vector", "halfvec") else ("cardinality({column})")
-        )
+        length = "vector_dims" if kind in ("vector", "halfvec") else "cardinality"
         sizes = self._rows(
-            "SELECT " + length + " AS d, count(*) FROM {table} WHERE {column} IS NOT NULL "
+            "SELECT "
+            + length
+            + "({column}) AS d, count(*) FROM {table} WHERE {column} IS NOT NULL "
             "GROUP BY 1 ORDER BY 2 DESC, 1",
             [],
             column=self._sql.Identifier(column),

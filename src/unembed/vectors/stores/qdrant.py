@@ -14,8 +14,8 @@ from unembed.vectors.stores.store import (
     StoreFacts,
     VectorBatch,
     choose,
+    choose_fields,
     client_errors,
-    text_field,
 )
 
 _PAGE = 10_000
@@ -27,8 +27,7 @@ class QdrantStore(Store):
     """A collection of Qdrant; quantisation there is of the index, the vectors stay."""
 
     def __init__(self, address: Address, client: Any = None) -> None:
-        super().__init__()
-        self._address = address
+        super().__init__(address)
         with self._errors():
             self._client = client or _client(address)
             names = sorted(item.name for item in self._client.get_collections().collections)
@@ -60,27 +59,20 @@ class QdrantStore(Store):
 
     def fetch(self, ids: Sequence[str]) -> VectorBatch:
         """Points by id; see `Store.fetch`."""
-        text, keep = self.facts.text, list(self._address.keep)
         with self._errors():
             points = self._client.retrieve(
                 self.facts.collection,
                 [_point_id(name) for name in ids],
                 with_vectors=[self._name] if self._name else True,
-                with_payload=[*([text] if text else []), *keep],
+                with_payload=self.fields,
             )
         by_id = {str(point.id): point for point in points}
-        rows = [by_id[name] for name in ids if name in by_id]
-        vectors = [
-            p.vector.get(self._name) if isinstance(p.vector, dict) else p.vector for p in rows
-        ]
-        payloads = [point.payload or {} for point in rows]
-        texts = [payload.get(text) for payload in payloads] if text else None
-        return self.clean(
-            [str(point.id) for point in rows],
-            vectors,
-            texts,
-            {name: [payload.get(name) for payload in payloads] for name in keep},
-        )
+        return self.batch([self._row(by_id[name]) for name in ids if name in by_id])
+
+    def _row(self, point: Any) -> tuple[Any, ...]:
+        named = isinstance(point.vector, dict)
+        vector = point.vector.get(self._name) if named else point.vector
+        return str(point.id), vector, *map((point.payload or {}).get, self.fields)
 
     def _learn(self, name: str, names: list[str]) -> None:
         facts = self._client.get_collection(name)
@@ -99,7 +91,8 @@ class QdrantStore(Store):
         kind = str(getattr(chosen.datatype, "value", chosen.datatype) or "float32")
         metric = str(getattr(chosen.distance, "value", chosen.distance)).lower()
         first, _ = self._client.scroll(name, limit=1, with_payload=True, with_vectors=False)
-        fields = sorted(first[0].payload or {}) if first else []
+        names_there = sorted(first[0].payload or {}) if first else []
+        text, fields = choose_fields(names_there, self._address.text)
         quantised = facts.config.quantization_config or chosen.quantization_config
         encryption = "TLS"
         if self._address.place.startswith(("qdrant://", "http://")):
@@ -119,7 +112,7 @@ class QdrantStore(Store):
                 if quantised
                 else ""
             ),
-            text=text_field(fields, self._address.text),
+            text=text,
             fields=fields,
             not_read=[f"collection {other}" for other in names if other != name]
             + [f"vector {other}" for other in named if other != self._name]

@@ -12,7 +12,14 @@ from urllib.parse import quote
 from unembed.errors import StoreError
 from unembed.vectors.stores.address import Address
 from unembed.vectors.stores.pickled import read_record
-from unembed.vectors.stores.store import Store, StoreFacts, VectorBatch, choose, client_errors
+from unembed.vectors.stores.store import (
+    Store,
+    StoreFacts,
+    VectorBatch,
+    choose,
+    choose_fields,
+    client_errors,
+)
 
 _MODULE = "qdrant_client.http.models.models"
 _CLASSES = frozenset({"PointStruct", "SparseVector"})
@@ -26,8 +33,7 @@ class QdrantFolderStore(Store):
     """
 
     def __init__(self, address: Address) -> None:
-        super().__init__()
-        self._address = address
+        super().__init__(address)
         with self._errors():
             facts = json.loads((address.path / "meta.json").read_text(encoding="utf-8"))
             collections = facts.get("collections", {})
@@ -54,14 +60,17 @@ class QdrantFolderStore(Store):
 
     def fetch(self, ids: Sequence[str]) -> VectorBatch:
         """Rows by id; see `Store.fetch`."""
-        points = [self._point(self._keys[name]) for name in ids]
-        vectors = [self._vector(point.get("vector")) for point in points]
-        payloads = [point.get("payload") or {} for point in points]
-        texts = None
-        if self.facts.text:
-            texts = [payload.get(self.facts.text) for payload in payloads]
-        keep = {n: [payload.get(n) for payload in payloads] for n in self._address.keep}
-        return self.clean(ids, vectors, texts, keep)
+        points = [(name, self._point(self._keys[name])) for name in ids]
+        return self.batch(
+            [
+                (
+                    name,
+                    self._vector(p.get("vector")),
+                    *map((p.get("payload") or {}).get, self.fields),
+                )
+                for name, p in points
+            ]
+        )
 
     def _point(self, row: int) -> dict[str, Any]:
         with self._errors():
@@ -85,7 +94,7 @@ class QdrantFolderStore(Store):
         rows = self._connection.execute("SELECT id, rowid FROM points ORDER BY rowid").fetchall()
         self._keys = {_key(str(key), str(self._file)): row for key, row in rows}
         first = self._point(rows[0][1]) if rows else {}
-        fields = sorted(first.get("payload") or {})
+        text, fields = choose_fields(sorted(first.get("payload") or {}), self._address.text)
         sparse = list(collections[name].get("sparse_vectors") or {})
         self.facts = StoreFacts(
             kind="qdrant (local folder)",
@@ -95,7 +104,7 @@ class QdrantFolderStore(Store):
             stored_type=str(chosen.get("datatype") or "float32"),
             metric=str(chosen.get("distance", "")).lower(),
             normalised=False,  # the client scales in memory, what lies on disk is as it came
-            text=_text(fields, self._address.text),
+            text=text,
             fields=fields,
             not_read=[f"collection {other}" for other in collections if other != name]
             + [f"vector {other}: several vectors a point" for other in named if other not in usable]
@@ -117,12 +126,6 @@ class QdrantFolderStore(Store):
             TypeError,
             AttributeError,
         )
-
-
-def _text(fields: list[str], wanted: str | None) -> str | None:
-    from unembed.vectors.stores.store import text_field
-
-    return text_field(fields, wanted)
 
 
 def _key(key: str, where: str) -> str:

@@ -16,8 +16,8 @@ from unembed.vectors.stores.store import (
     StoreFacts,
     VectorBatch,
     choose,
+    choose_fields,
     client_errors,
-    text_field,
 )
 
 _PEEKED = 64
@@ -28,10 +28,10 @@ class RedisStore(Store):
     """The hashes whose keys begin with a prefix (``?collection=doc:``); ids are the keys."""
 
     def __init__(self, address: Address) -> None:
-        super().__init__()
+        super().__init__(address)
         import redis
 
-        self._address, self._fail = address, (redis.RedisError, OSError)
+        self._fail = (redis.RedisError, OSError)
         with self._errors():
             self._client = redis.Redis.from_url(
                 address.place,
@@ -56,23 +56,22 @@ class RedisStore(Store):
 
     def fetch(self, ids: Sequence[str]) -> VectorBatch:
         """Hashes by key, in one pipeline; see `Store.fetch`."""
-        text = self.facts.text
-        fields = [self._column, *([text] if text else []), *self._address.keep]
         with self._errors():
             pipeline = self._client.pipeline(transaction=False)
             for name in ids:
-                pipeline.hmget(name.encode("utf-8", "surrogateescape"), fields)
+                key = name.encode("utf-8", "surrogateescape")
+                pipeline.hmget(key, [self._column, *self.fields])
             rows = pipeline.execute()
-        start = 2 if text else 1
-        texts = [None if row[1] is None else _text(row[1], "replace") for row in rows]
-        payload = {
-            name: [
-                None if row[start + i] is None else _text(row[start + i], "replace") for row in rows
+        return self.batch(
+            [
+                (
+                    name,
+                    _numbers(vector, self.facts.stored_type),
+                    *(None if value is None else _text(value, "replace") for value in values),
+                )
+                for name, (vector, *values) in zip(ids, rows, strict=True)
             ]
-            for i, name in enumerate(self._address.keep)
-        }
-        vectors = [_numbers(row[0], self.facts.stored_type) for row in rows]
-        return self.clean(ids, vectors, texts if text else None, payload)
+        )
 
     def _learn(self) -> None:
         prefix = self._address.collection or ""
@@ -102,9 +101,7 @@ class RedisStore(Store):
         if kind not in _SIZES:
             raise StoreError(f"?dtype= of {', '.join(_SIZES)}", kind, "Correct it")
         others = [name for name in fields if name != self._column]
-        for name in self._address.keep:
-            text_field(others, name)
-        text = text_field(others, self._address.text)
+        text, others = choose_fields(others, self._address.text, self._address.keep)
         tls = self._address.place.startswith("rediss")
         self.facts = StoreFacts(
             kind="redis",
@@ -114,7 +111,7 @@ class RedisStore(Store):
             stored_type=kind,
             normalised=False,
             text=text,
-            fields=[name for name in others if name != text],
+            fields=others,
             authentication="a password" if self._address.secret else "none was needed",
             encryption=f"of the connection: {'TLS' if tls else 'none'}; of the dump: none",
             tested="against Redis without its Search module",

@@ -20,8 +20,9 @@ from unembed.vectors.stores.store import (
     StoreFacts,
     VectorBatch,
     choose,
+    choose_fields,
     client_errors,
-    text_field,
+    quoted,
 )
 
 _COLUMN = re.compile(r"""^\s*["'\[`]?(\w+)["'\]`]?\s+(float|int8|bit)\[(\d+)\](.*)$""", re.I | re.S)
@@ -36,8 +37,8 @@ class SqliteStore(Store):
     """
 
     def __init__(self, address: Address) -> None:
-        super().__init__()
-        self._address, self._stack = address, ExitStack()
+        super().__init__(address)
+        self._stack = ExitStack()
         try:
             with self._errors():
                 self._connection = self._open(address.path)
@@ -53,7 +54,7 @@ class SqliteStore(Store):
 
     def ids(self, after: str | None = None) -> Iterator[str]:
         """Keys, ascending; see `Store.ids`."""
-        key, table = self._key, _quoted(self._keys)
+        key, table = self._key, quoted(self._keys)
         query = f"SELECT {key} FROM {table} WHERE ? IS NULL OR {key} > ? ORDER BY {key}"
         place: Any = after if after is None or self._texts_as_keys else int(after)
         with self._errors():
@@ -62,24 +63,14 @@ class SqliteStore(Store):
 
     def fetch(self, ids: Sequence[str]) -> VectorBatch:
         """Rows by key, one question each; see `Store.fetch`."""
-        rows, names = [], []
         with self._errors():
-            for name in ids:
-                row = self._row(name if self._texts_as_keys else int(name))
-                if row is not None:
-                    rows.append(row)
-                    names.append(name)
-        start = 2 if self.facts.text else 1
-        payload = {
-            name: [row[start + i] for row in rows] for i, name in enumerate(self._address.keep)
-        }
-        texts = [row[1] for row in rows] if self.facts.text else None
-        return self.clean(names, [row[0] for row in rows], texts, payload)
+            rows = [(k, self._row(k if self._texts_as_keys else int(k))) for k in ids]
+        return self.batch([(name, *row) for name, row in rows if row is not None])
 
     def _row(self, key: str | int) -> tuple[Any, ...] | None:
         if self.facts.kind == "sqlite-vec":
             return self._virtual_row(key)
-        table = _quoted(self.facts.collection)
+        table = quoted(self.facts.collection)
         query = f"SELECT {self._columns} FROM {table} WHERE {self._key} = ?"
         row: tuple[Any, ...] | None = self._connection.execute(query, [key]).fetchone()
         return row
@@ -128,7 +119,7 @@ class SqliteStore(Store):
         self._layout, self._number = layout, list(layout.vectors).index(column)
         self._key, self._keys = "id" if layout.primary else "rowid", f"{name}_rowids"
         self._texts_as_keys = layout.primary is not None
-        count = self._connection.execute(f"SELECT count(*) FROM {_quoted(self._keys)}").fetchone()
+        count = self._connection.execute(f"SELECT count(*) FROM {quoted(self._keys)}").fetchone()
         facts = StoreFacts(
             kind="sqlite-vec",
             collection=name,
@@ -143,15 +134,14 @@ class SqliteStore(Store):
         self._set(column, list(layout.fields), facts)
         chunks = f"{name}_vector_chunks{self._number:02}"  # its column rowid is not SQLite's
         self._chunks = dict(
-            self._connection.execute(f"SELECT rowid, oid FROM {_quoted(chunks)}").fetchall()
+            self._connection.execute(f"SELECT rowid, oid FROM {quoted(chunks)}").fetchall()
         )
 
     def _virtual_row(self, key: str | int) -> tuple[Any, ...] | None:
         """Vector and fields of one row, from the tables that hold them."""
         name, layout = self.facts.collection, self._layout
         row = self._connection.execute(
-            f"SELECT rowid, chunk_id, chunk_offset FROM {_quoted(self._keys)} "
-            f"WHERE {self._key} = ?",
+            f"SELECT rowid, chunk_id, chunk_offset FROM {quoted(self._keys)} WHERE {self._key} = ?",
             [key],
         ).fetchone()
         if row is None:
@@ -166,7 +156,7 @@ class SqliteStore(Store):
             vector = blob.read(size)
         return (
             vector,
-            *(layout.value(self._connection, f, rowid, chunk, offset) for f in self._wanted),
+            *(layout.value(self._connection, f, rowid, chunk, offset) for f in self.fields),
         )
 
     def _learn_plain(self, tables: dict[str, str]) -> None:
@@ -177,9 +167,7 @@ class SqliteStore(Store):
             f"a table of vectors in {self._address.path}",
             "?table=",
         )
-        columns = [
-            row[1] for row in self._connection.execute(f"PRAGMA table_info({_quoted(name)})")
-        ]
+        columns = [row[1] for row in self._connection.execute(f"PRAGMA table_info({quoted(name)})")]
         usual = [c for c in ("embedding", "vector", "embeddings", "vec") if c in columns]
         column = choose(
             columns if self._address.column else usual,
@@ -187,10 +175,10 @@ class SqliteStore(Store):
             f"a column of vectors in {name}",
             "?column=",
         )
-        quoted, table = _quoted(column), _quoted(name)
+        vector, table = quoted(column), quoted(name)
         sizes = self._connection.execute(
-            f"SELECT CASE typeof({quoted}) WHEN 'blob' THEN length({quoted}) / {_FLOAT_BYTES} "
-            f"WHEN 'text' THEN json_array_length({quoted}) END d, count(*) FROM {table} "
+            f"SELECT CASE typeof({vector}) WHEN 'blob' THEN length({vector}) / {_FLOAT_BYTES} "
+            f"WHEN 'text' THEN json_array_length({vector}) END d, count(*) FROM {table} "
             "WHERE d > 0 GROUP BY 1 ORDER BY 2 DESC, 1"
         ).fetchall()
         count = self._connection.execute(f"SELECT count(*) FROM {table}").fetchone()[0]
@@ -206,12 +194,10 @@ class SqliteStore(Store):
         self._set(column, [c for c in columns if c != column], facts)
 
     def _set(self, column: str, others: list[str], facts: StoreFacts) -> None:
-        facts.text = text_field(others, self._address.text)
-        facts.fields = [other for other in others if other != facts.text]
-        for target in self._address.keep:
-            text_field(others, target)
-        self._wanted = [*([facts.text] if facts.text else []), *self._address.keep]
-        self._columns, self.facts = ", ".join(map(_quoted, [column, *self._wanted])), facts
+        address = self._address
+        facts.text, facts.fields = choose_fields(others, address.text, address.keep)
+        self.facts = facts
+        self._columns = ", ".join(map(quoted, [column, *self.fields]))
 
     def _errors(self) -> Any:
         return client_errors(
@@ -265,7 +251,7 @@ class _Layout:
         where, number = self.fields[field]
 
         def one(table: str, column: str, key: str, value: int) -> Any:
-            query = f"SELECT {column} FROM {_quoted(self.name + table)} WHERE {key} = ?"
+            query = f"SELECT {column} FROM {quoted(self.name + table)} WHERE {key} = ?"
             row = connection.execute(query, [value]).fetchone()
             return None if row is None else row[0]
 
@@ -283,10 +269,6 @@ class _Layout:
         if where == "metadata_integer":
             return int.from_bytes(data[8 * offset : 8 * (offset + 1)], "little", signed=True)
         return None
-
-
-def _quoted(name: str) -> str:
-    return '"' + name.replace('"', '""') + '"'
 
 
 def open_store(address: Address) -> SqliteStore:

@@ -10,13 +10,16 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from unembed.errors import StoreError, UnembedError
 from unembed.vectors.numbers import row_of, to_floats
+
+if TYPE_CHECKING:
+    from unembed.vectors.stores.address import Address
 
 BATCH = 1000
 TEXT_NAMES = (
@@ -131,6 +134,9 @@ class Store(ABC):
     A reader says how to list the ids and how to fetch rows by id; sampling, streaming and
     resuming follow from these.
 
+    Args:
+        address: Where it is, and what of it is wanted.
+
     Attributes:
         facts: About the collection.
         left_out: Rows of the last read without a usable vector, by reason.
@@ -138,7 +144,8 @@ class Store(ABC):
 
     facts: StoreFacts
 
-    def __init__(self) -> None:
+    def __init__(self, address: Address) -> None:
+        self._address = address
         self.left_out: Counter[str] = Counter()
 
     def __enter__(self) -> Store:
@@ -203,6 +210,19 @@ class Store(ABC):
                 "Choose another collection or column",
             )
         return VectorBatch.concatenate([batch for batch in batches if len(batch)])
+
+    @property
+    def fields(self) -> list[str]:
+        """What is read beside each vector: its text, where there is one, and what was asked for."""
+        return [*([self.facts.text] if self.facts.text else []), *self._address.keep]
+
+    def batch(self, rows: Sequence[Sequence[Any]]) -> VectorBatch:
+        """Rows (id, vector, a value for each of `fields`) as a batch; see `clean`."""
+        columns = list(zip(*rows, strict=True)) or [()] * (2 + len(self.fields))
+        ids, vectors, *values = columns
+        texts = values.pop(0) if self.facts.text else None
+        payload = {n: list(v) for n, v in zip(self._address.keep, values, strict=True)}
+        return self.clean(ids, vectors, texts, payload)
 
     def clean(
         self,
@@ -328,22 +348,33 @@ def choose(names: Sequence[str], wanted: str | None, what: str, option: str) -> 
     )
 
 
-def text_field(names: Iterable[str], wanted: str | None) -> str | None:
-    """The field of the text: what was asked for, else the first that has a usual name.
+def choose_fields(
+    names: Iterable[str], text: str | None, keep: Sequence[str] = ()
+) -> tuple[str | None, list[str]]:
+    """The field of the text, and the other fields.
+
+    Args:
+        names: Of all fields but that of the vectors.
+        text: The one that was asked for; the first that has a usual name when None.
+        keep: Others that are to be read.
 
     Raises:
-        StoreError: What was asked for is not there.
+        StoreError: One that was asked for is not there.
     """
     there = list(names)
-    if wanted is not None:
-        if wanted not in there:
-            raise StoreError(
-                f"a text column {wanted!r}",
-                ", ".join(map(repr, there[:40])) or "no other column",
-                "Correct --text-column",
-            )
-        return wanted
-    return next((name for name in TEXT_NAMES if name in there), None)
+    listing = ", ".join(map(repr, there[:40])) or "no other field"
+    if text is not None and text not in there:
+        raise StoreError(f"a text column {text!r}", listing, "Correct --text-column")
+    for name in keep:
+        if name not in there:
+            raise StoreError(f"a field {name!r}", listing, "Correct --group-by or --keep")
+    text = text or next((name for name in TEXT_NAMES if name in there), None)
+    return text, [name for name in there if name != text]
+
+
+def quoted(name: str) -> str:
+    """A name as an identifier of SQL."""
+    return '"' + name.replace('"', '""') + '"'
 
 
 @contextmanager
@@ -356,7 +387,7 @@ def client_errors(
         expected: What should have been: "a PostgreSQL server at HOST".
         fix: What to do.
         *kinds: What the client raises.
-        secret: A password or key that must not be listing.
+        secret: A password or key that must not be shown.
     """
     try:
         yield
