@@ -57,7 +57,7 @@ audit: $(STAMP) ## build a demo vector store of 5,000 records and audit it (repo
 	@$(BIN)/python examples/audit_store.py audit-demo
 	@$(BIN)/unembed audit audit-demo --group-by tenant --out audit-report
 
-screenshots: $(STAMP) ## take the pictures of the demo again, for the README (needs Chromium)
+screenshots: audit ## take the pictures of the demo and of the audit again, for the README (needs Chromium)
 	$(BIN)/python -m tests.browser.screenshots
 
 clean: ## remove .venv, build results and caches (data/ and runs/ stay)

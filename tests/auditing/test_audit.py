@@ -218,7 +218,7 @@ def test_audit_refuses_a_field_that_no_row_has(texts, encoder, inverter, tmp_pat
     table = pq.read_table(path)
     empty = table.set_column(table.column_names.index("tenant"), "tenant", pa.nulls(len(texts)))
     pq.write_table(empty, path)
-    with pytest.raises(StoreError, match="none in the rows read.*--group-by"):
+    with pytest.raises(StoreError, match=r"none in the rows read.*--group-by"):
         audit(path, to=inverter, encoder=encoder, group_by="tenant")
 
 

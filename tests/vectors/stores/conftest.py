@@ -113,14 +113,15 @@ def check_contract(opened, ids, texts=TEXTS, vectors=VECTORS, tolerance=1e-6):
 
 
 class counting:  # noqa: N801 - a context, used as one
-    """Counts the rows that a store's ``fetch`` is asked for."""
+    """Counts the rows that a store's ``fetch`` is asked for, in all and at most at a time."""
 
     def __init__(self, store):
-        self.store, self.rows, self._fetch = store, 0, store.fetch
+        self.store, self.rows, self.most, self._fetch = store, 0, 0, store.fetch
 
     def __enter__(self):
         def fetch(ids):
             self.rows += len(ids)
+            self.most = max(self.most, len(ids))
             return self._fetch(ids)
 
         self.store.fetch = fetch

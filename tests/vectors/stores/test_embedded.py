@@ -71,15 +71,15 @@ def test_open_store_refuses_what_a_folder_of_chroma_lacks(tmp_path):
 # LanceDB
 
 
-def write_lance(folder, vectors=VECTORS, kind=None):
+def write_lance(folder, vectors=VECTORS, kind=None, texts=TEXTS):
     lance = package("lance")
     kind = kind or pa.float32()
     flat = pa.array(vectors.ravel().astype(kind.to_pandas_dtype()))
     table = pa.table(
         {
             "vector": pa.FixedSizeListArray.from_arrays(flat, D),
-            "text": TEXTS[: len(vectors)],
-            "tenant": TENANTS[: len(vectors)],
+            "text": texts[: len(vectors)],
+            "tenant": [TENANTS[row % len(TENANTS)] for row in range(len(vectors))],
         }
     )
     return lance.write_dataset(table, str(folder / "docs.lance"))
@@ -93,6 +93,15 @@ def test_open_store_reads_lancedb_and_leaves_it_alone(tmp_path, kind):
     assert digest(tmp_path / "db") == before
 
 
+def test_batches_asks_a_store_for_a_thousand_rows_at_most(tmp_path):
+    many = np.random.default_rng(1).standard_normal((2500, D)).astype(np.float32)
+    write_lance(tmp_path / "db", many, texts=["x"] * len(many))
+    with open_store(tmp_path / "db") as store, counting(store) as reads:
+        (batch, rest) = store.batches(size=2400)
+        assert (len(batch), len(rest), reads.rows, reads.most) == (2400, 100, 2500, 1000)
+        np.testing.assert_array_equal(np.concatenate([batch.vectors, rest.vectors]), many)
+
+
 def test_open_store_finds_deleted_rows_of_lancedb(tmp_path):
     table = write_lance(tmp_path / "db")
     table.delete("tenant = 'north'")
@@ -100,6 +109,15 @@ def test_open_store_finds_deleted_rows_of_lancedb(tmp_path):
         assert store.facts.count == 15
         assert store.facts.deleted.startswith("at least 15 deleted rows that can be read in the 2")
         assert {text for _, text, _ in read_all(store).values()} == set(TEXTS[::2])
+
+
+def test_open_store_says_that_an_index_of_lancedb_is_quantised_and_reads_exact_vectors(tmp_path):
+    many = np.random.default_rng(1).standard_normal((300, D)).astype(np.float32)
+    table = write_lance(tmp_path / "db", many, texts=[str(row) for row in range(300)])
+    table.create_index("vector", "IVF_PQ", num_partitions=1, num_sub_vectors=4)
+    with open_store(tmp_path / "db") as store:
+        assert store.facts.index == "IVF_PQ: quantised; the table keeps the exact vectors"
+        np.testing.assert_array_equal(store.fetch(["7", "299"]).vectors, many[[7, 299]])
 
 
 def test_open_store_reads_what_lancedb_itself_wrote(tmp_path):

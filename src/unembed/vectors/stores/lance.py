@@ -91,13 +91,11 @@ class LanceStore(Store):
             authentication="none: a folder",
             encryption="none: the files are readable as they are",
         )
-        for index in self._table.list_indices():
-            if self._column in index.get("fields", []):
-                kind_of = str(index.get("type", "an index"))
-                lossy = any(word in kind_of for word in ("PQ", "SQ", "RQ"))
-                self.facts.index = kind_of + (
-                    ": quantised; the table keeps the exact vectors" if lossy else ""
-                )
+        for index in self._table.describe_indices():
+            if self._column in index.field_names:
+                lossy = any(word in index.index_type for word in ("PQ", "SQ", "RQ"))
+                exact = ": quantised; the table keeps the exact vectors"
+                self.facts.index = index.index_type + (exact if lossy else "")
 
     def _deleted(self) -> str | None:
         """Rows of old versions that are gone from the newest one, as far as counts tell."""

@@ -21,7 +21,7 @@ from unembed.vectors.numbers import row_of, to_floats
 if TYPE_CHECKING:
     from unembed.vectors.stores.address import Address
 
-BATCH = 1000
+BATCH = 1000  # rows asked for at a time: servers limit ids, and the bytes of an answer
 TEXT_NAMES = (
     "text",
     "content",
@@ -178,7 +178,8 @@ class Store(ABC):
         self.left_out.clear()
         names = self.ids(after)
         while chunk := list(islice(names, size)):
-            yield self.fetch(chunk)
+            parts = (chunk[at : at + BATCH] for at in range(0, len(chunk), BATCH))
+            yield VectorBatch.concatenate([self.fetch(part) for part in parts])
 
     def sample(self, n: int, seed: int = 0) -> VectorBatch:
         """Draw rows without reading the vectors of the others.
