@@ -69,7 +69,9 @@ def build(folder: Path, count: int = COUNT, seed: int = 0) -> None:
         "tenant": [draw.choice(["north", "south", "east"]) for _ in texts],
         "number": list(range(count)),
     }
-    table = lance.write_dataset(pa.table(columns), str(folder / "records.lance"), mode="overwrite")
+    path = folder / "records.lance"
+    mode = "overwrite" if path.exists() else "create"
+    table = lance.write_dataset(pa.table(columns), str(path), mode=mode)
     table.delete(f"number % {max(count // 50, 2)} = 1")
 
 

@@ -135,10 +135,6 @@ def audit(
 
     Exit code 0; 1 if more leaks than --fail-over; 2 if the store could not be audited.
     """
-    from unembed.auditing.report import write_report
-    from unembed.cli.display import StageDisplay
-    from unembed.files import make_folder
-
     if checkpoint is not None:
         refuse_idle(context, "without --checkpoint only", "both", "to")
     fields = [] if group_by is None else [group_by]
@@ -146,6 +142,10 @@ def audit(
         if dry_run:
             _show_facts(opened, min(sample, opened.facts.count))
             return
+        from unembed.auditing.report import write_report
+        from unembed.cli.display import StageDisplay
+        from unembed.files import make_folder
+
         make_folder(out)
         inverter = make_inverter(checkpoint or to, None, device)
         try:

@@ -395,7 +395,7 @@ def client_errors(
     except UnembedError:
         raise
     except kinds as error:
-        message = " ".join(str(error).split()) or type(error).__name__
+        message = " ".join(str(error).split()).rstrip(".?!") or type(error).__name__
         if secret:
             message = message.replace(secret, "***")
         raise StoreError(expected, message[:_SHOWN], fix) from None  # a cause may hold the secret
