@@ -52,7 +52,7 @@ h3 { font-size: 1rem; margin: 0 0 .6rem; } small, .soft { color: var(--soft); fo
 .card, details { background: var(--card); border: 1px solid var(--line); border-radius: .5rem;
   margin: .5rem 0; padding: .8rem 1rem; }
 .tiles, .two { display: grid; gap: .8rem; grid-template-columns: repeat(4, 1fr); }
-.two { grid-template-columns: 1fr 1fr; margin-top: .8rem; }
+.two { grid-template-columns: 1fr 1fr; margin-top: .8rem; } article .two { margin-top: .2rem; }
 .tiles .card, .two .card { margin: 0; }
 .tiles strong { display: block; font-size: 1.9rem; line-height: 1.2; }
 @media (max-width: 45rem) { .tiles { grid-template-columns: 1fr 1fr; }
@@ -67,7 +67,7 @@ h3 { font-size: 1rem; margin: 0 0 .6rem; } small, .soft { color: var(--soft); fo
 .finding { border-left: .35rem solid var(--of); } summary { cursor: pointer; }
 .finding .soft { display: block; margin: .15rem 0 0 1.1rem; }
 article { border-top: 1px solid var(--line); padding: .5rem 0; }
-article:first-of-type { border-top: 0; }
+.card > article { border-top: 0; padding: 0; }
 article p, details p { margin: .3rem 0; overflow-wrap: anywhere; }
 b { background: var(--right); border-radius: .2em; font-weight: inherit; padding: 0 .15em; }
 .wide { overflow-x: auto; } table { border-collapse: collapse; font-size: .85rem; }
@@ -123,7 +123,7 @@ def _tiles(report: AuditReport) -> Iterator[str]:
         "the most severe finding</div>"
     )
     for metric, title in (
-        (F1, "of 1: how far the words come back (token F1)"),
+        (F1, "overlap of the words (token F1; 1 is all of them)"),
         (ANY, "of names, numbers and other details that hurt"),
         (EXACT, "of texts come back whole"),
     ):
@@ -154,8 +154,9 @@ def _charts(report: AuditReport) -> Iterator[str]:
     if hurt:
         yield '<div class="card"><h3>Details that hurt: share recovered</h3><div class="bars">'
         yield from hurt
-        yield "</div><small>In brackets how many there were. The mark: what guessing reaches."
-        yield "</small></div>"
+        marks = any(guess(report, kind) for kind in KINDS)
+        yield "</div><small>In brackets how many there were."
+        yield f"{' The mark: what guessing reaches.' if marks else ''}</small></div>"
     yield '<div class="card"><h3>Words: token F1</h3><div class="bars">'
     rows = [(name, attack["figures"] or {}, "") for name, attack in report.attacks.items()]
     rows += [(name, table, "floor") for name, table in report.floors.items()]
@@ -169,7 +170,7 @@ def _charts(report: AuditReport) -> Iterator[str]:
 def _bar(name: str, metric: str, figure: Figure, floor: float | None, kind: str = "") -> str:
     """Name, bar with the mark of a floor, and the figure with its interval: three cells."""
     ends = " to ".join(_number(metric, end) for end in (figure.low, figure.high))
-    mark = "" if floor is None else f'<i style="left:{100 * min(1.0, floor):.1f}%"></i>'
+    mark = "" if not floor else f'<i style="left:{100 * min(1.0, floor):.1f}%"></i>'
     return (
         f'<span>{_text(name)}</span><div class="{kind}"><div style="width:'
         f'{100 * min(1.0, figure.mean):.1f}%"></div>{mark}</div>'
@@ -178,9 +179,10 @@ def _bar(name: str, metric: str, figure: Figure, floor: float | None, kind: str 
 
 
 def _example(report: AuditReport) -> Iterator[str]:
-    """The record of which most came back, where it is seen at once."""
+    """The record that came back most nearly, where it is seen at once."""
     if report.records:
-        yield f"<h2>For example</h2><div class='card'>{_record(report.records[0])}</div>"
+        record = max(report.records, key=lambda r: r.f1)
+        yield f'<h2>For example</h2><div class="card">{_record(record)}</div>'
 
 
 def _finding(finding: Finding) -> str:
@@ -219,12 +221,13 @@ def _records(report: AuditReport) -> Iterator[str]:
 def _record(record: ShownRecord) -> str:
     counts = ", ".join(f"{kind} {got} of {of}" for kind, (got, of) in record.hurt.items())
     group = "" if record.group is None else f" · {record.group}"
-    about = f"{record.id}{group} · {record.length} tokens · F1 {record.f1:.2f} · {counts}"
+    about = f"{record.id}{group} · {record.length} tokens · F1 {record.f1:.2f}"
+    about += f" · {counts}" if counts else ""
     words = " ".join(f"<b>{_text(w)}</b>" if right else _text(w) for w, right in record.words)
     return (
-        f"<article><p><small>{_text(about)}</small></p>"
+        f'<article><small>{_text(about)}</small><div class="two">'
         f"<p><small>original</small><br>{_text(record.original)}</p>"
-        f"<p><small>recovered by {_text(record.attack)}</small><br>{words}</p></article>"
+        f"<p><small>recovered by {_text(record.attack)}</small><br>{words}</p></div></article>"
     )
 
 
