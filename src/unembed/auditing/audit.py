@@ -187,9 +187,10 @@ class _Run:
         """Draw the sample and find what hurts in it."""
         if sample < 1:
             raise ConfigError("a sample of at least 1 row", str(sample), "Correct --sample")
-        self.progress("reading the store", 0, sample)
+        rows = min(sample, self.store.facts.count)
+        self.progress("reading the store", 0, rows)
         self.batch: VectorBatch = self.store.sample(sample, seed)
-        self.progress("reading the store", len(self.batch), len(self.batch))
+        self.progress("reading the store", rows, rows)
         self.groups = None if group_by is None else self.batch.payload[group_by]
         if self.groups is not None and not any(value is not None for value in self.groups):
             raise StoreError(
