@@ -186,6 +186,8 @@ class TrainingSection(Section):
         condition_dropout: Share of the pairs trained without their embedding, for guidance.
         embedding_noise: Length of the noise added to each embedding, as a share of its own.
         self_context: Share of the visible tokens replaced by the denoiser's own samples.
+        feedback: Share of the pairs whose visible tokens are a hypothesis with errors, and that see
+            its embedding too, as guided search does (loads the encoder, which embeds them).
         scored_padding: Share of the masked padding that is scored, weighted up to stand for all of
             it; a third of the positions is padding, which is soon predicted almost surely.
         sampled_vocabulary: Tokens beside a batch's targets over which its softmax is taken, half
@@ -227,6 +229,7 @@ class TrainingSection(Section):
     condition_dropout: Fraction = 0.0
     embedding_noise: Fraction = 0.0
     self_context: Fraction = 0.0
+    feedback: Fraction = 0.0
     scored_padding: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
     sampled_vocabulary: Annotated[int, Field(ge=2)] | None = None
     ema_decay: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.999

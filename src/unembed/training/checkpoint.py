@@ -408,7 +408,7 @@ def start_from(name: str, denoiser: Denoiser, pairs: Pairs) -> None:
     """Copy an inverter's weights into a denoiser of the same widths and tokenizer.
 
     The run may be of longer texts and of more blocks than the inverter: positions it lacks start as
-    its last one, and blocks it lacks as the identity.
+    its last one, and blocks it lacks as the identity. Feedback that it lacks says nothing at first.
 
     Args:
         name: Shipped name, folder or Hub repository.
@@ -423,7 +423,8 @@ def start_from(name: str, denoiser: Denoiser, pairs: Pairs) -> None:
     pairs.encoder.require_same(inverter.encoder, "training.start_from")
     ours, theirs = denoiser.sizes, inverter.denoiser.sizes
     length, layers = max(theirs.length, ours.length), max(theirs.layers, ours.layers)
-    enlarged = replace(theirs, length=length, layers=layers)
+    feedback = ours.feedback or theirs.feedback
+    enlarged = replace(theirs, length=length, layers=layers, feedback=feedback)
     for what, expected, actual in (
         ("sizes", ours, enlarged),
         ("a tokenizer with digest", pairs.tokenizer.digest, inverter.tokenizer.digest),
