@@ -73,10 +73,8 @@ def audit(  # noqa: PLR0913 - the front door; all but the first have a default
         to: The attacker's inverter, or its name.
         encoder: That made the vectors; the inverter's if not given.
         decoding: How the inverter decodes.
-        align: A map of the store's vectors into the inverter's space, or the folder of one that
-            `unembed align` made.
-        align_from_store: Make such a map from this many rows that have a text, and score it on
-            others.
+        align: A map of the store's vectors into the inverter's space, or the folder of one.
+        align_from_store: Make such a map from so many rows with a text, scored on others.
         fit_align: What makes it; as `unembed align` does if not given.
         corpus: A file of texts such as an attacker may have, for the lookup.
         corpus_column: Column of its texts.
