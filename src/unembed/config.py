@@ -12,7 +12,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from unembed.errors import ConfigError
-from unembed.files import read_bounded
+from unembed.files import is_file, read_bounded
 
 _MOST_BYTES = 1 << 16  # of a configuration file
 _SHOWN = 200  # letters of a value in a message
@@ -307,7 +307,7 @@ def load_config(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Conf
     """
     shipped = shipped_configs()
     path = shipped.get(str(name_or_path), Path(name_or_path))
-    if not path.is_file():
+    if not is_file(path):
         raise ConfigError(
             f"a configuration file or one of {', '.join(shipped)}",
             f"{str(name_or_path)!r}",
@@ -334,6 +334,14 @@ class _Loader(yaml.SafeLoader):
         if self.check_event(yaml.AliasEvent):
             raise yaml.YAMLError("an alias (*name); write the value itself")
         return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        """Construct a mapping, or raise YAMLError for a key that stands twice."""
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.YAMLError(f"the key {key!r} twice, of which only one would count")
+        return super().construct_mapping(node, deep=deep)
 
 
 def _load_yaml(text: str) -> Any:

@@ -43,6 +43,7 @@ from unembed.encoders.oracle import Corpus, EncoderOracle, OnCall
 from unembed.encoders.pipeline import licence_lines, licence_note
 from unembed.encoders.vectors import as_unit_vectors
 from unembed.errors import CheckpointError
+from unembed.files import exists, is_folder
 from unembed.tokenizer import TextTokenizer
 
 DEFAULT = "minilm"
@@ -365,13 +366,12 @@ class Inverter(
             f"an inverter: a shipped one ({', '.join(shipped) or 'none'}), a folder or a Hub "
             "repository (owner/name)"
         )
-        if Path(where).is_dir():
+        if is_folder(Path(where)):
             return _load(Path(where))
-        if Path(where).exists() or not _may_be_a_repository(where):
-            there = f"the file {where}" if Path(where).exists() else f"no folder {where}"
-            raise CheckpointError(
-                expected, there, "Train one with `unembed train`, or pass --checkpoint"
-            )
+        if exists(Path(where)) or not _may_be_a_repository(where):
+            there = f"the file {where}" if exists(Path(where)) else f"no folder {where}"
+            todo = "Train one with `unembed train`, or pass --checkpoint"
+            raise CheckpointError(expected, there, todo)
         try:
             return super().from_pretrained(where, **kwargs)
         except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, ValueError) as error:

@@ -27,7 +27,7 @@ from unembed.data.pairs import MANIFEST, TOKENIZER, Pairs
 from unembed.denoiser import Denoiser
 from unembed.encoders.base import EncoderIdentity
 from unembed.errors import CheckpointError, TrainingError
-from unembed.files import atomic, remove_unfinished
+from unembed.files import atomic, is_file, remove_unfinished
 from unembed.inverter import Inverter
 from unembed.training.distributed import Processes, distribute_like, full_tensor
 from unembed.training.metrics_log import METRICS, read_records
@@ -175,7 +175,7 @@ def read_state(path: Path) -> SavedState:
     Raises:
         CheckpointError: There is none, or it is damaged.
     """
-    if not path.is_file():
+    if not is_file(path):
         raise CheckpointError(f"a training state at {path}", "nothing", "Start without --resume")
     try:
         with safe_open(path, framework="pt") as file:
