@@ -76,9 +76,9 @@ def inverting(options: argparse.Namespace) -> None:
     random = np.random.default_rng(0)
     x = random.standard_normal((64, 1536)).astype(np.float32)
     matrix = random.standard_normal((1536, 384)).astype(np.float32)
-    zeros = (np.zeros(size, np.float32) for size in matrix.shape)
-    numbers = 1, None, None, dict[str, float](), 0.0
-    aligned = inverter.aligned(Alignment("linear", matrix, *zeros, *numbers, inverter.encoder))
+    means = np.zeros(len(matrix), np.float32), np.zeros(matrix.shape[1], np.float32)
+    plain = Alignment("linear", matrix, *means, 1, None, None, {}, 0.0, inverter.encoder)
+    aligned = inverter.aligned(plain)
     vectors = aligned.map_vectors(x)
     times: dict[str, list[float]] = {"plain": [], "aligned": []}
     for _ in range(options.rounds + 1):

@@ -242,7 +242,7 @@ class Systems:
                 mean = self.pairs.rows(np.arange(4096))[1].mean(axis=0)
                 given = np.tile(mean, (len(samples), 1))
             rows = [result.token_ids for result in inverter.invert(given)]
-            return self._marked(rows, vectors, 0, None)
+            return self._marked(rows, vectors, None, None)
 
         return recover
 

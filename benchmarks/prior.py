@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from unembed.baselines.language_model import LanguageModel
-from unembed.decoding.guided_search import search
+from unembed.decoding.guided_search import proposals, search
 from unembed.decoding.guided_search.edits import MaskedScores, Tokens
 from unembed.tokenizer import TextTokenizer
 
@@ -105,7 +105,7 @@ class LanguagePrior:
 @contextmanager
 def language_prior(prior: LanguagePrior) -> Iterator[None]:
     """Let guided search use a prior within the block."""
-    plain: Callable[..., Any] = search.masked_scores
+    plain: Callable[..., Any] = proposals.masked_scores
 
     def masked_scores(
         denoiser: Any, steered: Any, spec: Any, hypotheses: list[Tokens], *rest: Any

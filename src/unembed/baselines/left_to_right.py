@@ -96,7 +96,7 @@ class PrefixBlock(nn.Module):
         q = q * q.shape[-1] ** -0.5
         before = torch.einsum("bkhd,bhpd->bkhp", q, cache.prefix[0])
         scores = torch.cat([before, torch.einsum("bkhd,bkhnd->bkhn", q, cache.text[0])], dim=-1)
-        p, n = scores.softmax(dim=-1).split([before.shape[-1], cache.text[0].shape[3]], dim=-1)
+        p, n = scores.softmax(dim=-1).tensor_split([before.shape[-1]], dim=-1)
         h = torch.einsum("bkhp,bhpd->bkhd", p, cache.prefix[1])
         h = h + torch.einsum("bkhn,bkhnd->bkhd", n, cache.text[1])
         return self._rest(x, h.flatten(2))
@@ -146,9 +146,9 @@ class LeftToRight(nn.Module):
             nn.init.normal_(self.hypothesis_positions, std=0.02)
         nn.init.zeros_(self.embedding_shift.weight)
         # Branches start small, so that the network starts near the identity
-        for block in self.blocks:
-            for layer in (block.attention_out, block.down):
-                nn.init.normal_(layer.weight, std=0.02 / (2 * len(self.blocks)) ** 0.5)
+        for name, parameter in self.named_parameters():
+            if name.endswith(("attention_out.weight", "down.weight")):
+                nn.init.normal_(parameter, std=0.02 / (2 * len(self.blocks)) ** 0.5)
 
     def prefix(self, embedding: Tensor, hypothesis: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Make what stands before the text, and the shift of its output.
@@ -224,6 +224,7 @@ class LeftToRight(nn.Module):
         x = self.start.expand(len(shift), beams, -1) if tokens is None else self.token_table(tokens)
         x = x + self.positions[place]
         for block, cache in zip(self.blocks, caches, strict=True):
+            assert isinstance(block, PrefixBlock)
             x = block.step(x, cache)
         h = self.norm_out(x) + shift
         return F.linear(h, self.token_table.weight, self.output_bias).float()

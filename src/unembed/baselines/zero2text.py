@@ -125,7 +125,8 @@ class _Pool:
     def fit(self) -> Floats:
         """W = (XᵀX + λ I)⁻¹ Xᵀ Y."""
         ridge = self.xx + self.penalty * np.eye(len(self.xx))
-        return np.linalg.solve(ridge, self.xy)
+        weights: Floats = np.linalg.solve(ridge, self.xy).astype(np.float64)
+        return weights
 
 
 @dataclass(frozen=True)
@@ -142,7 +143,9 @@ class _Search:
         """Recover one text; the ids of the nearest one that was embedded."""
         settings = self.settings
         beams = torch.zeros(1, 0, dtype=torch.long)
-        pool, weights, confidence = None, None, 0.0
+        pool: _Pool | None = None
+        weights: Floats | None = None
+        confidence = 0.0
         nearest: tuple[float, list[int]] = (-2.0, [])
         for place in range(settings.tokens):
             # Candidates of all beams, their likelihood and local vectors
@@ -245,8 +248,9 @@ def _best_of_each(score: Floats, owners: NDArray[np.int64], count: int) -> NDArr
 
 def _z(values: Floats) -> Floats:
     """Standardise over the candidates of a step."""
-    deviation = values.std()
-    return (values - values.mean()) / (deviation if deviation > 0 else 1.0)
+    deviation = float(values.std())
+    result: Floats = (values - values.mean()) / (deviation if deviation > 0 else 1.0)
+    return result
 
 
 def _unit(vectors: Floats) -> Floats:

@@ -77,7 +77,8 @@ class EncoderOracle:
 
     def target(self, row: int) -> NDArray[np.float32]:
         """See `unembed.decoding.Oracle`."""
-        return self._targets[row]
+        target: NDArray[np.float32] = self._targets[row]
+        return target
 
     def starts(self, row: int) -> Sequence[Sequence[int]]:
         """See `unembed.decoding.Oracle`."""
