@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from unembed.encoders.vectors import row_peaks
 from unembed.errors import EmbeddingError
-from unembed.files import exists, is_file, is_folder
+from unembed.files import SIDE_FILES, exists, is_file, is_folder
 from unembed.vectors.arrays import Npy, Npz, no_array
 from unembed.vectors.numbers import Ranges, Reason, row_of, size_of, to_floats
 from unembed.vectors.records import Json
@@ -133,7 +133,10 @@ class VectorFile:
         files = sorted(
             file
             for file in self.path.rglob("*")
-            if file_kind(file) is not None and file.is_file() and file.name[0] not in "._"
+            if file_kind(file) is not None
+            and file.is_file()
+            and file.name not in SIDE_FILES
+            and not any(part[0] in "._" for part in file.relative_to(self.path).parts)
         )
         if not files:
             raise EmbeddingError(

@@ -12,7 +12,7 @@ from typing import Any
 from unembed.data.readers import JsonLine, json_lines
 from unembed.errors import EmbeddingError
 from unembed.files import read_lines
-from unembed.vectors.numbers import Reason
+from unembed.vectors.numbers import Reason, from_javascript
 
 NAMES = ("embedding", "vector", "values", "embeddings", "vectors")
 # Where services and stores put the records: OpenAI, its batch files, Qdrant, Elasticsearch, Vespa,
@@ -20,6 +20,7 @@ NAMES = ("embedding", "vector", "values", "embeddings", "vectors")
 _INSIDE = ("data", "response", "body", "result", "results", "points", "hits", "embeddings",
            "float", "vectors", "matches", "fields", "rows", "predictions", "items", "documents",
            "entities", "value", "_source")  # fmt: skip
+_FORMATS = ("float", "data", *NAMES)  # keys of a vector, not names of several
 LINE_BYTES = 16 << 20
 _DOCUMENT_BYTES = 256 << 20
 _VALUES, _BRACKETS, _DEPTH = 16_000_000, 1_000_000, 6
@@ -41,14 +42,17 @@ def find_vectors(document: Any, key: str | None = None) -> list[Record] | None:
             ``response.body.data.0.embedding``, ``data.*.embedding``. Found by the usual names
             if not given.
     """
-    document = _records_of_table(document)
+    document = _records_of_table(document, key)
     if key is not None:
         return _by_path(document, key)
     return _search(document, _DEPTH)
 
 
-def _records_of_table(document: Any) -> Any:
-    """Records of a table by columns or by names and rows, as ``DataFrame.to_json`` writes them."""
+def _records_of_table(document: Any, key: str | None) -> Any:
+    """Records of a table by columns or by names and rows, as ``DataFrame.to_json`` writes them.
+
+    One by columns is known by rows that are numbers, or by a column that holds the vectors.
+    """
     if not isinstance(document, dict) or not document:
         return document
     names, rows = document.get("columns"), document.get("data")
@@ -59,7 +63,8 @@ def _records_of_table(document: Any) -> Any:
     if all(isinstance(column, dict) for column in columns):
         rows = list(columns[0])
         same = all(list(column) == rows for column in columns)
-        if rows and same and all(row.isdecimal() for row in rows):
+        vectors = len(columns) > 1 and any(name in document for name in (key, *NAMES))
+        if rows and same and (vectors or all(row.isdecimal() for row in rows)):
             return [{name: column[row] for name, column in document.items()} for row in rows]
     return document
 
@@ -90,6 +95,8 @@ def _by_path(document: Any, key: str) -> list[Record] | None:
             return [(None if is_missing(value) else value, row) for value, row in named]
     head, star, rest = key.partition(".*")
     value = look_up(document, head)
+    if star and isinstance(value, dict):  # by names: {"id": [...]}
+        value = list(value.values())
     if star and isinstance(value, list):
         rest = rest.removeprefix(".")
         inner = [(look_up(row, rest) if rest else row, row) for row in value]
@@ -106,10 +113,10 @@ def _search(value: Any, depth: int) -> list[Record] | None:
         return _search_list(value, depth)
     if not isinstance(value, dict):
         return None
+    if not isinstance(array := from_javascript(value), dict):
+        return [(array, None)]
     for name in NAMES:
-        inner = value.get(name)
-        if isinstance(inner, dict) and len(inner) == 1:  # a named one: {"vector": {"title": [...]}}
-            [inner] = inner.values()
+        inner = _only_vector(name, value.get(name))
         if _is_vector(inner):
             plural = name in ("embeddings", "vectors")
             return _many(inner, value) if plural else [(inner, value)]
@@ -120,6 +127,25 @@ def _search(value: Any, depth: int) -> list[Record] | None:
     if any(name in value for name in NAMES):  # there, and no vector: null, a number
         return [(next(value[name] for name in NAMES if name in value), value)]
     return _search_named(value)
+
+
+def _only_vector(name: str, inner: Any) -> Any:
+    """The one vector among named ones, ``{"vector": {"title": [...]}}``; anything else as it is.
+
+    Raises:
+        EmbeddingError: There are several.
+    """
+    inner = from_javascript(inner)
+    if not isinstance(inner, dict):
+        return inner
+    if len(inner) == 1:
+        return next(iter(inner.values()))
+    vectors = [k for k, value in inner.items() if isinstance(value, list) and _is_vector(value)]
+    if len(vectors) > 1 and not any(key in _FORMATS for key in inner):
+        names = ", ".join(map(repr, vectors[:20]))
+        fix = f"Pass --key with one of them ({name}.{vectors[0]}), or {name}.* for all"
+        raise EmbeddingError(f"one vector at {name!r} of each record", names, fix)
+    return inner[vectors[0]] if len(vectors) == 1 and vectors[0] not in _FORMATS else inner
 
 
 def _search_named(value: dict[str, Any]) -> list[Record] | None:
@@ -171,7 +197,7 @@ def _is_vector(value: Any) -> bool:
     """Numbers, texts that spell some, or lists of these; not records."""
     if isinstance(value, list):
         return bool(value) and not isinstance(value[0], dict)
-    return isinstance(value, str) and len(value) > 1
+    return isinstance(value, (str, bytes)) and len(value) > 1
 
 
 def _many(value: Any, record: Any) -> list[Record]:
