@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -25,6 +26,8 @@ LINE_BYTES = 16 << 20
 _DOCUMENT_BYTES = 256 << 20
 _VALUES, _BRACKETS, _DEPTH = 16_000_000, 1_000_000, 6
 _MISSING = object()
+_INDEX = ("", "unnamed: 0", "index", "id", "row", "key", "name", "text")
+_NUMBERED = re.compile(r"(.*?)(\d{1,9})(\D*)")
 CORRECT_KEEP = "Correct --keep, or --text-column"
 
 Record = tuple[Any, Any]  # a vector in whatever spelling, and the object it stands in
@@ -67,6 +70,37 @@ def _records_of_table(document: Any, key: str | None) -> Any:
         if rows and same and (vectors or all(row.isdecimal() for row in rows)):
             return [{name: column[row] for name, column in document.items()} for row in rows]
     return document
+
+
+def number_columns(
+    names: Sequence[str], dimension: int, others: Sequence[str], first: Sequence[str] | None = None
+) -> list[int]:
+    """Find the D columns of a table with a number a column; none where it cannot be told.
+
+    They are all; or those whose names differ in one number, in its order, wherever they stand
+    (``id, dim_0, …, dim_383, label``); or all behind an index.
+
+    Args:
+        names: Of the columns.
+        dimension: D.
+        others: Names of columns that are none of them.
+        first: The first row of a table without names: one whole number is an index or a label.
+    """
+    places = [place for place, name in enumerate(names) if name not in others]
+    sets: dict[tuple[str, str], dict[int, int]] = {}
+    for place in places:
+        if match := _NUMBERED.fullmatch(names[place]):
+            sets.setdefault((match[1], match[3]), {})[int(match[2])] = place
+    ordered = [[columns[k] for k in sorted(columns)] for columns in sets.values()]
+    whole = [columns for columns in ordered if len(columns) == dimension]
+    if len(whole) == 1:
+        return whole[0]
+    if len(places) == dimension + 1:
+        is_index = names[0].casefold() in _INDEX, False
+        if first is not None:
+            is_index = first[0].isdecimal(), first[-1].isdecimal()
+        places = places[is_index[0] : len(places) - is_index[1]]
+    return places if len(places) == dimension else []
 
 
 def look_up(record: Any, path: str) -> Any:
