@@ -214,12 +214,7 @@ def _compare(inverter: Inverter, chunk: Chunk, source: VectorFile) -> None:
     statistics = None if fingerprint is None else fingerprint.statistics
     if alignment is not None:
         statistics, name = alignment.statistics, alignment.name
-    if statistics is None or not chunk.rows or "strange" in source.marks:
-        return
-    doubt = statistics.doubt(chunk.vectors, name)
-    if doubt is not None:
-        source.marks.add("strange")
-        source.note(f"rows {chunk.rows[0]} to {chunk.rows[-1]} of {source.path}: {doubt}")
+    source.compare(chunk, statistics, name)
 
 
 def _with_cosines(

@@ -20,7 +20,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from unembed.encoders.vectors import row_peaks
+from unembed.encoders.vectors import VectorStatistics, row_peaks
 from unembed.errors import EmbeddingError
 from unembed.files import SIDE_FILES, exists, is_file, is_folder
 from unembed.vectors.arrays import Npy, Npz, no_array
@@ -189,6 +189,15 @@ class VectorFile:
         """Remember something that the reader of the texts should know, once."""
         if text is not None and text not in self.notes:
             self.notes.append(text)
+
+    def compare(self, chunk: Chunk, statistics: VectorStatistics | None, encoder: str) -> None:
+        """Note vectors that cannot be an encoder's, by what those have in common; once a file."""
+        if statistics is None or not chunk.rows or "strange" in self.marks:
+            return
+        doubt = statistics.doubt(chunk.vectors, encoder)
+        if doubt is not None:
+            self.marks.add("strange")
+            self.note(f"rows {chunk.rows[0]} to {chunk.rows[-1]} of {self.path}: {doubt}")
 
     def _refuse_idle_key(self, files: list[Path]) -> None:
         nameless = [path for path in files if path.suffix.lower() == ".npy"]
