@@ -4,7 +4,7 @@ The front door. Names are loaded when first used, so that importing the package 
 
     >>> import unembed
     >>> sorted(unembed.__all__)
-    ['Inverter', 'UnembedError', 'WordProbe', 'evaluate', 'load_encoder']
+    ['Inverter', 'UnembedError', 'WordProbe', 'audit', 'evaluate', 'load_encoder']
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from unembed.auditing.audit import audit
     from unembed.encoders import load_encoder
     from unembed.errors import UnembedError
     from unembed.evaluation.evaluate import evaluate
@@ -25,11 +26,12 @@ _WHERE = {
     "Inverter": "unembed.inverter",
     "UnembedError": "unembed.errors",
     "WordProbe": "unembed.vectors.words",
+    "audit": "unembed.auditing.audit",
     "evaluate": "unembed.evaluation.evaluate",
     "load_encoder": "unembed.encoders",
 }
 
-__all__ = ["Inverter", "UnembedError", "WordProbe", "evaluate", "load_encoder"]
+__all__ = ["Inverter", "UnembedError", "WordProbe", "audit", "evaluate", "load_encoder"]
 
 
 def __getattr__(name: str) -> Any:

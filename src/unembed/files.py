@@ -40,14 +40,25 @@ _MOST_RATIO = 200  # decompressed to compressed size; vectors reach 13, sparse t
 _FREE_BYTES = 8 << 20  # that may be decompressed from any file, however small
 EXTRAS = {  # the extras of pyproject.toml → packages that are imported
     "api": ("httpx2", "openai"),
+    "chroma": ("chromadb",),
     "dedup": ("datasketch",),
     "demo": ("fastapi", "prometheus_client", "uvicorn"),
     "distributed": ("ray",),
+    "duckdb": ("duckdb",),
+    "elasticsearch": ("elasticsearch",),
     "evaluation": ("rouge_score", "sacrebleu"),
+    "faiss": ("faiss",),
     "hub": ("datasets",),
+    "lancedb": ("lance",),
     "languages": ("py3langid",),
+    "milvus": ("milvus_lite", "pymilvus"),
     "onnx": ("onnx", "onnxruntime", "onnxscript"),
+    "opensearch": ("opensearchpy",),
+    "pii": ("presidio_analyzer",),
     "plots": ("matplotlib",),
+    "postgres": ("psycopg",),
+    "qdrant": ("qdrant_client",),
+    "redis": ("redis",),
     "tensorboard": ("tensorboard",),
 }
 

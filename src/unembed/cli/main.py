@@ -14,6 +14,7 @@ import typer
 
 import unembed
 from unembed.cli import align as _align
+from unembed.cli import audit as _audit
 from unembed.cli import evaluate as _evaluate
 from unembed.cli import invert as _invert
 from unembed.cli import prepare as _prepare
@@ -60,6 +61,8 @@ invert = app.command(epilog=STRATEGIES_EPILOG)(_invert.invert)
 align = app.command()(_align.align)
 evaluate = app.command(epilog=STRATEGIES_EPILOG)(_evaluate.evaluate)
 words = app.command()(_words.words)
+read = app.command()(_audit.read)
+audit = app.command()(_audit.audit)
 serve = app.command()(_serve.serve)
 
 
