@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from safetensors.numpy import save_file
 
 from unembed.errors import EmbeddingError
 from unembed.vectors import numbers
@@ -74,6 +75,9 @@ DOCUMENTS = {
         {"id": 1, "vector": {"dense": row, "sparse": {"indices": [1], "values": [1.0]}}}
         for row in LISTS
     ],
+    "numbers as text": [{"embedding": list(map(repr, row))} for row in LISTS],
+    "bedrock": [{"recordId": "a", "modelOutput": {"embedding": row}} for row in LISTS],
+    "weaviate, objects": {"objects": [{"id": "a", "vector": row} for row in LISTS]},
     "base64": {
         "data": [{"embedding": base64.b64encode(row.tobytes()).decode()} for row in VECTORS]
     },
@@ -116,6 +120,40 @@ def test_chunks_read_vectors_by_their_names_with_a_star(tmp_path):
     with pytest.raises(EmbeddingError, match=r"found 'a', 'b', 'c', 'd', 'e'.*embeddings\.\* for"):
         read(tmp_path / "v.json")
     assert np.allclose(read(tmp_path / "v.json", "embeddings.*")[0], VECTORS)
+    (tmp_path / "v.json").write_text(json.dumps(rows["embeddings"]))
+    assert np.allclose(read(tmp_path / "v.json", "*")[0], VECTORS)
+    (tmp_path / "v.json").write_text(json.dumps([{"a": {"b": row}} for row in LISTS]))
+    assert np.allclose(read(tmp_path / "v.json", "*.a.b")[0], VECTORS)
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.int8])
+def test_chunks_read_bits_in_json_as_those_of_arrays(tmp_path, kind):
+    signs = VECTORS > 0
+    signs[:, 0] = False  # so that a byte of each row is negative where they have a sign
+    bits = np.packbits(signs, axis=1)
+    bits = bits if kind == np.uint8 else (bits.astype(np.int16) - 128).astype(np.int8)
+    (tmp_path / "v.json").write_text(
+        json.dumps({"data": [{"embedding": r.tolist()} for r in bits]})
+    )
+    vectors, _, file = read(tmp_path / "v.json")
+    assert np.array_equal(vectors, np.where(signs, 1, -1))
+    assert "taken as the signs of 16 numbers" in file.notes[0]
+
+
+def test_chunks_read_an_array_of_a_usual_name_among_others(tmp_path):
+    np.savez(tmp_path / "v.npz", ids=np.arange(5), embeddings=VECTORS)
+    save_file({"ids": np.arange(5), "vectors": VECTORS}, tmp_path / "v.safetensors")
+    for name in ("v.npz", "v.safetensors"):
+        assert np.array_equal(read(tmp_path / name)[0], VECTORS)
+
+
+def test_records_one_line_without_a_vector_is_to_be_left_out_or_skipped(tmp_path):
+    lines = [{"response": {"body": {"data": [RECORDS[0]]}}}, {"response": None, "error": "late"}]
+    (tmp_path / "v.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    with pytest.raises(EmbeddingError, match=r"line 2 of .*Leave it out, or pass --skip-bad"):
+        read(tmp_path / "v.jsonl")
+    file = VectorFile(tmp_path / "v.jsonl", skip_bad=True)
+    assert [chunk.rows for chunk in file.chunks(D)] == [[0]]
 
 
 @pytest.mark.parametrize("key", [None, "response.body.data.0.embedding"])
@@ -255,8 +293,8 @@ def test_read_a_folder_of_parts_in_order(tmp_path):
         pq.write_table(pa.table({"embedding": part}), tmp_path / f"{name}.parquet")
     (tmp_path / "_SUCCESS").write_text("")
     (tmp_path / "_delta_log").mkdir()
-    for name in ("_delta_log/0.json", "state.json", "dataset_info.json"):  # HF's save_to_disk
-        (tmp_path / name).write_text('{"_fingerprint": "a"}')
+    for name in ("_delta_log/0.json", "state.json", "dataset_info.json", "cache-1.arrow"):
+        (tmp_path / name).write_text('{"_fingerprint": "a"}')  # as HF's save_to_disk
     assert np.allclose(read(tmp_path)[0], VECTORS)
 
 

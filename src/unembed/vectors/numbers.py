@@ -238,15 +238,25 @@ def _or_reason(value: Any) -> NDArray[Any] | str:
     return value if isinstance(value, (np.ndarray, str)) else "no list of numbers"
 
 
-def _from_list(value: list[Any], dimension: int) -> NDArray[np.float64] | str:
+def _are_bytes(value: list[Any]) -> bool:
+    """Tell whether a list holds bytes: of packed bits, where it has an eighth of the numbers."""
+    return all(type(item) is int and -128 <= item <= _LEVELS for item in value) and (  # noqa: PLR2004
+        min(value) >= 0 or max(value) < 128  # noqa: PLR2004
+    )
+
+
+def _from_list(value: list[Any], dimension: int) -> NDArray[Any] | str:
     if value and isinstance(value[0], list):
         return "no list of numbers"
+    if len(value) * BITS == dimension and dimension > BITS and _are_bytes(value):
+        return np.array(value, dtype=np.int8 if min(value) < 0 else np.uint8)
     if len(value) != dimension:
         return f"{len(value)} dimensions instead of {dimension}"
-    if any(isinstance(item, (str, bytes, bool)) for item in value):
+    are_texts = all(isinstance(item, str) for item in value)  # as exports without loss write them
+    if not are_texts and any(isinstance(item, (str, bytes, bool)) for item in value):
         return "no list of numbers"
     try:
-        return np.asarray(value, dtype=np.float64)
+        return np.asarray([float(item) for item in value] if are_texts else value, np.float64)
     except (TypeError, ValueError, OverflowError):
         return "no list of numbers"
 

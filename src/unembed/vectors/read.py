@@ -130,14 +130,7 @@ class VectorFile:
             _require_file(self.path)
             self._refuse_idle_key([self.path])
             return [self.path]
-        files = sorted(
-            file
-            for file in self.path.rglob("*")
-            if file_kind(file) is not None
-            and file.is_file()
-            and file.name not in SIDE_FILES
-            and not any(part[0] in "._" for part in file.relative_to(self.path).parts)
-        )
+        files = sorted(file for file in self.path.rglob("*") if _is_part(file, self.path))
         if not files:
             raise EmbeddingError(
                 f"files of vectors in the folder {self.path}",
@@ -325,6 +318,15 @@ def vector_size(file: VectorFile) -> int:
             f"vectors in {file.path}, as lists of numbers", "none", "Say which column holds them"
         )
     return sizes.most_common(1)[0][0]
+
+
+def _is_part(file: Path, folder: Path) -> bool:
+    """Tell whether a file in a folder holds rows; what a library keeps beside them does not."""
+    hidden = any(part[0] in "._" for part in file.relative_to(folder).parts)
+    side = hidden or file.name in SIDE_FILES
+    if file.name.startswith("cache-"):  # of a Hugging Face dataset: an order, or its rows again
+        side |= is_file(file.with_name("state.json"))
+    return not side and file_kind(file) is not None and file.is_file()
 
 
 def file_kind(path: Path) -> str | None:

@@ -17,10 +17,10 @@ from unembed.vectors.numbers import Reason, from_javascript
 
 NAMES = ("embedding", "vector", "values", "embeddings", "vectors")
 # Where services and stores put the records: OpenAI, its batch files, Qdrant, Elasticsearch, Vespa,
-# Milvus, Vertex, Redis
+# Milvus, Vertex, Redis, Bedrock's batch files, Weaviate
 _INSIDE = ("data", "response", "body", "result", "results", "points", "hits", "embeddings",
            "float", "vectors", "matches", "fields", "rows", "predictions", "items", "documents",
-           "entities", "value", "_source")  # fmt: skip
+           "entities", "value", "_source", "modelOutput", "objects")  # fmt: skip
 _FORMATS = ("float", "data", *NAMES)  # keys of a vector, not names of several
 LINE_BYTES = 16 << 20
 _DOCUMENT_BYTES = 256 << 20
@@ -42,8 +42,8 @@ def find_vectors(document: Any, key: str | None = None) -> list[Record] | None:
             (``{"data": [{"embedding": [...]}]}``), a line of a batch file
             (``{"response": {"body": ...}}``), a dump (``{"ids": [...], "embeddings": [...]}``).
         key: Path of the vector from a record or from the whole: ``embedding``,
-            ``response.body.data.0.embedding``, ``data.*.embedding``. Found by the usual names
-            if not given.
+            ``response.body.data.0.embedding``, ``data.*.embedding``, ``*`` for all of a list or
+            of an object of vectors by their names. Found by the usual names if not given.
     """
     document = _records_of_table(document, key)
     if key is not None:
@@ -127,8 +127,8 @@ def _by_path(document: Any, key: str) -> list[Record] | None:
         named = [(look_up(row, key), row) for row in document]
         if not all(is_missing(value) for value, _ in named):
             return [(None if is_missing(value) else value, row) for value, row in named]
-    head, star, rest = key.partition(".*")
-    value = look_up(document, head)
+    head, star, rest = f".{key}".partition(".*")
+    value = look_up(document, head.removeprefix(".")) if head else document
     if star and isinstance(value, dict):  # by names: {"id": [...]}
         value = list(value.values())
     if star and isinstance(value, list):
@@ -336,17 +336,22 @@ class Json:
             raise EmbeddingError(
                 f"a key {self.key or 'embedding'!r} in {where}",
                 actual,
-                "Pass --key with the one that holds the vector, or its path: data.0.embedding",
+                "Pass --key with the one that holds the vector, or its path: data.*.embedding",
             )
         return records
 
     def _lines(self) -> Iterator[Record]:
+        several = False
         for line in json_lines(self.path, LINE_BYTES):
             if line.fault == "blank":
                 continue
             try:
                 yield from self._of_line(line)
-            except EmbeddingError:
+                several = True
+            except EmbeddingError as error:
+                if not self.skip_bad and several:  # not all are of another kind: this one is bad
+                    fix = "Leave it out, or pass --skip-bad"
+                    raise EmbeddingError(error.expected, error.found, fix) from error
                 if not self.skip_bad:
                     raise
                 yield Reason("no JSON with the key that was asked for"), None
