@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -155,6 +156,11 @@ def check_texts(texts: Iterable[str]) -> list[str]:
                 "Correct its encoding",
             )
     return checked
+
+
+def is_blank(text: str) -> bool:
+    """Tell whether a text shows nothing: no character, or only spaces, controls and joiners."""
+    return all(unicodedata.category(sign) in ("Cc", "Cf", "Zl", "Zp", "Zs") for sign in text)
 
 
 def is_unicode(text: str) -> bool:
