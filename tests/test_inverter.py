@@ -561,3 +561,9 @@ def test_aligned_refuses_what_is_no_alignment(inverter):
 def test_invert_refuses_a_tensor_without_data(inverter):
     with pytest.raises(EmbeddingError, match="found Cannot copy out of meta tensor"):
         inverter.invert(torch.empty(2, inverter.encoder.dimension, device="meta"))
+
+
+def test_save_pretrained_refuses_a_file_in_the_place_of_the_folder(inverter, tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(CheckpointError):
+        inverter.save_pretrained(tmp_path / "file")

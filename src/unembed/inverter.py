@@ -394,7 +394,6 @@ class Inverter(
             CheckpointError: The weights do not fit the format, or the disk refused.
         """
         folder = Path(save_directory)
-        folder.mkdir(parents=True, exist_ok=True)
         bare = self.card is None and not (folder / CARD).exists()
         card = str(self.generate_model_card()) if bare else self.card
         parts = (self.denoiser, self.tokenizer, self.encoder, self.diffusion, self.trained, card)

@@ -20,6 +20,7 @@ from unembed.decoding import (
     state,
     strategy_fields,
 )
+from unembed.decoding.settings import as_decoding
 from unembed.decoding.strategy import Strategy
 from unembed.diffusion import Linear, LogLinear
 from unembed.errors import ConfigError
@@ -264,6 +265,18 @@ def test_decoding_an_option_that_is_gone_is_accepted_with_a_note(option, caplog)
     decoding = Decoding.parse(f"guided-search:{option}=0.1:enough=0.99:encoder_calls=9")
     assert decoding == Decoding.of("guided-search", stop_cosine=0.99, encoder_calls=9)
     assert f"guided-search has no {option} any more" in caplog.text
+
+
+@pytest.mark.parametrize("options", ["x", [1], {1: 2}, {"lengths": 2}])
+def test_as_decoding_refuses_options_that_are_none(options):
+    with pytest.raises(ConfigError, match=r"options|each option once"):
+        as_decoding(None, {"options": options, "lengths": 1})
+
+
+@pytest.mark.parametrize("text", [None, 3, b"greedy"])
+def test_parse_refuses_what_is_no_text(text):
+    with pytest.raises(ConfigError, match="a decoding as NAME"):
+        Decoding.parse(text)
 
 
 def test_decoding_takes_the_numbers_of_numpy():

@@ -140,6 +140,14 @@ def test_chunks_read_bits_in_json_as_those_of_arrays(tmp_path, kind):
     assert "taken as the signs of 16 numbers" in file.notes[0]
 
 
+def test_chunks_read_bits_as_text(tmp_path):
+    bits = ["".join(str(int(x > 0)) for x in row) for row in LISTS]
+    (tmp_path / "v.csv").write_text("id,embedding\n" + "".join(f"0,{row}\n" for row in bits))
+    vectors, _, file = read(tmp_path / "v.csv")
+    assert np.array_equal(vectors, np.where(VECTORS > 0, 1, -1))
+    assert "taken as the signs of 16 numbers" in file.notes[0]
+
+
 def test_chunks_read_an_array_of_a_usual_name_among_others(tmp_path):
     np.savez(tmp_path / "v.npz", ids=np.arange(5), embeddings=VECTORS)
     save_file({"ids": np.arange(5), "vectors": VECTORS}, tmp_path / "v.safetensors")
@@ -180,9 +188,10 @@ def test_chunks_read_a_batch_file_and_keep_its_ids(tmp_path, key):
         ("v.csv", "id,vector\n" + "".join(f'0,"{row!r}"\n' for row in VECTORS)),
         ("v.csv", "id,vector\n" + "".join(f'0,"tensor({t})"\n' for t in TEXTS)),
         ("v.tsv", "id\tvector\n" + "".join(f"0\t{t.strip('[]')}\n" for t in TEXTS)),
+        ("v.csv", "".join(t.strip("[]").replace(",", " ") + "\n" for t in TEXTS)),
     ],
     ids=["header", "tabs", "no header", "a number a column", "np.float32(x)", "array([x])",
-         "tensor([x])", "no brackets"],
+         "tensor([x])", "no brackets", "savetxt"],
 )  # fmt: skip
 def test_chunks_read_tables_of_text(tmp_path, name, text):
     (tmp_path / name).write_text(text, encoding="utf-8")
@@ -264,6 +273,17 @@ def test_number_columns_refuses_one_too_many(tmp_path, names):
     assert columns == {names[-1]: ["1.0"] * 5}
 
 
+def test_number_columns_refuses_two_rows_of_names(tmp_path):
+    rows = [
+        ["", *["emb"] * D],
+        ["", *map(str, range(D))],
+        *([i, *row] for i, row in enumerate(LISTS)),
+    ]
+    (tmp_path / "v.csv").write_text("".join(",".join(map(str, row)) + "\n" for row in rows))
+    with pytest.raises(EmbeddingError, match="a column 'embedding' in"):
+        read(tmp_path / "v.csv")  # the second row was read as a vector
+
+
 @pytest.mark.parametrize("place", [0, D])
 def test_number_columns_without_names_leave_a_whole_number_out(tmp_path, place):
     rows = [[*map(str, row[:place]), str(i), *map(str, row[place:])] for i, row in enumerate(LISTS)]
@@ -295,7 +315,14 @@ def test_read_a_folder_of_parts_in_order(tmp_path):
     (tmp_path / "_delta_log").mkdir()
     for name in ("_delta_log/0.json", "state.json", "dataset_info.json", "cache-1.arrow"):
         (tmp_path / name).write_text('{"_fingerprint": "a"}')  # as HF's save_to_disk
-    assert np.allclose(read(tmp_path)[0], VECTORS)
+    (tmp_path / "c.json").write_text(json.dumps({"model": "m", "count": 5}))
+    vectors, _, file = read(tmp_path)
+    assert np.allclose(vectors, VECTORS)
+    assert file.notes == [f"{tmp_path / 'c.json'} has no vectors and is passed over"]
+    for path in tmp_path.glob("*.parquet"):
+        path.unlink()
+    with pytest.raises(EmbeddingError, match="found the keys 'model', 'count'"):
+        read(tmp_path)  # alone it is what was meant
 
 
 @pytest.mark.parametrize(

@@ -144,6 +144,8 @@ class Decoding:
         Raises:
             ConfigError: Not of that form, or as `of`.
         """
+        if not isinstance(text, str):
+            raise ConfigError(f"a decoding as {FORM}", repr(text), "Correct it")
         name, *settings = text.strip().split(":")
         values: dict[str, Any] = {}
         for setting in settings:
@@ -225,7 +227,12 @@ def as_decoding(decoding: Decoding | str | None, settings: dict[str, Any]) -> De
     """
     if decoding is None:
         plain = {key: value for key, value in settings.items() if key != "options"}
-        return Decoding.of(**plain, **(settings.get("options") or {}))
+        options = settings.get("options") or {}
+        if not isinstance(options, Mapping) or not all(isinstance(key, str) for key in options):
+            _refuse("options as a dict of the strategy's", options, "options")
+        if both := ", ".join(sorted(plain.keys() & options.keys())):
+            _refuse("each option once", f"{both} twice", "options")
+        return Decoding.of(**plain, **options)
     if settings:
         raise ConfigError(
             "either decoding or its keywords", f"both, {', '.join(settings)}", "Leave one out"

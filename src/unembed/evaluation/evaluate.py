@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from unembed.config import DataSection
 from unembed.data.pairs import Pairs
-from unembed.decoding.settings import require_whole
+from unembed.decoding.settings import require_callable, require_whole
 from unembed.encoders.base import Encoder
 from unembed.errors import ConfigError
 from unembed.evaluation.bootstrap import (
@@ -24,9 +24,10 @@ from unembed.evaluation.bootstrap import (
     Tally,
     block_count,
     draw_blocks,
+    duration,
     put_in_words,
 )
-from unembed.evaluation.cache import FOLDER, RowCache
+from unembed.evaluation.cache import FOLDER, RowCache, as_folder
 from unembed.evaluation.metrics import BINS, Recovery, Ruler, make_ruler
 from unembed.evaluation.rows import (
     BATCH,
@@ -126,7 +127,7 @@ def evaluate(  # noqa: PLR0913 - the front door; all but the first three have a 
     corpus: Pairs | None = None,
     limit: int | None = 1000,
     seed: int = 0,
-    folder: Path | None = None,
+    folder: str | Path | None = None,
     progress: ProgressFn | None = None,
     announce: Callable[[str], None] | None = None,
 ) -> Evaluation:
@@ -161,6 +162,8 @@ def evaluate(  # noqa: PLR0913 - the front door; all but the first three have a 
     """
     attacks = _checked(inverter, encoder, train_pairs, corpus, name_attacks(strategy, steps))
     require_whole(seed=(seed, 0), limit=(1 if limit is None else limit, 1))
+    require_callable(progress=progress, announce=announce)
+    folder = as_folder(folder)
     report = progress or (lambda stage, count, total: None)
     samples = Samples(
         texts if vectors is None else paired(texts, vectors, inverter.dimension),
@@ -220,6 +223,9 @@ def _checked(
     if not hasattr(inverter, "require_encoder"):
         actual = f"{type(inverter).__name__} {inverter!r:.80}"
         raise ConfigError("an inverter", actual, "Load it with Inverter.from_pretrained")
+    for name, value in (("train_pairs", pairs), ("corpus", corpus)):
+        if not isinstance(value, Pairs | None):
+            raise ConfigError(f"{name} as pairs", f"{value!r:.80}", "Open them with Pairs.open")
     if encoder is not None:
         inverter.require_encoder(encoder)
     if pairs is not None:
@@ -286,16 +292,6 @@ def _forecast(bench: Bench, rows: list[_Row], trial: tuple[int, list[Sample]]) -
             seconds += bench.seconds(part, decoded[row.name], max(0, left))
     times = len([row for row in rows if row.name in decoded])
     return f"{bench.total} texts, each decoded up to {times} times: {duration(seconds)} here"
-
-
-def duration(seconds: float) -> str:
-    """About how long, for readers: ``about 20 minutes``."""
-    for unit, size in (("hours", 3600.0), ("minutes", 60.0)):
-        if seconds >= 1.5 * size:
-            return f"about {seconds / size:.0f} {unit}"
-    if seconds > 45.0:  # noqa: PLR2004
-        return "about a minute"
-    return f"about {round(seconds)} seconds" if seconds >= 1.5 else "a second"  # noqa: PLR2004
 
 
 def cutting(inverter: Inverter) -> DataSection:

@@ -206,8 +206,9 @@ def _known_of(row: Mapping[str, object]) -> Labels:
 
 
 def _as_passages(texts: Iterable[Any]) -> Iterator[Passage]:
-    if isinstance(texts, str):
-        raise DataError("a list of texts", f"the lone string {texts!r:.80}", "Put it into a list")
+    if isinstance(texts, str) or not isinstance(texts, Iterable):
+        kind = "the lone string" if isinstance(texts, str) else type(texts).__name__
+        raise DataError("a list of texts", f"{kind} {texts!r:.80}", "Put it into a list")
     for index, text in enumerate(texts):
         passage = Passage(text) if isinstance(text, str) else text
         if not isinstance(passage, Passage) or not isinstance(passage.text, str):
@@ -258,7 +259,7 @@ class Samples:
         seed: int = 0,
         report: Callable[[int], None] = lambda count: None,
     ) -> None:
-        self._texts = list(texts) if iter(texts) is texts else texts
+        self._texts = list(texts) if isinstance(texts, Iterator) else texts
         self._tokenizer, self._settings = tokenizer, settings
         stored = 0
         self._counts = array("L")  # pieces of each text

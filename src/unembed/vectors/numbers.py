@@ -277,6 +277,8 @@ def _parsed(text: str, dimension: int) -> NDArray[np.float64] | bytes | str:
     try:
         if text.startswith("\\x"):
             return bytes.fromhex(text[2:])
+        if len(text) == dimension and dimension % BITS == 0 and not text.strip("01"):  # pgvector
+            return int(text, 2).to_bytes(dimension // BITS, "big")
         if len(text) > _SHOWN_CHARS and _BASE64.fullmatch(text):
             return base64.b64decode(text.replace("-", "+").replace("_", "/"), validate=True)
     except (ValueError, binascii.Error):

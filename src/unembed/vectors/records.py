@@ -100,7 +100,8 @@ def number_columns(
         if first is not None:
             is_index = first[0].isdecimal(), first[-1].isdecimal()
         places = places[is_index[0] : len(places) - is_index[1]]
-    return places if len(places) == dimension else []
+    distinct = {names[place] for place in places}  # not so where a second row has names as well
+    return places if len(places) == len(distinct) == dimension else []
 
 
 def look_up(record: Any, path: str) -> Any:

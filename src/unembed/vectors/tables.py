@@ -437,7 +437,7 @@ def _delimiter(line: str) -> str:
 def _column_of_vectors(first: list[str]) -> int | None:
     """Find the vectors' column in a table without a header, -1 for a number a column; else None."""
     for index, cell in enumerate(first):
-        if cell.startswith(("[", "{")):
+        if cell.startswith(("[", "{")) or size_of(cell) > 1:
             return index
     try:
         numbers = [float(cell) for cell in first]
