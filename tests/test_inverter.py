@@ -563,6 +563,13 @@ def test_invert_refuses_a_tensor_without_data(inverter):
         inverter.invert(torch.empty(2, inverter.encoder.dimension, device="meta"))
 
 
+def test_save_pretrained_refuses_a_storage_that_is_none(inverter, tmp_path):
+    other = copy.copy(inverter)
+    other.storage = "int4"
+    with pytest.raises(CheckpointError, match="storage as a Storage; found 'int4'"):
+        other.save_pretrained(tmp_path / "x")
+
+
 def test_save_pretrained_refuses_a_file_in_the_place_of_the_folder(inverter, tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(CheckpointError):

@@ -268,12 +268,13 @@ def make_folder(out: Path) -> None:
         raise DataError(f"a folder at {out}", str(error), "Choose another --out") from error
 
 
-def text_files(path: Path) -> list[Path]:
+def text_files(path: str | Path) -> list[Path]:
     """The text files of a path: itself, or those in a folder and its folders, sorted by name.
 
     Raises:
         DataError: Nothing is there, or nothing that holds text.
     """
+    path = Path(path)
     if is_file(path):
         file_format(path)
         return [path]

@@ -415,7 +415,7 @@ class Inverter(
         )
 
 
-def export_folder(folder: Path, out: Path) -> None:
+def export_folder(folder: str | Path, out: str | Path) -> None:
     """Write the denoiser of an inverter's folder as ONNX (`unembed.backends.onnx.export_onnx`).
 
     Args:
@@ -426,7 +426,7 @@ def export_folder(folder: Path, out: Path) -> None:
         CheckpointError: Not an inverter's folder, or the file cannot be written.
         ConfigError: The extra is not installed.
     """
-    export_onnx(load_checkpoint(folder).denoiser, folder, out)
+    export_onnx(load_checkpoint(Path(folder)).denoiser, Path(folder), Path(out))
 
 
 def _load(folder: Path) -> Inverter:

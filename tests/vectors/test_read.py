@@ -60,6 +60,8 @@ def test_vector_file_takes_a_path_and_a_column_as_text(tmp_path):
     assert next(file.chunks(D)).columns["other"][:2] == [0, 0]
     with pytest.raises(EmbeddingError, match="the path of a file of vectors; found 3"):
         VectorFile(3)
+    with pytest.raises(EmbeddingError, match="a key or column as text; found 3"):
+        VectorFile(tmp_path, 3)
 
 
 @pytest.mark.parametrize("name", NAMES)

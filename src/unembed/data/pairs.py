@@ -61,7 +61,7 @@ class Pairs:
     tokenizer: TextTokenizer
 
     @classmethod
-    def open(cls, folder: Path, shards: int | None = None) -> Pairs:
+    def open(cls, folder: str | Path, shards: int | None = None) -> Pairs:
         """Map a folder that `prepare_pairs` wrote; also one it is still writing.
 
         Args:
@@ -71,6 +71,7 @@ class Pairs:
         Raises:
             DataError: No manifest, or a shard is missing, damaged or of the wrong shape.
         """
+        folder = Path(folder)
         manifest = read_manifest(folder)
         manifest = {**manifest, "shards": manifest["shards"][:shards]}
         length = manifest["pieces"]["length"]

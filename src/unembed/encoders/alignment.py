@@ -37,7 +37,7 @@ _ANCHORS = (0.0, 0.25, 0.5, 0.75, 1.0)
 _LEAST_GAIN = 3.0  # standard errors above the constant output that a map must reach
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Alignment:
     """A map into the space of an inverter's encoder, and what it expects.
 
@@ -76,6 +76,10 @@ class Alignment:
     norms: tuple[float, float, float] | None = None
     left_out: dict[str, int] = field(default_factory=dict)
     statistics: VectorStatistics | None = None
+
+    def __repr__(self) -> str:
+        """Say what it maps, without the numbers."""
+        return f"Alignment({self.describe()})"
 
     @property
     def dimension(self) -> int:
@@ -158,12 +162,13 @@ class Alignment:
             f"pair{'s' if self.pairs > 1 else ''}{score if self.cosines else ''}"
         )
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: str | Path) -> None:
         """Write the map and what it expects as safetensors and JSON.
 
         Raises:
             CheckpointError: The folder cannot be written.
         """
+        folder = Path(folder)
         settings = {
             "format": FORMAT,
             "kind": "alignment",

@@ -115,6 +115,8 @@ class VectorFile:
                 object.__setattr__(self, name, Path(value) if name == "path" else (value,))
         if not isinstance(self.path, Path):
             raise EmbeddingError("the path of a file of vectors", repr(self.path), "Correct it")
+        if not isinstance(self.key, str | None):
+            raise EmbeddingError("a key or column as text", repr(self.key), "Correct key")
 
     def __len__(self) -> int:
         """Rows, bad ones included; of JSON lines the lines.

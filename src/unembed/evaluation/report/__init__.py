@@ -58,7 +58,7 @@ show();
 """
 
 
-def write_report(evaluation: Evaluation, folder: Path) -> None:
+def write_report(evaluation: Evaluation, folder: str | Path) -> None:
     """Write ``report.json``, ``report.md``, ``report.html`` and ``plots/`` (PNG and SVG).
 
     Without matplotlib the plots are missing, and the notes of the report say so.
@@ -70,6 +70,7 @@ def write_report(evaluation: Evaluation, folder: Path) -> None:
     Raises:
         DataError: The folder cannot be written.
     """
+    folder = Path(folder)
     try:
         (folder / "plots").mkdir(parents=True, exist_ok=True)
         plots, missing = draw_plots(evaluation, folder / "plots")
