@@ -1,6 +1,8 @@
 import copy
+import io
 import json
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -556,6 +558,12 @@ def test_from_pretrained_refuses_options_that_nothing_would_come_of(options):
 def test_aligned_refuses_what_is_no_alignment(inverter):
     with pytest.raises(CheckpointError, match="an alignment, or its folder; found int"):
         inverter.aligned(5)
+
+
+@pytest.mark.parametrize("value", [(x for x in [1.0]), {1.0}, Path("v.npy"), io.StringIO()])
+def test_invert_refuses_what_is_no_array(inverter, value):
+    with pytest.raises(EmbeddingError, match="which is no array"):
+        inverter.invert(value)
 
 
 def test_invert_refuses_a_tensor_without_data(inverter):

@@ -99,9 +99,13 @@ def invert_file(
     Raises:
         EmbeddingError: The file cannot be read or its vectors cannot be inverted.
     """
-    file = source if isinstance(source, VectorFile) else VectorFile(Path(source))
+    file = _as_file(source)
     stream = invert_stream(inverter, file, check=check, **options)
     return [item for _, items in stream for item in items]
+
+
+def _as_file(source: Any) -> VectorFile:
+    return source if isinstance(source, VectorFile) else VectorFile(source)
 
 
 def invert_to_file(
@@ -136,8 +140,7 @@ def invert_to_file(
         EmbeddingError: The vectors cannot be read or none can be inverted, or ``out`` cannot be
             written or is the source itself, or its ``.part`` is of another call.
     """
-    source = source if isinstance(source, VectorFile) else VectorFile(Path(source))
-    out = Path(out)
+    source, out = _as_file(source), Path(out)
     require_writable(out, source.parts())
     total = len(source)
     part_file = PartFile(out, _identity(inverter, source, check, options))
