@@ -4,7 +4,7 @@ The front door. Names are loaded when first used, so that importing the package 
 
     >>> import unembed
     >>> sorted(unembed.__all__)
-    ['Inverter', 'UnembedError', 'WordProbe', 'evaluate', 'load_encoder']
+    ['Defence', 'Inverter', 'UnembedError', 'WordProbe', 'defend', 'evaluate', 'load_encoder']
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from unembed.defences.defence import Defence
+    from unembed.defences.run import defend
     from unembed.encoders import load_encoder
     from unembed.errors import UnembedError
     from unembed.evaluation.evaluate import evaluate
@@ -22,14 +24,24 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _WHERE = {
+    "Defence": "unembed.defences.defence",
     "Inverter": "unembed.inverter",
     "UnembedError": "unembed.errors",
     "WordProbe": "unembed.vectors.words",
+    "defend": "unembed.defences.run",
     "evaluate": "unembed.evaluation.evaluate",
     "load_encoder": "unembed.encoders",
 }
 
-__all__ = ["Inverter", "UnembedError", "WordProbe", "evaluate", "load_encoder"]
+__all__ = [
+    "Defence",
+    "Inverter",
+    "UnembedError",
+    "WordProbe",
+    "defend",
+    "evaluate",
+    "load_encoder",
+]
 
 
 def __getattr__(name: str) -> Any:

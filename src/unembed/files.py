@@ -38,10 +38,12 @@ EXTRAS = {  # the extras of pyproject.toml → packages that are imported
     "demo": ("fastapi", "prometheus_client", "uvicorn"),
     "distributed": ("ray",),
     "evaluation": ("rouge_score", "sacrebleu"),
+    "faiss": ("faiss",),
     "hub": ("datasets",),
     "languages": ("py3langid",),
     "onnx": ("onnx", "onnxruntime", "onnxscript"),
     "plots": ("matplotlib",),
+    "retrieval": ("ir_measures",),
     "tensorboard": ("tensorboard",),
 }
 

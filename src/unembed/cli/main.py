@@ -14,6 +14,7 @@ import typer
 
 import unembed
 from unembed.cli import align as _align
+from unembed.cli import defend as _defend
 from unembed.cli import evaluate as _evaluate
 from unembed.cli import invert as _invert
 from unembed.cli import prepare as _prepare
@@ -60,6 +61,7 @@ invert = app.command(epilog=STRATEGIES_EPILOG)(_invert.invert)
 align = app.command()(_align.align)
 evaluate = app.command(epilog=STRATEGIES_EPILOG)(_evaluate.evaluate)
 words = app.command()(_words.words)
+defend = app.command()(_defend.defend)
 serve = app.command()(_serve.serve)
 
 

@@ -1,0 +1,197 @@
+"""`defend`: which protection is worth what, measured on a user's own vectors; a defended copy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from unembed.cli.options import (
+    CheckpointOption,
+    DeviceOption,
+    EncoderOption,
+    SeedOption,
+    TrustOption,
+    encoder_settings,
+    interruptible,
+    make_encoder,
+    make_inverter,
+    note,
+    refuse_idle,
+)
+
+if TYPE_CHECKING:
+    from unembed.encoders.base import Encoder
+    from unembed.inverter import Inverter
+
+VectorsArgument = Annotated[
+    Path,
+    typer.Argument(metavar="VECTORS", help="Parquet, JSONL, CSV: vectors with texts beside them."),
+]
+QueriesOption = Annotated[
+    Path | None,
+    typer.Option("--queries", help="Queries: embedding or text, and relevant: ids to be found."),
+]
+DefencesOption = Annotated[
+    str,
+    typer.Option("--defences", help="all, or rotation,gaussian:cosine=0.96,file.py:MyDefence."),
+]
+AttackersOption = Annotated[
+    str, typer.Option("--attackers", help="U,A1,A2,R,L; all leaves A2 (training) out.")
+]
+PairsOption = Annotated[
+    str, typer.Option("--pairs", metavar="10,100,1000", help="Leaked pairs that R has.")
+]
+BudgetOption = Annotated[
+    float, typer.Option("--budget", min=0.0, max=1.0, help="Share of utility it may cost.")
+]
+HeldOutOption = Annotated[
+    int, typer.Option("--held-out", min=2, help="Records that are attacked; at most half.")
+]
+CorpusOption = Annotated[
+    Path | None, typer.Option("--corpus", help="Texts that an attacker has; for A1, A2 and L.")
+]
+OverlapOption = Annotated[
+    float,
+    typer.Option(
+        "--overlap", min=0.0, max=1.0, help="Without --corpus: share of attacked texts L has."
+    ),
+]
+MinutesOption = Annotated[
+    float, typer.Option("--minutes", min=0.0, help="A2 trains so long for each defence.")
+]
+WriteOption = Annotated[
+    str | None,
+    typer.Option("--write", metavar="DEFENCE", help="Write a defended copy to --out; no report."),
+]
+KeepOption = Annotated[
+    str | None, typer.Option("--keep", help="With --write: columns of the copy: id,title.")
+]
+OutOption = Annotated[
+    Path, typer.Option("--out", help="Folder of the report; with --write a .parquet.")
+]
+_OF_THE_REPORT = (
+    *("queries", "defences", "attackers", "pairs", "budget", "sample", "held_out", "corpus"),
+    *("overlap", "minutes", "checkpoint", "encoder", "seed", "text_column", "id_column"),
+)
+
+
+def defend(
+    context: typer.Context,
+    vectors: VectorsArgument,
+    queries: QueriesOption = None,
+    defences: DefencesOption = "all",
+    attackers: AttackersOption = "all",
+    pairs: PairsOption = "10,100,1000",
+    budget: BudgetOption = 0.02,
+    sample: Annotated[int, typer.Option("--sample", min=8, help="Records to draw.")] = 2000,
+    held_out: HeldOutOption = 200,
+    corpus: CorpusOption = None,
+    overlap: OverlapOption = 0.1,
+    minutes: MinutesOption = 5.0,
+    out: OutOption = Path("defences"),
+    write: WriteOption = None,
+    keep: KeepOption = None,
+    column: Annotated[
+        str | None, typer.Option("--column", "--key", help="Column or key of the vector.")
+    ] = None,
+    text_column: Annotated[str, typer.Option("--text-column", help="Column of the text.")] = "text",
+    id_column: Annotated[str, typer.Option("--id-column", help="Column of the id.")] = "id",
+    checkpoint: CheckpointOption = None,
+    encoder: EncoderOption = None,
+    seed: SeedOption = 0,
+    device: DeviceOption = "auto",
+    trust_remote_code: TrustOption = False,
+) -> None:
+    """Measure what protects vectors, against attackers who know of it, and what it costs."""
+    if write is not None:
+        refuse_idle(context, "without --write", f"--write {write}", *_OF_THE_REPORT)
+        _write(vectors, write, out, keep, column)
+        return
+    refuse_idle(context, "with --write only", "none", "keep")
+    from unembed.cli.display import StageDisplay
+    from unembed.defences.defence import parse_defences
+    from unembed.defences.records import read_queries, read_records
+    from unembed.defences.report import write_report
+    from unembed.defences.run import defend as run
+    from unembed.defences.run import parse_attackers, parse_pairs
+    from unembed.vectors.read import VectorFile
+
+    # What is wrong fails before anything is loaded
+    parse_defences(defences)
+    parse_attackers(attackers)
+    counts = parse_pairs(pairs)
+    VectorFile(vectors, column).parts()
+    inverter = make_inverter(checkpoint, None, device)
+    model = _encoder(inverter, encoder, device, trust_remote_code)
+    asked = None if queries is None else read_queries(queries, model, inverter.encoder.dimension)
+    labels = [] if asked is None else asked.relevant or []
+    records = read_records(
+        vectors,
+        sample,
+        seed,
+        column=column,
+        text_column=text_column,
+        id_column=id_column,
+        wanted=frozenset().union(*labels),
+    )
+    with StageDisplay() as display, interruptible("the same command goes on from there"):
+        report = run(
+            records,
+            queries=asked,
+            defences=defences,
+            attackers=attackers,
+            pairs=counts,
+            budget=budget,
+            held_out=held_out,
+            corpus=corpus,
+            overlap=overlap,
+            minutes=minutes,
+            to=inverter,
+            encoder=model,
+            seed=seed,
+            folder=out,
+            progress=display.update,
+        )
+    write_report(report, out)
+    for sentence in report.recommendation():
+        typer.echo(sentence)
+    for line in report.notes:
+        note(line)
+    typer.echo(f"the report: {out / 'report.html'}")
+
+
+def _encoder(
+    inverter: Inverter, where: str | None, device: str, trust_remote_code: bool
+) -> Encoder | None:
+    """The encoder; None where it is not asked for and cannot be loaded."""
+    from unembed.errors import UnembedError
+
+    try:
+        model: Encoder = make_encoder(encoder_settings(inverter, where), device, trust_remote_code)
+        inverter.require_encoder(model)
+    except (UnembedError, OSError) as error:
+        if where is not None:
+            raise
+        note(f"the encoder could not be loaded: {error}")
+        return None
+    return model
+
+
+def _write(vectors: Path, name: str, out: Path, keep: str | None, column: str | None) -> None:
+    from unembed.cli.display import StageDisplay
+    from unembed.defences.defence import parse_defence
+    from unembed.defences.write import write_copy
+    from unembed.vectors.read import VectorFile
+
+    columns = [part.strip() for part in (keep or "").split(",") if part.strip()]
+    source = VectorFile(vectors, column, True, columns)
+    with StageDisplay() as display:
+        paths = write_copy(source, parse_defence(name), out, display.update)
+    for line in source.describe_left_out():
+        note(f"left out: {line}")
+    typer.echo("written: " + ", ".join(map(str, paths)))
+    for path in paths:
+        if path.name.endswith(".secret.safetensors"):
+            note(f"{path} is the key: keep it apart from the copy")

@@ -1,0 +1,321 @@
+"""Defence of vectors: fitted to them, applied, inverted where that is possible, saved."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+import os
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, fields, is_dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from unembed.errors import ConfigError, DataError, UnembedError
+from unembed.files import atomic
+
+Vectors = NDArray[np.float32]
+
+_MODE = 0o600  # of a file of secrets
+SHIPPED = {  # name → module of `unembed.defences` and class; in the order of tables
+    "none": ("defence", "NoDefence"),
+    "gaussian": ("noise", "Gaussian"),
+    "laplace": ("noise", "Laplace"),
+    "int8": ("quantise", "Int8"),
+    "binary": ("quantise", "Binary"),
+    "pq": ("product", "ProductQuantisation"),
+    "cut": ("cut", "Cut"),
+    "mean": ("mean", "MeanRemoval"),
+    "rotation": ("rotate", "Rotation"),
+    "permutation": ("rotate", "Permutation"),
+    "pii": ("pii", "ReplacePii"),
+}
+ALL = (
+    *("none", "gaussian:cosine=0.98", "gaussian", "gaussian:cosine=0.9"),
+    *("gaussian:cosine=0.8", "laplace", "int8", "binary", "binary:rerank=100"),
+    *("pq:parts=96", "pq", "cut", "cut:keep=0.25", "mean", "rotation"),
+    *("permutation", "rotation:keep=0.5", "pii"),
+)
+
+
+class Defence(ABC):
+    """What stands between an encoder's vectors and the store; settings are a dataclass's fields.
+
+    Attributes:
+        secret: Whether part of it is unknown to whoever reads the store. The parts named in
+            ``secrets`` then go into a file of their own, readable to the owner alone.
+        fitted: Names of the arrays that `fit` sets and `save` writes.
+        secrets: Those of them that are secret.
+        rerank: Results that are ranked again by exact vectors kept elsewhere; 0: none.
+        identity: Whether what it stores are the encoder's own vectors, as after a change of texts.
+    """
+
+    secret: ClassVar[bool] = False
+    fitted: ClassVar[tuple[str, ...]] = ()
+    secrets: ClassVar[tuple[str, ...]] = ()
+    identity: ClassVar[bool] = False
+    rerank: int = 0
+
+    def __str__(self) -> str:
+        """The text that `parse_defence` reads."""
+        return ":".join([name_of(type(self)), *(f"{k}={v}" for k, v in self.settings().items())])
+
+    def settings(self) -> dict[str, Any]:
+        """The settings that differ from the defaults, plain data."""
+        if not is_dataclass(self):
+            return {}
+        defaults = {f.name: f.default for f in fields(self)}
+        return {k: v for k, v in asdict(self).items() if v != defaults[k]}
+
+    def describe(self) -> str:
+        """One line on what it does: the first of its docstring."""
+        return (type(self).__doc__ or str(self)).strip().splitlines()[0]
+
+    def rewrite(self, texts: Sequence[str]) -> list[str] | None:
+        """The texts to embed in place of these; None where texts stay as they are."""
+        return None
+
+    def fit(self, vectors: Vectors, random: np.random.Generator) -> None:  # noqa: B027 - optional
+        """Learn from the store's unit vectors [N, D] and draw secrets; does nothing by default."""
+
+    @abstractmethod
+    def apply(self, vectors: Vectors, random: np.random.Generator) -> Vectors:
+        """Turn unit vectors [n, D] into what the store searches, float32 [n, D']."""
+
+    def query(self, vectors: Vectors) -> Vectors:
+        """Turn unit vectors of queries [n, D] into what is compared with the store, [n, D']."""
+        return self.apply(vectors, np.random.default_rng(0))
+
+    def invert(self, stored: Vectors) -> Vectors | None:
+        """What the public part says of the vectors [n, D] behind stored ones; None: nothing."""
+        return None
+
+    def sigma(self, dimension: int) -> float | None:
+        """Standard deviation of independent noise in each of D numbers; None where there is none.
+
+        Stored vectors are taken for scaled to unit length after the noise.
+        """
+        return None
+
+    def codes(self, stored: Vectors) -> NDArray[Any]:
+        """Stored vectors as they lie on the disk, [n, ...]; float32 as they are by default."""
+        return stored
+
+    def bytes_each(self, dimension: int) -> int:
+        """Bytes of one stored vector of D' numbers."""
+        return int(self.codes(np.zeros((1, dimension), np.float32)).nbytes)
+
+    def save(self, path: Path) -> list[Path]:
+        """Write settings and fitted arrays beside ``path``; secrets apart, for the owner alone.
+
+        Returns:
+            ``path.defence.json``, and where there are such ``path.defence.safetensors`` and
+            ``path.secret.safetensors`` (mode 0600).
+
+        Raises:
+            DataError: They cannot be written.
+        """
+        public = {k: getattr(self, k) for k in self.fitted if k not in self.secrets}
+        secret = {k: getattr(self, k) for k in self.secrets}
+        settings = {"format": 1, "defence": str(self), "about": self.describe()}
+        paths = [_beside(path, ".defence.json")]
+        try:
+            for arrays, ending, mode in (
+                (secret, ".secret.safetensors", _MODE),
+                (public, ".defence.safetensors", None),
+            ):
+                if arrays:
+                    paths.append(_beside(path, ending))
+                    _write_arrays(paths[-1], arrays, mode)
+            with atomic(paths[0]) as file:
+                file.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise DataError(
+                f"a place to write {path}", str(error), "Choose another --out"
+            ) from error
+        return paths
+
+
+def load_defence(path: str | Path) -> Defence:
+    """Read what `Defence.save` wrote beside a copy, with its secrets where they are there.
+
+    Raises:
+        DataError: Nothing there, or the files are damaged.
+    """
+    path = Path(path)
+    try:
+        settings = json.loads(_beside(path, ".defence.json").read_text(encoding="utf-8"))
+        defence = parse_defence(settings["defence"])
+        for ending in (".defence.safetensors", ".secret.safetensors"):
+            if _beside(path, ending).is_file():
+                for name, array in load_file(_beside(path, ending)).items():
+                    setattr(defence, name, array)
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise DataError(
+            f"a defended copy's .defence.json beside {path}",
+            str(error),
+            "Write it with `unembed defend VECTORS --write DEFENCE --out COPY`",
+        ) from error
+    missing = [name for name in defence.fitted if not hasattr(defence, name)]
+    if missing:
+        raise DataError(
+            f"{', '.join(missing)} of {defence}", "no file that has them", "Copy its files again"
+        )
+    return defence
+
+
+def _beside(path: Path, ending: str) -> Path:
+    return path.with_name(path.name + ending)
+
+
+def _write_arrays(path: Path, arrays: dict[str, NDArray[Any]], mode: int | None) -> None:
+    with atomic(path) as file:
+        if mode is not None:
+            file.chmod(mode)  # before anything is in it
+        save_file({k: np.ascontiguousarray(v) for k, v in arrays.items()}, file)
+        if mode is not None:
+            os.chmod(file, mode)  # noqa: PTH101 - save_file may have replaced it
+
+
+def name_of(kind: type[Defence]) -> str:
+    """The name of a kind of defence: a shipped one's, else that of its class."""
+    names = {f"unembed.defences.{module}.{cls}": name for name, (module, cls) in SHIPPED.items()}
+    return names.get(f"{kind.__module__}.{kind.__qualname__}", kind.__name__)
+
+
+def parse_defence(text: str) -> Defence:
+    """Make a defence of ``name:setting=value``, ``module:Class`` or ``file.py:Class``.
+
+    Raises:
+        ConfigError: No such defence or setting, or a value out of range.
+    """
+    name, *words = text.strip().split(":")
+    if name in SHIPPED:
+        module, cls = SHIPPED[name]
+        kind = getattr(importlib.import_module(f"unembed.defences.{module}"), cls)
+    elif words:
+        kind, words = _user_class(name, words[0]), words[1:]
+    else:
+        raise ConfigError(
+            f"a defence ({', '.join(SHIPPED)}, all) or module:Class", repr(text), "Correct it"
+        )
+    values: dict[str, Any] = {}
+    known = {f.name: f.default for f in fields(kind)} if is_dataclass(kind) else {}
+    for word in words:
+        key, _, value = word.partition("=")
+        values[key] = _value(name, key, value, known)
+    try:
+        defence = kind(**values)
+    except UnembedError:
+        raise
+    except Exception as error:  # a user's own class
+        raise ConfigError(
+            f"{text} to be made", f"{type(error).__name__}: {error}", "Correct it"
+        ) from error
+    return defence  # type: ignore[no-any-return]
+
+
+def _value(name: str, key: str, text: str, known: dict[str, Any]) -> Any:
+    if key not in known:
+        there = ", ".join(known) or "none"
+        raise ConfigError(f"a setting of {name} ({there})", repr(key), "Correct --defences")
+    kind: Callable[[str], Any] = type(known[key])
+    try:
+        return kind(text)
+    except ValueError:
+        raise ConfigError(
+            f"{key} of {name} as {kind.__name__}", repr(text), "Correct --defences"
+        ) from None
+
+
+def _user_class(name: str, cls: str) -> type[Defence]:
+    """A user's own class, from a module that can be imported or a file of Python."""
+    try:
+        module = _module(name)
+    except Exception as error:  # whatever a user's module raises
+        raise ConfigError(
+            f"a defence ({', '.join(SHIPPED)}) or a module {name!r}",
+            f"{type(error).__name__}: {error}",
+            "Correct --defences",
+        ) from error
+    kind = getattr(module, cls, None)
+    if not (isinstance(kind, type) and issubclass(kind, Defence)):
+        raise ConfigError(
+            f"a class {cls!r} in {name} that derives from unembed.Defence",
+            "none" if kind is None else repr(kind)[:80],
+            "See docs/defences.md",
+        )
+    return kind
+
+
+def _module(name: str) -> ModuleType:
+    if not name.endswith(".py"):
+        return importlib.import_module(name)
+    spec = importlib.util.spec_from_file_location(Path(name).stem, name)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"no Python in {name}")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[module.__name__] = module  # dataclasses look there
+    spec.loader.exec_module(module)
+    return module
+
+
+def parse_defences(text: str) -> list[Defence]:
+    """Make the defences of a list, ``all`` for those of ``ALL``; none stands first in any case.
+
+    Raises:
+        ConfigError: As `parse_defence`, or one stands twice.
+    """
+    names = [
+        part for word in text.split(",") for part in (ALL if word.strip() == "all" else [word])
+    ]
+    defences = [parse_defence(name) for name in names if name]
+    if not any(isinstance(d, NoDefence) for d in defences):
+        defences.insert(0, NoDefence())
+    defences.sort(key=lambda defence: not isinstance(defence, NoDefence))
+    labels = [str(defence) for defence in defences]
+    twice = {label for label in labels if labels.count(label) > 1}
+    if twice:
+        raise ConfigError("each defence once", f"{', '.join(twice)} twice", "Correct --defences")
+    return defences
+
+
+def require_share(name: str, value: float, low: float = 0.0, high: float = 1.0) -> None:
+    """Refuse a setting outside of (low, high].
+
+    Raises:
+        ConfigError: It is.
+    """
+    if not low < value <= high:
+        raise ConfigError(f"{name} above {low:g}, up to {high:g}", f"{value:g}", "Correct it")
+
+
+def unit(rows: NDArray[Any]) -> Vectors:
+    """Rows scaled to unit length, float32; a row of zeros stays zero."""
+    scaled: Vectors = (
+        rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-30)
+    ).astype(np.float32)
+    return scaled
+
+
+@dataclass
+class NoDefence(Defence):
+    """The vectors as they are."""
+
+    identity: ClassVar[bool] = True
+
+    def apply(self, vectors: Vectors, random: np.random.Generator) -> Vectors:
+        """The same vectors."""
+        return vectors
+
+    def invert(self, stored: Vectors) -> Vectors:
+        """The same vectors."""
+        return stored
