@@ -9,6 +9,7 @@ import typer
 
 from unembed.cli.options import (
     CheckpointOption,
+    DenoiserDtypeOption,
     DeviceOption,
     EncoderOption,
     SeedOption,
@@ -73,7 +74,7 @@ OutOption = Annotated[
 ]
 _OF_THE_REPORT = (
     *("queries", "defences", "attackers", "pairs", "budget", "sample", "held_out", "corpus"),
-    *("overlap", "minutes", "checkpoint", "encoder", "seed", "text_column", "id_column"),
+    *("overlap", "minutes", "checkpoint", "encoder", "seed", "text_column", "id_column", "dtype"),
 )
 
 
@@ -102,6 +103,7 @@ def defend(
     encoder: EncoderOption = None,
     seed: SeedOption = 0,
     device: DeviceOption = "auto",
+    dtype: DenoiserDtypeOption = None,
     trust_remote_code: TrustOption = False,
 ) -> None:
     """Measure what protects vectors, against attackers who know of it, and what it costs."""
@@ -118,24 +120,17 @@ def defend(
     from unembed.defences.run import parse_attackers, parse_pairs
     from unembed.vectors.read import VectorFile
 
-    # What is wrong fails before anything is loaded
-    parse_defences(defences)
+    parse_defences(defences)  # what is wrong fails before anything is loaded
     parse_attackers(attackers)
     counts = parse_pairs(pairs)
     VectorFile(vectors, column).parts()
-    inverter = make_inverter(checkpoint, None, device)
+    inverter = make_inverter(checkpoint, None, device, dtype)
     model = _encoder(inverter, encoder, device, trust_remote_code)
     asked = None if queries is None else read_queries(queries, model, inverter.encoder.dimension)
     labels = [] if asked is None else asked.relevant or []
-    records = read_records(
-        vectors,
-        sample,
-        seed,
-        column=column,
-        text_column=text_column,
-        id_column=id_column,
-        wanted=frozenset().union(*labels),
-    )
+    names = {"column": column, "text_column": text_column, "id_column": id_column}
+    wanted = frozenset[str]().union(*labels)
+    records = read_records(vectors, sample, seed, wanted=wanted, **names)  # type: ignore[arg-type]
     with StageDisplay() as display, interruptible("the same command goes on from there"):
         report = run(
             records,

@@ -58,7 +58,7 @@ class Case:
     @property
     def dimension(self) -> int:
         """D of the encoder."""
-        return self.public.shape[1]
+        return int(self.public.shape[1])
 
     @cached_property
     def own(self) -> Defence:
@@ -75,15 +75,17 @@ class Case:
 
 
 class Attacker(Protocol):
-    """Somebody who reads stored vectors.
+    """Somebody who reads stored vectors."""
 
-    Attributes:
-        name: For tables.
-        access: What he has.
-    """
+    @property
+    def name(self) -> str:
+        """For tables."""
+        ...
 
-    name: str
-    access: str
+    @property
+    def access(self) -> str:
+        """What he has."""
+        ...
 
     def estimate(self, case: Case) -> Vectors | None:
         """Unit vectors [n, D] in the encoder's space; None where he does what U does."""

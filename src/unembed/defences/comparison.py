@@ -133,7 +133,8 @@ class Comparison:
         self.minutes = minutes if "A2" in names else None
         if self.minutes is not None:
             self.access["A2"] = (
-                f"as A1; his inverter trained on vectors he defended himself, {minutes:g} minutes"
+                "as A1; his inverter trained on vectors he defended himself, "
+                f"{minutes:g} minutes of processor time"
             )
         self.looks_up = "L" in names
         held = [self.records.texts[i] for i in self.held]
@@ -214,7 +215,7 @@ class Comparison:
         ranking = rank(defence, self.queries, stored, clean)
         plain = ranking if self._plain is None else self._plain[0]
         values = utilities(self.records.ids, self.queries, plain)(ranking)
-        strongest = max(scores, key=lambda n: np.mean(scores[n][F1]))
+        strongest = max(scores, key=lambda n: _mean(scores[n]))
         self.metric = next(iter(values))
         if self._plain is None:
             self._plain = ranking, values, scores[strongest]
@@ -230,7 +231,7 @@ class Comparison:
         estimates: dict[str, Vectors],
     ) -> DefenceRow:
         assert self._plain is not None
-        strongest = max(scores, key=lambda n: np.mean(scores[n][F1]))
+        strongest = max(scores, key=lambda n: _mean(scores[n]))
         apart = [n for n in scores if not n.startswith(NEEDS_PAIRS)]
         named, named_by = self._named(estimates)
         defence, same = case.defence, case.store.shape == clean.shape
@@ -243,7 +244,7 @@ class Comparison:
             secret=defence.secret,
             leak={n: {m: summarise(v, self.seed) for m, v in s.items()} for n, s in scores.items()},
             strongest=strongest,
-            without_pairs=max(apart, key=lambda n: np.mean(scores[n][F1]), default=None),
+            without_pairs=max(apart, key=lambda n: _mean(scores[n]), default=None),
             gain=_difference(self._plain[2][F1], scores[strongest][F1], self.seed),
             named=named,
             named_by=named_by,
@@ -362,6 +363,11 @@ class Comparison:
         constant = self.meter.score([Recovery(item.text, item.token_ids)] * len(recoveries))
         for name, scores in (("another text's recovery", shuffled), ("one text for all", constant)):
             self.floors[name] = {m: summarise(v, self.seed) for m, v in scores.items()}
+
+
+def _mean(scores: Scores) -> float:
+    """Token F1, which every text has."""
+    return float(np.mean([value or 0.0 for value in scores[F1]]))
 
 
 def _difference(

@@ -9,7 +9,7 @@ import os
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar
@@ -39,7 +39,7 @@ SHIPPED = {  # name → module of `unembed.defences` and class; in the order of 
     "pii": ("pii", "ReplacePii"),
 }
 ALL = (
-    *("none", "gaussian:cosine=0.98", "gaussian", "gaussian:cosine=0.9"),
+    *("none", "gaussian", "gaussian:cosine=0.9"),
     *("gaussian:cosine=0.8", "laplace", "int8", "binary", "binary:rerank=100"),
     *("pq:parts=96", "pq", "cut", "cut:keep=0.25", "mean", "rotation"),
     *("permutation", "rotation:keep=0.5", "pii"),
@@ -70,10 +70,11 @@ class Defence(ABC):
 
     def settings(self) -> dict[str, Any]:
         """The settings that differ from the defaults, plain data."""
-        if not is_dataclass(self):
+        own: Any = self  # a user's class need be no dataclass
+        if not is_dataclass(own):
             return {}
-        defaults = {f.name: f.default for f in fields(self)}
-        return {k: v for k, v in asdict(self).items() if v != defaults[k]}
+        values = {f.name: (getattr(own, f.name), f.default) for f in fields(own)}
+        return {name: value for name, (value, default) in values.items() if value != default}
 
     def describe(self) -> str:
         """One line on what it does: the first of its docstring."""
@@ -277,15 +278,18 @@ def parse_defences(text: str) -> list[Defence]:
     names = [
         part for word in text.split(",") for part in (ALL if word.strip() == "all" else [word])
     ]
-    defences = [parse_defence(name) for name in names if name]
-    if not any(isinstance(d, NoDefence) for d in defences):
-        defences.insert(0, NoDefence())
-    defences.sort(key=lambda defence: not isinstance(defence, NoDefence))
+    defences = with_none([parse_defence(name) for name in names if name])
     labels = [str(defence) for defence in defences]
     twice = {label for label in labels if labels.count(label) > 1}
     if twice:
         raise ConfigError("each defence once", f"{', '.join(twice)} twice", "Correct --defences")
     return defences
+
+
+def with_none(defences: Sequence[Defence]) -> list[Defence]:
+    """The defences with the undefended vectors first."""
+    others = [defence for defence in defences if not isinstance(defence, NoDefence)]
+    return [NoDefence(), *others]
 
 
 def require_share(name: str, value: float, low: float = 0.0, high: float = 1.0) -> None:

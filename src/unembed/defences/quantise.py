@@ -28,7 +28,8 @@ class Int8(Defence):
 
     def apply(self, vectors: Vectors, random: np.random.Generator) -> Vectors:
         """Vectors rounded to the codes' values."""
-        return self.codes(vectors).astype(np.float32) * self.scale + self.middle
+        rounded: Vectors = self.codes(vectors).astype(np.float32) * self.scale + self.middle
+        return rounded
 
     def query(self, vectors: Vectors) -> Vectors:
         """The same vectors: only the store is rounded."""
@@ -41,7 +42,8 @@ class Int8(Defence):
     def codes(self, stored: Vectors) -> NDArray[Any]:
         """Codes int8 [n, D]."""
         steps = np.round((stored - self.middle) / self.scale)
-        return np.clip(steps, -_STEPS // 2, _STEPS // 2).astype(np.int8)
+        codes: NDArray[np.int8] = np.clip(steps, -_STEPS // 2, _STEPS // 2).astype(np.int8)
+        return codes
 
 
 @dataclass
@@ -61,8 +63,8 @@ class Binary(Defence):
 
     def apply(self, vectors: Vectors, random: np.random.Generator) -> Vectors:
         """Signs, scaled to unit length; their products rank as Hamming distances do."""
-        signs = np.where(vectors > 0, np.float32(1.0), np.float32(-1.0))
-        return signs / np.float32(np.sqrt(vectors.shape[1]))
+        signs = np.where(vectors > 0, 1.0, -1.0) / np.sqrt(vectors.shape[1])
+        return signs.astype(np.float32)
 
     def invert(self, stored: Vectors) -> Vectors:
         """The signs."""

@@ -49,7 +49,8 @@ def retrain(
         texts: The attacker's; those longer than the inverter writes are left out.
         vectors: Step → what the attacker would feed the inverter for each text, [N, D]: noise is
             drawn anew at every step.
-        minutes: Of training, resumed ones added.
+        minutes: Of training in processor time, which a busy machine does not change; resumed ones
+            are added.
         seed: Of batches and masks.
         folder: Keeps the state; none is kept when None.
         name: Of the defence, which names the state.
@@ -68,7 +69,7 @@ def retrain(
     device, saved, mask_id = model.compute.device, seconds, inverter.tokenizer.mask_id
     padding = ScoredPadding(inverter.tokenizer.pad_id, _PADDING)
     while seconds < 60.0 * minutes:
-        begun = time.monotonic()
+        begun = time.process_time()
         # A batch, its masks, its vectors
         generator = step_generator(seed, step)
         choice = torch.randint(len(rows), (min(_BATCH, len(rows)),), generator=generator)
@@ -84,7 +85,7 @@ def retrain(
             group["lr"] = _LR * min(1.0, (step + 1) / _WARMUP)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        seconds, step = seconds + time.monotonic() - begun, step + 1
+        seconds, step = seconds + time.process_time() - begun, step + 1
         progress(f"A2 against {name}", int(seconds), int(60 * minutes))
         if seconds - saved > _SAVE_EVERY or seconds >= 60.0 * minutes:
             _save(state, denoiser, seconds, step)

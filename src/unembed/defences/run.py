@@ -10,7 +10,7 @@ from unembed.data.readers import require_texts
 from unembed.decoding import Decoding
 from unembed.decoding.settings import as_decoding
 from unembed.defences.comparison import Comparison
-from unembed.defences.defence import Defence, parse_defences
+from unembed.defences.defence import Defence, parse_defences, with_none
 from unembed.defences.leak import Progress
 from unembed.defences.records import Queries, Records
 from unembed.defences.result import DefenceReport
@@ -71,7 +71,7 @@ def defend(  # noqa: PLR0913 - the front door; all but the first have a default
         DataError: Too few records, or vectors that the inverter does not read.
         ConfigError: An unknown defence or attacker, or a number out of range.
     """
-    named = defences if not isinstance(defences, str) else parse_defences(defences)
+    named = parse_defences(defences) if isinstance(defences, str) else with_none(defences)
     lenient = isinstance(defences, str) and "all" in defences.split(",")
     inverter = Inverter.from_pretrained(to) if isinstance(to, str) else to
     names = parse_attackers(attackers)
@@ -83,7 +83,7 @@ def defend(  # noqa: PLR0913 - the front door; all but the first have a default
     run.read_corpus(corpus, corpus_column, overlap)
     run.plan(names, sorted(set(pairs)), as_decoding(decoding, {}), minutes)
     run.set_queries(queries)
-    rows = run.rows(list(named), lenient)
+    rows = run.rows(named, lenient)
     settings = {
         "encoder": inverter.encoder.name,
         "records": len(records),

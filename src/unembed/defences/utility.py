@@ -43,7 +43,7 @@ def rank(defence: Defence, queries: Queries, stored: Vectors, exact: Vectors) ->
         exact: The vectors as the encoder made them [N, D], which only a re-ranking reads.
     """
     seconds = []
-    rows = np.empty(0)
+    rows = np.empty(0, np.int64)
     for _ in range(_REPEATS):
         begun = time.perf_counter()
         parts = [
