@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from unembed.encoders.alignment import Alignment, PairSums, fit_alignment
 from unembed.encoders.base import EncoderIdentity
 from unembed.encoders.sentence import load_encoder
-from unembed.evaluation.leaked import CURVE, LeakedPairs, align_curve, curve_table
+from unembed.evaluation.leaked import CURVE, LeakedPairs, align_curve
+from unembed.evaluation.report.plots import curve_table
 from unembed.inverter import Inverter
 
 

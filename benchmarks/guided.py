@@ -41,10 +41,10 @@ STEPS = 8  # denoiser passes of the start
 
 # Parts of guided search: the option or the constant that leaves each out
 PARTS: dict[str, tuple[ModuleType | None, str, Any]] = {
-    "exploration": (None, "exploration", 0.0),
     "gain": (None, "gain", 0.0),
-    "crossovers": (search, "_CROSSOVERS", 0),
-    "words": (edits, "_WORDS_TRIED", 0),
+    "infills": (search, "_INFILLS", 0),
+    "moves": (search, "_MOVES", 0),
+    "lengths": (search, "_LENGTH_WEIGHT", 0.0),
     "substitutions": (edits, "_SUBSTITUTION", -math.inf),
     "insertions": (edits, "_INSERTION", -math.inf),
     "deletions": (edits, "_DELETION", -math.inf),

@@ -1,10 +1,12 @@
 """The word probe on held-out texts: average precision, recall and calibration, beside floors.
 
-    python -m benchmarks.words dev.parquet --train train.parquet --nearest 5000
+    python -m benchmarks.words dev.parquet --train train.parquet --nearest 20000
+    python -m benchmarks.words dev.parquet --against another-probe
 
 Every text of at least 24 words (cut after 190) is embedded, and the words of the probe's vocabulary
 are ranked for it. A text's other words count as never found. The floors rank by how frequent words
-are (the same list for every text), and by the text of the nearest of some training texts.
+are (the same list for every text), and by the text of the nearest training texts: with as many as
+the probe learned from, the very same. With another probe, text by text what the first gains on it.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from unembed.device import choose_compute
 from unembed.encoders.sentence import load_encoder
 from unembed.vectors.words import (
     COMMON,
+    COUNTED,
     LONGEST,
     SHORTEST,
     WordProbe,
@@ -62,11 +65,11 @@ def scores_of(
     return np.array(rows, dtype=np.float64)
 
 
-def figure(values: NDArray[np.float64]) -> str:
-    """Mean and 95% bootstrap interval over texts."""
+def figure(values: NDArray[np.float64], sign: str = "") -> str:
+    """Mean and 95% bootstrap interval over texts; of differences with their sign ("+")."""
     draws = np.random.default_rng(0).integers(len(values), size=(1000, len(values)))
     low, high = np.percentile(values[draws].mean(axis=1), [2.5, 97.5])
-    return f"{values.mean():.3f} [{low:.3f}, {high:.3f}]"
+    return f"{values.mean():{sign}.3f} [{low:{sign}.3f}, {high:{sign}.3f}]"
 
 
 def calibration(p: NDArray[np.float32], there: NDArray[np.bool_]) -> tuple[float, list[list[str]]]:
@@ -103,6 +106,47 @@ def nearest_scores(
     return one, ten
 
 
+METRICS = ("average precision", "recall at 10", "recall at 50", "precision at 10")
+
+
+def every_score(
+    scores: NDArray[np.float32],
+    texts: Sequence[str],
+    probe: WordProbe,
+    common: frozenset[str],
+) -> NDArray[np.float64]:
+    """Three metrics with all words counted, and all four without the common ones: [N, 7].
+
+    Args:
+        scores: Of each of the probe's words [N, W].
+        texts: Whose words are to be found.
+        probe: Its words.
+        common: Words that are left out of the last four.
+    """
+    own = [words_of(text) for text in texts]
+    there = occurrences(texts, probe.words)
+    rare = np.array([word not in common for word in probe.words])
+    totals = np.array([len(words) for words in own])
+    rare_totals = np.array([len(words - common) for words in own])
+    every = scores_of(scores, there, totals)
+    some = scores_of(scores[:, rare], there[:, rare], rare_totals)
+    return np.concatenate([every[:, :3], some], axis=1)
+
+
+def print_scores(scores: dict[str, NDArray[np.float64]], texts: Sequence[str]) -> None:
+    """Print the mean of each column of scores [N, 7], over all texts and by their length."""
+    sizes = np.array([len(text.split()) for text in texts])
+    rows = []
+    for low, high in ((SHORTEST, LONGEST), *BUCKETS):
+        inside = (sizes >= low) & (sizes <= high)
+        label = f"{low} to {high} words, n = {inside.sum()}"
+        for name, values in scores.items():
+            sign = "+" if name.startswith("gain") else ""
+            rows.append([label, name, *(figure(column, sign) for column in values[inside].T)])
+    heads = [*(f"{m}, all" for m in METRICS[:3]), *(f"{m}, without common" for m in METRICS)]
+    print_table(["texts", "ranking", *heads], rows)
+
+
 def main() -> None:
     """Parse, embed, rank, print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
@@ -111,45 +155,42 @@ def main() -> None:
     parser.add_argument("--train", type=Path, help="training texts, for the nearest of them")
     parser.add_argument("--nearest", type=int, default=5000, help="training texts to search")
     parser.add_argument("--limit", type=int, default=600, help="held-out texts")
+    parser.add_argument("--against", help="another probe of the same encoder")
     options = parser.parse_args()
     probe = WordProbe.from_pretrained(options.probe)
     encoder = load_encoder(probe.encoder.name, compute=choose_compute("cpu"))
 
-    # Texts and which words they have
+    # Rankings of the words of each text
     texts = chunks_of(list(read_texts(options.texts, "text")), options.limit, seed=1)
-    vectors, words = encoder.encode(texts), [words_of(text) for text in texts]
-    there = occurrences(texts, probe.words)
-    totals = np.array([len(own) for own in words])
+    vectors = encoder.encode(texts)
     p = probe.probabilities(vectors)
     rankings = {"word probe": p, "floor: word frequency": np.tile(probe.base_rates, (len(p), 1))}
-    if options.train is not None:
-        others = chunks_of(list(read_texts(options.train, "text")), options.nearest, seed=2)
+    if options.train is not None:  # the draw of `unembed words --fit`
+        count = options.nearest
+        drawn = chunks_of(list(read_texts(options.train, "text")), COUNTED * count, seed=0)
+        others = drawn[:count]
         one, ten = nearest_scores(vectors, encoder.encode(others), others, probe)
         rankings["floor: nearest training text"] = one
         rankings[f"floor: {NEAREST} nearest, by cosine"] = ten
 
     # Tables
-    sizes = np.array([len(text.split()) for text in texts])
-    rare = probe.base_rates < COMMON
-    common = {word for word, base in zip(probe.words, rare, strict=True) if not base}
-    rare_totals = np.array([len(own - common) for own in words])
-    rows = []
-    for low, high in ((SHORTEST, LONGEST), *BUCKETS):
-        inside = (sizes >= low) & (sizes <= high)
-        label = f"{low} to {high} words, n = {inside.sum()}"
-        for name, scores in rankings.items():
-            every = scores_of(scores[inside], there[inside], totals[inside])
-            some = scores_of(scores[inside][:, rare], there[inside][:, rare], rare_totals[inside])
-            figures = [figure(column) for column in (*every.T[:3], *some.T)]
-            rows.append([label, name, *figures])
-    metrics = ("average precision", "recall at 10", "recall at 50", "precision at 10")
-    heads = [*(f"{m}, all" for m in metrics[:3]), *(f"{m}, without common" for m in metrics)]
-    print_table(["texts", "ranking", *heads], rows)
+    rates = zip(probe.words, probe.base_rates, strict=True)
+    common = frozenset(word for word, rate in rates if rate >= COMMON)
+    scores = {name: every_score(p, texts, probe, common) for name, p in rankings.items()}
+    if options.against is not None:
+        other = WordProbe.from_pretrained(options.against)
+        theirs = every_score(other.probabilities(vectors), texts, other, common)
+        scores[f"gain on {options.against}"] = scores["word probe"] - theirs
+    print_scores(scores, texts)
+    there = occurrences(texts, probe.words)
     error, bins = calibration(p, there)
     print(f"\ncalibration error {error:.5f} over {p.size} probabilities\n")
     print_table(["probability", "how many", "mean", "share that occurs"], bins)
-    share = sum(len(own & set(probe.words)) for own in words) / totals.sum()
-    print(f"\n{len(probe.words)} words, which are {share:.3f} of the texts' distinct words")
+    own = [words_of(text) for text in texts]
+    known = sum(len(words & set(probe.words)) for words in own) / sum(map(len, own))
+    print(
+        f"\n{len(probe.words)} words, {len(common)} of them common; {known:.3f} of the texts' own"
+    )
 
 
 if __name__ == "__main__":

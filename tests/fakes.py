@@ -4,12 +4,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 from types import SimpleNamespace
 
+import numpy as np
 import torch
 
 from unembed.decoding.strategy import Inversion
 from unembed.denoiser import DenoiserSizes
 from unembed.device import choose_compute
 from unembed.encoders.vectors import as_unit_vectors
+from unembed.vectors.words import WordProbe
 
 WORD_MASK = 10  # of `WordDenoiser`, whose vocabulary ends with it
 
@@ -153,3 +155,12 @@ class LookupInverter:
             Inversion(text, ids, [1.0] * len(ids), passes=1, encoder_calls=0)
             for text, ids in zip(texts, self.tokenizer.encode(texts), strict=True)
         ]
+
+
+def word_probe(encoder) -> WordProbe:
+    """Make a probe of the fake encoder: the nearer a word's own vector, the more probable."""
+    words = "the bank doctor river password dog nurse cat".split()
+    rates = np.array([0.9, *np.linspace(0.09, 0.01, len(words) - 1)], dtype=np.float32)
+    weight = 12.0 * encoder.encode(words)
+    bias = np.log(rates / (1 - rates)).astype(np.float32)
+    return WordProbe(encoder.identity, words, {3: "River"}, weight, bias, rates)

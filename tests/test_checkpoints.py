@@ -299,6 +299,9 @@ DAMAGES = {
             {n: t.to(torch.int8) for n, t in w.items()} | {f"{n}_scale": torch.ones(3) for n in w}
         ),
     ),
+    "surplus tensors": lambda folder: weights_of(
+        folder, lambda w: {f"x{n}": torch.ones(1) for n in range(20_001)}
+    ),
     "a decoder that multiplies": lambda folder: definition_of(folder, decoder=grows(500)),
 }
 
@@ -309,6 +312,13 @@ def test_load_checkpoint_refuses_what_is_hostile_or_damaged(inverter_folder, dam
     with pytest.raises(UnembedError) as caught:
         load_checkpoint(inverter_folder)
     assert len(str(caught.value)) < 1000 and "\n" not in str(caught.value)
+
+
+def test_load_weights_counts_tensors_before_it_reads_them(inverter_folder, monkeypatch):
+    weights_of(inverter_folder, lambda w: {f"x{n}": torch.ones(1) for n in range(20_001)})
+    monkeypatch.setattr(weights, "load_file", lambda path: pytest.fail("read"))
+    with pytest.raises(CheckpointError, match=r"20,\d\d\d tensors, more than 20,000"):
+        weights.load_weights(inverter_folder)
 
 
 def test_load_checkpoint_passes_over_what_it_does_not_need(inverter_folder):

@@ -32,7 +32,7 @@ IMPORTS = {
     "decoding": "diffusion errors",
     "defences": "data decoding denoiser diffusion encoders errors evaluation files inverter "
     "training vectors",
-    "demo": "decoding encoders errors evaluation inverter tokenizer",
+    "demo": "decoding encoders errors evaluation inverter tokenizer vectors",
     "denoiser": "errors",
     "device": "errors",
     "diffusion": "device",

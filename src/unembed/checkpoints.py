@@ -30,7 +30,7 @@ from unembed.denoiser import Denoiser, DenoiserSizes
 from unembed.encoders.base import EncoderIdentity
 from unembed.encoders.fingerprint import Fingerprint
 from unembed.errors import CheckpointError, ConfigError
-from unembed.files import atomic, flush, read_bounded, read_json
+from unembed.files import atomic, flush, read_bounded, read_json, require_weights
 from unembed.tokenizer import TextTokenizer
 
 FORMAT, SCALED_OR_SHARDED = 1, 2  # a folder gets the lower number that can read it
@@ -414,9 +414,7 @@ def load_weights(folder: Path) -> dict[str, Tensor]:
         shards = _shard_names(folder) if where.name == INDEX else {WEIGHTS: set[str]()}
         for name, expected in shards.items():
             where = folder / name
-            if not where.is_file():
-                raise ValueError("no regular file" if where.exists() else "nothing there")
-            tensors = load_file(where)
+            tensors = load_file(require_weights(where))
             if expected and set(tensors) != expected:
                 raise ValueError(f"other tensors than {INDEX} lists")
             stored.update(tensors)

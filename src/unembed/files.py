@@ -31,6 +31,7 @@ _SIDE_FILES = ("manifest.json", "dataset_info.json", "dataset_infos.json", "data
 MANIFEST_BYTES = 128 << 20  # of a list of a million shards
 _MOST_BYTES = 16 << 20  # of a file of settings
 _MOST_DEPTH = 50  # of JSON within JSON in it
+_MOST_TENSORS = 20_000  # of weights, their scales and the state of a training
 _SIDE_BYTES = 1 << 20  # of a JSON file looked at whole, to tell a side file
 EXTRAS = {  # the extras of pyproject.toml → packages that are imported
     "api": ("httpx2", "openai"),
@@ -153,6 +154,24 @@ def read_json(path: Path, most: int = _MOST_BYTES) -> Any:
         parts = (v.values() if isinstance(v, dict) else v for v in level)
         level = [v for part in parts for v in part if isinstance(v, dict | list)]
     return data
+
+
+def require_weights(path: Path) -> Path:
+    """Refuse a safetensors file with more tensors than any of ours has; give it back to be read.
+
+    Raises:
+        OSError, SafetensorError: It cannot be read.
+        ValueError: It is no regular file, or has too many.
+    """
+    from safetensors import safe_open
+
+    if not path.is_file():
+        raise ValueError("no regular file" if path.exists() else "nothing there")
+    with safe_open(path, framework="np") as file:
+        count = len(file.keys())
+    if count > _MOST_TENSORS:
+        raise ValueError(f"{count:,} tensors, more than {_MOST_TENSORS:,}")
+    return path
 
 
 @contextmanager

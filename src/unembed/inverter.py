@@ -72,7 +72,7 @@ class Inverter(
         alignment: Map that vectors of another encoder go through first, where there is one.
 
     A folder that holds ``denoiser.onnx`` is decoded with ONNX Runtime on a CPU, where that is
-    installed: the same tokens, faster on some processors (docs/decoding.md; docs/results.md says
+    installed: the same tokens, faster on some processors (docs/fast-decoding.md; docs/results.md says
     what was measured).
 
     Example:

@@ -1,7 +1,7 @@
 """A server in a process of its own, which can be killed.
 
 As a command, the demo with the tiny encoder and denoiser of a folder, as the models ``tiny`` and
-``slow``, a pass of which takes 0.4 seconds: python -m tests.browser.serving FOLDER
+``slow``, a pass of which takes 0.4 seconds: python -m tests.browser.serving FOLDER [--align MAP]
 """
 
 import argparse
@@ -72,6 +72,7 @@ class Server:
 
 
 def main():
+    from tests.fakes import word_probe
     from unembed.demo import server
     from unembed.demo.app import create_app
     from unembed.demo.limits import Limits
@@ -82,6 +83,7 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("folder", type=Path)
     parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--align", action="append", default=[])
     given = parser.parse_args()
 
     def load(name):
@@ -90,7 +92,15 @@ def main():
             inverter.denoiser.norm_out.register_forward_hook(lambda *_: time.sleep(_PASS))
         return inverter
 
-    demo = load_demo(("tiny", "slow"), Limits(rate=None), load, lambda _: FakeEncoder())
+    word_probe(FakeEncoder()).save(given.folder / "words")
+    demo = load_demo(
+        ("tiny", "slow"),
+        Limits(rate=None),
+        load,
+        lambda _: FakeEncoder(),
+        alignments=given.align,
+        probes=[str(given.folder / "words")],
+    )
     server.run(create_app(demo), server.bind("127.0.0.1", given.port), ready=lambda: None)
 
 

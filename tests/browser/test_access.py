@@ -18,6 +18,11 @@ def compare(page):
     page.get_by_label("Compare with a second strategy").check()
 
 
+def words(page):
+    invert(page, "the old river sends the bank a letter and the doctor a code " * 2)
+    expect(page.locator("#bars .bar").first).to_be_visible()
+
+
 def refuse(page):
     page.get_by_text("Your own vector").click()
     page.locator("#vector").fill("[1, 2]")
@@ -25,7 +30,7 @@ def refuse(page):
     expect(page.locator("#vector-error")).to_be_visible()
 
 
-STATES = (lambda page: None, invert, compare, invert, refuse)
+STATES = (lambda page: None, invert, words, compare, invert, refuse)
 
 
 @pytest.mark.slow
@@ -35,7 +40,9 @@ def test_nothing_is_wider_than_the_screen(width, server, open_page):
     for reach in STATES:
         reach(page)
         assert page.evaluate("document.documentElement.scrollWidth") <= width
-        edges = page.locator("main :is(button, input, textarea, .chip, .word, p)").evaluate_all(
+        edges = page.locator(
+            "main :is(button, input, textarea, .chip, .word, .bar, p)"
+        ).evaluate_all(
             "all => all.filter(e => e.offsetParent).map(e => e.getBoundingClientRect().right)"
         )
         assert max(edges) <= width

@@ -201,3 +201,19 @@ def test_a_server_that_is_gone_when_the_page_is_opened(server, open_page):
     page.unroute("**/models")
     page.get_by_role("button", name="Try again").click()
     expect(page.locator("#invert")).to_be_enabled()
+
+
+@pytest.mark.slow
+def test_decode_reads_tokens_with_line_separators(server, open_page):
+    """A token may hold U+2028 or U+2029, which end a line of JavaScript but not of an event."""
+    read = """async () => {
+        window.fetch = async () => new Response(
+            'event: step\\ndata: {"text": "a\\u2028b\\u2029c"}\\n\\nevent: done\\ndata: {}\\n\\n');
+        const { decode } = await import("/static/api.js");
+        const messages = [];
+        for await (const message of decode({})) messages.push(message);
+        return messages;
+    }"""
+    step, done = open_page(server.address).evaluate(read)
+    assert step == {"event": "step", "data": {"text": "a\u2028b\u2029c"}}
+    assert done["event"] == "done"

@@ -2,10 +2,17 @@
 
 import io
 import json
+import re
 
 import numpy as np
 import pytest
 from playwright.sync_api import expect
+
+from tests.evaluation.test_leaked import UNSEEN, unseen, write
+from unembed.evaluation.leaked import LeakedPairs, align_pairs
+from unembed.inverter import Inverter
+
+from . import serving
 
 READ = """async ([bytes, row]) => {
     const { fromNpy } = await import("/static/vector.js");
@@ -169,3 +176,26 @@ def test_a_refused_vector_gives_way_to_a_good_one(page, vectors):
     drop(page, "good.npy", npy(vectors[0]))
     expect(page.locator("#vector-error")).to_be_hidden()
     assert invert(page) == pytest.approx(vectors[0].tolist())
+
+
+@pytest.mark.slow
+def test_a_vector_of_an_unseen_encoder_is_read_through_a_map_chosen_on_the_page(
+    chromium, folder, open_page, inverter, encoder, passages, tmp_path
+):
+    path = write(tmp_path / "leaked.jsonl", passages[:40], unseen(encoder, passages[:40]))
+    alignment = align_pairs(inverter, encoder, LeakedPairs(path), name="unseen")
+    alignment.save(tmp_path / "my-map")
+    vector = unseen(encoder, passages[40:41])[0]
+    expected = Inverter.from_pretrained(folder, align=alignment).invert(vector[None])[0].text
+    with serving.Server("tests.browser.serving", folder, "--align", tmp_path / "my-map") as mapped:
+        page = open_page(mapped.address)
+        page.locator("#model").select_option("tiny + my-map")
+        expect(page.locator("#expected")).to_have_text(
+            re.compile(
+                rf"This model reads vectors of unseen: {UNSEEN} numbers each, through a map into "
+                r"the space of fake from 40 leaked pairs.*"
+            )
+        )
+        page.locator("#vector").fill(json.dumps(vector.tolist()))
+        assert invert(page) == pytest.approx(vector.tolist())
+        assert page.locator(".words .recovered").all_inner_texts() == expected.split()

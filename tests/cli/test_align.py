@@ -83,6 +83,34 @@ def test_align_warns_of_a_map_that_predicts_nothing(
     assert code == 0 and "predicts nothing" in err
 
 
+def test_align_texts_are_embedded_for_the_pairs(run, sentences, inverter_folder):
+    Path("t.txt").write_text("\n".join(["", *sentences[:20], sentences[0]]), encoding="utf-8")
+    options = ("--from", "fake", "--to", inverter_folder, "--out", "m", "--json")
+    code, out, err = run("align", "--texts", "t.txt", *options)
+    assert code == 0, err
+    data = json.loads(out)
+    assert (data["read"], data["pairs"]) == (22, 20)
+    assert data["left_out"] == {"empty text": 1, "duplicate row": 1}
+    assert Alignment.load("m").name == "fake" and data["leave_one_out_cosine"]["ridge"] > 0.9
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "PAIRS, or --texts with --from"),
+        (("--texts", "t.txt"), "--texts with --from only"),
+        (("--from", "fake"), "--texts FILE with --from"),
+        (("p.jsonl", "--texts", "t.txt", "--from", "fake"), "PAIRS, which have their vectors"),
+        (("--texts", "t.txt", "--from", "fake", "--text-column", "b"), "--text-column"),
+        (("--texts", "none.txt", "--from", "fake"), "none.txt"),
+        (("--texts", "t.txt", "--from", "other"), "the encoder fake"),
+    ],
+)
+def test_align_refuses(refused, arguments, message):
+    Path("t.txt").write_text("the cat runs\n", encoding="utf-8")
+    assert message in refused("align", *arguments, "--out", "m")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerFast
 
 from unembed.cli import main as cli
 from unembed.data.pairs import Pairs
-from unembed.encoders.fingerprint import make_fingerprint
+from unembed.encoders.fingerprint import PROBES, make_fingerprint
 from unembed.inverter import Inverter
 
 from ..encoders.serving import serving
@@ -123,6 +123,32 @@ def test_evaluate_and_invert_take_an_api(run, server, checkpoint, text_file):
     assert code == 0 and "openai:fake: 0 calls" in err, "all is in the cache"
     code, _, err = run("invert", "--text", "a dog", "--max-calls", 1, *given)
     assert code == 2 and "expected at most 1 calls of fake; found another one" in err
+
+
+@pytest.mark.slow
+def test_align_embeds_texts_and_pays_for_nothing_twice(run, server, checkpoint, passages, tmp_path):
+    texts = sorted({s.strip() for p in passages for s in p.split(".") if s.strip()})[:60]
+    (tmp_path / "texts.txt").write_text("\n".join(texts), encoding="utf-8")
+    given = ("--to", checkpoint, "--encoder", "openai:fake", "--out", tmp_path / "map")
+    wanted = ("align", "--texts", tmp_path / "texts.txt", "--from", "openai:other", *given)
+    server.answers = [None] * 3 + [500] * 100  # the probe texts of both, the texts of one
+    code, out, err = run(*wanted)
+    assert (code, out) == (2, "")
+    assert err.splitlines()[-1].startswith("error: expected vectors from http://127.0.0.1")
+    assert not (tmp_path / "map").exists()
+    server.answers, before = [], len(server.requests)
+    code, out, err = run(*wanted)
+    assert code == 0 and "openai:other → fake: " in out
+    asked = {
+        model: {t for r in server.requests[before:] if r["model"] == model for t in r["input"]}
+        for model in ("other", "fake")
+    }
+    assert asked["other"] <= set(PROBES) and set(texts) <= asked["fake"]
+    files = [path.read_text(encoding="utf-8") for path in (tmp_path / "map").glob("*.json")]
+    assert files and not any(SECRET in text or server.base in text for text in files)
+    before = len(server.requests)
+    code, _, err = run(*wanted, "--limit", 5)
+    assert code == 0 and len(server.requests) == before, "all is in the cache"
 
 
 @pytest.mark.parametrize("command", ["prepare", "preflight", "invert", "evaluate"])

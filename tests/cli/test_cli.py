@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 import unembed
+from tests.fakes import word_probe
 from unembed.encoders.base import FakeEncoder
 from unembed.encoders.fingerprint import make_fingerprint
 from unembed.inverter import Inverter
@@ -803,6 +804,14 @@ def test_serve_passes_its_options_on(served, inverter_folder, inverter, tmp_path
     limits = seen["demo"].limits
     assert (limits.rate, limits.queue, limits.seconds, limits.encoder_calls) == (None, 3, 5.0, 9)
     assert seen["demo"].log_texts is True and seen["proxies"] == ["192.0.2.1"]
+
+
+def test_serve_finds_words_with_the_probe_of_its_encoder(served, inverter_folder, tmp_path):
+    word_probe(FakeEncoder()).save(tmp_path)
+    _, seen = served("--checkpoint", inverter_folder)  # the probe that ships is for another encoder
+    assert seen["demo"].find(None).probe is None
+    _, seen = served("--checkpoint", inverter_folder, "--probe", tmp_path)
+    assert seen["demo"].find(None).probe.encoder == FakeEncoder().identity
 
 
 @pytest.mark.parametrize(

@@ -256,6 +256,13 @@ def test_decoding_bad_options_are_refused(name, options, message):
         Decoding.of(name, **options)
 
 
+@pytest.mark.parametrize("option", ["exploration", "curiosity", "refills", "probes", "likelihood"])
+def test_decoding_an_option_that_is_gone_is_accepted_with_a_note(option, caplog):
+    decoding = Decoding.parse(f"guided-search:{option}=0.1:enough=0.99:encoder_calls=9")
+    assert decoding == Decoding.of("guided-search", stop_cosine=0.99, encoder_calls=9)
+    assert f"guided-search has no {option} any more" in caplog.text
+
+
 def test_decoding_options_may_be_text_as_on_the_command_line():
     assert (
         Decoding.of("euler", temperature="0.5").strategy

@@ -12,7 +12,9 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
+from tests.fakes import word_probe
 from unembed.demo.app import create_app
+from unembed.encoders.base import FakeEncoder
 
 from .tiny import tiny_demo
 
@@ -24,15 +26,17 @@ CHECKS = [
     response_schema_conformance,
 ]
 EXAMPLES = 40  # requests of each kind to each operation
-WORK = ["/encode", "/decode", "/invert"]
+WORK = ["/encode", "/decode", "/invert", "/words"]
 PATHS = [*WORK, "/models", "/random", "/queue", "/health", "/metrics"]
 KINDS = [(path, GenerationMode.POSITIVE) for path in PATHS]
 KINDS += [(path, GenerationMode.NEGATIVE) for path in WORK]
 
 
 @pytest.fixture(scope="module")
-def operations(_saved):
-    demo = tiny_demo([_saved])
+def operations(_saved, tmp_path_factory):
+    probe = tmp_path_factory.mktemp("probe")
+    word_probe(FakeEncoder()).save(probe)
+    demo = tiny_demo([_saved], probes=[str(probe)])
     schema = schemathesis.openapi.from_asgi("/openapi.json", create_app(demo, ["testserver"]))
     yield {result.ok().path: result.ok() for result in schema.get_all_operations()}
     for model in demo.models.values():

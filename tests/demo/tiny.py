@@ -48,7 +48,14 @@ def hang(vectors, **options):
 
 
 def tiny_demo(
-    folders, pause=0.0, log_texts=False, encoder=None, gate=None, alignments=(), **limits
+    folders,
+    pause=0.0,
+    log_texts=False,
+    encoder=None,
+    gate=None,
+    alignments=(),
+    probes=(),
+    **limits,
 ):
     """A demo of inverters on disk with the fake encoder."""
     return load_demo(
@@ -58,6 +65,7 @@ def tiny_demo(
         lambda inverter: encoder or FakeEncoder(),
         log_texts,
         alignments,
+        probes,
     )
 
 

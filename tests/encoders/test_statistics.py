@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 
-from unembed.encoders.vectors import VectorStatistics
+from unembed.encoders.vectors import VectorStatistics, typical_rows
 from unembed.errors import EncoderError
 
 D = 96
@@ -39,6 +39,11 @@ def test_doubt_names_the_figures_of_others(own, statistics, rows):
         assert "mean cosine between rows" in said
 
 
+@pytest.mark.parametrize("length", [1e-310, 1e-200, 1e200, 1e307])
+def test_doubt_knows_vectors_of_any_length(own, statistics, length):
+    assert statistics.doubt(own[2000:2100] * length, "it") is None
+
+
 def test_doubt_notices_a_tenth_of_another_encoder(own, statistics):
     mixed = own[2000:2100].copy()
     assert statistics.doubt(mixed, "it") is None
@@ -53,3 +58,35 @@ def test_measure_needs_many_vectors_and_to_dict_keeps_all(own, statistics):
     assert again.threshold == statistics.threshold
     with pytest.raises(EncoderError, match="statistics of an encoder's vectors"):
         VectorStatistics.from_dict({"int8": "AAAA", "shape": [2, 2]})
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"share": float("nan")},
+        {"shape": [-1]},
+        {"int8": "AAAA", "shape": [1, 3]},
+        {"shape": [0, D]},
+    ],
+)
+def test_from_dict_refuses_statistics_of_nothing(statistics, damage):
+    with pytest.raises(EncoderError, match="statistics of an encoder's vectors"):
+        VectorStatistics.from_dict(statistics.to_dict() | damage)
+
+
+def test_typical_rows_takes_one_of_each_cluster_and_no_odd_one(own):
+    centres = own[:5]
+    noise = np.random.default_rng(2).normal(size=(5, 40, D)) * 0.02
+    rows = (centres[:, None] + noise).reshape(-1, D).astype(np.float32)
+    rows = np.concatenate([rows, centres]).astype(np.float32)  # the last five are the centres
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    hits = [typical_rows(rows, 5, seed).tolist() for seed in range(8)]
+    assert any(hit == list(range(200, 205)) for hit in hits)
+    assert all(len(set(hit)) == 5 and hit == sorted(hit) for hit in hits)
+    assert hits[3] == typical_rows(rows, 5, 3).tolist()
+
+
+def test_typical_rows_of_equal_vectors_are_as_many_as_asked_for():
+    rows = np.tile(np.eye(1, D, dtype=np.float32), (6, 1))
+    assert len(set(typical_rows(rows, 4).tolist())) == 4
+    assert typical_rows(rows, 6).tolist() == list(range(6))

@@ -10,6 +10,8 @@ import pytest
 from unembed import evaluate
 from unembed.data.pairs import Pairs
 from unembed.encoders.alignment import RIDGE
+from unembed.encoders.fingerprint import PROBES
+from unembed.encoders.vectors import typical_rows
 from unembed.errors import DataError, EmbeddingError, EncoderError
 from unembed.evaluation.leaked import (
     CONSTANT,
@@ -18,10 +20,9 @@ from unembed.evaluation.leaked import (
     LeakedPairs,
     align_curve,
     align_pairs,
-    curve_table,
-    word_f1,
 )
-from unembed.evaluation.report.plots import write_curve
+from unembed.evaluation.metrics import word_f1
+from unembed.evaluation.report.plots import curve_table, write_curve
 
 UNSEEN = 40  # dimensions of the encoder nobody trained for
 
@@ -154,6 +155,52 @@ def test_leaked_pairs_read_a_prepared_folder(pairs_folder):
     assert pairs.source["fingerprint"] == prepared.fingerprint.sha256
 
 
+def test_leaked_pairs_blocks_embed_texts_alone(texts, encoder, tmp_path):
+    lines = ["", *texts[:5], "  ", texts[0]]
+    (tmp_path / "t.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    asked = []
+
+    class Counting(type(encoder)):
+        def encode(self, texts, progress=None):
+            asked.extend(texts)
+            return super().encode(texts, progress)
+
+    pairs = LeakedPairs(tmp_path / "t.txt", encoder=Counting())
+    ((known, vectors),) = pairs.blocks()
+    assert known == asked == texts[:5]
+    np.testing.assert_allclose(vectors, encoder.encode(texts[:5]), atol=1e-6)
+    assert pairs.left_out == {"empty text": 2, "duplicate row": 1} and pairs.read == len(lines)
+    assert pairs.source["name"] == "fake" and pairs.source["fingerprint"]
+    asked.clear()
+    assert [known for known, _ in pairs.blocks(3)] == [texts[:3]] == [asked]
+
+
+def test_leaked_pairs_choose_texts_that_are_typical(texts, encoder, tmp_path):
+    (tmp_path / "t.txt").write_text("\n".join(["", *texts]) + "\n", encoding="utf-8")
+    pairs = LeakedPairs(tmp_path / "t.txt", encoder=encoder)
+    pairs.choose(encoder, 7, seed=0)
+    chosen = [text for block, _ in pairs.blocks() for text in block]
+    expected = typical_rows(encoder.encode(texts), 7)
+    assert chosen == [texts[row] for row in expected] and pairs.left_out == {"empty text": 1}
+    everything = LeakedPairs(tmp_path / "t.txt", encoder=encoder)
+    everything.choose(encoder, len(texts), seed=0)
+    assert everything.only is None
+
+
+def test_align_pairs_embeds_only_the_chosen_texts(inverter, encoder, texts, tmp_path):
+    (tmp_path / "t.txt").write_text("\n".join(texts), encoding="utf-8")
+    asked = []
+
+    class Counting(type(encoder)):
+        def encode(self, texts, progress=None):
+            asked.append(len(texts))
+            return super().encode(texts, progress)
+
+    leaked = LeakedPairs(tmp_path / "t.txt", encoder=Counting())
+    alignment = align_pairs(inverter, encoder, leaked, limit=9)
+    assert alignment.pairs == 9 and asked == [9, len(PROBES)]
+
+
 # The map
 
 
@@ -220,18 +267,6 @@ def test_evaluate_of_an_aligned_inverter_wants_vectors(inverter, encoder, halves
 
 
 # The curve
-
-
-@pytest.mark.parametrize(
-    ("one", "other", "expected"),
-    [("The cat runs.", "the CAT, runs", 1.0), ("the cat", "a dog", 0.0), ("a b c", "a b", 0.8)],
-)
-def test_word_f1(one, other, expected):
-    assert word_f1(one, other) == pytest.approx(expected)
-
-
-def test_word_f1_of_nothing_is_zero():
-    assert word_f1("", "") == word_f1("the", "") == 0.0
 
 
 @pytest.fixture(scope="module")

@@ -22,6 +22,7 @@ from unembed.evaluation.metrics import (
     token_set_f1,
     token_set_precision,
     token_set_recall,
+    word_f1,
 )
 
 tokens = st.lists(st.integers(0, 5), min_size=1, max_size=8)
@@ -44,6 +45,18 @@ def test_token_accuracy_metrics_by_hand(original, recovered, accuracy, exact, f1
     assert token_accuracy(original, recovered) == pytest.approx(accuracy)
     assert exact_match(original, recovered) == exact
     assert token_set_f1(original, recovered) == pytest.approx(f1)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "expected"),
+    [("The cat runs.", "the CAT, runs", 1.0), ("the cat", "a dog", 0.0), ("a b c", "a b", 0.8)],
+)
+def test_word_f1(one, other, expected):
+    assert word_f1(one, other) == pytest.approx(expected)
+
+
+def test_word_f1_of_nothing_is_zero():
+    assert word_f1("", "") == word_f1("the", "") == 0.0
 
 
 @given(tokens, st.lists(st.integers(0, 5), max_size=8))

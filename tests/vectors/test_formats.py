@@ -40,6 +40,14 @@ DOCUMENTS = {
     "cohere": {"embeddings": {"float": LISTS}},
     "gemini": {"embeddings": [{"values": row} for row in LISTS]},
     "pinecone": {"vectors": {f"id{i}": {"values": row} for i, row in enumerate(LISTS)}},
+    "gemini, batch": {"predictions": [{"embeddings": {"values": row}} for row in LISTS]},
+    "vespa": [
+        {"fields": {"title": {"values": row}, "embedding": {"values": row}}} for row in LISTS
+    ],
+    "weaviate": [{"id": 1, "vector": {"default": row}} for row in LISTS],
+    "milvus": {"rows": [{"id": 1, "vector": row} for row in LISTS]},
+    "redis": [{"key": "a", "value": {"embedding": row}} for row in LISTS],
+    "elasticsearch": {"hits": {"hits": [{"_source": {"embedding": row}} for row in LISTS]}},
     "qdrant": {"result": {"points": [{"id": 1, "vector": row} for row in LISTS]}},
     "base64": {
         "data": [{"embedding": base64.b64encode(row.tobytes()).decode()} for row in VECTORS]
@@ -230,3 +238,12 @@ def test_chunks_read_refuses_damaged_offsets_of_arrow(tmp_path):
     path.write_bytes(content.replace(right, wrong))
     with pytest.raises(EmbeddingError, match=r"readable rows in .*v\.arrow"):
         read(path)
+
+
+@pytest.mark.parametrize("shape", [[True, 4], [3.9, 4], ["3", 4], [-1, 4], {"a": 1}, [1e400, 4]])
+def test_chunks_read_refuses_shapes_that_are_no_whole_numbers(tmp_path, shape):
+    header = json.dumps({"embedding": {"dtype": "F32", "shape": shape, "data_offsets": [0, 64]}})
+    data = len(header).to_bytes(8, "little") + header.encode() + bytes(64)
+    (tmp_path / "v.safetensors").write_bytes(data)
+    with pytest.raises(EmbeddingError, match="a NumPy array at"):
+        read(tmp_path / "v.safetensors")

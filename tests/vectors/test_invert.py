@@ -12,6 +12,7 @@ from unembed.encoders.base import FakeEncoder
 from unembed.encoders.vectors import VectorStatistics
 from unembed.errors import EmbeddingError, EncoderError
 from unembed.vectors.invert import invert_file, invert_text, invert_to_file
+from unembed.vectors.output import PartFile, named_columns
 from unembed.vectors.read import VectorFile
 
 
@@ -289,6 +290,20 @@ def test_invert_to_file_goes_on_after_a_kill(inverter, three, tmp_path, monkeypa
     assert calls == [3, 6]
     assert out.read_bytes() == whole
     assert not part.exists()
+
+
+def test_part_file_is_written_by_one_process_at_a_time(tmp_path):
+    first = PartFile(tmp_path / "o.jsonl", {})
+    first.write([{"row": 0}])
+    with pytest.raises(EmbeddingError, match=r"o.jsonl.part to be free; found another process"):
+        PartFile(tmp_path / "o.jsonl", {})
+    first.close()
+    assert PartFile(tmp_path / "o.jsonl", {}).count == 1
+
+
+def test_plain_writes_numbers_that_json_lacks_as_null():
+    columns = {"a": float("nan"), "b": [float("inf"), 1.5], "text": "x"}
+    assert named_columns(columns) == {"a": None, "b": [None, 1.5], "source_text": "x"}
 
 
 def test_invert_to_file_writes_through_no_link(inverter, three, tmp_path):

@@ -1,13 +1,18 @@
 import gzip
 import json
 import pickle
+import subprocess
+import sys
 import tracemalloc
+from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from unembed.data.readers import read_texts
 from unembed.errors import DataError, EmbeddingError
 from unembed.vectors import read as module
 from unembed.vectors.read import VectorFile
@@ -205,3 +210,54 @@ def test_vector_file_memory_does_not_grow_with_the_file(tmp_path, name):
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert peaks[1] < 1.5 * peaks[0]
+
+
+@pytest.mark.slow
+def test_no_damaged_table_ends_the_process(tmp_path):
+    """Arrow aborts at Parquet whose sizes contradict each other, so a process of its own reads."""
+    command = [sys.executable, "-m", "tests.vectors.damage", str(tmp_path), "420"]
+    root = Path(__file__).parents[2]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=root, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    outcomes = json.loads(done.stdout)
+    assert outcomes["answers"] > 100
+    assert outcomes["refusals"] > 1000
+
+
+@contextmanager
+def arrow_memory():
+    """A pool of Arrow's that knows the most memory that was taken from it."""
+    default = pa.default_memory_pool()
+    pool = pa.proxy_memory_pool(default)
+    pa.set_memory_pool(pool)
+    try:
+        yield pool
+    finally:
+        pa.set_memory_pool(default)
+
+
+@pytest.mark.slow
+def test_read_texts_a_long_text_that_a_table_repeats_takes_its_room_once(tmp_path):
+    codes = pa.array(np.zeros(4000, np.int32))
+    column = pa.DictionaryArray.from_arrays(codes, pa.array(["word " * 100_000]))
+    vectors = pa.array([[1.0, 2.0, 3.0, 4.0]] * 4000)
+    pq.write_table(pa.table({"text": column, "embedding": vectors}), tmp_path / "t.parquet")
+    tracemalloc.start()
+    with arrow_memory() as pool:
+        texts = read_texts(tmp_path / "t.parquet")
+        assert sum(1 for text in texts if len(text) == 500_000) == 4000
+        chunks = VectorFile(tmp_path / "t.parquet", keep=["text"]).chunks(D)
+        assert sum(len(chunk.columns["text"]) for chunk in chunks) == 4000
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert max(most, pool.max_memory()) < 100 << 20  # 2 GB as texts of their own
+
+
+@pytest.mark.slow
+def test_vector_size_reads_no_more_rows_than_it_needs(tmp_path):
+    numbers = pa.array(np.zeros(12_000_000))
+    rows = pa.ListArray.from_arrays(pa.array(range(0, 12_000_001, 600_000), pa.int32()), numbers)
+    pq.write_table(pa.table({"embedding": rows}), tmp_path / "wide.parquet")
+    with arrow_memory() as pool:
+        assert module.vector_size(VectorFile(tmp_path / "wide.parquet")) == 600_000
+    assert pool.max_memory() < 60 << 20  # 96 MB of numbers

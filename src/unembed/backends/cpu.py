@@ -126,4 +126,4 @@ class ConvertedDenoiser:
     def __call__(self, tokens: Tensor, embedding: Tensor, t: Tensor, positions: Tensor) -> Tensor:
         """Predict as `Denoiser.forward` does."""
         h = self._network.hidden_states(tokens, embedding, t, positions)
-        return F.linear(h.to(self._dtype), self._table).float() + self._bias
+        return F.linear(h.to(self._dtype), self._table).float().add_(self._bias)

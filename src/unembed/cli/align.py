@@ -9,18 +9,27 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from unembed.cli.options import (
+    ApiBaseOption,
     DeviceOption,
     EncoderOption,
+    MaxCallsOption,
+    PriceOption,
     SeedOption,
     TrustOption,
+    api_settings,
     encoder_settings,
+    interruptible,
     make_encoder,
     make_inverter,
+    refuse_idle,
+    show_usage,
 )
+from unembed.encoders import API_PREFIX
+from unembed.errors import ConfigError
 
 if TYPE_CHECKING:
     from unembed.encoders.alignment import Alignment
-    from unembed.evaluation.leaked import AlignCurve
+    from unembed.evaluation.leaked import AlignCurve, LeakedPairs
 
 AlignOption = Annotated[
     str | None,
@@ -49,32 +58,60 @@ MapsOption = Annotated[
 ]
 
 
+PairsArgument = Annotated[
+    Path | None,
+    typer.Argument(
+        help="Texts and their vectors: Parquet, JSONL, CSV, or a folder by `unembed prepare`."
+    ),
+]
+TextsOption = Annotated[
+    Path | None,
+    typer.Option("--texts", help="In place of PAIRS: texts, which --from embeds."),
+]
+FromOption = Annotated[
+    str | None,
+    typer.Option(
+        "--from",
+        help="With --texts: the encoder to read: openai:MODEL, a folder, a Hub repository.",
+    ),
+]
+ToOption = Annotated[
+    str, typer.Option("--to", help="The inverter: shipped name, folder or Hub repository.")
+]
+ColumnOption = Annotated[
+    str | None,
+    typer.Option(
+        "--column",
+        "--key",
+        help="Column or key of the vector; usual names are tried. With --texts: of the text.",
+    ),
+]
+LimitOption = Annotated[
+    int | None,
+    typer.Option(
+        "--limit", min=1, help="Use the first so many pairs; with --texts so many typical texts."
+    ),
+]
+
+
 def align(
-    pairs: Annotated[
-        Path,
-        typer.Argument(
-            help="Texts and their vectors: Parquet, JSONL, CSV, or a folder by `unembed prepare`."
-        ),
-    ],
-    to: Annotated[
-        str, typer.Option("--to", help="The inverter: shipped name, folder or Hub repository.")
-    ] = "minilm",
+    context: typer.Context,
+    pairs: PairsArgument = None,
+    texts: TextsOption = None,
+    source: FromOption = None,
+    to: ToOption = "minilm",
     out: Annotated[Path, typer.Option("--out", help="Folder for the map.")] = Path("alignment"),
-    column: Annotated[
-        str | None,
-        typer.Option(
-            "--column", "--key", help="Column or key of the vector; usual names are tried."
-        ),
-    ] = None,
+    column: ColumnOption = None,
     text_column: Annotated[
         str, typer.Option("--text-column", help="Column or key of the text.")
     ] = "text",
     name: Annotated[
         str | None, typer.Option("--name", help="Of the encoder that made the vectors.")
     ] = None,
-    limit: Annotated[
-        int | None, typer.Option("--limit", min=1, help="Use the first so many pairs.")
-    ] = None,
+    limit: LimitOption = None,
+    api_base: ApiBaseOption = None,
+    max_calls: MaxCallsOption = None,
+    price: PriceOption = None,
     seed: SeedOption = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     encoder: EncoderOption = None,
@@ -85,16 +122,29 @@ def align(
     from unembed.cli.display import StageDisplay, to_json
     from unembed.evaluation.leaked import LeakedPairs, align_pairs
 
-    leaked = LeakedPairs(pairs, text_column, column)
-    next(leaked.blocks(), None)  # a wrong file fails before the encoder is loaded
+    api = api_settings(api_base, max_calls, price)  # of whichever encoder is behind one
+    from_api = source is not None and source.startswith(API_PREFIX)
+    if source is None:
+        refuse_idle(context, "with --from only", "no encoder to embed texts with", "texts")
+        if pairs is None:
+            raise ConfigError("PAIRS, or --texts with --from", "neither", "Pass the leaked pairs")
+        leaked = LeakedPairs(pairs, text_column, column)
+        next(leaked.blocks(), None)  # a wrong file fails before the encoder is loaded
+    else:
+        settings = {"name": source, **(api if from_api else {})}
+        leaked = _texts(context, pairs, texts, column, settings, device, trust_remote_code)
     inverter = make_inverter(to, None, device)
-    model = make_encoder(encoder_settings(inverter, encoder), device, trust_remote_code)
-    with StageDisplay() as display:
+    where = encoder_settings(inverter, encoder)
+    where |= {} if from_api and not where["name"].startswith(API_PREFIX) else api
+    model = make_encoder(where, device, trust_remote_code)
+    show_usage(context, model)
+    way_on = "the same command begins anew, but answers of an API are kept"
+    with interruptible(way_on), StageDisplay() as display:
         alignment = align_pairs(
             inverter,
             model,
             leaked,
-            name=name or out.resolve().name,
+            name=name or (out.resolve().name if source is None else source),
             limit=limit,
             seed=seed,
             progress=display.update,
@@ -108,6 +158,29 @@ def align(
     if alignment.left_out:
         typer.echo(f"note: of {leaked.read} rows left out: {leaked.describe_left_out()}", err=True)
     warn(alignment)
+
+
+def _texts(
+    context: typer.Context,
+    pairs: Path | None,
+    texts: Path | None,
+    column: str | None,
+    source: dict[str, Any],
+    device: str,
+    trust_remote_code: bool,
+) -> LeakedPairs:
+    """Texts to be embedded for the pairs; a wrong file fails before the encoder is loaded."""
+    from unembed.data.readers import require_texts
+    from unembed.evaluation.leaked import LeakedPairs
+
+    if texts is None or pairs is not None:
+        there = "PAIRS, which have their vectors" if pairs is not None else "nothing to embed"
+        raise ConfigError("--texts FILE with --from", there, "Pass one: PAIRS, or --texts")
+    refuse_idle(context, "with PAIRS only", "--texts, whose column is --column", "text_column")
+    require_texts(texts, column or "text")
+    model = make_encoder(source, device, trust_remote_code)
+    show_usage(context, model)
+    return LeakedPairs(texts, column or "text", encoder=model)
 
 
 def describe(alignment: Alignment) -> dict[str, Any]:
@@ -143,7 +216,7 @@ def warn(alignment: Alignment | None) -> None:
 def show_curve(curve: AlignCurve, as_json: bool) -> None:
     """The leak by number of pairs, floors and ceiling, each with its interval."""
     from unembed.cli.display import to_json
-    from unembed.evaluation.leaked import curve_table
+    from unembed.evaluation.report.plots import curve_table
 
     if as_json:
         sys.stdout.write(to_json(curve.to_dict()) + "\n")
@@ -152,13 +225,17 @@ def show_curve(curve: AlignCurve, as_json: bool) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    header, *rows = curve_table(curve)
+    header, *rows = (row[:5] + row[6:] for row in curve_table(curve))  # without token-set F1
     texts = curve.settings["texts"]
     table = Table(title=f"{texts} held-out texts; mean, 95% bootstrap interval", box=None)
-    for cell in header:
+    for cell in header[:4]:
         table.add_column(cell, overflow="fold")
-    for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
+    for cell in header[4:]:
+        table.add_column(cell.replace(", ", ",\n"), no_wrap=True)
+    for row in rows:  # each interval below its mean, so that 80 columns are enough
+        table.add_row(
+            *(Text(cell.replace(" [", "\n").replace(", ", "–").rstrip("]")) for cell in row)
+        )
     console = Console()
     console.print(table)
     for note in curve.notes:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -124,9 +124,9 @@ def evaluate(
 
     --embedding: stored vectors with the texts beside them (--text-column), or in --texts.
     """
-    from unembed.cli.display import StageDisplay
     from unembed.data.pairs import Pairs
 
+    # Options and files that are wrong fail before anything is loaded
     folder = _folder(out, [path for path in (texts, embedding) if path is not None])
     passages = _held_out(context, texts, embedding, column, text_column)
     counts = _counts(context, align_curve, leaked, embedding)
@@ -136,58 +136,126 @@ def evaluate(
     require_search(corpus, [specs] if isinstance(specs, str) else specs)
     source = None if embedding is None else _source(embedding, texts, column, skip_bad, ranges)
     pairs = Pairs.open(train_pairs) if train_pairs is not None else None
+
+    # The inverter and its encoder
     inverter = make_inverter(checkpoint, None, device, dtype).aligned(align)
     warn(inverter.alignment)
     needed = source is None or encoder is not None or _ask_encoder(specs, steps) or bool(counts)
     where = encoder_settings(inverter, encoder) | api_settings(api_base, max_calls, price)
     model = _encoder(context, inverter, needed, where, device, trust_remote_code)
+
+    # The curve of leaked pairs, the frontier of encoder calls, or the report
+    task = _Task(inverter, model, limit, out, folder, as_json)
     if counts:
-        files, columns = (leaked, embedding), (text_column or "text", column)
         options = {"decoding": read_decoding(strategy, steps=steps), "seed": seed}
-        return _curve(inverter, model, files, columns, counts, limit or 500, options, out, as_json)
+        return _curve(task, (leaked, embedding), (text_column or "text", column), counts, options)
     similar = Pairs.open(corpus) if corpus is not None else None
-    way_on = "the same command goes on" if folder else "with --out FOLDER it could have gone on"
-    with interruptible(way_on), opened(source) as vectors, StageDisplay() as display:
+    decoding = {"strategy": specs, "steps": steps, "seed": seed, "corpus": similar}
+    if frontier:
+        return _frontier(task, passages, decoding)
+    return _report(task, (source, text_column or "text", passages), pairs, decoding)
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What is measured, how much of it, and where the figures go."""
+
+    inverter: unembed.Inverter
+    encoder: Any
+    limit: int | None
+    out: Path | None
+    folder: Path | None
+    as_json: bool
+
+    @property
+    def way_on(self) -> str:
+        """What to do after an interruption."""
+        return (
+            "the same command goes on" if self.folder else "with --out FOLDER it could have gone on"
+        )
+
+
+def _report(task: _Task, texts: tuple[Any, str, Any], pairs: Any, decoding: dict[str, Any]) -> None:
+    """Measure held-out texts, or stored vectors with theirs; write the report and print it."""
+    from unembed.cli.display import StageDisplay, show_evaluation
+    from unembed.evaluation.report import write_report
+    from unembed.evaluation.samples import StoredPassages
+    from unembed.files import write_json
+
+    source, column, passages = texts
+    with interruptible(task.way_on), opened(source) as vectors, StageDisplay() as display:
         if vectors is not None:
-            passages = _stored(vectors, inverter, text_column or "text", passages)
-        shared: dict[str, Any] = {"strategy": specs, "steps": steps, "seed": seed}
-        shared |= {"corpus": similar, "folder": folder, "progress": display.update}
-        if frontier:
-            return _frontier(inverter, model, passages, limit, out, as_json, shared)
+            passages = StoredPassages(vectors, task.inverter.dimension, column, passages)
         report = unembed.evaluate(
-            inverter,
-            model,
+            task.inverter,
+            task.encoder,
             passages,
             train_pairs=pairs,
-            limit=limit or 1000,
+            limit=task.limit or 1000,
+            folder=task.folder,
+            progress=display.update,
             announce=display.say,
-            **shared,
+            **decoding,
         )
-    _finish(report, vectors, folder, out, as_json)
+    if vectors is not None:
+        left_out = [f"vectors left out: {reason}" for reason in vectors.describe_left_out()]
+        report = replace(report, notes=[*vectors.notes, *left_out, *report.notes])
+    if task.folder is not None:
+        write_report(report, task.folder)
+    elif task.out is not None:
+        write_json(task.out, report.to_dict())
+    show_evaluation(report, task.as_json)
+
+
+def _frontier(task: _Task, passages: Any, decoding: dict[str, Any]) -> None:
+    """Measure, write and print what encoder calls buy."""
+    from unembed.cli.display import StageDisplay, to_json
+    from unembed.evaluation.frontier import PER_LENGTH, measure_frontier
+    from unembed.evaluation.report import write_frontier
+    from unembed.files import write_json
+
+    with interruptible(task.way_on), StageDisplay() as display:
+        curve = measure_frontier(
+            task.inverter,
+            task.encoder,
+            passages,
+            limit=task.limit or PER_LENGTH,
+            folder=task.folder,
+            progress=display.update,
+            **decoding,
+        )
+    if task.folder is not None:
+        write_frontier(curve, task.folder)
+    elif task.out is not None:
+        write_json(task.out, curve.to_dict())
+    typer.echo(to_json(curve.to_dict()) if task.as_json else curve.to_markdown())
+
+
+def _curve(
+    task: _Task,
+    files: tuple[Any, Any],
+    columns: tuple[str, str | None],
+    counts: list[int],
+    options: dict[str, Any],
+) -> None:
+    """Measure, write and print the leak against the number of leaked pairs."""
+    from unembed.cli.display import StageDisplay
+    from unembed.evaluation.leaked import LeakedPairs, align_curve
+    from unembed.evaluation.report.plots import write_curve
+
+    leaked, held_out = (LeakedPairs(file, *columns) for file in files)
+    with interruptible("nothing is kept"), StageDisplay() as display:
+        options |= {"limit": task.limit or 500, "progress": display.update}
+        curve = align_curve(task.inverter, task.encoder, leaked, held_out, counts, **options)
+    if task.out is not None:
+        write_curve(curve, task.out)
+    show_curve(curve, task.as_json)
 
 
 def _searching(context: typer.Context, strategy: str) -> str:
     """The strategy of a frontier, guided search unless told; what it does not take is refused."""
     refuse_idle(context, "without --frontier only", "--frontier", "embedding", "train_pairs")
     return "guided-search" if strategy == "greedy" else strategy
-
-
-def _finish(
-    report: Any, vectors: Any, folder: Path | None, out: Path | None, as_json: bool
-) -> None:
-    """Add what was odd about stored vectors, write the report and print it."""
-    from unembed.cli.display import show_evaluation
-    from unembed.evaluation.report import write_report
-    from unembed.files import write_json
-
-    if vectors is not None:
-        left_out = [f"vectors left out: {reason}" for reason in vectors.describe_left_out()]
-        report = replace(report, notes=[*vectors.notes, *left_out, *report.notes])
-    if folder is not None:
-        write_report(report, folder)
-    elif out is not None:
-        write_json(out, report.to_dict())
-    show_evaluation(report, as_json)
 
 
 def require_search(corpus: Path | None, names: Sequence[str]) -> None:
@@ -198,29 +266,6 @@ def require_search(corpus: Path | None, names: Sequence[str]) -> None:
     """
     if corpus is not None and not any("guided-search" in name or name == "all" for name in names):
         raise ConfigError("--corpus with guided-search", ", ".join(names), "Choose that strategy")
-
-
-def _frontier(
-    inverter: unembed.Inverter,
-    encoder: Any,
-    passages: Any,
-    limit: int | None,
-    out: Path | None,
-    as_json: bool,
-    settings: dict[str, Any],
-) -> None:
-    """Measure, write and print what encoder calls buy."""
-    from unembed.cli.display import to_json
-    from unembed.evaluation.frontier import PER_LENGTH, measure_frontier
-    from unembed.evaluation.report import write_frontier
-    from unembed.files import write_json
-
-    curve = measure_frontier(inverter, encoder, passages, limit=limit or PER_LENGTH, **settings)
-    if settings["folder"] is not None:
-        write_frontier(curve, settings["folder"])
-    elif out is not None:
-        write_json(out, curve.to_dict())
-    typer.echo(to_json(curve.to_dict()) if as_json else curve.to_markdown())
 
 
 def _folder(out: Path | None, sources: list[Path]) -> Path | None:
@@ -302,13 +347,6 @@ def _require_texts(source: Any) -> None:
         )
 
 
-def _stored(source: Any, inverter: unembed.Inverter, column: str, passages: Any) -> Any:
-    """The stored vectors with their texts, of the same table or of a file of their own."""
-    from unembed.evaluation.samples import StoredPassages
-
-    return StoredPassages(source, inverter.dimension, column, passages)
-
-
 def _strategies(
     context: typer.Context, strategy: str, strategies: str | None, steps: int | None
 ) -> str | list[str]:
@@ -370,31 +408,15 @@ def _counts(
             "--align-curve without one of them",
             "Pass both",
         )
-    idle = ("align", "strategies", "texts", "train_pairs", "ranges", "skip_bad")
+    idle = (
+        "align",
+        "strategies",
+        "texts",
+        "train_pairs",
+        "ranges",
+        "skip_bad",
+        "frontier",
+        "corpus",
+    )
     refuse_idle(context, "without --align-curve only", "--align-curve", *idle)
     return sorted({int(number) for number in numbers})
-
-
-def _curve(
-    inverter: unembed.Inverter,
-    encoder: Any,
-    files: tuple[Any, Any],
-    columns: tuple[str, str | None],
-    counts: list[int],
-    limit: int,
-    options: dict[str, Any],
-    out: Path | None,
-    as_json: bool,
-) -> None:
-    """Measure the leak against the number of leaked pairs."""
-    from unembed.cli.display import StageDisplay
-    from unembed.evaluation.leaked import LeakedPairs, align_curve
-    from unembed.evaluation.report.plots import write_curve
-
-    leaked, held_out = (LeakedPairs(file, *columns) for file in files)
-    with interruptible("nothing is kept"), StageDisplay() as display:
-        options |= {"limit": limit, "progress": display.update}
-        curve = align_curve(inverter, encoder, leaked, held_out, counts, **options)
-    if out is not None:
-        write_curve(curve, out)
-    show_curve(curve, as_json)

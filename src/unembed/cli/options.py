@@ -217,7 +217,7 @@ STRATEGY_OPTIONS = {
     "best-of": "samples=16 temperature=0.7 top_p=1.0 stop_cosine=0.9999",
     "residual": "gamma=0.5 stop_cosine=0.9999",
     "guided-search": "beam=4 proposals=8 rounds=6 gamma=0.5 steering=0.8 gain=0.005 "
-    "exploration=0.1 open_weights=False stop_cosine=0.9999",
+    "open_weights=False stop_cosine=0.9999",
 }
 _HEADING = "Strategies with their options and defaults (docs/decoding.md explains them):"
 _LINES = (f"{name}: {options}" for name, options in STRATEGY_OPTIONS.items())

@@ -42,6 +42,16 @@ CheckpointsOption = Annotated[
     list[str] | None,
     typer.Option("--checkpoint", help="Shipped name, folder or Hub repository. Repeatable."),
 ]
+ProbesOption = Annotated[
+    list[str] | None,
+    typer.Option("--probe", help="Folder of `words --fit`, for its encoder. Repeatable."),
+]
+ProxiesOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--trust-proxy", help="Address (network) whose X-Forwarded-For is believed. Repeatable."
+    ),
+]
 
 
 def serve(
@@ -50,6 +60,7 @@ def serve(
     port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0: a free one.")] = 8080,
     checkpoint: CheckpointsOption = None,
     align: MapsOption = None,
+    probe: ProbesOption = None,
     encoder: EncoderOption = None,
     api_base: ApiBaseOption = None,
     max_calls: MaxCallsOption = None,
@@ -67,12 +78,7 @@ def serve(
             "--allow-origin", help="Web site whose pages may call the API (CORS). Repeatable."
         ),
     ] = None,
-    trust_proxy: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--trust-proxy", help="Address (network) whose X-Forwarded-For is believed. Repeatable."
-        ),
-    ] = None,
+    trust_proxy: ProxiesOption = None,
     rate: Annotated[
         str, typer.Option("--rate", help="Texts a client may send: 120/minute, …; or none.")
     ] = "120/minute",
@@ -97,6 +103,7 @@ def serve(
     from unembed.demo.app import create_app
     from unembed.demo.limits import Limits
     from unembed.demo.models import load_demo
+    from unembed.vectors.words import shipped_probes
 
     proxies = server.proxies_of(trust_proxy or [])
     bound = server.bind(host, port)
@@ -114,6 +121,7 @@ def serve(
         partial(_load_encoder, context, encoder, api, device, trust_remote_code),
         log_texts,
         align or [],
+        [*shipped_probes(), *(probe or [])],
     )
     for model in demo.models.values():
         warn(model.inverter.alignment)

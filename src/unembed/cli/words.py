@@ -24,8 +24,6 @@ from unembed.cli.options import (
 if TYPE_CHECKING:
     from unembed.vectors.words import Word
 
-_COUNTED = 4  # texts in which words are counted for each one that is embedded
-
 
 def words(
     text: Annotated[
@@ -118,7 +116,7 @@ def _fit(
     from unembed.cli.display import StageDisplay
     from unembed.data.readers import read_texts
     from unembed.errors import DataError
-    from unembed.vectors.words import chunks_of, fit_words
+    from unembed.vectors.words import COUNTED, chunks_of, fit_words
 
     if out.exists() and not out.is_dir():
         raise DataError(f"a folder at {out}", "a file", "Choose another --out")
@@ -128,7 +126,7 @@ def _fit(
         identity, chunks, vectors = _stored_pairs(texts, text_column, *stored, limit, seed)
     else:
         passages = list(read_texts(texts, text_column))
-        model, drawn = make(), chunks_of(passages, _COUNTED * limit, seed)
+        model, drawn = make(), chunks_of(passages, COUNTED * limit, seed)
         chunks, corpus = drawn[:limit], drawn[limit:]
     with StageDisplay() as display:
         if model is not None:
@@ -158,28 +156,29 @@ def _fit(
 def _stored_pairs(
     path: Path, text_column: str, vector_column: str, encoder: str, limit: int, seed: int
 ) -> tuple[Any, list[str], Any]:
-    """Read texts with their stored vectors [N, D] from a Parquet, and name what made them.
+    """Read texts with their stored vectors [N, D] from a file of both, and name what made them.
 
     Raises:
-        DataError: No Parquet file, or it has no such column.
-        EmbeddingError: The vectors are none, or not all of one size.
+        DataError: The file is damaged.
+        EmbeddingError: It has no such column, or the vectors are none, or not all of one size.
     """
     import numpy as np
 
-    from unembed.data.readers import missing_column, open_parquet
     from unembed.encoders.base import EncoderIdentity
     from unembed.encoders.vectors import as_unit_vectors
+    from unembed.vectors.read import VectorFile, vector_size
 
-    file = open_parquet(path)
-    for column in (text_column, vector_column):
-        if column not in file.schema_arrow.names:
-            raise missing_column(path, column, file.schema_arrow.names)
-    rows = np.random.default_rng(seed).permutation(file.metadata.num_rows)[:limit]
-    table = file.read(columns=[text_column, vector_column]).take(np.sort(rows))
-    texts = [str(text) for text in table.column(text_column).to_pylist()]
-    numbers = table.column(vector_column).to_pylist()
-    size = next((len(row) for row in numbers if row is not None), 0)
-    return EncoderIdentity(encoder, None, size, "", ""), texts, as_unit_vectors(numbers, size)
+    file = VectorFile(path, vector_column, keep=[text_column])
+    size = vector_size(file)
+    rows = set(np.random.default_rng(seed).permutation(len(file))[:limit].tolist())
+    texts: list[str] = []
+    vectors = []
+    for chunk in file.chunks(size):
+        places = [place for place, row in enumerate(chunk.rows) if row in rows]
+        texts += [str(chunk.columns[text_column][place] or "") for place in places]
+        vectors.append(chunk.vectors[places])
+    numbers = as_unit_vectors(np.concatenate(vectors), size)
+    return EncoderIdentity(encoder, None, size, "", ""), texts, numbers
 
 
 def _show(rows: Sequence[Sequence[Word]], numbers: Sequence[int], as_json: bool) -> None:

@@ -99,17 +99,49 @@ def _refuse_unfinished(folder: Path) -> None:
 def open_parquet(path: Path):  # type: ignore[no-untyped-def]  # noqa: ANN201 - pyarrow is untyped
     """Open a Parquet file so that a large row group is read in pieces.
 
+    Columns of text come as dictionaries: a long one that the file holds once takes its room once.
+
     Raises:
         DataError: It is no Parquet file.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    # pre_buffer would read all row groups ahead and keep them, at twice the time
+    options: dict[str, Any] = {"buffer_size": _BUFFER_BYTES, "pre_buffer": False}
     try:
-        # pre_buffer would read all row groups ahead and keep them, at twice the time
-        return pq.ParquetFile(path, buffer_size=_BUFFER_BYTES, pre_buffer=False)
-    except (pa.ArrowException, OSError) as error:
+        file = pq.ParquetFile(path, **options)
+        columns = [file.schema.column(index) for index in range(len(file.schema.names))]
+        texts = [
+            column.path
+            for column in columns
+            if column.physical_type == "BYTE_ARRAY" and not column.max_repetition_level
+        ]
+        file.schema_arrow.names  # noqa: B018 - a name that is no UTF-8 is an error here
+        if file.metadata.num_rows < 0:
+            raise OSError(f"{file.metadata.num_rows} rows")
+        return pq.ParquetFile(path, metadata=file.metadata, read_dictionary=texts, **options)
+    except (pa.ArrowException, OSError, UnicodeDecodeError, KeyError) as error:
         raise DataError(f"a Parquet file at {path}", str(error), "Copy the file again") from error
+
+
+def column_values(path: Path, column: Any) -> list[Any]:
+    """Convert a part of a column to Python; equal texts are one object, however long and many.
+
+    Raises:
+        DataError: Text that is no UTF-8, or damaged.
+    """
+    import pyarrow as pa
+
+    try:
+        if not pa.types.is_dictionary(column.type):
+            values: list[Any] = column.to_pylist()
+            return values
+        used = column.indices.unique().drop_null()
+        texts = dict(zip(used.to_pylist(), column.dictionary.take(used).to_pylist(), strict=True))
+        return [texts.get(index) for index in column.indices.to_pylist()]
+    except (pa.ArrowException, UnicodeDecodeError) as error:
+        raise DataError(f"UTF-8 text in {path}", str(error), "Convert the file") from error
 
 
 def parquet_batches(
@@ -190,11 +222,7 @@ def _read_parquet(path: Path, column: str) -> Iterator[str]:
     if column not in file.schema_arrow.names:
         raise missing_column(path, column, file.schema_arrow.names)
     for batch in parquet_batches(path, [column], file=file):
-        try:
-            texts = batch.column(0).to_pylist()
-        except UnicodeDecodeError as error:
-            raise DataError(f"UTF-8 text in {path}", str(error), "Convert the file") from error
-        for text in texts:
+        for text in column_values(path, batch.column(0)):
             yield _as_text(text, path, column)
 
 

@@ -49,8 +49,8 @@ FORM = (
 
 _STRONGEST = 100.0  # of guidance and repetition penalty
 # Options by the names they had before 0.2, and those that are gone, which have no effect
-ALIASES = {"curiosity": "exploration", "enough": "stop_cosine"}
-WITHDRAWN = ("likelihood", "probes", "refills")
+ALIASES = {"enough": "stop_cosine"}
+WITHDRAWN = ("curiosity", "exploration", "likelihood", "probes", "refills")
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,8 @@ from unembed.demo.schemas import (
     QueueOut,
     RandomOut,
     RequestBody,
+    WordsOut,
+    WordsRequest,
     on_http_error,
     on_problem,
 )
@@ -142,6 +144,13 @@ async def invert(request: Request, demo: Shared) -> InvertOut:
     body = await requests.read_body(request, demo, InvertRequest)
     results = await requests.invert(demo, body, request.scope).result(request)
     return InvertOut.model_validate({**results, "model": demo.find(body.model).name})
+
+
+@api.post("/words", responses=_REFUSALS, openapi_extra=_body(WordsRequest))
+async def words(request: Request, demo: Shared) -> WordsOut:
+    """Tell which words are in a text of any length, from its embedding or a vector."""
+    body = await requests.read_body(request, demo, WordsRequest)
+    return await requests.words(demo, body, request)
 
 
 @api.get("/random")

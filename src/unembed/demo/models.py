@@ -29,6 +29,7 @@ from unembed.encoders.base import Encoder, EncoderIdentity, Progress
 from unembed.errors import ConfigError
 from unembed.inverter import Inverter
 from unembed.tokenizer import TextTokenizer
+from unembed.vectors.words import WordProbe, shipped_probes
 
 DEFAULT_CALLS = 128  # where a strategy asks the encoder and the request does not say how often
 _OTHER_COMMAS = 1024  # of a body, beside those of its vectors or texts
@@ -113,6 +114,7 @@ class ServedModel:
         encoder: The one it was trained for.
         limits: Of the server.
         metrics: Of the server.
+        probe: Finds words in the encoder's vectors.
 
     Raises:
         EncoderError: The inverter belongs to another encoder.
@@ -125,10 +127,12 @@ class ServedModel:
         encoder: SharedEncoder,
         limits: Limits,
         metrics: Metrics,
+        probe: WordProbe | None = None,
     ) -> None:
         inverter.require_encoder(encoder)
         inverter.warm_up()  # the workers may ask for its fast form at once
         self.name, self.inverter, self.encoder = name, inverter, encoder
+        self.probe = probe
         self.speller = Speller(inverter.tokenizer)
         self._limits, self._metrics = limits, metrics
         self.workers = {
@@ -341,6 +345,7 @@ def describe_model(model: ServedModel, limits: Limits) -> ModelOut:
         default_encoder_calls=min(DEFAULT_CALLS, limits.encoder_calls),
         max_encoder_calls=limits.encoder_calls,
         guidance=float(trained.get("condition_dropout", 0.0)) > 0.0,
+        words=None if model.probe is None else len(model.probe.words),
     )
 
 
@@ -378,6 +383,7 @@ def load_demo(
     load_encoder: Callable[[Inverter], Encoder],
     log_texts: bool = False,
     alignments: Sequence[str] = (),
+    probes: Sequence[str] = (),
 ) -> Demo:
     """Load each model once; those of the same encoder share it.
 
@@ -390,9 +396,11 @@ def load_demo(
         load_encoder: An inverter → the encoder that it inverts.
         log_texts: Write texts and recoveries to the log.
         alignments: Folders of maps for vectors of other encoders.
+        probes: Shipped word probes, or folders; of two for an encoder the last counts.
 
     Raises:
-        ConfigError: Two checkpoints have the same name, or the rate is not one.
+        ConfigError: Two checkpoints have the same name, the rate is not one, or a folder's probe
+            is of an encoder that no checkpoint inverts.
         UnembedError: A checkpoint or an encoder cannot be loaded, or they do not fit together.
     """
     metrics = Metrics()
@@ -404,12 +412,24 @@ def load_demo(
         )
     encoders: dict[tuple[str, ...], SharedEncoder] = {}
     models: dict[str, ServedModel] = {}
+    loaded = {name: WordProbe.from_pretrained(name) for name in probes}
+    by_encoder = {probe.encoder.key: probe for probe in loaded.values()}
     for name, checkpoint in zip(names, checkpoints, strict=True):
         inverter = load_inverter(checkpoint)
         which = inverter.encoder.key
         if which not in encoders:
             encoders[which] = SharedEncoder(load_encoder(inverter))
-        models[name] = ServedModel(name, inverter, encoders[which], limits, metrics)
+        models[name] = ServedModel(
+            name, inverter, encoders[which], limits, metrics, by_encoder.get(which)
+        )
+    for name, probe in loaded.items():
+        if probe.encoder.key not in encoders and name not in shipped_probes():
+            served = ", ".join(sorted({m.encoder.identity.name for m in models.values()}))
+            raise ConfigError(
+                f"a word probe for {served}",
+                f"{name} for {probe.encoder.name}",
+                "Leave out --probe",
+            )
     for folder in alignments:
         alignment = Alignment.load(folder)
         fitting = [m for m in models.values() if m.inverter.encoder.key == alignment.target.key]

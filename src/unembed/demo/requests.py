@@ -9,6 +9,7 @@ import re
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -28,10 +29,15 @@ from unembed.demo.schemas import (
     DecodeRequest,
     EncodeRequest,
     InvertRequest,
+    OneInput,
+    ProbableWord,
     ProblemError,
     RequestBody,
+    WordsOut,
+    WordsRequest,
     invalid,
 )
+from unembed.vectors.words import words_of
 
 _PING = 10.0  # seconds without an event after which the connection is kept open by a comment
 _SLACK = 5.0  # seconds that a reader may be behind
@@ -248,13 +254,44 @@ def decode(demo: Demo, body: DecodeRequest, scope: Scope) -> PendingJob:
     """
     model = demo.find(body.model)
     decoding = _decoding(body, demo.limits)
-    inputs: list[str] | NDArray[np.float32]
-    if body.text is not None:
-        _check_text(body.text, demo.limits)
-        inputs = [body.text]
-    else:
-        inputs = model.inverter.map_vectors(body.embedding)
+    inputs = _one_input(model, body, demo.limits)
     return PendingJob(demo, model, decoding, inputs, client_name(scope), body.seed, watched=True)
+
+
+async def words(demo: Demo, body: WordsRequest, request: Request) -> WordsOut:
+    """Find the most probable words of the text behind a vector.
+
+    The vector is made in the model's queue, in turn with all that others ask for.
+
+    Raises:
+        ProblemError: As for `decode`; or nobody has learned the words of the model's encoder.
+        UnembedError: The vector is not usable.
+    """
+    model = demo.find(body.model)
+    probe = model.probe
+    if probe is None:
+        having = [name for name, each in demo.models.items() if each.probe is not None]
+        raise ProblemError(
+            422, f"expected a model with a word probe ({', '.join(having) or 'none here has one'})"
+        )
+    inputs = _one_input(model, body, demo.limits)
+    pending = PendingJob(demo, model, None, inputs, client_name(request.scope), watched=True)
+    start = await pending.result(request)
+    find = partial(probe.most_probable, top=body.top, common=body.common, names=body.names)
+    loop = asyncio.get_running_loop()
+    (rows,) = await loop.run_in_executor(demo.parser, find, start["embedding"])
+    there = None if body.text is None else words_of(body.text)
+    listed = [
+        ProbableWord(
+            word=row.word,
+            probability=round(row.probability, 4),
+            base_rate=round(row.base_rate, 6),
+            is_name=row.is_name,
+            occurs=None if there is None else row.word.casefold() in there,
+        )
+        for row in rows
+    ]
+    return WordsOut(model=model.name, encoder=start["encoder"], words=listed)
 
 
 def invert(demo: Demo, body: InvertRequest, scope: Scope) -> PendingJob:
@@ -280,6 +317,16 @@ def invert(demo: Demo, body: InvertRequest, scope: Scope) -> PendingJob:
     if problem is not None:
         raise problem
     return PendingJob(demo, model, decoding, inputs, client_name(scope), body.seed)
+
+
+def _one_input(
+    model: ServedModel, body: OneInput, limits: Limits
+) -> list[str] | NDArray[np.float32]:
+    """Read the text [1] of a body, or its vector [1, D] in the space of the model."""
+    if body.text is None:
+        return model.inverter.map_vectors(body.embedding)
+    _check_text(body.text, limits)
+    return [body.text]
 
 
 def _check_text(text: str, limits: Limits) -> None:

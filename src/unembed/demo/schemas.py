@@ -63,8 +63,8 @@ class EncodeRequest(RequestBody):
     model: Name | None = None
 
 
-class DecodeRequest(DecodingBody):
-    """A text to embed and invert, or a vector to invert."""
+class OneInput(RequestBody):
+    """A text to embed, or a vector."""
 
     model_config = ConfigDict(json_schema_extra=_ONE_INPUT)
 
@@ -72,10 +72,23 @@ class DecodeRequest(DecodingBody):
     embedding: Annotated[Vector | None, Field(description="Of any length but zero.")] = None
 
     @model_validator(mode="after")
-    def _one_of_them(self) -> DecodeRequest:
+    def _one_of_them(self) -> OneInput:
         if (self.text is None) == (self.embedding is None):
             raise ValueError("expected either text or embedding")
         return self
+
+
+class DecodeRequest(OneInput, DecodingBody):
+    """A text to embed and invert, or a vector to invert."""
+
+
+class WordsRequest(OneInput):
+    """A text to embed, or a vector, whose words are wanted."""
+
+    model: Annotated[Name | None, Field(description="As /models names it.")] = None
+    top: Annotated[int, Field(ge=1, le=200, description="Words, the most probable first.")] = 50
+    names: Annotated[bool, Field(description="Names alone.")] = False
+    common: Annotated[bool, Field(description="Also words that one text in ten has.")] = False
 
 
 class InvertRequest(DecodingBody):
@@ -138,6 +151,9 @@ class ModelOut(BaseModel):
     default_encoder_calls: int
     max_encoder_calls: int
     guidance: Annotated[bool, Field(description="Trained for classifier-free guidance.")]
+    words: Annotated[
+        int | None, Field(description="Words that POST /words knows of its vectors; absent: none.")
+    ] = None
 
 
 class ModelsOut(BaseModel):
@@ -197,6 +213,24 @@ class InvertOut(BaseModel):
     results: list[Recovered]
     milliseconds: float
     seed: int
+
+
+class ProbableWord(BaseModel):
+    """A word, and how probable it is that the text behind the vector has it."""
+
+    word: str
+    probability: Annotated[float, Field(description="Calibrated, 0 to 1.")]
+    base_rate: Annotated[float, Field(description="Share of all texts that have it.")]
+    is_name: bool
+    occurs: Annotated[bool | None, Field(description="Whether the text has it, where known.")]
+
+
+class WordsOut(BaseModel):
+    """The words that a vector says are in its text, the most probable first."""
+
+    model: str
+    encoder: str
+    words: list[ProbableWord]
 
 
 class RandomOut(BaseModel):

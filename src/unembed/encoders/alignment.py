@@ -23,7 +23,7 @@ from safetensors.numpy import load_file, save_file
 from unembed.encoders.base import EncoderIdentity
 from unembed.encoders.vectors import VectorStatistics, as_unit_vectors
 from unembed.errors import CheckpointError, EmbeddingError
-from unembed.files import atomic
+from unembed.files import atomic, read_json, require_weights
 
 Floats = NDArray[np.float64]
 
@@ -208,8 +208,8 @@ class Alignment:
                 "Make one with `unembed align PAIRS --to minilm --out FOLDER`",
             )  # fmt: skip
         try:
-            data = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
-            tensors = load_file(folder / WEIGHTS)
+            data = read_json(folder / SETTINGS)
+            tensors = load_file(require_weights(folder / WEIGHTS))
             statistics = data["statistics"]
             alignment = cls(
                 method=str(data["method"]),

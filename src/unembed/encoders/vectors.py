@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from unembed.errors import EmbeddingError, EncoderError
 
 _MATRIX = 2
+_CLUSTERING = 8  # rounds
 
 
 def as_unit_vectors(
@@ -155,6 +156,29 @@ _LENIENCE = 0.15  # taken off the threshold of a single vector: texts of a kind 
 _ROWS_COMPARED = 256
 
 
+def typical_rows(vectors: NDArray[np.float32], count: int, seed: int = 0) -> NDArray[np.intp]:
+    """Choose rows nearest to the centres of clusters: typical ones, each unlike the others.
+
+    Args:
+        vectors: Unit vectors [N, D].
+        count: How many, at most N; spherical k-means makes as many clusters.
+        seed: Of the first centres.
+
+    Returns:
+        Indices [count], ascending; where two centres have the same nearest row, another at random.
+    """
+    random = np.random.default_rng(seed)
+    centres = vectors[random.choice(len(vectors), count, replace=False)]
+    for _ in range(_CLUSTERING):
+        nearest, sums = (vectors @ centres.T).argmax(axis=1), np.zeros_like(centres)
+        np.add.at(sums, nearest, vectors)
+        lengths = np.linalg.norm(sums, axis=1, keepdims=True)
+        centres = np.where(lengths > 0, sums / np.maximum(lengths, 1e-30), centres)
+    rows = np.unique((vectors @ centres.T).argmax(axis=0))
+    others = random.permutation(np.setdiff1d(np.arange(len(vectors)), rows))
+    return np.sort(np.concatenate([rows, others[: count - len(rows)]]))
+
+
 @dataclass(frozen=True)
 class VectorStatistics:
     """Subspace in which an encoder's unit vectors lie, and how much of each lies there.
@@ -212,9 +236,14 @@ class VectorStatistics:
         """
         try:
             coded = np.frombuffer(base64.b64decode(data["int8"]), dtype=np.int8)
+            coded = coded.reshape(data["shape"])
             share, lowest, cosine = (float(data[name]) for name in ("share", "lowest", "cosine"))
-            return cls(coded.reshape(data["shape"]), share, lowest, cosine)
-        except (KeyError, ValueError, TypeError) as error:
+            if coded.ndim != 2 or not coded.any(axis=1).all() or not coded.size:  # noqa: PLR2004
+                raise ValueError(f"directions of shape {list(coded.shape)}, or of no length")
+            if not np.isfinite([share, lowest, cosine]).all():
+                raise ValueError("shares that are not finite")
+            return cls(coded, share, lowest, cosine)
+        except (KeyError, ValueError, TypeError, OverflowError) as error:
             raise EncoderError(
                 "statistics of an encoder's vectors", f"{error}", "Prepare the pairs again"
             ) from error
@@ -242,7 +271,8 @@ class VectorStatistics:
         count, dimension = self.directions.shape
         if not len(vectors) or vectors.shape[1] != dimension:
             return None
-        rows = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+        floats = np.asarray(vectors, dtype=np.float64)
+        rows = to_unit_length(floats, row_peaks(floats)).astype(np.float64)
         shares = _shares(self.directions, rows)
         strange = shares < self.threshold
         whole = shares.mean() < self.threshold * (1 - _LENIENCE / np.sqrt(len(rows)))

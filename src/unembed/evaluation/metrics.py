@@ -38,6 +38,7 @@ METRICS = (*MEANS[:7], CORPUS_BLEU, *MEANS[7:13], CALIBRATION, *MEANS[13:])
 ESSENTIAL = ("token accuracy", "exact match", "token-set F1", "cosine")  # for the terminal
 
 _LATIN_WORD = re.compile(r"[a-z0-9]")
+_WORD = re.compile(r"\w+")
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,12 @@ def token_set_f1(original: Sequence[int], recovered: Sequence[int]) -> float:
     """Harmonic mean of precision and recall over the sets of tokens, order ignored, 0 to 1."""
     reference, hypothesis = set(original), set(recovered)
     return 2.0 * len(reference & hypothesis) / (len(reference) + len(hypothesis))
+
+
+def word_f1(original: str, recovered: str) -> float:
+    """Harmonic mean of precision and recall over the sets of words, without case, 0 to 1."""
+    reference, hypothesis = (set(_WORD.findall(text.casefold())) for text in (original, recovered))
+    return 2.0 * len(reference & hypothesis) / max(len(reference) + len(hypothesis), 1)
 
 
 def informative_recall(

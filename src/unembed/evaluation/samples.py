@@ -21,7 +21,14 @@ from numpy.typing import NDArray
 
 from unembed.config import DataSection
 from unembed.data.pieces import cut_pieces
-from unembed.data.readers import csv_rows, json_lines, open_parquet, parquet_batches, read_texts
+from unembed.data.readers import (
+    column_values,
+    csv_rows,
+    json_lines,
+    open_parquet,
+    parquet_batches,
+    read_texts,
+)
 from unembed.encoders.base import is_unicode
 from unembed.encoders.vectors import as_unit_vectors
 from unembed.errors import DataError
@@ -87,7 +94,9 @@ def _labels(path: Path) -> Iterator[Labels]:
         file = open_parquet(path)
         names = [name for name in LABELS if name in file.schema_arrow.names]
         for batch in parquet_batches(path, names, file=file):
-            yield from map(_without_blanks, batch.to_pylist())
+            columns = [column_values(path, column) for column in batch.columns]
+            rows = zip(*columns, strict=True) if names else repeat((), batch.num_rows)
+            yield from (_without_blanks(dict(zip(names, row, strict=True))) for row in rows)
     elif kind == ".jsonl":
         for line in json_lines(path):
             yield _known_of(line.value if isinstance(line.value, dict) else {})

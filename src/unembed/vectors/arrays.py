@@ -173,9 +173,10 @@ def _tensor(file: BinaryIO, key: str | None, path: Path) -> Header:
     tensors = json.loads(file.read(size))
     names = [name for name in tensors if name != "__metadata__"]
     facts = tensors[_array_name(names, key, path)]
-    shape = tuple(int(n) for n in facts["shape"])
-    if min(shape, default=0) < 0 or math.prod(shape) > _MOST:
-        raise ValueError(f"a shape of {list(shape)}")
+    shape = tuple(facts["shape"])
+    whole = all(type(size) is int and size >= 0 for size in shape)
+    if not whole or math.prod(shape) > _MOST:
+        raise ValueError(f"a shape of {str(shape)[:100]}")
     if facts["dtype"] not in _KINDS:
         raise ValueError(f"numbers of the format {facts['dtype']}")
     begin = int(facts["data_offsets"][0])

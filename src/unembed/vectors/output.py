@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -56,7 +57,8 @@ class PartFile:
         last: Index of the last vector in it; -1 without one.
 
     Raises:
-        EmbeddingError: It cannot be written, or is of other vectors or settings.
+        EmbeddingError: It cannot be written, another process is writing to it, or it is of other
+            vectors or settings.
     """
 
     def __init__(self, out: Path, identity: dict[str, Any]) -> None:
@@ -72,10 +74,26 @@ class PartFile:
                 f"a place to write {self.path}", str(error), "Choose another --out"
             ) from error
         try:
+            self._lock()
             self._go_on(head)
         except BaseException:
             self._file.close()
             raise
+
+    def _lock(self) -> None:
+        """Refuse to write where another process writes; the lock ends with the file."""
+        try:
+            import fcntl
+
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise EmbeddingError(
+                f"{self.path} to be free",
+                "another process writing to it",
+                "Wait for it, or choose another --out",
+            ) from error
+        except (ImportError, OSError):
+            return  # Windows, or a file system without locks
 
     def _go_on(self, head: bytes) -> None:
         first, end = self._file.readline(), 0
@@ -140,6 +158,8 @@ class PartFile:
 
 def plain(value: Any) -> Any:
     """A value of a kept column as JSON can write it."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None  # JSON has no NaN
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     if isinstance(value, dict):

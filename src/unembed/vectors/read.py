@@ -300,13 +300,12 @@ def vector_size(file: VectorFile) -> int:
     with _damage_as_errors(path):
         source = file._source(path)
         if isinstance(source, Arrow):
-            values = source.first(CHUNK)
+            sizes = Counter(source.sizes(CHUNK))
         elif isinstance(source, (Json, Csv)):
             records = source.records() if isinstance(source, Json) else source.records(0)
-            values = [value for value, _ in islice(records, CHUNK)]
+            sizes = Counter(size_of(value) for value, _ in islice(records, CHUNK))
         else:
-            values = list(next(iter(source.blocks(0, CHUNK)), []))
-    sizes = Counter(size_of(value) for value in values)
+            sizes = Counter(map(size_of, next(iter(source.blocks(0, CHUNK)), [])))
     del sizes[0]
     if not sizes:
         raise EmbeddingError(

@@ -15,9 +15,11 @@ from unembed.files import read_lines
 from unembed.vectors.numbers import Reason
 
 NAMES = ("embedding", "vector", "values", "embeddings", "vectors")
-# Where services and stores put the records: OpenAI, its batch files, Qdrant, Elasticsearch
+# Where services and stores put the records: OpenAI, its batch files, Qdrant, Elasticsearch, Vespa,
+# Milvus, Vertex, Redis
 _INSIDE = ("data", "response", "body", "result", "results", "points", "hits", "embeddings",
-           "float", "vectors", "matches")  # fmt: skip
+           "float", "vectors", "matches", "fields", "rows", "predictions", "items", "documents",
+           "entities", "value", "_source")  # fmt: skip
 LINE_BYTES = 16 << 20
 _DOCUMENT_BYTES = 256 << 20
 _VALUES, _BRACKETS, _DEPTH = 16_000_000, 1_000_000, 6
@@ -91,9 +93,12 @@ def _search(value: Any, depth: int) -> list[Record] | None:
     if not isinstance(value, dict):
         return None
     for name in NAMES:
-        if name in value and _is_vector(value[name]):
+        inner = value.get(name)
+        if isinstance(inner, dict) and len(inner) == 1:  # a named one: {"vector": {"title": [...]}}
+            [inner] = inner.values()
+        if _is_vector(inner):
             plural = name in ("embeddings", "vectors")
-            return _many(value[name], value) if plural else [(value[name], value)]
+            return _many(inner, value) if plural else [(inner, value)]
     for name in (*_INSIDE, *NAMES):
         records = _search(value.get(name), depth - 1)
         if records is not None:

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unembed.data.readers import open_parquet, parquet_batches, text_lines
+from unembed.data.readers import column_values, open_parquet, parquet_batches, text_lines
 from unembed.errors import EmbeddingError
-from unembed.vectors.numbers import Reason
+from unembed.vectors.numbers import Reason, size_of
 from unembed.vectors.records import CORRECT_KEEP, LINE_BYTES, NAMES
 
 # What decoding a column may cost beyond its rows of D numbers; metadata says how many there are
@@ -68,23 +68,26 @@ class Arrow:
             column = self._column(batch.schema)
             values = _field(batch.column(column[0]), column[1:])
             columns = {name: self._values_of(batch, name) for name in self.keep}
-            yield (
-                _values(values, dimension, f"the column {'.'.join(column)!r} of {self.path}"),
-                columns,
-            )
+            yield _values(values, dimension, self.path, ".".join(column)), columns
 
-    def first(self, count: int) -> list[Any]:
-        """The vectors of some of the first rows as they are spelled, whatever their size."""
+    def sizes(self, count: int) -> list[int]:
+        """Find the sizes of some of the first vectors."""
         batches = self._arrow_batches()
         if self._is_parquet:
-            batches = open_parquet(self.path).iter_batches(batch_size=count)
+            file = open_parquet(self.path)
+            columns = self._column(file.schema_arrow)[:1]
+            batches = parquet_batches(self.path, columns, size=1, file=file)
+        sizes: list[int] = []
         for batch in batches:
             column = self._column(batch.schema)
-            values: list[Any] = (
-                _field(batch.column(column[0]), column[1:]).slice(0, count).to_pylist()
-            )
-            return values
-        return []
+            values = _plain(_field(batch.column(column[0]), column[1:]).slice(0, count))
+            if _is_list(values.type):
+                sizes += [_length(row) for row in values]
+            else:
+                sizes += map(size_of, column_values(self.path, values))
+            if len(sizes) >= count or sum(sizes) > _BATCH_VALUES:
+                break
+        return sizes
 
     @property
     def _is_parquet(self) -> bool:
@@ -96,8 +99,7 @@ class Arrow:
             return [None] * int(batch.num_rows)
         if path is None:
             raise _no_column(self.path, name, batch.schema.names, CORRECT_KEEP)
-        values: list[Any] = _field(batch.column(path[0]), path[1:]).to_pylist()
-        return values
+        return column_values(self.path, _field(batch.column(path[0]), path[1:]))
 
     def _column(self, schema: Any) -> list[str]:
         names = [self.key] if self.key is not None else [*NAMES[:3], *NAMES[3:]]
@@ -118,23 +120,28 @@ class Arrow:
             if other is None and name not in self.optional:
                 raise _no_column(self.path, name, file.schema_arrow.names, CORRECT_KEEP)
             columns += [] if other is None else [other[0]]
+        columns = list(dict.fromkeys(columns))
         for group in range(file.metadata.num_row_groups):
-            most = self._values_per_row(file.metadata.row_group(group), path, dimension)
+            most = self._values_per_row(file, group, path[0], dimension)
             step = max(1, min(size, int(_BATCH_VALUES / max(1.0, most))))
-            columns = list(dict.fromkeys(columns))
             yield from parquet_batches(self.path, columns, size=step, group=group, file=file)
 
-    def _values_per_row(self, group: Any, path: list[str], dimension: int) -> float:
+    def _values_per_row(self, file: Any, group: int, name: str, dimension: int) -> float:
         """Numbers (or 4-byte words) in a row on average, so that a few long ones are not read."""
-        rows = max(1, group.num_rows)
+        # Damaged sizes are an error to whoever reads rows, but end the process if asked for first
+        next(parquet_batches(self.path, [name], size=1, group=group, file=file), None)
+        metadata = file.metadata.row_group(group)
+        rows = max(1, metadata.num_rows)
         most = 1.0
-        for index in range(group.num_columns):
-            column = group.column(index)
-            if column.path_in_schema.split(".")[0] != path[0]:
+        for index in range(metadata.num_columns):
+            if not f"{file.schema.column(index).path}.".startswith(f"{name}."):
                 continue
+            column = metadata.column(index)
             numbers = column.num_values
-            if column.physical_type in ("BYTE_ARRAY", "FIXED_LEN_BYTE_ARRAY"):
-                numbers = column.total_uncompressed_size // 32  # a number is 8 letters or more
+            if column.physical_type == "BYTE_ARRAY":  # a number is 8 letters or more
+                numbers = column.total_uncompressed_size // 32
+            elif column.physical_type == "FIXED_LEN_BYTE_ARRAY":
+                numbers *= file.schema.column(index).length // 8
             if numbers - rows * dimension > _EXCESS_VALUES:
                 raise EmbeddingError(
                     f"vectors of {dimension} dimensions in {self.path}",
@@ -190,16 +197,13 @@ def _field(values: Any, fields: Sequence[str]) -> Any:
     return values
 
 
-def _values(values: Any, dimension: int, where: str) -> NDArray[Any] | list[Any]:
+def _values(values: Any, dimension: int, path: Path, name: str) -> NDArray[Any] | list[Any]:
     """A block of a column: numbers [n, D] where all rows have them, else each row by itself."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    if isinstance(values.type, pa.BaseExtensionType):  # fixed_shape_tensor and others
-        values = values.storage
-    if pa.types.is_dictionary(values.type):
-        values = values.dictionary_decode()
-    kind = values.type
+    values = _plain(values)
+    kind = values.type.value_type if pa.types.is_dictionary(values.type) else values.type
     if _is_list(kind):
         if "view" in str(kind):
             return _views(values, dimension)
@@ -217,9 +221,27 @@ def _values(values: Any, dimension: int, where: str) -> NDArray[Any] | list[Any]
     text = (pa.types.is_string, pa.types.is_large_string, pa.types.is_binary,
             pa.types.is_large_binary, pa.types.is_fixed_size_binary, pa.types.is_null)  # fmt: skip
     if any(test(kind) for test in text) or "view" in str(kind):
-        spelled: list[Any] = values.to_pylist()
-        return spelled
-    raise EmbeddingError(f"lists of numbers in {where}", str(kind), "Pass --column")
+        return column_values(path, values)
+    raise EmbeddingError(
+        f"lists of numbers in the column {name!r} of {path}", str(kind), "Pass --column"
+    )
+
+
+def _plain(values: Any) -> Any:
+    """The storage of an extension type (fixed_shape_tensor and others); lists without codes."""
+    import pyarrow as pa
+
+    if isinstance(values.type, pa.BaseExtensionType):
+        values = values.storage
+    if pa.types.is_dictionary(values.type) and _is_list(values.type.value_type):
+        values = values.dictionary_decode()
+    return values
+
+
+def _length(row: Any) -> int:
+    """Numbers in a row of lists; one inside a list of one is looked into."""
+    size = len(row) if row.is_valid else 0
+    return size_of(row.as_py()) if size == 1 else size
 
 
 def _lists(values: Any, dimension: int) -> list[Any]:

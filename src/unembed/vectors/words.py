@@ -24,14 +24,15 @@ from torch import Tensor
 from unembed.encoders.base import EncoderIdentity
 from unembed.encoders.vectors import as_unit_vectors
 from unembed.errors import CheckpointError, ConfigError, DataError
-from unembed.files import atomic, read_json
+from unembed.files import atomic, read_json, require_weights
 
 FORMAT = 1
 WORDS, WEIGHTS = "words.json", "words.safetensors"
 COMMON = 0.1  # base rate from which on a word says little about a text
+COUNTED = 4  # texts in which words are counted for each one that is embedded
 SHORTEST, LONGEST = 24, 190  # words of a chunk: about 32 and 256 tokens
 _BUCKETS = (24, 48, 96)  # words from which on chunks are drawn in equal shares
-_MOST_WORDS = 12_000
+_MOST_WORDS = 18_000
 _LEAST_TEXTS = 8  # that a word must be in to be learned
 _LEAST_PAIRS = 200
 _CALIBRATION = 0.1  # share of the pairs that the regressions do not see
@@ -153,7 +154,7 @@ class WordProbe:
             data = read_json(folder / WORDS)
             if data["format"] != FORMAT:
                 raise ValueError(f"format {data['format']}")
-            tensors = load_file(folder / WEIGHTS)
+            tensors = load_file(require_weights(folder / WEIGHTS))
             probe = cls(
                 EncoderIdentity.from_dict(data["encoder"]),
                 [str(word) for word in data["words"]],
@@ -436,10 +437,10 @@ def _log_loss(logits: Tensor, targets: Tensor) -> Tensor:
 def _calibrate(logits: Tensor, rates: Tensor, y: Tensor) -> tuple[float, float, float]:
     """Fit P(y) = σ(a · logit + b · log-odds of the rate + c) to pairs that were held out."""
     every = max(1, logits.numel() // 4_000_000)
-    features = torch.stack(
-        [logits.flatten(), rates.logit().expand_as(logits).flatten(), torch.ones(logits.numel())]
-    )[:, ::every].double()  # [3, M]
-    targets = y.flatten()[::every].double()
+    places = torch.arange(0, logits.numel(), every)
+    some, usual = logits.flatten()[places], rates.logit()[places % logits.shape[1]]
+    features = torch.stack([some, usual, torch.ones(len(places))]).double()  # [3, M]
+    targets = y.flatten()[places].double()
     starts = torch.eye(3, dtype=torch.float64)[:2]  # the logits as they are, the base rates
     factors = min(starts, key=lambda start: float(_log_loss(start @ features, targets).sum()))
     for _ in range(25):

@@ -8,21 +8,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from unembed.decoding.guided_search import edits
 from unembed.decoding.guided_search.edits import (
     NOTHING,
     Edits,
     MaskedScores,
     apply_edits,
-    crossover,
+    moves,
     pack,
     single_edits,
 )
 
 LENGTH = 12
-WORDS = np.array([10, 11]), np.array([0.9, 0.1])
 
 texts = st.lists(st.integers(1, 6), min_size=1, max_size=9).map(tuple)
-seeds = st.integers(0, 2**32 - 1)
 
 
 def scores_of(tokens):
@@ -75,10 +74,10 @@ def test_pack_moves_tokens_to_the_start_in_their_order(grid):
 
 @pytest.mark.slow
 @settings(max_examples=60, deadline=None)
-@given(texts, seeds)
-def test_single_edits_change_a_text_by_little(tokens, seed):
-    edits = single_edits(tokens, scores_of(tokens), WORDS, np.random.default_rng(seed))
-    for result in texts_of(apply_edits(tokens, edits, LENGTH)):
+@given(texts)
+def test_single_edits_change_a_text_by_little(tokens):
+    singles = single_edits(scores_of(tokens))
+    for result in texts_of(apply_edits(tokens, singles, LENGTH)):
         assert abs(len(result) - len(tokens)) <= 1
         gone, new = Counter(tokens) - Counter(result), Counter(result) - Counter(tokens)
         assert gone.total() <= 1 and new.total() <= 1
@@ -86,11 +85,11 @@ def test_single_edits_change_a_text_by_little(tokens, seed):
 
 def test_single_edits_like_to_replace_a_doubted_token():
     tokens = (1, 2, 3)
-    edits = single_edits(tokens, scores_of(tokens), WORDS, np.random.default_rng(0))
+    singles = single_edits(scores_of(tokens))
     gains = {
         result.index(7): gain
         for result, gain in zip(
-            texts_of(apply_edits(tokens, edits, LENGTH)), edits.gains, strict=True
+            texts_of(apply_edits(tokens, singles, LENGTH)), singles.gains, strict=True
         )
         if 7 in result
     }
@@ -101,22 +100,41 @@ def test_single_edits_never_write_what_cannot_be():
     tokens = (1, 2, 3)
     scores = scores_of(tokens)
     impossible = np.full_like(scores.filler_scores, -np.inf)
-    edits = single_edits(
-        tokens, replace(scores, filler_scores=impossible), WORDS, np.random.default_rng(0)
-    )
-    assert np.isfinite(edits.gains).all()
-    assert len(edits.gains) < len(single_edits(tokens, scores, WORDS, np.random.default_rng(0))[2])
+    singles = single_edits(replace(scores, filler_scores=impossible))
+    assert np.isfinite(singles.gains).all()
+    assert len(singles.gains) < len(single_edits(scores).gains)
 
 
-@settings(max_examples=40, deadline=None)
-@given(texts, texts, seeds)
-def test_crossover_begins_like_one_and_ends_like_the_other(one, other, seed):
-    for tokens in texts_of(crossover([one, other], 8, LENGTH, np.random.default_rng(seed))):
-        ends = {one[len(one) - k :] for k in range(len(one) + 1)}
-        ends |= {other[len(other) - k :] for k in range(len(other) + 1)}
-        heads = [k for k in range(1, len(tokens) + 1) if tokens[:k] in (one[:k], other[:k])]
-        assert any(tokens[k:] in ends for k in heads)
+def moved_of(tokens):
+    rows, gains = moves(tokens, scores_of(tokens), LENGTH, np.random.default_rng(0))
+    return texts_of(rows), gains
 
 
-def test_crossover_takes_two():
-    assert not len(crossover([(1, 2, 3)], 8, LENGTH, np.random.default_rng(0)))
+def test_moves_exchanges_every_two_neighbouring_spans_once():
+    tokens = (1, 2, 3, 4, 5, 6, 7, 8, 9)
+    wanted = {
+        (*tokens[:a], *tokens[b:c], *tokens[a:b], *tokens[c:])
+        for a in range(9)
+        for b in range(a + 1, 9)
+        for c in range(b + 1, 10)
+        if min(b - a, c - b) <= edits._LONGEST_MOVE
+    }
+    results, _ = moved_of(tokens)
+    assert set(results) == wanted and len(results) == len(wanted)
+
+
+def test_moves_prefers_seams_before_unlikely_tokens():
+    tokens = (1, 2, 3)  # of which the first is the least likely
+    results, gains = moved_of(tokens)
+    worth = dict(zip(results, gains, strict=True))
+    own = [-5.0, -3.0, -1.0]
+    assert worth[2, 1, 3] == pytest.approx(edits._MOVE - sum(own))
+    assert worth[1, 3, 2] == pytest.approx(edits._MOVE - own[1] - own[2])
+    assert moved_of((4,))[0] == []
+
+
+def test_moves_of_a_long_text_are_some_of_all(monkeypatch):
+    monkeypatch.setattr(edits, "_MOST_MOVES", 7)
+    results, gains = moved_of((1, 2, 3, 4, 5, 6))
+    assert len(results) == len(set(results)) == len(gains) == 7
+    assert all(sorted(text) == [1, 2, 3, 4, 5, 6] for text in results)

@@ -6,7 +6,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unembed.decoding import SequenceSpec
-from unembed.decoding.guided_search.proposals import masked_scores, steer
+from unembed.decoding.guided_search import proposals
+from unembed.decoding.guided_search.proposals import (
+    draw_masks,
+    infill,
+    length_scores,
+    masked_scores,
+    steer,
+)
 from unembed.diffusion import Linear
 
 PAD, END, MASK, VOCABULARY, LENGTH = 0, 1, 9, 10, 8
@@ -86,3 +93,60 @@ def test_masked_scores_adds_the_gains_of_open_weights_where_tokens_are_masked():
     np.testing.assert_allclose(at[1] - at[0], 5.0, atol=1e-5)
     np.testing.assert_array_equal(before.filler_scores[[0, 2]], after.filler_scores[[0, 2]])
     np.testing.assert_array_equal(before.insert_scores, after.insert_scores)
+
+
+def test_infill_writes_at_the_masks_alone_and_what_the_denoiser_says():
+    texts = [(7, MASK, 7, MASK), (MASK, MASK)]
+    results, passes = infill(says(2, 3, 4, 5), torch.zeros(2, 4), CANVAS, texts, [[6, 6], [8, 8]])
+    assert results == [(7, 3, 7, 5), (2, 3)]
+    assert passes == [2, 2]
+
+
+def test_infill_writes_the_tokens_that_were_removed_where_they_fit():
+    table = torch.zeros(LENGTH, VOCABULARY)
+    table[0, 4], table[0, 8], table[1, 8], table[1, 4] = 2.0, 1.9, 2.0, 1.0
+    table[:2, [5, 6]] = 4.0
+
+    def denoiser(tokens, embedding, t, where):
+        return table.expand(len(tokens), -1, -1)[where].clone()
+
+    ((first, _), (plain, _)) = (
+        infill(denoiser, torch.zeros(1, 4), CANVAS, [(MASK, MASK, 2)], [removed])
+        for removed in ([4, 8], [3, 3])
+    )
+    assert first == [(4, 8, 2)]  # each once, in its likelier place
+    assert set(plain[0][:2]) <= {5, 6} and plain[0][2] == 2
+
+
+def test_infill_of_a_text_does_not_depend_on_the_others():
+    texts, removed = [(2, MASK, 4), (MASK,) * 6, (3, MASK, MASK)], [[5], [2, 3, 4, 5, 6, 7], [8, 8]]
+    denoiser = says(2, 3, 4, 5, 6, 7, sureness=2.0)
+    together, _ = infill(denoiser, torch.zeros(3, 4), CANVAS, texts, removed)
+    for k, text in enumerate(texts):
+        apart, _ = infill(denoiser, torch.zeros(1, 4), CANVAS, [text], removed[k : k + 1])
+        assert apart == together[k : k + 1]
+
+
+@settings(max_examples=60, deadline=None)
+@given(texts, st.integers(0, 1000))
+def test_draw_masks_takes_out_two_tokens_to_all(tokens, seed):
+    masked, removed = draw_masks(tokens, CANVAS, np.random.default_rng(seed))
+    assert len(masked) == len(tokens)
+    assert [t for t, m in zip(tokens, masked, strict=True) if m == MASK] == removed
+    assert all(m in (MASK, t) for t, m in zip(tokens, masked, strict=True))
+    assert min(2, len(tokens)) <= len(removed)
+
+
+def test_length_scores_are_those_of_the_end_and_the_padding():
+    over = torch.tensor([0.0, 0.1, 0.1, 0.5, 0.9, 1.0, 1.0, 1.0])  # P(at most l tokens)
+
+    def denoiser(tokens, embedding, t, where):
+        table = torch.full((LENGTH, VOCABULARY), -30.0)
+        table[:, PAD] = table[:, END] = (over / 2).log().clamp_min(-30.0)
+        table[:, 5] = (1.0 - over).log().clamp_min(-30.0)
+        return table.expand(len(tokens), -1, -1)[where].clone()
+
+    first, second = length_scores(denoiser, torch.zeros(2, 4), CANVAS)
+    np.testing.assert_array_equal(first, second)
+    wanted = np.maximum([0.0, 0.1, 0.0, 0.4, 0.4, 0.1, 0.0, 0.0, 0.0], proposals._RAREST)
+    np.testing.assert_allclose(np.exp(first), wanted, atol=1e-5)

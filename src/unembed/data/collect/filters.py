@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from unembed.data.readers import (
+    column_values,
     csv_rows,
     json_lines,
     missing_column,
@@ -346,7 +347,6 @@ def read_rows(path: Path, pick: Pick, skip: Skip) -> Iterator[str]:
 
 def _parquet_rows(path: Path, pick: Pick, skip: Skip) -> Iterator[str]:
     import pyarrow as pa
-    import pyarrow.compute as pc
 
     file = open_parquet(path)
     schema = file.schema_arrow
@@ -356,11 +356,14 @@ def _parquet_rows(path: Path, pick: Pick, skip: Skip) -> Iterator[str]:
     for batch in parquet_batches(path, columns, size=_BATCH_ROWS, file=file):
         texts = batch.column(pick.column)
         if filtering:
-            langs = batch.column(pick.lang_column).cast(pa.string())
-            texts = texts.filter(pc.equal(langs, pick.lang))
+            langs = column_values(path, batch.column(pick.lang_column))
+            texts = texts.filter(pa.array([str(lang) == pick.lang for lang in langs]))
         if pa.types.is_dictionary(texts.type):
-            texts = texts.dictionary_decode()
-        for raw in texts.cast(pa.large_binary()).to_pylist():
+            words = texts.dictionary.cast(pa.large_binary())
+            texts = pa.DictionaryArray.from_arrays(texts.indices, words)
+        else:
+            texts = texts.cast(pa.large_binary())
+        for raw in column_values(path, texts):
             text = _decode(raw, skip)
             if text is not None:
                 yield text

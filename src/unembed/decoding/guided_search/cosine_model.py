@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -12,97 +14,146 @@ from unembed.decoding.guided_search.edits import NOTHING, Rows
 # Share of words, of pairs of neighbours, and of words at about their place in the likeness of texts
 _WORDS, _PAIRS, _PLACES = 1.0, 0.5, 0.2
 _NOISE = 0.03
-_NO_WORD = 2**40
 _FIRST, _LATEST, _BEST = 80, 120, 280  # texts learned from; the matrix inverted has this size
+_BITS = 21  # of a token's number: more than any vocabulary has
+
+
+class Features(NamedTuple):
+    """What the kernel counts in texts: words, pairs of neighbours, words at about their place.
+
+    Attributes:
+        numbers: Of words, pairs and places of each text [M, 3, W], from 1; 0 where there is none.
+        norms: Length of the vector of all of a text's counts [M].
+    """
+
+    numbers: NDArray[np.int64]
+    norms: NDArray[np.float64]
+
+    def after(self, count: int) -> Features:
+        """Those of the texts but for the first ones."""
+        return Features(self.numbers[count:], self.norms[count:])
+
+
+class Candidates:
+    """Texts that a `CosineModel` predicts again and again; what it has worked out of them stays.
+
+    Args:
+        rows: The texts [M, L].
+        gains: What each gains in log-likelihood (nats) [M].
+    """
+
+    def __init__(self, rows: Rows, gains: NDArray[np.float64]) -> None:
+        self.rows, self.gains, self.hashes = rows, gains, hash_rows(rows)
+        self.features = count_features(rows)
+        self.kernel = torch.zeros(len(rows), 0)  # with the texts known when last predicted [M, N]
 
 
 class CosineModel:
     """Predicts embeddings by a Gaussian process over texts, and from them the cosines.
 
-    The equations are 2.25 and 2.26 of Rasmussen and Williams (2006), every component of the
-    embedding a function of the text with the same kernel: the cosine of the counts of words, pairs
-    of neighbours and words at their place. An embedding that is a mean over tokens is nearly
-    additive in these. So what a word was worth in one hypothesis, or by itself, tells what it is
-    worth in another, changes that helped apart are predicted to help together, and a word that
-    says what is said already is not predicted to help again.
-
-    Args:
-        rows: Texts embedded so far [N, L], N from 1.
-        vectors: Their embeddings [N, D], of unit length; zeros for an invisible text.
-        cosines: Of their embeddings with the target [N].
+    The equation is 2.25 of Rasmussen and Williams (2006), every component of the embedding a
+    function of the text with the same kernel: the cosine of the counts of words, pairs of
+    neighbours and words at their place. An embedding that is a mean over tokens is nearly additive
+    in these. So what a word was worth in one hypothesis, or by itself, tells what it is worth in
+    another, changes that helped apart are predicted to help together, and a word that says what is
+    said already is not predicted to help again.
     """
 
-    def __init__(
-        self, rows: Rows, vectors: NDArray[np.float32], cosines: NDArray[np.float64]
-    ) -> None:
-        best = _worth_keeping(cosines)
-        rows, embeddings = rows[best], vectors[best].astype(np.float64)
-        self._gram = embeddings @ embeddings.T  # [N, N]
-        self._dots = cosines[best] * (self._gram.diagonal() > 0)  # with the target [N]
-        # The words known are numbered from 1; number 0 is any other, the last the start of a text
-        self._words = np.unique(np.append(rows[rows != NOTHING], _NO_WORD))
-        columns, norms = self._features(rows)
-        self._columns = np.zeros(columns.max() + 1, dtype=np.int64)
-        known = np.unique(columns[columns > 0])
-        self._columns[known] = np.arange(1, len(known) + 1)
-        # How much of each feature each text has, [features, N]; row 0 of those it never saw
-        table = np.zeros((len(known) + 1, len(rows)), dtype=np.float32)
-        shares = np.repeat([_WORDS, _PAIRS, _PLACES], columns.shape[1] // 3)
-        texts = np.broadcast_to(np.arange(len(rows))[:, None], columns.shape)
-        np.add.at(table, (self._columns[columns], texts), shares / norms[:, None])
-        table[0] = 0.0
-        self._table = torch.from_numpy(table)
-        kernel = self._kernel(columns, norms).double()
-        kernel.diagonal().add_(_NOISE)
-        self._inverse = torch.linalg.inv(kernel).float()
+    def __init__(self) -> None:
+        self._rows: Rows | None = None  # the texts known [N, L]
+        self._vectors: NDArray[np.float32]
+        self._cosines = np.zeros(0)
+        self._kernel = torch.zeros(0, 0)  # of the texts known with each other [N, N]
 
-    def predict(self, rows: Rows) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Predict the cosines of texts [M, L].
+    def learn(self, rows: Rows, vectors: NDArray[np.float32], cosines: NDArray[np.float64]) -> None:
+        """Learn from texts that were embedded.
 
-        Returns:
-            Cosines [M] and standard deviations [M], the latter those of a component in units of
-            its spread for a text unlike all known ones.
+        Args:
+            rows: The texts [K, L].
+            vectors: Their embeddings [K, D], of unit length; zeros for an invisible text.
+            cosines: Of their embeddings with the target [K].
         """
-        columns, norms = self._features(rows)
-        kernel = self._kernel(columns, norms)  # [M, N]
-        weights = kernel @ self._inverse
-        variance = 1.0 - (weights * kernel).sum(dim=1).double().numpy()
+        if not len(rows):
+            return
+        first = self._rows is None
+        self._rows = rows if self._rows is None else np.concatenate([self._rows, rows])
+        self._vectors = vectors if first else np.concatenate([self._vectors, vectors])
+        self._cosines = np.append(self._cosines, cosines)
+        self._features = count_features(self._rows)
+        # The kernel grows by the new texts' rows and columns
+        old = len(self._kernel)
+        across = _kernel(self._features.after(old), self._features)  # [K, N]
+        above = torch.cat([self._kernel, across[:, :old].T], dim=1)
+        self._kernel = torch.cat([above, across])
+        # Weights of the prediction
+        self._best = _worth_keeping(self._cosines)
+        known = self._kernel[self._best][:, self._best].double()
+        known.diagonal().add_(_NOISE)
+        inverse = torch.linalg.inv(known)
+        embeddings = torch.from_numpy(self._vectors[self._best]).double()
+        gram = embeddings @ embeddings.T
+        dots = torch.from_numpy(self._cosines[self._best]) * (gram.diagonal() > 0)
         # The predicted embedding is a weighted sum of the known ones: its cosine needs no more than
         # their products with each other and with the target.
-        squares = ((weights @ torch.from_numpy(self._gram).float()) * weights).sum(dim=1)
-        dots = weights @ torch.from_numpy(self._dots).float()
-        mean = (dots / squares.clamp_min(1e-12).sqrt()).double().numpy()
-        return mean, np.sqrt(np.maximum(variance, 0.0))
+        self._weighed_gram = (inverse @ gram @ inverse).float()
+        self._weighed_dots = (inverse @ dots).float()
 
-    def _features(self, rows: Rows) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-        """Number the features of texts and measure them.
+    def predict(self, candidates: Candidates) -> NDArray[np.float64]:
+        """Predict the cosines of texts [M], from one known on."""
+        if not len(candidates.rows):
+            return np.zeros(0)
+        done = candidates.kernel.shape[1]
+        if done < len(self._cosines):
+            new = _kernel(candidates.features, self._features.after(done))
+            candidates.kernel = torch.cat([candidates.kernel, new], dim=1)
+        kernel = candidates.kernel
+        if len(self._best) < len(self._cosines):
+            kernel = kernel[:, self._best]
+        squares = ((kernel @ self._weighed_gram) * kernel).sum(dim=1)
+        mean = kernel @ self._weighed_dots / squares.clamp_min(1e-12).sqrt()
+        return mean.double().numpy()  # type: ignore[no-any-return]
 
-        Returns:
-            Words, pairs and places [M, 3 L], 0 where there is none or it holds a word not known;
-            and the length [M] of the vector of all of a text's counts.
-        """
-        rows = rows[:, : max(int((rows != NOTHING).sum(axis=1).max()), 1)]
-        place, size = np.arange(rows.shape[1]) // 2, len(self._words) + 2
-        spot = np.searchsorted(self._words, rows)
-        word = np.where(self._words[spot] == rows, spot + 1, 0)
-        before = np.concatenate([np.full((len(rows), 1), size - 1), word[:, :-1]], axis=1)
-        pairs = np.where(before * word > 0, before * size + word, 0)
-        places = np.where(word > 0, (size + place) * size + word, 0)
-        # Equal words, pairs and places of a text [M, L, L], of which the squared counts are made
-        same = rows[:, :, None] == rows[:, None, :]
-        same &= (rows != NOTHING)[:, None, :]
-        squares = _WORDS * same.sum(axis=(1, 2))
-        squares = squares + _PLACES * (same & (place[:, None] == place)).sum(axis=(1, 2))
-        squares += _PAIRS * (same[:, 1:, 1:] & same[:, :-1, :-1]).sum(axis=(1, 2))
-        squares += _PAIRS * same[:, 0, 0]  # the start of a text and its first word
-        return np.concatenate([word, pairs, places], axis=1), np.sqrt(squares.clip(min=1e-12))
 
-    def _kernel(self, columns: NDArray[np.int64], norms: NDArray[np.float64]) -> Tensor:
-        """Likeness [M, N] of texts to those known, given their `_features`."""
-        columns = np.where(columns < len(self._columns), columns, 0)
-        which = torch.from_numpy(self._columns[columns])
-        kernel = torch.nn.functional.embedding_bag(which, self._table, mode="sum")
-        return kernel / torch.from_numpy(norms).float()[:, None]
+def hash_rows(rows: Rows) -> NDArray[np.int64]:
+    """Numbers [M] that tell texts [M, L] apart."""
+    factors = np.random.default_rng(0).integers(2**63, size=rows.shape[1]) * 2 + 1
+    return rows @ factors
+
+
+def count_features(rows: Rows) -> Features:
+    """Number and measure the features of texts [M, L]."""
+    rows = rows[:, : max(int((rows != NOTHING).sum(axis=1).max(initial=0)), 1)]
+    word = rows + 1  # NOTHING becomes 0
+    place = np.arange(rows.shape[1]) // 2
+    before = np.concatenate([np.full((len(rows), 1), 1 << _BITS), word[:, :-1]], axis=1)
+    pairs = np.where(word > 0, (before << _BITS) + word + (1 << 2 * _BITS + 1), 0)
+    places = np.where(word > 0, (place << _BITS) + word + (1 << 2 * _BITS + 2), 0)
+    # Equal words, pairs and places of a text [M, W, W], of which the squared counts are made
+    same = (word[:, :, None] == word[:, None, :]) & (word > 0)[:, None, :]
+    squares = _WORDS * same.sum(axis=(1, 2))
+    squares = squares + _PLACES * (same & (place[:, None] == place)).sum(axis=(1, 2))
+    squares += _PAIRS * (same[:, 1:, 1:] & same[:, :-1, :-1]).sum(axis=(1, 2))
+    squares += _PAIRS * same[:, 0, 0]  # the start of a text and its first word
+    return Features(np.stack([word, pairs, places], axis=1), np.sqrt(squares.clip(min=1e-12)))
+
+
+def _kernel(one: Features, other: Features) -> Tensor:
+    """Likeness of texts [M] to others [N]: [M, N]."""
+    known, column = np.unique(other.numbers, return_inverse=True)
+    count = len(other.norms)
+    # How much of each feature each of the others has, [features, N]; row 0 of those it never saw
+    shares = np.array([[_WORDS], [_PAIRS], [_PLACES]]) * (other.numbers > 0)
+    cells = (column.reshape(other.numbers.shape) + 1) * count + np.arange(count)[:, None, None]
+    weights = shares / other.norms[:, None, None]
+    table = np.bincount(cells.ravel(), weights.ravel(), (len(known) + 1) * count)
+    spot = np.searchsorted(known, one.numbers).clip(max=len(known) - 1)
+    which = np.where(known[spot] == one.numbers, spot + 1, 0).reshape(len(one.norms), -1)
+    kernel = torch.nn.functional.embedding_bag(
+        torch.from_numpy(which),
+        torch.from_numpy(table.astype(np.float32).reshape(-1, count)),
+        mode="sum",
+    )
+    return kernel / torch.from_numpy(one.norms).float()[:, None]
 
 
 def _worth_keeping(cosines: NDArray[np.float64]) -> NDArray[np.int64]:

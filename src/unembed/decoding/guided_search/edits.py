@@ -19,11 +19,12 @@ Rows = NDArray[np.int64]  # hypotheses [M, L], padded with NOTHING
 
 NOTHING = -1
 
-# Log-likelihoods given to edits the denoiser was not asked about
-_WORD, _DELETION = -4.0, -3.0
+# Nats added to the gain of each kind of edit
 _SUBSTITUTION = 0.0
 _INSERTION = 1.0  # what an inserted token may cost is what a longer text costs in any case
-_WORDS_TRIED = 2  # words of the text tried at each place
+_DELETION = -3.0  # the denoiser is not asked about a text without the token
+_MOVE = -6.0  # for its three seams
+_LONGEST_MOVE, _MOST_MOVES = 4, 300  # tokens of a span; spans moved of a hypothesis
 
 
 class Edits(NamedTuple):
@@ -80,21 +81,9 @@ def pack(grid: NDArray[np.int64], length: int) -> Rows:
     return rows
 
 
-def single_edits(
-    tokens: Tokens,
-    scores: MaskedScores,
-    words: tuple[NDArray[np.int64], NDArray[np.float64]],
-    rng: np.random.Generator,
-) -> Edits:
-    """List substitutions, insertions and deletions of one hypothesis.
-
-    Args:
-        tokens: The hypothesis, n tokens, from 1.
-        scores: Of the denoiser.
-        words: Tokens that are likely somewhere in the text, and how often each is tried.
-        rng: Draws the words.
-    """
-    n = len(tokens)
+def single_edits(scores: MaskedScores) -> Edits:
+    """List the substitutions, insertions and deletions of one hypothesis that was scored."""
+    n = len(scores.own)
     places, gaps = np.arange(n), scores.gaps
     parts = [
         _writes(
@@ -105,9 +94,6 @@ def single_edits(
         _writes(2 * gaps, scores.inserts, scores.insert_scores + _INSERTION),
         _writes(2 * places + 1, np.full((n, 1), NOTHING), _DELETION - scores.own[:, None]),
     ]
-    for slots, cost in ((2 * places + 1, scores.own), (2 * gaps, np.zeros(len(gaps)))):
-        drawn = rng.choice(words[0], size=(len(slots), _WORDS_TRIED), p=words[1])
-        parts.append(_writes(slots, drawn, _WORD - np.repeat(cost[:, None], _WORDS_TRIED, axis=1)))
     slots, written, gains = (np.concatenate(column) for column in zip(*parts, strict=True))
     possible = gains > -np.inf  # of a small vocabulary the special tokens are among the fillers
     return Edits(slots[possible], written[possible], gains[possible])
@@ -121,16 +107,30 @@ def _writes(
     return Edits(where[:, None], what[:, None], gains.ravel())
 
 
-def crossover(parents: Sequence[Tokens], count: int, length: int, rng: np.random.Generator) -> Rows:
-    """Join the start of one hypothesis and the end of another, cut at about the same place."""
-    rows: list[Tokens] = []
-    for _ in range(count if len(parents) > 1 else 0):
-        a, b = rng.choice(len(parents), size=2, replace=False)
-        first, second = parents[a], parents[b]
-        cut = int(rng.integers(1, max(2, min(len(first), len(second)))))
-        other = max(cut + int(rng.integers(-1, 2)), 0)
-        rows.append(first[:cut] + second[other:])
-    return to_rows([row for row in rows if len(row) <= length], length)
+def moves(
+    tokens: Tokens, scores: MaskedScores, length: int, rng: np.random.Generator
+) -> tuple[Rows, NDArray[np.float64]]:
+    """Exchange two neighbouring spans of one hypothesis, one of them short: a span moves elsewhere.
+
+    Returns:
+        The texts [M, length], and their gains [M]: how unlikely the tokens behind the seams are.
+    """
+    n = len(tokens)
+    places = np.arange(n + 1)
+    low, cut, high = (x.ravel() for x in np.meshgrid(places, places, places, indexing="ij"))
+    fit = (low < cut) & (cut < high) & (np.minimum(cut - low, high - cut) <= _LONGEST_MOVE)
+    low, cut, high = low[fit], cut[fit], high[fit]
+    if len(low) > _MOST_MOVES:
+        some = np.sort(rng.permutation(len(low))[:_MOST_MOVES])
+        low, cut, high = low[some], cut[some], high[some]
+    # What stands at each place then [M, n]
+    start, width = low[:, None], (high - low)[:, None]
+    turned = start + (places[:n] - start + (cut - low)[:, None]) % width
+    within = (places[:n] >= start) & (places[:n] < high[:, None])
+    rows = np.full((len(low), length), NOTHING)
+    rows[:, :n] = np.array(tokens, dtype=np.int64)[np.where(within, turned, places[:n])]
+    own = np.append(scores.own, 0.0)  # nothing stands behind the end
+    return rows, _MOVE - own[low] - own[cut] - own[high]
 
 
 def to_rows(texts: Sequence[Sequence[int]], length: int) -> Rows:

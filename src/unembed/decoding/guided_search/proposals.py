@@ -8,6 +8,7 @@ all texts go through the denoiser together.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -16,16 +17,20 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from unembed.decoding.guided_search.edits import MaskedScores, Tokens
+from unembed.decoding.logits import DenoiserInputs, with_processors
+from unembed.decoding.sequential import Sequential
+from unembed.decoding.state import DenoisingState
 from unembed.decoding.strategy import SequenceSpec
 from unembed.diffusion import DenoiserFn
 
 _STRIDE, _GAPS, _GAPS_TOGETHER = 4, 6, 3
 _FILLERS, _INSERTS = 12, 6  # tokens kept for each position and gap
 _NATS_A_COSINE = 50.0  # what a first-order gain in cosine weighs beside log-probabilities
-_WORDS = 200  # tokens kept for a text as a whole
+_NATS_A_CORPUS_WORD = 2.0  # what a corpus's words gain over the denoiser's log-probabilities
+_SPANS = 0.5  # share of infills that are of neighbouring tokens
+_NATS_REMOVED, _INFILL_PASSES = 3.0, 4  # added to the logits of what an infill took out
+_RAREST = 1e-4  # probability of a length that the denoiser does not expect
 _ROWS = 128  # sequences of a pass whose logits are held at once
-
-Words = tuple[NDArray[np.int64], NDArray[np.float64]]
 
 
 def content_of(row: Sequence[int], spec: SequenceSpec) -> Tokens:
@@ -43,25 +48,6 @@ def row_of(tokens: Sequence[int], spec: SequenceSpec) -> list[int]:
         row.append(spec.end_id)
         row += [spec.pad_id] * (spec.length - len(row))
     return row
-
-
-def likely_words(denoiser: DenoiserFn, embedding: Tensor, spec: SequenceSpec) -> list[Words]:
-    """Find for each vector [B, D] the tokens most probable anywhere in a fully masked sequence.
-
-    Returns:
-        For each vector the ids [W], most probable first, and weights [W] that sum to 1, in
-        proportion to the root of the probabilities: the denoiser is surer of itself than it should
-        be.
-    """
-    words: list[Words] = []
-    for part in torch.split(embedding, max(_ROWS // spec.length, 1)):
-        logits = _logits(denoiser, spec.masked(len(part), part.device), part, spec)
-        logits = logits.log_softmax(dim=-1).view(len(part), -1, logits.shape[-1])
-        top = logits.logsumexp(dim=1).topk(min(_WORDS, logits.shape[2]), dim=1)  # [B, W]
-        for ids, values in zip(top.indices.cpu(), top.values.double().cpu(), strict=True):
-            known = values > -torch.inf
-            words.append((ids[known].numpy(), (0.5 * values[known]).softmax(dim=0).numpy()))
-    return words
 
 
 def steer(target: Tensor, vectors: Tensor, steps: Tensor) -> Tensor:
@@ -85,6 +71,7 @@ def masked_scores(
     hypotheses: Sequence[Tokens],
     rngs: Sequence[np.random.Generator],
     gains: Sequence[NDArray[np.float32] | None] | None = None,
+    likelier: Sequence[Sequence[int]] = (),
 ) -> tuple[list[MaskedScores], list[int]]:
     """Score the tokens of M hypotheses and what else could be there, in one denoiser pass.
 
@@ -96,6 +83,7 @@ def masked_scores(
         rngs: For each, which gaps are looked into.
         gains: Of an encoder with open weights, for each what every token would gain in cosine at
             its n tokens [n, V], or None.
+        likelier: For each, tokens of a corpus, taken for likelier than the denoiser says.
 
     Returns:
         The scores of each hypothesis, and how many sequences each took.
@@ -113,9 +101,13 @@ def masked_scores(
         part = sequences[start : start + _ROWS]
         logits = _logits(denoiser, part, embedding[which[start : start + _ROWS]], spec)
         normaliser = logits.logsumexp(dim=-1, keepdim=True)
+        here = slice(done, done + len(logits))
         if gains is not None:
-            here = slice(done, done + len(logits))
             _add_gains(logits, gains, owners[here], slots_of_all[here])
+        for owner, some in enumerate(likelier):
+            if some:
+                masks = torch.from_numpy(np.flatnonzero(owners[here] == owner))
+                logits[masks[:, None], torch.tensor(some)] += _NATS_A_CORPUS_WORD
         done += len(logits)
         top = logits.topk(min(_FILLERS, logits.shape[1]), dim=-1)
         there = logits.gather(1, wanted[start : start + _ROWS][part == spec.mask_id][:, None])
@@ -139,6 +131,87 @@ def masked_scores(
             )
         )
     return results, [len(seen) for seen, _ in views]
+
+
+@dataclass(frozen=True)
+class Removed:
+    """Makes tokens that were taken out likelier, until they stand in the sequence again.
+
+    Attributes:
+        ids: Of each sequence [B, S]; any special token where there are fewer.
+        nats: Added to their logits.
+    """
+
+    ids: Tensor
+    nats: float
+
+    def __call__(self, logits: Tensor, inputs: DenoiserInputs) -> Tensor:
+        """Raise logits [M, V], in place."""
+        ids = self.ids[inputs.rows]  # [M, S]
+        there = (inputs.tokens[inputs.rows][:, None, :] == ids[:, :, None]).any(dim=2)
+        raised = logits.gather(1, ids) + self.nats * ~there
+        return logits.scatter_(1, ids, raised)
+
+
+def infill(
+    denoiser: DenoiserFn,
+    embedding: Tensor,
+    spec: SequenceSpec,
+    masked: Sequence[Tokens],
+    removed: Sequence[Sequence[int]],
+) -> tuple[list[Tokens], list[int]]:
+    """Fill the masks of M texts, with the tokens that were removed where they fit.
+
+    Returns:
+        The texts, and the passes that each took.
+    """
+    rows = [row_of(tokens, spec) for tokens in masked]
+    width = max(len(some) for some in removed)
+    longest = max(tokens.count(spec.mask_id) for tokens in masked)
+    ids = torch.tensor(
+        [[*some, *[spec.mask_id] * (width - len(some))] for some in removed],
+        device=embedding.device,
+    )
+    state = DenoisingState(embedding, spec, torch.tensor(rows, device=embedding.device), True)
+    raised = with_processors(denoiser, [Removed(ids, _NATS_REMOVED)])
+    for left in range(min(_INFILL_PASSES, longest), 0, -1):
+        Sequential().step(state, raised, left)
+    return [content_of(row, spec) for row in state.tokens.tolist()], state.passes.tolist()
+
+
+def length_scores(
+    denoiser: DenoiserFn, embedding: Tensor, spec: SequenceSpec
+) -> list[NDArray[np.float64]]:
+    """Log-probability of each number of tokens, 0 to L, for each vector [B, D]: [L + 1] each."""
+    state = DenoisingState(embedding, spec)
+    over = [spec.end_id, spec.pad_id]
+    (ends,) = state.predict(
+        denoiser, state.masked, lambda x, _: (x.softmax(dim=-1)[:, over].sum(dim=1),)
+    )
+    goes_on = 1.0 - ends.view(len(embedding), -1).double().cpu().numpy()  # more than l tokens
+    goes_on = np.minimum.accumulate(goes_on, axis=1)
+    edge = np.ones((len(goes_on), 1))
+    steps = np.concatenate([edge, goes_on, 0 * edge], axis=1)
+    return list(np.log(np.maximum(steps[:, :-1] - steps[:, 1:], _RAREST)))
+
+
+def draw_masks(
+    tokens: Tokens, spec: SequenceSpec, rng: np.random.Generator
+) -> tuple[Tokens, list[int]]:
+    """Mask a span of a text or some tokens here and there, from two to all of them.
+
+    Returns:
+        The text with masks, and the tokens that were removed.
+    """
+    n = len(tokens)
+    count = int(rng.integers(min(2, n), n + 1))
+    if rng.random() < _SPANS:
+        start = int(rng.integers(0, n - count + 1))
+        places = set(range(start, start + count))
+    else:
+        places = set(rng.permutation(n)[:count].tolist())
+    masked = tuple(spec.mask_id if j in places else token for j, token in enumerate(tokens))
+    return masked, [tokens[j] for j in sorted(places)]
 
 
 def _add_gains(

@@ -3,12 +3,12 @@
 The attacker may call the encoder, and every call counts. Vec2Text (Morris et al., 2023,
 arXiv 2310.06816) trains a second model to correct a hypothesis from its embedding; here the
 denoiser that inverts also proposes, and a small model of the answers so far chooses what to ask.
-docs/decoding.md describes it.
+docs/guided-search.md describes it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -17,21 +17,22 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from unembed.decoding.guided_search.cosine_model import CosineModel
+from unembed.decoding.guided_search.cosine_model import Candidates, CosineModel, hash_rows
 from unembed.decoding.guided_search.edits import (
     NOTHING,
     MaskedScores,
     Rows,
     Tokens,
     apply_edits,
-    crossover,
+    moves,
     single_edits,
     to_rows,
 )
 from unembed.decoding.guided_search.proposals import (
-    Words,
     content_of,
-    likely_words,
+    draw_masks,
+    infill,
+    length_scores,
     masked_scores,
     row_of,
     steer,
@@ -49,9 +50,12 @@ from unembed.decoding.strategy import (
 )
 from unembed.diffusion import DenoiserFn
 
-_CROSSOVERS = 12
 _GAIN_LIMITS = (-12.0, 6.0)  # nats beyond which an edit is not judged by the denoiser's word
-_CURIOUS = 50  # calls after which exploration weighs half
+_INFILLS, _MOVES = 2, 2  # of the proposals of a round; the others are single edits
+_INFILL_STEPS = (0.4, 1.2)  # lengths of the steps along the residual that infills are made with
+_LENGTH_WEIGHT = 1.0  # of a length's log-probability beside that of an edit
+# Digits beyond which cosines, and predictions, are equal: rounding must not tell them apart
+_DIGITS, _PREDICTED_DIGITS = 5, 4
 _PATIENCE = 5  # rounds in a row without a new text to embed
 
 
@@ -59,16 +63,16 @@ _PATIENCE = 5  # rounds in a row without a new text to embed
 class GuidedSearch:
     """Start from `Sequential`, then rounds of: score, edit, predict, embed, keep the nearest.
 
-    In each round the denoiser scores the nearest hypotheses of a text with some tokens masked;
-    some hundred edited copies are ranked by their predicted cosine, what is unknown about it, and
-    the denoiser's likelihood; the first few are embedded. It stops at ``stop_cosine``, or when the
-    calls of the text are used up. A text depends on its own vector, generator and calls alone.
+    In each round the denoiser scores the nearest hypotheses of a text with some tokens masked, and
+    writes parts of two of them again; some hundred edited copies are ranked by their predicted
+    cosine and the denoiser's likelihood; the first few are embedded. It stops at ``stop_cosine``,
+    or when the calls of the text are used up. A text depends on its own vector, generator and calls
+    alone.
 
     Attributes:
         beam: See below.
         proposals: Fewer use each call better and take longer.
         gain: See below.
-        exploration: It sinks to 0 as the calls are used up.
         stop_cosine: See below.
     """
 
@@ -87,9 +91,6 @@ class GuidedSearch:
         "Weight of an edit's gain in log-likelihood (nats) beside its predicted cosine.",
         low=0.0,
         high=1000.0,
-    )
-    exploration: float = option(
-        0.1, "Weight of a prediction's standard deviation.", low=0.0, high=1000.0
     )
     open_weights: bool = option(
         False,
@@ -120,10 +121,11 @@ class GuidedSearch:
             ConfigError: There is no oracle.
         """
         oracle = require_oracle(oracle, "guided-search")
-        words = likely_words(denoiser, embedding, spec)
-        texts = [
-            _Text(row, words[row], generator, spec) for row, generator in enumerate(generators)
-        ]
+        texts = [_Text(row, generator, spec) for row, generator in enumerate(generators)]
+        if spec.has_end and spec.content is None:
+            for text, lengths in zip(texts, length_scores(denoiser, embedding, spec), strict=True):
+                text.lengths = _LENGTH_WEIGHT * lengths
+                text.passes += 1
         steered = SteeredVectors(embedding, self.gamma)
         searching, shown, index = texts, spec.masked(len(texts), torch.device("cpu")), 0
         while True:
@@ -140,10 +142,10 @@ class GuidedSearch:
                 ]
                 steered.update([text.row for text in searching], np.stack(latest))
             else:
-                for text in searching:
-                    text.fit()
+                infills = self._infill(searching, denoiser, embedding, spec)
                 batches = [
-                    self._propose(text, oracle.remaining(text.row), spec) for text in searching
+                    self._propose(text, oracle.remaining(text.row), new)
+                    for text, new in zip(searching, infills, strict=True)
                 ]
                 _embed(searching, batches, spec, oracle)
             index += 1
@@ -185,8 +187,8 @@ class GuidedSearch:
         jobs = [
             (text, tokens, 0.0 if text.finished else self.steering)
             for text in texts
-            for tokens in text.nearest(1 if text.finished else 0 if drafting else self.beam)
-            if tokens and (text.finished or tokens not in text.scores)
+            for tokens in self._to_score(text, drafting)
+            if tokens or spec.length > 1  # else there is no place to mask
         ]
         if not jobs:
             return
@@ -203,68 +205,115 @@ class GuidedSearch:
             known = dict(zip(open_rows, slopes, strict=True))
             gains = [known.get(k) for k in range(len(jobs))]
         rngs = [text.rng for text, _, _ in jobs]
-        scores, passes = masked_scores(denoiser, steered, spec, hypotheses, rngs, gains)
+        likelier = [[] if text.finished else text.likelier for text, _, _ in jobs]
+        scores, passes = masked_scores(denoiser, steered, spec, hypotheses, rngs, gains, likelier)
         for (text, tokens, _), one, spent in zip(jobs, scores, passes, strict=True):
             text.scores[tokens] = one
             text.passes += spent
+            if not text.finished:
+                text.make_candidates(tokens, one, spec)
 
-    def _propose(self, text: _Text, left: int, spec: SequenceSpec) -> list[Tokens]:
-        """Choose the edited copies most worth a call."""
-        rows, gains = _candidates(text, text.nearest(self.beam), spec)
-        if not len(rows):
-            return []
-        mean, deviation = text.model.predict(rows)
-        share = 1.0 / (1.0 + text.calls / _CURIOUS)
-        worth = mean + self.exploration * share * deviation
-        worth += self.gain * np.clip(gains, *_GAIN_LIMITS)
-        best = np.argsort(-worth.round(6), kind="stable")[: min(self.proposals, left)]
-        return [tuple(row[row != NOTHING].tolist()) for row in rows[best]]
+    def _to_score(self, text: _Text, drafting: bool) -> list[Tokens]:
+        if text.finished:
+            return [tokens for tokens in [text.best] if tokens]
+        beam = [] if drafting else text.nearest(self.beam, self.gain)
+        return [tokens for tokens in beam if tokens not in text.scores]
+
+    def _infill(
+        self,
+        texts: Sequence[_Text],
+        denoiser: DenoiserFn,
+        embedding: Tensor,
+        spec: SequenceSpec,
+    ) -> list[list[Tokens]]:
+        """Write parts of the nearest hypotheses again: for each text the new ones."""
+        jobs = []
+        for text in texts:
+            beam = [tokens for tokens in text.nearest(self.beam, self.gain) if tokens]
+            for _ in range(_INFILLS if beam else 0):
+                tokens = beam[int(text.rng.integers(len(beam)))]
+                masked, removed = draw_masks(tokens, spec, text.rng)
+                step = text.rng.uniform(*_INFILL_STEPS)
+                jobs.append((text, text.vector_of(tokens), masked, removed, step))
+        new: dict[int, list[Tokens]] = {text.row: [] for text in texts}
+        if jobs:
+            owners, vectors, masked_texts, removals, lengths = zip(*jobs, strict=True)
+            target = embedding[[text.row for text in owners]]
+            steps = torch.tensor(lengths).to(target)
+            steered = steer(target, torch.from_numpy(np.stack(vectors)).to(target), steps)
+            results, passes = infill(denoiser, steered, spec, masked_texts, removals)
+            for text, tokens, spent in zip(owners, results, passes, strict=True):
+                text.passes += spent
+                if tokens and tokens not in text.known and tokens not in new[text.row]:
+                    new[text.row].append(tokens)
+        return list(new.values())
+
+    def _propose(self, text: _Text, left: int, infills: list[Tokens]) -> list[Tokens]:
+        """Choose the texts most worth a call: infills, moves, then single edits."""
+        text.learn_new()
+        text.forget_candidates(text.nearest(self.beam, self.gain))
+        count = min(self.proposals, left)
+        chosen = infills[:count]
+        for some, most in ((text.moves, len(chosen) + _MOVES), (text.edits, count)):
+            rows = text.best_candidates(some.values(), self.gain, count)
+            new = [tokens for tokens in rows if tokens not in chosen]
+            chosen += new[: max(min(most, count) - len(chosen), 0)]
+        return chosen
 
 
 class _Text:
     """The search for one text: what was embedded, and what is known about it."""
 
-    def __init__(
-        self,
-        row: int,
-        words: Words,
-        generator: torch.Generator,
-        spec: SequenceSpec,
-    ) -> None:
-        self.row, self.words = row, words
-        self.passes = 1  # for the words
+    def __init__(self, row: int, generator: torch.Generator, spec: SequenceSpec) -> None:
+        self.row, self.length = row, spec.length
         self.rng = np.random.default_rng(int(torch.randint(2**62, (), generator=generator)))
-        self.length = spec.length
-        self.known: dict[Tokens, int] = {}  # hypotheses embedded, numbered
+        self.lengths = np.zeros(spec.length + 1)  # log-probability of each number of tokens
+        self.likelier: list[int] = []  # tokens of a corpus
+        # Hypotheses embedded, numbered, with the passes spent when each was made
+        self.known: dict[Tokens, int] = {}
         self.cosines: list[float] = []
         self.vectors: list[NDArray[np.float32]] = []
-        self.made: list[int] = []  # passes spent when a hypothesis was made
+        self.made: list[int] = []
         self.drafts: dict[Tokens, list[float]] = {}  # confidences of what was decoded whole
+        # Of hypotheses scored, and of those that are edited now
         self.scores: dict[Tokens, MaskedScores] = {}
-        self.idle, self.calls, self.finished = 0, 0, False
-        self.model: CosineModel
+        self.edits: dict[Tokens, Candidates] = {}
+        self.moves: dict[Tokens, Candidates] = {}
+        self.model, self.hashes = CosineModel(), np.zeros(0, dtype=np.int64)
+        self.passes, self.idle, self.calls, self.finished = 0, 0, 0, False
 
     @property
     def cosine(self) -> float:
         """Of the nearest hypothesis."""
         return max(self.cosines, default=-1.0)
 
-    def nearest(self, count: int) -> list[Tokens]:
-        """Find the hypotheses with the highest cosines, the first made before its equals."""
-        return sorted(self.known, key=lambda tokens: -self.cosines[self.known[tokens]])[:count]
+    @property
+    def best(self) -> Tokens:
+        """The nearest hypothesis, the first made of equals."""
+        return self.nearest(1, 0.0)[0]
+
+    def nearest(self, count: int, weight: float) -> list[Tokens]:
+        """Find the hypotheses with the highest cosines, given how likely their lengths are.
+
+        Args:
+            count: How many.
+            weight: Of a nat of their length's log-probability.
+        """
+        worth = [
+            round(self.cosines[k] + weight * self.lengths[len(tokens)], _DIGITS)
+            for tokens, k in self.known.items()
+        ]
+        order = np.argsort(-np.array(worth), kind="stable")[:count].tolist()
+        texts = list(self.known)
+        return [texts[k] for k in order]
 
     def vector_of(self, tokens: Tokens) -> NDArray[np.float32]:
         """The embedding [D] of a hypothesis."""
         return self.vectors[self.known[tokens]]
 
     def read_corpus(self, texts: Sequence[Sequence[int]]) -> list[Tokens]:
-        """Take texts of a corpus for hypotheses, and their words for words of the text."""
-        if not texts:
-            return []
-        ids, weights = self.words
-        own = np.unique(np.concatenate([np.array(text, dtype=np.int64) for text in texts]))
-        shares = np.concatenate([weights, np.full(len(own), 1.0 / len(own))])  # half of the draws
-        self.words = np.concatenate([ids, own]), shares / shares.sum()
+        """Take texts of a corpus for hypotheses, and their words for likelier ones."""
+        self.likelier = sorted({token for text in texts for token in text})
         return [tuple(text[: self.length - 1]) for text in texts]
 
     def learn(self, tokens: Tokens, cosine: float, vector: NDArray[np.float32]) -> None:
@@ -276,45 +325,50 @@ class _Text:
         self.vectors.append(vector)
         self.made.append(self.passes)
 
-    def fit(self) -> None:
-        """Learn from what was embedded."""
-        rows = to_rows(list(self.known), self.length)
-        self.model = CosineModel(rows, np.stack(self.vectors), np.array(self.cosines))
+    def learn_new(self) -> None:
+        """Have the model learn from what was embedded since the last time."""
+        done = len(self.hashes)
+        rows = to_rows(list(self.known)[done:], self.length)
+        if len(rows):
+            self.model.learn(rows, np.stack(self.vectors[done:]), np.array(self.cosines[done:]))
+            self.hashes = np.append(self.hashes, hash_rows(rows))
 
+    def make_candidates(self, tokens: Tokens, scores: MaskedScores, spec: SequenceSpec) -> None:
+        """Edit a hypothesis that was scored in every way."""
+        edits = single_edits(scores)
+        self.edits[tokens] = self._possible(
+            apply_edits(tokens, edits, spec.length), edits.gains, spec
+        )
+        if _MOVES:
+            self.moves[tokens] = self._possible(*moves(tokens, scores, spec.length, self.rng), spec)
 
-def _candidates(
-    text: _Text, parents: Sequence[Tokens], spec: SequenceSpec
-) -> tuple[Rows, NDArray[np.float64]]:
-    """Make edited copies of the parents that were not embedded yet.
+    def _possible(self, rows: Rows, gains: NDArray[np.float64], spec: SequenceSpec) -> Candidates:
+        """Those of a length that may be, with their gains and those of their lengths."""
+        fixed = spec.content if spec.has_end else spec.length
+        shortest, longest = (1, max(spec.length - 1, 1)) if fixed is None else (fixed, fixed)
+        sizes = (rows != NOTHING).sum(axis=1)
+        fit = (sizes >= shortest) & (sizes <= longest)
+        return Candidates(rows[fit], np.clip(gains, *_GAIN_LIMITS)[fit] + self.lengths[sizes[fit]])
 
-    Returns:
-        Each once [M, L], and the largest gain in nats that it was made with [M].
-    """
-    fixed = spec.content if spec.has_end else spec.length
-    shortest, longest = (1, max(spec.length - 1, 1)) if fixed is None else (fixed, fixed)
-    rows, gains = [], []
-    for parent in parents:
-        if not parent:
-            rows.append(to_rows(text.words[0][:, None].tolist(), spec.length))
-            gains.append(np.zeros(len(rows[-1])))
-            continue
-        singles = single_edits(parent, text.scores[parent], text.words, text.rng)
-        rows.append(apply_edits(parent, singles, spec.length))
-        gains.append(singles.gains)
-    rows.append(crossover(parents, _CROSSOVERS, spec.length, text.rng))
-    gains.append(np.full(len(rows[-1]), -2.0))
-    every, gain = np.concatenate(rows), np.concatenate(gains)
-    order = np.argsort(-gain, kind="stable")
-    every, gain = every[order], gain[order]
-    # Rows are told apart by a hash, known ones first
-    known = to_rows(list(text.known), spec.length)
-    factors = np.random.default_rng(0).integers(2**63, size=spec.length) * 2 + 1
-    hashes = np.concatenate([known, every]) @ factors
-    first = np.unique(hashes, return_index=True)[1]
-    first = np.sort(first[first >= len(known)]) - len(known)
-    sizes = (every[first] != NOTHING).sum(axis=1)
-    first = first[(sizes >= shortest) & (sizes <= longest)]
-    return every[first], gain[first]
+    def forget_candidates(self, beam: Sequence[Tokens]) -> None:
+        """Drop the edits of hypotheses that others have overtaken."""
+        self.edits = {tokens: self.edits[tokens] for tokens in beam if tokens in self.edits}
+        self.moves = {tokens: self.moves[tokens] for tokens in beam if tokens in self.moves}
+
+    def best_candidates(
+        self, some: Iterable[Candidates], weight: float, count: int
+    ) -> list[Tokens]:
+        """Find the candidates not embedded yet with the most predicted cosine and gain."""
+        groups = [one for one in some if len(one.rows)]
+        if not groups:
+            return []
+        worth = np.concatenate([self.model.predict(one) + weight * one.gains for one in groups])
+        hashes = np.concatenate([one.hashes for one in groups])
+        order = np.argsort(-worth.round(_PREDICTED_DIGITS), kind="stable")
+        order = order[~np.isin(hashes[order], self.hashes)]
+        order = order[np.sort(np.unique(hashes[order], return_index=True)[1])]  # each once
+        rows = np.concatenate([one.rows for one in groups])[order[:count]]
+        return [tuple(row[row != NOTHING].tolist()) for row in rows]
 
 
 def _drafts(texts: Sequence[_Text], decoded: Decoded, spec: SequenceSpec) -> list[list[Tokens]]:
@@ -373,7 +427,7 @@ def _best(text: _Text, spec: SequenceSpec) -> tuple[list[int], list[float], int]
     the vector in the result and the steered vector on the way. The end and what follows it were not
     asked about; their confidence is 1.
     """
-    tokens = text.nearest(1)[0]
+    tokens = text.best
     confidences = text.drafts.get(tokens, [])
     if tokens in text.scores:
         confidences = np.exp(text.scores[tokens].own).tolist()

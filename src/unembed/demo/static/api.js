@@ -36,14 +36,19 @@ export const random = () => read("random");
 
 export const isThere = () => send("health").then(() => true, () => false);
 
+const post = (body, signal, accept = "application/json") => ({
+  method: "POST",
+  headers: { "Content-Type": "application/json", Accept: accept },
+  body: JSON.stringify(body),
+  signal,
+});
+
+/** The most probable words of one text or vector. */
+export const words = async (body, signal) => (await send("words", post(body, signal))).json();
+
 /** Decode one vector; yields `{ event, data }` until `done`. */
 export async function* decode(body, signal) {
-  const response = await send("decode", {
-    method: "POST",
-    headers: { "Content-Type": "application/json", Accept: "text/event-stream" },
-    body: JSON.stringify(body),
-    signal,
-  });
+  const response = await send("decode", post(body, signal, "text/event-stream"));
   for await (const message of messages(response.body)) {
     if (message.event === "error") throw new Refused(message.data, message.data.status);
     yield message;

@@ -7,6 +7,7 @@ import { fromFragment, toFragment } from "./link.js";
 import { Settings } from "./settings.js";
 import { Strip } from "./strip.js";
 import { Vectors } from "./vectors.js";
+import { Words } from "./words.js";
 
 const EXAMPLES = {
   Health: "What are the side effects of this drug?",
@@ -14,6 +15,12 @@ const EXAMPLES = {
   Bank: "How do I reset the password of my bank account?",
   Private: "She is moving to Berlin next month.",
   Business: "The company will cut two hundred jobs in March.",
+  "A whole note":
+    "Mrs. Alvarez came back to the clinic on Tuesday because the pain in her left knee has become worse since the " +
+    "operation in May. She sleeps badly, takes two tablets every night and is afraid of a second surgery. Her " +
+    "daughter drives her, as she cannot walk down the stairs. I explained the risk of an infection, ordered blood " +
+    "tests and an X-ray, and wrote to Doctor Meyer at the hospital in Hamburg to ask for his opinion. The insurance " +
+    "refused to pay for the therapy last month; we will send them the report again.",
 };
 const CUT = "The text is longer than the model writes: part of it cannot come back.";
 const AGAIN = 3000; // milliseconds between looks whether a lost server is back
@@ -24,6 +31,7 @@ const system = matchMedia("(prefers-color-scheme: dark)");
 
 const strip = new Strip(byId("strip"), byId("probe"));
 const vectors = new Vectors(() => model());
+const words = new Words();
 const strategies = [new Settings("A", changed), new Settings("B", changed)];
 
 let offered = []; // what GET /models lists
@@ -181,7 +189,9 @@ async function invert() {
   busy(true);
   announce("Inverting.");
   reveal();
-  const listen = watch();
+  const listen = watch((data) => {
+    if (model().words && (!input.text || data.truncated)) words.show({ ...input, model: shared.model }, mine.signal);
+  });
   const ends = await Promise.allSettled(
     lanes.map((lane, i) => lane.run({ ...shared, ...strategies[i].request }, mine.signal, listen)),
   );
@@ -194,6 +204,7 @@ async function invert() {
 
 /** Fresh lanes, all redacted, for the strategies chosen. */
 function blank() {
+  words.hide();
   const asked = comparing() ? strategies : strategies.slice(0, 1);
   const titles = asked.length > 1 ? asked.map(({ summary }, i) => `${"AB"[i]}: ${summary}`) : ["What comes back"];
   const lanes = titles.map((title) => new Lane(title, model().length));
@@ -207,8 +218,8 @@ function reveal() {
   if (box.bottom > window.innerHeight || box.top < 0) byId("result").scrollIntoView();
 }
 
-/** Hears the events of all lanes: draws the embedding, tells the place in the queue. */
-function watch() {
+/** Hears the events of all lanes: draws the embedding, tells the place in the queue; `started`: called once. */
+function watch(started) {
   let quiet;
   const heard = (event, data) => {
     clearTimeout(quiet);
@@ -220,6 +231,8 @@ function watch() {
     if (event === "start") {
       hush();
       embed(data);
+      started?.(data);
+      started = null;
     }
   };
   heard.stop = () => clearTimeout(quiet);

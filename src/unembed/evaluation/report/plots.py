@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from unembed.errors import DataError
+from unembed.evaluation.bootstrap import Figure
 from unembed.evaluation.evaluate import LENGTH, Evaluation, Figures
 from unembed.evaluation.frontier import METRICS as FRONTIER_METRICS
 from unembed.evaluation.frontier import Frontier
 from unembed.evaluation.leaked import METRICS as CURVE_METRICS
-from unembed.evaluation.leaked import AlignCurve, curve_table
+from unembed.evaluation.leaked import SHUFFLED, AlignCurve
 from unembed.evaluation.metrics import ESSENTIAL
 from unembed.files import atomic, install_line, write_json
 
@@ -70,6 +71,27 @@ def write_curve(curve: AlignCurve, out: Path) -> None:
             temporary.write_text("\n".join([*lines, "", *notes, ""]), encoding="utf-8")
     except OSError as error:
         raise DataError(f"a folder at {out}", str(error), "Choose another --out") from error
+
+
+def curve_table(curve: AlignCurve) -> list[list[str]]:
+    """The curve as rows of text, the header first; floors and ceiling after the points."""
+    header = ["leaked pairs", "map", "cosine of the map", "promised", *CURVE_METRICS]
+    rows = [[*header, f"{CURVE_METRICS[0]}, {SHUFFLED}"]]
+    for point in curve.points:
+        promised = "" if point.predicted is None else f"{point.predicted:.3f}"
+        method = point.method + (" (predicts nothing)" if point.doubt else "")
+        cells = [f"{point.pairs:,}", method, f"{point.reached:.3f}", promised]
+        cells += [_cell(point.figures[name]) for name in CURVE_METRICS]
+        rows.append([*cells, _cell(point.shuffled[CURVE_METRICS[0]])])
+    for name, figures in curve.floors.items():
+        rows.append([name, "", "", "", *(_cell(figures[metric]) for metric in CURVE_METRICS), ""])
+    return rows
+
+
+def _cell(figure: Figure | None) -> str:
+    if figure is None:
+        return "missing"
+    return f"{figure.mean:.3f} [{figure.low:.3f}, {figure.high:.3f}]"
 
 
 def _picture(draw: Callable[[Any], None], name: str, folder: Path) -> str | None:
