@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from unembed.defences.attackers import Attacker, Case, Denoising, Realigned, Unaware
+from unembed.defences.attackers import Attacker, Case, Denoising, Realignment, Unaware
 from unembed.defences.defence import Vectors, parse_defences, unit
 from unembed.defences.records import Queries, read_queries, read_records
 from unembed.defences.utility import rank, utilities
@@ -27,9 +27,7 @@ HELD_OUT = 500
 
 def show(figure: Figure | None) -> str:
     """A mean with its interval, for a cell."""
-    return (
-        "none" if figure is None else f"{figure.mean:.3f} [{figure.low:.3f}, {figure.high:.3f}]"
-    )
+    return "none" if figure is None else f"{figure.mean:.3f} [{figure.low:.3f}, {figure.high:.3f}]"
 
 
 def main() -> None:
@@ -46,7 +44,7 @@ def main() -> None:
     if arguments.queries is not None:
         queries = read_queries(arguments.queries, None, dimension)
     attackers: list[Attacker] = [Unaware(), Denoising()]
-    attackers += [Realigned(int(count)) for count in arguments.pairs.split(",")]
+    attackers += [Realignment(int(count)) for count in arguments.pairs.split(",")]
     order = np.random.default_rng(0).permutation(len(records))
     held, rest = order[:HELD_OUT], order[HELD_OUT:]
     plain = rank(parse_defences("none")[0], queries, records.vectors, records.vectors)

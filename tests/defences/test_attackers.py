@@ -9,7 +9,7 @@ from tests.defences.conftest import like_an_encoder
 from unembed.defences.attackers import (
     Case,
     Denoising,
-    Realigned,
+    Realignment,
     Unaware,
     code_centroids,
     fit_width,
@@ -38,8 +38,8 @@ def case_of(text):
         store=stored,
         held_out=stored[:100],
         public=like_an_encoder(700, seed=6),
-        known=stored[100:400],
-        known_clean=CLEAN[100:400],
+        pairs_stored=stored[100:400],
+        pairs_clean=CLEAN[100:400],
         encoder=ENCODER,
         seed=0,
     )
@@ -61,24 +61,24 @@ def test_wiener_without_noise_changes_nothing():
     assert np.allclose(estimate, CLEAN, atol=1e-5)
 
 
-def test_realigned_breaks_a_rotation_at_as_many_pairs_as_dimensions():
+def test_realignment_breaks_a_rotation_at_as_many_pairs_as_dimensions():
     case = case_of("rotation")
     assert reached(Unaware(), case) < 0.5
     assert reached(Denoising(), case) < 0.7  # the mean of all, and no more
-    few, many = reached(Realigned(10), case), reached(Realigned(60), case)
+    few, many = reached(Realignment(10), case), reached(Realignment(60), case)
     assert few < 0.9 < 0.999 < many
 
 
-def test_realigned_breaks_a_cut_rotation_with_fewer_pairs():
+def test_realignment_breaks_a_cut_rotation_with_fewer_pairs():
     case = case_of("rotation:keep=0.5")
-    assert reached(Realigned(30), case) > reached(Realigned(12), case)
-    assert reached(Realigned(300), case) == pytest.approx(
+    assert reached(Realignment(30), case) > reached(Realignment(12), case)
+    assert reached(Realignment(300), case) == pytest.approx(
         reached(Denoising(), case_of("cut:keep=0.5")), abs=0.02
     )
 
 
-def test_realigned_breaks_a_permutation_with_far_fewer_pairs_than_dimensions():
-    assert reached(Realigned(30), case_of("permutation")) > 0.99
+def test_realignment_breaks_a_permutation_with_far_fewer_pairs_than_dimensions():
+    assert reached(Realignment(30), case_of("permutation")) > 0.99
 
 
 def test_match_unpaired_finds_a_permutation_without_a_pair():
@@ -111,14 +111,14 @@ def test_code_centroids_move_towards_the_clean_parts():
 def test_no_attacker_reads_the_secret():
     one, other = case_of("rotation"), case_of("rotation")
     del other.defence.matrix
-    for attacker in (Unaware(), Denoising(), Realigned(60)):
+    for attacker in (Unaware(), Denoising(), Realignment(60)):
         assert np.array_equal(attacker.estimate(one), attacker.estimate(other))
 
 
 def test_estimate_of_the_encoders_own_vectors_is_that_of_the_unaware():
     case = case_of("none")
     assert Denoising().estimate(case) is None
-    assert Realigned(10).estimate(case) is None
+    assert Realignment(10).estimate(case) is None
     assert np.allclose(Unaware().estimate(case), CLEAN[:100], atol=1e-6)
 
 

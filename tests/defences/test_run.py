@@ -72,8 +72,8 @@ def test_defend_finds_nothing_changed_by_int8(report):
 
 
 def test_defend_says_who_is_named_by_a_corpus_that_has_the_text(report):
-    assert row(report, "none").named.mean == 1.0
-    assert row(report, "rotation").named_by == "R80"
+    assert row(report, "none").identification.mean == 1.0
+    assert row(report, "rotation").identifier == "R80"
 
 
 def test_defend_is_the_same_for_the_same_seed(report, records, inverter, encoder):

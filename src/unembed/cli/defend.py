@@ -12,8 +12,10 @@ from unembed.cli.options import (
     DenoiserDtypeOption,
     DeviceOption,
     EncoderOption,
+    QuietOption,
     SeedOption,
     TrustOption,
+    VerboseOption,
     encoder_settings,
     interruptible,
     make_encoder,
@@ -105,6 +107,8 @@ def defend(
     device: DeviceOption = "auto",
     dtype: DenoiserDtypeOption = None,
     trust_remote_code: TrustOption = False,
+    quiet: QuietOption = False,
+    verbose: VerboseOption = False,
 ) -> None:
     """Measure what protects vectors, against attackers who know of it, and what it costs."""
     if write is not None:
@@ -126,15 +130,15 @@ def defend(
     VectorFile(vectors, column).parts()
     inverter = make_inverter(checkpoint, None, device, dtype)
     model = _encoder(inverter, encoder, device, trust_remote_code)
-    asked = None if queries is None else read_queries(queries, model, inverter.encoder.dimension)
-    labels = [] if asked is None else asked.relevant or []
+    users = None if queries is None else read_queries(queries, model, inverter.encoder.dimension)
+    labels = [] if users is None else users.relevant or []
     names = {"column": column, "text_column": text_column, "id_column": id_column}
     wanted = frozenset[str]().union(*labels)
     records = read_records(vectors, sample, seed, wanted=wanted, **names)  # type: ignore[arg-type]
     with StageDisplay() as display, interruptible("the same command goes on from there"):
         report = run(
             records,
-            queries=asked,
+            queries=users,
             defences=defences,
             attackers=attackers,
             pairs=counts,

@@ -39,8 +39,8 @@ class Case:
         store: All stored vectors [N, D'].
         held_out: Those of them that are attacked [n, D'].
         public: The encoder's vectors of the attacker's own texts [m, D].
-        known: Stored vectors of leaked pairs [p, D'].
-        known_clean: The encoder's vectors of their texts [p, D], in the same order.
+        pairs_stored: Stored vectors of leaked pairs [p, D'].
+        pairs_clean: The encoder's vectors of their texts [p, D], in the same order.
         encoder: Whose space it is.
         seed: Of what attackers draw.
     """
@@ -50,8 +50,8 @@ class Case:
     store: Vectors
     held_out: Vectors
     public: Vectors
-    known: Vectors
-    known_clean: Vectors
+    pairs_stored: Vectors
+    pairs_clean: Vectors
     encoder: EncoderIdentity
     seed: int
 
@@ -209,7 +209,7 @@ def _moments(vectors: Vectors) -> tuple[Floats, Floats, Floats]:
 
 
 @dataclass(frozen=True)
-class Realigned:
+class Realignment:
     """Learns from leaked pairs how the stored vectors lie to the encoder's own.
 
     Attributes:
@@ -232,7 +232,7 @@ class Realigned:
         """Estimates by the method that predicts left-out pairs best."""
         if case.defence.identity:
             return None
-        x, y = case.known[: self.pairs], case.known_clean[: self.pairs]
+        x, y = case.pairs_stored[: self.pairs], case.pairs_clean[: self.pairs]
         alignment = _align(x, y, case)
         best: Estimate = alignment
         cosine = alignment.cosine
@@ -247,7 +247,7 @@ class Realigned:
 
     def _methods(self, case: Case) -> list[Callable[[Vectors, Vectors], Estimate]]:
         methods: list[Callable[[Vectors, Vectors], Estimate]] = []
-        if case.known.shape[1] == case.dimension and not isinstance(
+        if case.pairs_stored.shape[1] == case.dimension and not isinstance(
             case.defence, ProductQuantisation
         ):
             methods.append(match_dimensions)

@@ -15,7 +15,7 @@ from unembed.defences.attackers import (
     Attacker,
     Case,
     Denoising,
-    Realigned,
+    Realignment,
     Unaware,
     fit_width,
     mean_cosine,
@@ -28,7 +28,7 @@ from unembed.defences.leak import (
     Progress,
     Scores,
     array_digest,
-    kept_array,
+    cached_array,
 )
 from unembed.defences.records import Queries, Records
 from unembed.defences.result import NEEDS_PAIRS, DefenceRow
@@ -84,18 +84,18 @@ class Comparison:
         """Which records are attacked, which are the attacker's own, which leak as pairs."""
         order = np.random.default_rng([self.seed, 3]).permutation(len(self.records))
         count = min(held_out, len(order) // 2)
-        self.held, self.rest = np.sort(order[:count]), np.sort(order[count:])
-        self.known = np.random.default_rng([self.seed, 4]).permutation(self.rest)[:pairs]
-        if len(self.known) < pairs:
+        self.held_out, self.rest = np.sort(order[:count]), np.sort(order[count:])
+        self.pairs = np.random.default_rng([self.seed, 4]).permutation(self.rest)[:pairs]
+        if len(self.pairs) < pairs:
             self.notes.append(
-                f"{pairs:,} pairs: there are {len(self.known):,} records that are not held out"
+                f"{pairs:,} pairs: there are {len(self.pairs):,} records that are not held out"
             )
 
     def read_corpus(self, path: Path | None, column: str, overlap: float) -> None:
         """The attacker's own texts with their vectors, and the corpus he looks texts up in."""
         texts, vectors = self.records.texts, self.records.vectors
         if path is None:
-            share = self.held[: round(overlap * len(self.held))]
+            share = self.held_out[: round(overlap * len(self.held_out))]
             rows = np.concatenate([self.rest, share])
             self.public, self.public_texts = vectors[self.rest], [texts[i] for i in self.rest]
             self.corpus, self.corpus_texts = vectors[rows], [texts[i] for i in rows]
@@ -120,14 +120,14 @@ class Comparison:
                 self.progress(stage, done, len(texts))
             return np.concatenate(parts)
 
-        return kept_array(self.folder, {"texts": texts, "encoder": encoder.identity.key}, make)
+        return cached_array(self.folder, {"texts": texts, "encoder": encoder.identity.key}, make)
 
     def plan(self, names: list[str], pairs: list[int], decoding: Decoding, minutes: float) -> None:
         """The attackers in the order of the tables."""
-        counts = sorted({min(count, len(self.known)) for count in pairs})
+        counts = sorted({min(count, len(self.pairs)) for count in pairs})
         one: list[Attacker] = [Unaware()] if "U" in names else []
         one += [Denoising()] if "A1" in names else []
-        one += [Realigned(count) for count in counts] if "R" in names else []
+        one += [Realignment(count) for count in counts] if "R" in names else []
         self.attackers = one
         self.access = {attacker.name: attacker.access for attacker in one}
         self.minutes = minutes if "A2" in names else None
@@ -137,8 +137,8 @@ class Comparison:
                 f"{minutes:g} minutes of processor time"
             )
         self.looks_up = "L" in names
-        held = [self.records.texts[i] for i in self.held]
-        ids = [self.records.ids[i] for i in self.held]
+        held = [self.records.texts[i] for i in self.held_out]
+        ids = [self.records.ids[i] for i in self.held_out]
         self.meter = LeakMeter(
             self.inverter, decoding, ids, held, self.seed, self.folder, self.progress
         )
@@ -173,7 +173,7 @@ class Comparison:
     def rows(self, defences: list[Defence], lenient: bool) -> list[DefenceRow]:
         """A row for each defence; of those of `all`, one that cannot run here is a note."""
         rows = []
-        each = len(self.held) * (len(self.attackers) + (self.minutes is not None))
+        each = len(self.held_out) * (len(self.attackers) + (self.minutes is not None))
         self.meter.planned = each * len(defences)
         for place, defence in enumerate(defences):
             self.meter.done = place * each
@@ -194,10 +194,10 @@ class Comparison:
             defence,
             recipe,
             stored,
-            stored[self.held],
+            stored[self.held_out],
             self.public,
-            stored[self.known],
-            self.records.vectors[self.known],
+            stored[self.pairs],
+            self.records.vectors[self.pairs],
             self.inverter.encoder,
             self.seed,
         )
@@ -233,7 +233,7 @@ class Comparison:
         assert self._plain is not None
         strongest = max(scores, key=lambda n: _mean(scores[n]))
         apart = [n for n in scores if not n.startswith(NEEDS_PAIRS)]
-        named, named_by = self._named(estimates)
+        identification, identifier = self._identify(estimates)
         defence, same = case.defence, case.store.shape == clean.shape
         notes = []
         if defence.rerank:
@@ -246,8 +246,8 @@ class Comparison:
             strongest=strongest,
             without_pairs=max(apart, key=lambda n: _mean(scores[n]), default=None),
             gain=_difference(self._plain[2][F1], scores[strongest][F1], self.seed),
-            named=named,
-            named_by=named_by,
+            identification=identification,
+            identifier=identifier,
             utility={name: summarise(v, self.seed) for name, v in values.items()},
             loss=_loss(self._plain[1][self.metric], values[self.metric], self.seed),
             cosine=mean_cosine(case.store, self.records.vectors) if same else None,
@@ -295,14 +295,14 @@ class Comparison:
     def _attacked(self, case: Case, name: str) -> dict[str, Vectors]:
         """Attacker → estimates of the held-out vectors; without those who do what U does."""
         estimates = {}
-        data = array_digest(case.store, case.public, case.known, case.known_clean)
+        data = array_digest(case.store, case.public, case.pairs_stored, case.pairs_clean)
         for attacker in self.attackers:
             key = {"defence": name, "attacker": attacker.name, "data": data, "seed": self.seed}
 
             def make(attacker: Attacker = attacker) -> Vectors | None:
                 return attacker.estimate(case)
 
-            vectors = kept_array(self.folder, key, make)
+            vectors = cached_array(self.folder, key, make)
             if vectors is not None:
                 estimates[attacker.name] = vectors
         if not estimates:  # undefended, and U was not asked for
@@ -339,16 +339,18 @@ class Comparison:
                     "a corpus of texts, some of them the store's, the encoder, and what "
                     f"{'A1' if label == 'L' else names[-1]} has"
                 )
-                found = self.meter.look_up(estimates[names[-1]], self.corpus_texts, self.corpus)
-                scores[label] = self.meter.score(found)
+                recoveries = self.meter.look_up(
+                    estimates[names[-1]], self.corpus_texts, self.corpus
+                )
+                scores[label] = self.meter.score(recoveries)
         return scores
 
-    def _named(self, estimates: dict[str, Vectors]) -> tuple[Figure | None, str | None]:
+    def _identify(self, estimates: dict[str, Vectors]) -> tuple[Figure | None, str | None]:
         """How many records are told from all others by their own text."""
         best: tuple[float, str, list[float]] | None = None
         for name, vectors in estimates.items():
             nearest = (vectors @ self.records.vectors.T).argmax(axis=1)
-            hits = (nearest == self.held).astype(float).tolist()
+            hits = (nearest == self.held_out).astype(float).tolist()
             if best is None or sum(hits) > best[0]:
                 best = sum(hits), name, hits
         if best is None:

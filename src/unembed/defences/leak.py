@@ -38,7 +38,7 @@ def array_digest(*arrays: NDArray[Any]) -> str:
     return digest.hexdigest()
 
 
-def kept_array(
+def cached_array(
     folder: Path | None, key: dict[str, Any], make: Callable[[], Vectors | None]
 ) -> Vectors | None:
     """An array that is made once and read from the folder when the same call goes on.
@@ -53,8 +53,8 @@ def kept_array(
     name = hashlib.sha256(repr(sorted(key.items())).encode()).hexdigest()[:24]
     path = folder / "arrays" / f"{name}.npy"
     if path.is_file():
-        kept: Vectors = np.load(path, allow_pickle=False)
-        return kept
+        cached: Vectors = np.load(path, allow_pickle=False)
+        return cached
     array = make()
     if array is not None:
         path.parent.mkdir(exist_ok=True)

@@ -83,7 +83,11 @@ def summary_table(report: DefenceReport) -> list[list[str]]:
     for number, row in enumerate(report.rows):
         alone = "" if row.without_pairs is None else cell(row.leak[row.without_pairs][F1])
         cells = [str(number), row.defence, cell(row.f1()), row.strongest, alone]
-        cells += [cell(row.leak[row.strongest][DETAILS]), cell(row.named), row.named_by or ""]
+        cells += [
+            cell(row.leak[row.strongest][DETAILS]),
+            cell(row.identification),
+            row.identifier or "",
+        ]
         cells += [cell(row.utility[name]) for name in names]
         loss = "" if row.loss is None else f"{row.loss.mean:.1%}"
         cosine = "" if row.cosine is None else f"{row.cosine:.3f}"

@@ -36,9 +36,9 @@ class DefenceRow:
             of them was asked.
         gain: Token F1 that the strongest attacker loses against the undefended vectors, the
             same texts compared.
-        named: Share of the attacked records whose own text is the nearest to the best estimate of
-            their vector, among the texts of all records.
-        named_by: The attacker who made that estimate.
+        identification: Share of the attacked records whose own text is the nearest to the best
+            estimate of their vector, among the texts of all records.
+        identifier: The attacker who made that estimate.
         utility: Metric → figure over the queries.
         loss: Share of the deciding metric that the defence costs, the same queries compared.
         cosine: Mean cosine of stored with plain vectors; None where dimensions differ.
@@ -54,8 +54,8 @@ class DefenceRow:
     strongest: str
     without_pairs: str | None
     gain: Figure | None
-    named: Figure | None
-    named_by: str | None
+    identification: Figure | None
+    identifier: str | None
     utility: dict[str, Figure | None]
     loss: Figure | None
     cosine: float | None

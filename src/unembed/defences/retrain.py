@@ -66,7 +66,7 @@ def retrain(
     seconds, step = _load(state, denoiser)
     optimizer = torch.optim.AdamW(denoiser.parameters(), lr=_LR, weight_decay=0.0)
     scorer, schedule = ChunkedCrossEntropy(denoiser), inverter.spec.schedule
-    device, saved, mask_id = model.compute.device, seconds, inverter.tokenizer.mask_id
+    device, last_save, mask_id = model.compute.device, seconds, inverter.tokenizer.mask_id
     padding = ScoredPadding(inverter.tokenizer.pad_id, _PADDING)
     while seconds < 60.0 * minutes:
         begun = time.process_time()
@@ -87,9 +87,9 @@ def retrain(
         optimizer.zero_grad(set_to_none=True)
         seconds, step = seconds + time.process_time() - begun, step + 1
         progress(f"A2 against {name}", int(seconds), int(60 * minutes))
-        if seconds - saved > _SAVE_EVERY or seconds >= 60.0 * minutes:
+        if seconds - last_save > _SAVE_EVERY or seconds >= 60.0 * minutes:
             _save(state, denoiser, seconds, step)
-            saved = seconds
+            last_save = seconds
     denoiser.eval()
     return model
 

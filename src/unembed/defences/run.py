@@ -71,7 +71,7 @@ def defend(  # noqa: PLR0913 - the front door; all but the first have a default
         DataError: Too few records, or vectors that the inverter does not read.
         ConfigError: An unknown defence or attacker, or a number out of range.
     """
-    named = parse_defences(defences) if isinstance(defences, str) else with_none(defences)
+    selection = parse_defences(defences) if isinstance(defences, str) else with_none(defences)
     lenient = isinstance(defences, str) and "all" in defences.split(",")
     inverter = Inverter.from_pretrained(to) if isinstance(to, str) else to
     names = parse_attackers(attackers)
@@ -83,11 +83,11 @@ def defend(  # noqa: PLR0913 - the front door; all but the first have a default
     run.read_corpus(corpus, corpus_column, overlap)
     run.plan(names, sorted(set(pairs)), as_decoding(decoding, {}), minutes)
     run.set_queries(queries)
-    rows = run.rows(named, lenient)
+    rows = run.rows(selection, lenient)
     settings = {
         "encoder": inverter.encoder.name,
         "records": len(records),
-        "held_out": len(run.held),
+        "held_out": len(run.held_out),
         "queries": len(run.queries.vectors),
         "labels": run.queries.relevant is not None,
         "pairs": sorted(set(pairs)),
