@@ -490,3 +490,19 @@ def test_make_fingerprint_a_fingerprint_is_saved_and_another_encoder_refused(inv
         loaded.require_encoder(Elsewhere())
     with pytest.raises(EncoderError, match="expected vectors of the encoder fake"):
         loaded.require_encoder(FakeEncoder(dimension=16))
+
+
+@pytest.mark.parametrize("options", [{"device": "cpu"}, {"dtype": "int3", "revision": "x"}])
+def test_from_pretrained_refuses_options_that_nothing_would_come_of(options):
+    with pytest.raises(CheckpointError, match=r"options of align, cache_dir, .*; found d"):
+        Inverter.from_pretrained("minilm", **options)
+
+
+def test_aligned_refuses_what_is_no_alignment(inverter):
+    with pytest.raises(CheckpointError, match="an alignment, or its folder; found int"):
+        inverter.aligned(5)
+
+
+def test_invert_refuses_a_tensor_without_data(inverter):
+    with pytest.raises(EmbeddingError, match="found Cannot copy out of meta tensor"):
+        inverter.invert(torch.empty(2, inverter.encoder.dimension, device="meta"))

@@ -46,6 +46,7 @@ from unembed.errors import CheckpointError
 from unembed.tokenizer import TextTokenizer
 
 DEFAULT = "minilm"
+_HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "revision", "token")
 
 
 class Inverter(
@@ -72,8 +73,8 @@ class Inverter(
         alignment: Map that vectors of another encoder go through first, where there is one.
 
     A folder that holds ``denoiser.onnx`` is decoded with ONNX Runtime on a CPU, where that is
-    installed: the same tokens, faster on some processors (docs/fast-decoding.md; docs/results.md says
-    what was measured).
+    installed: the same tokens, faster on some processors (docs/fast-decoding.md; docs/results.md
+    says what was measured).
 
     Example:
         >>> inverter = Inverter.from_pretrained("minilm")
@@ -168,12 +169,16 @@ class Inverter(
         Raises:
             CheckpointError: No alignment there, or one into the space of another encoder.
         """
-        if isinstance(alignment, (str, Path)):
-            alignment = Alignment.load(alignment)
-        if alignment is not None:
-            alignment.require_target(self.encoder)
+        value: object = (
+            Alignment.load(alignment) if isinstance(alignment, (str, Path)) else alignment
+        )
+        if value is not None:
+            if not isinstance(value, Alignment):
+                kind = type(value).__name__
+                raise CheckpointError("an alignment, or its folder", kind, "Correct align")
+            value.require_target(self.encoder)
         inverter = copy.copy(self)
-        vars(inverter).update(vars(self), alignment=alignment)  # its fast form is shared
+        vars(inverter).update(vars(self), alignment=value)  # its fast form is shared
         return inverter
 
     def map_vectors(self, embeddings: Any) -> NDArray[np.float32]:
@@ -347,6 +352,9 @@ class Inverter(
         """
         if align is not None:
             return cls.from_pretrained(pretrained_model_name_or_path, **kwargs).aligned(align)
+        if unknown := sorted(kwargs.keys() - set(_HUB_OPTIONS)):
+            options = f"options of align, {', '.join(_HUB_OPTIONS)}"
+            raise CheckpointError(options, ", ".join(unknown), "Device and dtype are those of `to`")
         where, shipped = str(pretrained_model_name_or_path), shipped_inverters()
         if isinstance(pretrained_model_name_or_path, str) and where in shipped:
             return _load(shipped[where])

@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from unembed.device import choose_compute
 from unembed.encoders.oracle import EncoderOracle, token_gains
+from unembed.encoders.sentence import load_encoder
 from unembed.errors import EncoderError
 
 TEXTS = ["the cat runs", "a dog sleeps"]
@@ -170,3 +172,14 @@ def test_token_gains_count_as_two_calls(minilm):
 def test_token_gains_refuses_an_encoder_whose_weights_are_not_open(encoder):
     with pytest.raises(EncoderError, match="open_weights"):
         token_gains(encoder, TEXTS, encoder.encode(TEXTS))
+
+
+@pytest.mark.slow
+def test_token_gains_of_an_encoder_in_bfloat16_are_float32(minilm):
+    compute = choose_compute("cpu", "bfloat16")
+    encoder = load_encoder("all-MiniLM-L6-v2", compute=compute)
+    with torch.autocast("cpu", torch.bfloat16):  # as while the denoiser decodes
+        (gains,) = token_gains(encoder, TEXTS[:1], minilm.encode(TEXTS[1:]))
+    (wanted,) = token_gains(minilm, TEXTS[:1], minilm.encode(TEXTS[1:]))
+    assert gains.dtype == np.float32
+    assert np.corrcoef(gains.ravel(), wanted.ravel())[0, 1] > 0.95

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from unembed.errors import EmbeddingError
+from unembed.vectors import numbers
 from unembed.vectors.numbers import Ranges
 from unembed.vectors.read import VectorFile
 
@@ -247,3 +248,9 @@ def test_chunks_read_refuses_shapes_that_are_no_whole_numbers(tmp_path, shape):
     (tmp_path / "v.safetensors").write_bytes(data)
     with pytest.raises(EmbeddingError, match="a NumPy array at"):
         read(tmp_path / "v.safetensors")
+
+
+@pytest.mark.parametrize("spelling", ["[" + "1," * 1000 + "1]", "A" * 4000, "\\x" + "00" * 2000])
+def test_row_of_does_not_parse_a_text_far_too_long(monkeypatch, spelling):
+    monkeypatch.setattr(numbers, "_parsed", lambda *arguments: pytest.fail("parsed"))
+    assert "too long for 4 numbers" in numbers.row_of(spelling, 4)

@@ -283,7 +283,9 @@ def test_invert_to_file_goes_on_after_a_kill(inverter, three, tmp_path, monkeypa
     part = tmp_path / "out.jsonl.part"
     part.write_bytes(part.read_bytes()[:-7])  # the last line was cut off
     decode = inverter.invert
-    inverter.invert = lambda v, **o: calls.append(o["first_index"]) or decode(v, **o)
+    monkeypatch.setattr(
+        inverter, "invert", lambda v, **o: calls.append(o["first_index"]) or decode(v, **o)
+    )
     with pytest.raises(EmbeddingError, match="one of other vectors, settings or weights"):
         invert_to_file(inverter, VectorFile(tmp_path / "v.npy"), out, steps=3)
     invert_to_file(inverter, VectorFile(tmp_path / "v.npy"), out, steps=2)

@@ -40,6 +40,8 @@ class DenoisingState:
         order: Pass in which each position was unmasked [B, L]; 0 where masked or given.
         passes: Denoiser passes spent on each sequence [B].
         forbidden: Ids of the tokens that are never put anywhere.
+        rows: Indices of the sequences that are being predicted, for a logits processor that knows
+            something of each.
     """
 
     def __init__(
@@ -57,6 +59,7 @@ class DenoisingState:
         self.passes = torch.zeros(len(self.tokens), dtype=torch.long, device=embedding.device)
         self.end_given = end_given or spec.content is not None
         self.forbidden = spec.special_ids if self.end_given else [spec.mask_id]
+        self.rows = torch.arange(len(embedding), device=embedding.device)
         self._guesses: tuple[Tensor, Tensor] | None = None
         self._previous = blank.cpu()
 
@@ -87,6 +90,7 @@ class DenoisingState:
         self.passes += positions.any(dim=1)
         figures, first = [], 0
         for rows in _groups(positions):
+            self.rows = rows
             logits = denoiser(self.tokens[rows], self.embedding[rows], t[rows], positions[rows])
             logits = logits.float()
             logits[:, self.forbidden] = -torch.inf

@@ -34,8 +34,10 @@ CACHE = "UNEMBED_CACHE"
 _MOST_TEXTS = 2048  # OpenAI's limit of a request
 _TEXTS, _BYTES = 64, 1 << 16  # of a request; a token has at least a byte, OpenAI's limit is 300,000
 _AT_ONCE = 4  # requests under way, so that no server waits for us
-_RETRIES, _SILENCE, _LONGEST = 5, 120.0, 600.0  # the last two in seconds: between bytes, in all
-_ERROR_BYTES = 1 << 16  # read of the page that comes with an error
+_RETRIES = 5
+# Seconds between bytes, and in all: a server on a CPU answers one request after the other
+_SILENCE, _LONGEST = 600.0, 600.0
+_ERROR_BYTES, _ERROR_SECONDS = 1 << 16, 120.0  # read of the page that comes with an error
 _BYTES_OF_TEXT = 1 << 18  # of an answer, for each text: 8,192 dimensions as decimals take 200,000
 _TOO_MUCH = (400, 413, 422)  # status of a server that takes fewer texts in a request
 _CANARY = PROBES[1]
@@ -430,7 +432,7 @@ class _Beginning(httpx2.SyncByteStream):
         for chunk in self._stream:
             yield chunk
             size += len(chunk)
-            if size > _ERROR_BYTES or time.monotonic() - began > _SILENCE:
+            if size > _ERROR_BYTES or time.monotonic() - began > _ERROR_SECONDS:
                 return
 
     def close(self) -> None:

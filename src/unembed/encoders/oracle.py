@@ -187,9 +187,10 @@ def token_gains(
         inputs.append(output.detach().requires_grad_(True))
         return inputs[-1]
 
+    own_format = torch.autocast(model.device.type, enabled=False)  # not that of the denoiser
     handle = table.register_forward_hook(watch)
     try:
-        with torch.inference_mode(False), torch.enable_grad():
+        with torch.inference_mode(False), torch.enable_grad(), own_format:
             features = model.preprocess(list(texts))
             features = {
                 name: x.to(model.device) if isinstance(x, Tensor) else x
@@ -203,7 +204,7 @@ def token_gains(
     gains = []
     ids, mask = features["input_ids"], features["attention_mask"].bool()
     special = torch.tensor(model.tokenizer.all_special_ids, device=ids.device)
-    with torch.inference_mode():
+    with torch.inference_mode(), own_format:
         for row in range(len(texts)):
             content = mask[row] & ~torch.isin(ids[row], special)
             slope = gradients[row][content].float()  # [n, H]

@@ -82,7 +82,7 @@ def _as_floats(embeddings: Any, dimension: int) -> NDArray[np.float64]:
                 "Undo the quantisation first: floats, or whole numbers with a sign",
             )
         vectors: NDArray[np.float64] = array.astype(np.float64)
-    except (TypeError, ValueError, OverflowError) as error:
+    except (TypeError, ValueError, OverflowError, RuntimeError) as error:  # torch raises the last
         raise EmbeddingError(expected, str(error), "Correct the embeddings") from error
     return vectors
 

@@ -18,6 +18,7 @@ BITS = 8
 _LEVELS = 255
 _UNIT = (0.9, 1.1)  # lengths of rows by which 16 bits are known as halves of unit vectors
 _SHOWN_CHARS = 12
+_LETTERS = 64  # of a number and what is around it, at most
 _BASE64 = re.compile(r"[A-Za-z0-9+/_-]+={0,2}")
 _PICKLE = b"\x80"
 _FIX = "Save the vectors as float32 with numpy.save"
@@ -197,6 +198,8 @@ def row_of(value: Any, dimension: int) -> NDArray[Any] | str:
         return value
     if value is None:
         return "no vector"
+    if isinstance(value, str) and len(value) > _LETTERS * (dimension + 1):
+        return f"a text of {len(value):,} letters, too long for {dimension} numbers"
     if isinstance(value, str):
         value = _parsed(value, dimension)
     if isinstance(value, bytes):

@@ -89,7 +89,6 @@ class WordProbe:
     trained: dict[str, Any] = field(default_factory=dict, repr=False)
 
     def __repr__(self) -> str:
-        """Say whose vectors it reads, and for how many words."""
         return f"WordProbe({self.encoder.describe()}, {len(self.words)} words)"
 
     def probabilities(self, embeddings: Any) -> NDArray[np.float32]:
@@ -421,10 +420,7 @@ def _regress(
         gradient = error.T @ x + penalty * (weight - prior)  # [W, D]
         newton = (gradient @ basis) / (spread[:, None] * values + penalty) @ basis.T
         shift = (error.sum(dim=0) + bias - usual) / (spread * len(x) + 1.0)
-        step = (
-            torch.where(worse[:, None], step[0], newton),
-            torch.where(worse, step[1], shift),
-        )
+        step = (torch.where(worse[:, None], step[0], newton), torch.where(worse, step[1], shift))
         weight = saved[0] - length[:, None] * step[0]
         bias = saved[1] - length * step[1]
     return saved

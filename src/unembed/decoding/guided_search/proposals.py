@@ -138,16 +138,18 @@ class Removed:
     """Makes tokens that were taken out likelier, until they stand in the sequence again.
 
     Attributes:
+        state: Says which of the sequences are being predicted.
         ids: Of each sequence [B, S]; any special token where there are fewer.
         nats: Added to their logits.
     """
 
+    state: DenoisingState
     ids: Tensor
     nats: float
 
     def __call__(self, logits: Tensor, inputs: DenoiserInputs) -> Tensor:
         """Raise logits [M, V], in place."""
-        ids = self.ids[inputs.rows]  # [M, S]
+        ids = self.ids[self.state.rows][inputs.rows]  # [M, S]
         there = (inputs.tokens[inputs.rows][:, None, :] == ids[:, :, None]).any(dim=2)
         raised = logits.gather(1, ids) + self.nats * ~there
         return logits.scatter_(1, ids, raised)
@@ -173,7 +175,7 @@ def infill(
         device=embedding.device,
     )
     state = DenoisingState(embedding, spec, torch.tensor(rows, device=embedding.device), True)
-    raised = with_processors(denoiser, [Removed(ids, _NATS_REMOVED)])
+    raised = with_processors(denoiser, [Removed(state, ids, _NATS_REMOVED)])
     for left in range(min(_INFILL_PASSES, longest), 0, -1):
         Sequential().step(state, raised, left)
     return [content_of(row, spec) for row in state.tokens.tolist()], state.passes.tolist()
@@ -186,7 +188,7 @@ def length_scores(
     state = DenoisingState(embedding, spec)
     over = [spec.end_id, spec.pad_id]
     (ends,) = state.predict(
-        denoiser, state.masked, lambda x, _: (x.softmax(dim=-1)[:, over].sum(dim=1),)
+        denoiser, state.masked, lambda x, _: (x.detach().softmax(dim=-1)[:, over].sum(dim=1),)
     )
     goes_on = 1.0 - ends.view(len(embedding), -1).double().cpu().numpy()  # more than l tokens
     goes_on = np.minimum.accumulate(goes_on, axis=1)
