@@ -13,8 +13,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from unembed.defences.comparison import defend
     from unembed.defences.defence import Defence
-    from unembed.defences.run import defend
     from unembed.encoders import load_encoder
     from unembed.errors import UnembedError
     from unembed.evaluation.evaluate import evaluate
@@ -28,7 +28,7 @@ _WHERE = {
     "Inverter": "unembed.inverter",
     "UnembedError": "unembed.errors",
     "WordProbe": "unembed.vectors.words",
-    "defend": "unembed.defences.run",
+    "defend": "unembed.defences.comparison",
     "evaluate": "unembed.evaluation.evaluate",
     "load_encoder": "unembed.encoders",
 }

@@ -23,6 +23,7 @@ from unembed.cli.options import (
     note,
     refuse_idle,
 )
+from unembed.errors import ConfigError, UnembedError
 
 if TYPE_CHECKING:
     from unembed.encoders.base import Encoder
@@ -117,16 +118,16 @@ def defend(
         return
     refuse_idle(context, "with --write only", "none", "keep")
     from unembed.cli.display import StageDisplay
+    from unembed.defences.comparison import defend as run
+    from unembed.defences.comparison import parse_attackers
     from unembed.defences.defence import parse_defences
     from unembed.defences.records import read_queries, read_records
     from unembed.defences.report import write_report
-    from unembed.defences.run import defend as run
-    from unembed.defences.run import parse_attackers, parse_pairs
     from unembed.vectors.read import VectorFile
 
     parse_defences(defences)  # what is wrong fails before anything is loaded
     parse_attackers(attackers)
-    counts = parse_pairs(pairs)
+    counts = _counts(pairs)
     VectorFile(vectors, column).parts()
     inverter = make_inverter(checkpoint, None, device, dtype)
     model = _encoder(inverter, encoder, device, trust_remote_code)
@@ -161,12 +162,17 @@ def defend(
     typer.echo(f"the report: {out / 'report.html'}")
 
 
+def _counts(text: str) -> list[int]:
+    words = [word.strip() for word in text.split(",") if word.strip()]
+    if not words or not all(word.isascii() and word.isdigit() and int(word) for word in words):
+        raise ConfigError("numbers of pairs: 10,100,1000", repr(text), "Correct --pairs")
+    return [int(word) for word in words]
+
+
 def _encoder(
     inverter: Inverter, where: str | None, device: str, trust_remote_code: bool
 ) -> Encoder | None:
     """The encoder; None where it is not asked for and cannot be loaded."""
-    from unembed.errors import UnembedError
-
     try:
         model: Encoder = make_encoder(encoder_settings(inverter, where), device, trust_remote_code)
         inverter.require_encoder(model)

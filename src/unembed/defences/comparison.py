@@ -1,26 +1,36 @@
-"""Every defence against every attacker, one after the other, on held-out records."""
+"""Comparison of defences on a user's own vectors: every defence against every attacker."""
 
 from __future__ import annotations
 
 import copy
-import zlib
+import shutil
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from unembed.data.readers import read_texts
+from unembed.data.readers import read_texts, require_texts
 from unembed.decoding import Decoding
+from unembed.decoding.settings import as_decoding
 from unembed.defences.attackers import (
     Attacker,
     Case,
     Denoising,
+    Floats,
     Realignment,
     Unaware,
     fit_width,
     mean_cosine,
 )
-from unembed.defences.defence import ALL, Defence, Vectors
+from unembed.defences.defence import (
+    ALL,
+    Defence,
+    Vectors,
+    fit_and_apply,
+    parse_defences,
+    with_none,
+)
 from unembed.defences.leak import (
     F1,
     STAGE,
@@ -29,20 +39,160 @@ from unembed.defences.leak import (
     Scores,
     array_digest,
     cached_array,
+    identify,
 )
-from unembed.defences.records import Queries, Records
-from unembed.defences.result import NEEDS_PAIRS, DefenceRow
+from unembed.defences.records import Queries, Records, own_queries
+from unembed.defences.result import NEEDS_PAIRS, DefenceReport, DefenceRow
 from unembed.defences.retrain import retrain
-from unembed.defences.utility import OVERLAP, Ranking, rank, utilities
+from unembed.defences.utility import OVERLAP, Ranking, rank, relative_loss, utilities
 from unembed.encoders.base import Encoder, is_unicode
 from unembed.errors import ConfigError, DataError, UnembedError
-from unembed.evaluation.bootstrap import Figure, draw_blocks, summarise
+from unembed.evaluation.bootstrap import Figure, summarise
 from unembed.evaluation.metrics import Recovery
 from unembed.inverter import Inverter
 
+UNFINISHED = ".unfinished"  # folder of recoveries and estimates, removed at the end
+ATTACKERS = ("U", "A1", "R", "L")  # those of `all`; A2 is named
+_LEAST_RECORDS = 8
 _MOST_CORPUS = 200_000  # texts of a corpus that are embedded
 _OWN_QUERIES = 200
-_LEVELS = (0.025, 0.975)
+_RERANKED = "leak is that of the codes: the float vectors must lie elsewhere"
+
+
+def defend(  # noqa: PLR0913 - the front door; all but the first have a default
+    records: Records,
+    *,
+    queries: Queries | None = None,
+    defences: str | Sequence[Defence] = "all",
+    attackers: str = "all",
+    pairs: Sequence[int] = (10, 100, 1000),
+    budget: float = 0.02,
+    held_out: int = 200,
+    corpus: Path | None = None,
+    corpus_column: str = "text",
+    overlap: float = 0.1,
+    minutes: float = 5.0,
+    to: Inverter | str = "minilm",
+    encoder: Encoder | None = None,
+    decoding: Decoding | str = "greedy",
+    seed: int = 0,
+    folder: Path | None = None,
+    progress: Progress = lambda stage, done, total: None,
+) -> DefenceReport:
+    """Measure leak and utility of every defence against attackers who know of it.
+
+    Held-out records are attacked; leaked pairs and the attacker's own texts are others.
+
+    Args:
+        records: Of the store; `read_records` reads them from a file.
+        queries: What users ask; 200 of the records themselves if not given, without labels.
+        defences: Names as `parse_defences` reads them, or defences; undefended is always there.
+        attackers: Of ``U,A1,A2,R,L``, separated by commas; ``all`` leaves A2 out.
+        pairs: Of R, how many leaked each time.
+        budget: Share of the utility that a recommended defence may cost.
+        held_out: Records attacked, at most half.
+        corpus: A file of texts that the attacker has; if not given they are the records that are
+            not held out, and a share ``overlap`` of the held-out ones for L.
+        corpus_column: Column of its texts.
+        overlap: Share of the held-out texts in the corpus of L, 0 to 1.
+        minutes: Of A2's training, for each defence.
+        to: The attacker's inverter, or its name.
+        encoder: Of the records; needed for a corpus and for defences that change texts.
+        decoding: How the inverter decodes.
+        seed: Of everything drawn.
+        folder: Keeps what is finished, so that the same call goes on after a kill.
+        progress: Called with (stage, done, total).
+
+    Raises:
+        DataError: Too few records, or vectors that the inverter does not read.
+        ConfigError: An unknown defence or attacker, or a number out of range.
+    """
+    selection = parse_defences(defences) if isinstance(defences, str) else with_none(defences)
+    lenient = isinstance(defences, str) and "all" in defences.split(",")
+    inverter = Inverter.from_pretrained(to) if isinstance(to, str) else to
+    names = parse_attackers(attackers)
+    _check(records, inverter, budget, overlap, pairs, held_out)
+    if corpus is not None:
+        require_texts(corpus, corpus_column)
+    run = Comparison(records, inverter, encoder, _unfinished(folder), progress, seed)
+    run.split(held_out, max(pairs))
+    run.read_corpus(corpus, corpus_column, overlap)
+    run.plan(names, sorted(set(pairs)), as_decoding(decoding, {}), minutes)
+    run.set_queries(queries)
+    rows = run.rows(selection, lenient)
+    settings = {
+        "encoder": inverter.encoder.name,
+        "records": len(records),
+        "held_out": len(run.held_out),
+        "queries": len(run.queries.vectors),
+        "labels": run.queries.relevant is not None,
+        "pairs": sorted(set(pairs)),
+        "attackers": ",".join(names),
+        "corpus": "" if corpus is None else corpus.name,
+        "overlap": overlap if corpus is None else None,
+        "minutes": minutes if "A2" in names else None,
+        "decoding": str(decoding),
+        "longer_than_the_inverter_writes": run.meter.longer,
+        "seed": seed,
+    }
+    report = DefenceReport(rows, run.floors, run.access, run.metric, budget, settings, run.notes)
+    if folder is not None:
+        shutil.rmtree(folder / UNFINISHED, ignore_errors=True)
+    return report
+
+
+def _check(
+    records: Records,
+    inverter: Inverter,
+    budget: float,
+    overlap: float,
+    pairs: Sequence[int],
+    held_out: int,
+) -> None:
+    for name, value in (("--budget", budget), ("--overlap", overlap)):
+        if not 0.0 <= value <= 1.0:
+            raise ConfigError(f"{name} from 0 to 1", f"{value:g}", f"Correct {name}")
+    if not pairs or min(pairs) < 1 or held_out < 1:
+        raise ConfigError("pairs and held-out records of 1 or more", f"{pairs}", "Correct --pairs")
+    if len(records) < _LEAST_RECORDS:
+        raise DataError(
+            f"at least {_LEAST_RECORDS} records with a text and a vector",
+            f"{len(records)}",
+            "Choose another file",
+        )
+    if records.vectors.shape[1] != inverter.encoder.dimension:
+        raise DataError(
+            f"vectors of {inverter.encoder.dimension} dimensions, which the inverter of "
+            f"{inverter.encoder.name} reads",
+            f"{records.vectors.shape[1]}",
+            "Pass --checkpoint with an inverter of that encoder",
+        )
+
+
+def parse_attackers(text: str) -> list[str]:
+    """Names of attackers, ``all`` for those of ``ATTACKERS``.
+
+    Raises:
+        ConfigError: An unknown one, or none.
+    """
+    names = [n for w in text.split(",") for n in (ATTACKERS if w.strip() == "all" else [w.strip()])]
+    unknown = [name for name in names if name not in (*ATTACKERS, "A2")]
+    if unknown or not names:
+        raise ConfigError("attackers of U, A1, A2, R, L or all", repr(text), "Correct --attackers")
+    if names == ["L"]:
+        names = ["U", "L"]
+    return list(dict.fromkeys(names))
+
+
+def _unfinished(folder: Path | None) -> Path | None:
+    """Where recoveries lie until all are there: for nobody else to read."""
+    if folder is None:
+        return None
+    try:
+        (folder / UNFINISHED).mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"a folder at {folder}", str(error), "Choose another --out") from error
+    return folder / UNFINISHED
 
 
 class Comparison:
@@ -72,7 +222,7 @@ class Comparison:
         self.access: dict[str, str] = {}
         self.floors: dict[str, dict[str, Figure | None]] = {}
         self.metric = OVERLAP
-        self._plain: tuple[Ranking, dict[str, list[float]], Scores] | None = None
+        self._plain: tuple[Ranking, list[float], Floats] | None = None  # undefended
         doubt = inverter.fingerprint and inverter.fingerprint.statistics
         if doubt:
             strange = doubt.doubt(records.vectors, inverter.encoder.name)
@@ -93,19 +243,16 @@ class Comparison:
 
     def read_corpus(self, path: Path | None, column: str, overlap: float) -> None:
         """The attacker's own texts with their vectors, and the corpus he looks texts up in."""
-        texts, vectors = self.records.texts, self.records.vectors
         if path is None:
             share = self.held_out[: round(overlap * len(self.held_out))]
-            rows = np.concatenate([self.rest, share])
-            self.public, self.public_texts = vectors[self.rest], [texts[i] for i in self.rest]
-            self.corpus, self.corpus_texts = vectors[rows], [texts[i] for i in rows]
+            self.public = self.records.part(self.rest)
+            self.corpus = self.records.part(np.concatenate([self.rest, share]))
             return
-        lines = [t for t in read_texts(path, column) if t.strip() and is_unicode(t)][:_MOST_CORPUS]
-        encoded = None if self.encoder is None else self._encode(lines, "embedding the corpus")
-        if encoded is None or not lines:
+        texts = [t for t in read_texts(path, column) if t.strip() and is_unicode(t)][:_MOST_CORPUS]
+        vectors = self._encode(texts, "embedding the corpus") if texts else None
+        if vectors is None:
             raise DataError("texts of a corpus, and the encoder", f"{path}", "Correct --corpus")
-        self.public = self.corpus = encoded
-        self.public_texts = self.corpus_texts = lines
+        self.public = self.corpus = Records([str(i) for i in range(len(texts))], texts, vectors)
 
     def _encode(self, texts: list[str], stage: str) -> Vectors | None:
         encoder = self.encoder
@@ -125,48 +272,44 @@ class Comparison:
     def plan(self, names: list[str], pairs: list[int], decoding: Decoding, minutes: float) -> None:
         """The attackers in the order of the tables."""
         counts = sorted({min(count, len(self.pairs)) for count in pairs})
-        one: list[Attacker] = [Unaware()] if "U" in names else []
-        one += [Denoising()] if "A1" in names else []
-        one += [Realignment(count) for count in counts] if "R" in names else []
-        self.attackers = one
-        self.access = {attacker.name: attacker.access for attacker in one}
+        apart: list[Attacker] = [Unaware()] if "U" in names else []
+        apart += [Denoising()] if "A1" in names else []
+        aligned = [Realignment(count) for count in counts] if "R" in names else []
+        self.attackers = [*apart, *aligned]
+        self.access = {attacker.name: attacker.access for attacker in self.attackers}
         self.minutes = minutes if "A2" in names else None
         if self.minutes is not None:
             self.access["A2"] = (
                 "as A1; his inverter trained on vectors he defended himself, "
                 f"{minutes:g} minutes of processor time"
             )
-        self.looks_up = "L" in names
-        held = [self.records.texts[i] for i in self.held_out]
-        ids = [self.records.ids[i] for i in self.held_out]
+        self.lookups: dict[str, list[str]] = {}  # label → whose estimates, the best last
+        if "L" in names:
+            self.lookups["L"] = [attacker.name for attacker in apart] or ["U"]
+            if aligned:
+                self.lookups[f"L+{aligned[-1].name}"] = [each.name for each in aligned]
+        for label, whose in self.lookups.items():
+            self.access[label] = (
+                f"a corpus with some of the store's texts, the encoder, and what {whose[-1]} has"
+            )
+        held = self.records.part(self.held_out)
         self.meter = LeakMeter(
-            self.inverter, decoding, ids, held, self.seed, self.folder, self.progress
+            self.inverter, decoding, held.ids, held.texts, self.seed, self.folder, self.progress
         )
 
     def set_queries(self, queries: Queries | None) -> None:
         """The user's queries, or records themselves."""
         if queries is None:
-            own = np.random.default_rng([self.seed, 5]).permutation(len(self.records))[:200]
-            queries = Queries(self.records.vectors[own], None, own.tolist())
+            self.queries = own_queries(self.records, _OWN_QUERIES, self.seed)
             self.notes.append(
-                "no queries were given: 200 records stand for them, and utility is the overlap of "
-                "their neighbours with the undefended ones"
+                f"no queries were given: {len(self.queries.vectors)} records stand for them, and "
+                "utility is the overlap of their neighbours with the undefended ones"
             )
-        elif queries.relevant is not None:
-            there = set(self.records.ids)
-            keep = [i for i, ids in enumerate(queries.relevant) if ids & there]
-            if not keep:
-                raise DataError(
-                    "queries whose `relevant` names ids of records",
-                    "none that does",
-                    "Say which column holds the ids with --id-column",
-                )
-            if len(keep) < len(queries.relevant):
-                self.notes.append(
-                    f"{len(queries.relevant) - len(keep)} queries find no record that is here"
-                )
-            queries = Queries(queries.vectors[keep], [queries.relevant[i] & there for i in keep])
-        self.queries = queries
+            return
+        self.queries = queries.among(self.records.ids)
+        lost = len(queries.vectors) - len(self.queries.vectors)
+        if lost:
+            self.notes.append(f"{lost} queries find no record that is here")
 
     # Rows
 
@@ -189,20 +332,20 @@ class Comparison:
     def _row(self, defence: Defence) -> DefenceRow:
         name, recipe = str(defence), copy.deepcopy(defence)
         clean = self._clean(defence)
-        stored = self._applied(defence, clean)
+        stored = fit_and_apply(defence, clean, self.seed)
         case = Case(
             defence,
             recipe,
             stored,
             stored[self.held_out],
-            self.public,
+            self.public.vectors,
             stored[self.pairs],
             self.records.vectors[self.pairs],
             self.inverter.encoder,
             self.seed,
         )
-        # Attackers
-        estimates, scores = self._attacked(case, name), dict[str, Scores]()
+        # Leak
+        estimates, scores = self._estimates(case, name), dict[str, Scores]()
         for attacker, vectors in estimates.items():
             recoveries = self.meter.decode(vectors)
             scores[attacker] = self.meter.score(recoveries)
@@ -211,49 +354,35 @@ class Comparison:
         if self.minutes is not None and not defence.identity:
             scores["A2"] = self._retrained(case, name)
         scores |= self._looked_up(estimates)
+        f1 = {attacker: np.array(each[F1], float) for attacker, each in scores.items()}
+        strongest = max(f1, key=lambda n: f1[n].mean())
+        apart = [n for n in f1 if not n.startswith(NEEDS_PAIRS)]
+        share, identifier = identify(estimates, self.records.vectors, self.held_out, self.seed)
         # Utility
+        same = stored.shape == clean.shape
         ranking = rank(defence, self.queries, stored, clean)
         plain = ranking if self._plain is None else self._plain[0]
         values = utilities(self.records.ids, self.queries, plain)(ranking)
-        strongest = max(scores, key=lambda n: _mean(scores[n]))
         self.metric = next(iter(values))
         if self._plain is None:
-            self._plain = ranking, values, scores[strongest]
-        return self._concluded(case, clean, scores, values, ranking, estimates)
-
-    def _concluded(
-        self,
-        case: Case,
-        clean: Vectors,
-        scores: dict[str, Scores],
-        values: dict[str, list[float]],
-        ranking: Ranking,
-        estimates: dict[str, Vectors],
-    ) -> DefenceRow:
-        assert self._plain is not None
-        strongest = max(scores, key=lambda n: _mean(scores[n]))
-        apart = [n for n in scores if not n.startswith(NEEDS_PAIRS)]
-        identification, identifier = self._identify(estimates)
-        defence, same = case.defence, case.store.shape == clean.shape
-        notes = []
-        if defence.rerank:
-            notes.append("leak is that of the codes: the float vectors must lie elsewhere")
+            self._plain = ranking, values[self.metric], f1[strongest]
+        _, plain_values, plain_f1 = self._plain
         return DefenceRow(
-            defence=str(defence),
+            defence=name,
             about=defence.describe(),
             secret=defence.secret,
             leak={n: {m: summarise(v, self.seed) for m, v in s.items()} for n, s in scores.items()},
             strongest=strongest,
-            without_pairs=max(apart, key=lambda n: _mean(scores[n]), default=None),
-            gain=_difference(self._plain[2][F1], scores[strongest][F1], self.seed),
-            identification=identification,
+            without_pairs=max(apart, key=lambda n: f1[n].mean(), default=None),
+            gain=summarise((plain_f1 - f1[strongest]).tolist(), self.seed),
+            identification=share,
             identifier=identifier,
-            utility={name: summarise(v, self.seed) for name, v in values.items()},
-            loss=_loss(self._plain[1][self.metric], values[self.metric], self.seed),
-            cosine=mean_cosine(case.store, self.records.vectors) if same else None,
-            bytes_each=defence.bytes_each(case.store.shape[1]),
+            utility={metric: summarise(v, self.seed) for metric, v in values.items()},
+            loss=relative_loss(plain_values, values[self.metric], self.seed),
+            cosine=mean_cosine(stored, self.records.vectors) if same else None,
+            bytes_each=defence.bytes_each(stored.shape[1]),
             milliseconds=round(ranking.milliseconds, 3),
-            notes=notes,
+            notes=[_RERANKED] if defence.rerank else [],
         )
 
     def _clean(self, defence: Defence) -> Vectors:
@@ -270,39 +399,15 @@ class Comparison:
             )
         return vectors
 
-    def _applied(self, defence: Defence, clean: Vectors) -> Vectors:
-        """What the store holds; whatever a user's own defence does wrong is one line."""
-        number = zlib.crc32(str(defence).encode())
-        try:
-            defence.fit(clean, np.random.default_rng([self.seed, 6, number]))
-            stored = np.asarray(defence.apply(clean, np.random.default_rng([self.seed, 7, number])))
-        except UnembedError:
-            raise
-        except Exception as error:  # a user's own class
-            raise ConfigError(
-                f"{defence} to be applied", f"{type(error).__name__}: {error}", "Correct it"
-            ) from error
-        if stored.ndim != 2 or len(stored) != len(clean) or not np.isfinite(stored).all():  # noqa: PLR2004
-            raise ConfigError(
-                f"{defence} to give {len(clean)} finite vectors",
-                f"shape {list(stored.shape)}",
-                "Correct it",
-            )
-        return stored.astype(np.float32)
-
     # Attackers
 
-    def _attacked(self, case: Case, name: str) -> dict[str, Vectors]:
+    def _estimates(self, case: Case, name: str) -> dict[str, Vectors]:
         """Attacker → estimates of the held-out vectors; without those who do what U does."""
         estimates = {}
         data = array_digest(case.store, case.public, case.pairs_stored, case.pairs_clean)
         for attacker in self.attackers:
             key = {"defence": name, "attacker": attacker.name, "data": data, "seed": self.seed}
-
-            def make(attacker: Attacker = attacker) -> Vectors | None:
-                return attacker.estimate(case)
-
-            vectors = cached_array(self.folder, key, make)
+            vectors = cached_array(self.folder, key, partial(attacker.estimate, case))
             if vectors is not None:
                 estimates[attacker.name] = vectors
         if not estimates:  # undefended, and U was not asked for
@@ -314,7 +419,7 @@ class Comparison:
         prepare = Denoising().prepare(case)
         inverter = retrain(
             self.inverter,
-            self.public_texts,
+            self.public.texts,
             lambda step: prepare(case.simulate(step)),
             self.minutes,
             seed=self.seed,
@@ -322,40 +427,18 @@ class Comparison:
             name=name,
             progress=self.progress,
         )
-        vectors = prepare(case.held_out)
-        return self.meter.score(self.meter.decode(vectors, inverter))
+        return self.meter.score(self.meter.decode(prepare(case.held_out), inverter))
 
     def _looked_up(self, estimates: dict[str, Vectors]) -> dict[str, Scores]:
         """L: the corpus searched with the best estimate that needs no pair, and with the best."""
-        if not self.looks_up:
-            return {}
         scores = {}
-        apart = [n for n in estimates if not n.startswith("R")]
-        aligned = [n for n in estimates if n.startswith("R")]
-        for names, has in ((apart, "A1"), (aligned, "pairs")):
-            if names:
-                label = "L" if has == "A1" else f"L+{names[-1]}"
-                self.access[label] = (
-                    "a corpus of texts, some of them the store's, the encoder, and what "
-                    f"{'A1' if label == 'L' else names[-1]} has"
-                )
-                recoveries = self.meter.look_up(
-                    estimates[names[-1]], self.corpus_texts, self.corpus
-                )
-                scores[label] = self.meter.score(recoveries)
+        for label, names in self.lookups.items():
+            there = [name for name in names if name in estimates]
+            if there:
+                best, corpus = estimates[there[-1]], self.corpus
+                nearest = self.meter.look_up(best, corpus.texts, corpus.vectors)
+                scores[label] = self.meter.score(nearest)
         return scores
-
-    def _identify(self, estimates: dict[str, Vectors]) -> tuple[Figure | None, str | None]:
-        """How many records are told from all others by their own text."""
-        best: tuple[float, str, list[float]] | None = None
-        for name, vectors in estimates.items():
-            nearest = (vectors @ self.records.vectors.T).argmax(axis=1)
-            hits = (nearest == self.held_out).astype(float).tolist()
-            if best is None or sum(hits) > best[0]:
-                best = sum(hits), name, hits
-        if best is None:
-            return None, None
-        return summarise(best[2], self.seed), best[1]
 
     def _set_floors(self, recoveries: Sequence[Recovery]) -> None:
         """What the undefended recoveries give of other texts, and one text for all."""
@@ -365,27 +448,3 @@ class Comparison:
         constant = self.meter.score([Recovery(item.text, item.token_ids)] * len(recoveries))
         for name, scores in (("another text's recovery", shuffled), ("one text for all", constant)):
             self.floors[name] = {m: summarise(v, self.seed) for m, v in scores.items()}
-
-
-def _mean(scores: Scores) -> float:
-    """Token F1, which every text has."""
-    return float(np.mean([value or 0.0 for value in scores[F1]]))
-
-
-def _difference(
-    plain: Sequence[float | None], other: Sequence[float | None], seed: int
-) -> Figure | None:
-    pairs = zip(plain, other, strict=True)
-    return summarise([a - b for a, b in pairs if a is not None and b is not None], seed)
-
-
-def _loss(plain: Sequence[float], other: Sequence[float], seed: int) -> Figure | None:
-    """1 - mean / undefended mean, with the interval of queries drawn anew for both."""
-    before, after = np.array(plain), np.array(other)
-    if before.sum() == 0:
-        return None
-    weights = draw_blocks(len(before), seed)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        drawn = 1.0 - (weights @ after) / (weights @ before)
-    low, high = np.quantile(drawn[np.isfinite(drawn)], _LEVELS)
-    return Figure(float(1.0 - after.sum() / before.sum()), float(low), float(high), len(before))

@@ -7,6 +7,7 @@ import importlib.util
 import json
 import os
 import sys
+import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, is_dataclass
@@ -290,6 +291,31 @@ def with_none(defences: Sequence[Defence]) -> list[Defence]:
     """The defences with the undefended vectors first."""
     others = [defence for defence in defences if not isinstance(defence, NoDefence)]
     return [NoDefence(), *others]
+
+
+def fit_and_apply(defence: Defence, vectors: Vectors, seed: int) -> Vectors:
+    """Fit a defence to unit vectors [N, D] and turn them into what the store holds, [N, D'].
+
+    Raises:
+        ConfigError: A user's own defence fails, or gives something else than N finite vectors.
+    """
+    number = zlib.crc32(str(defence).encode())  # each draws numbers of its own
+    try:
+        defence.fit(vectors, np.random.default_rng([seed, 6, number]))
+        stored = np.asarray(defence.apply(vectors, np.random.default_rng([seed, 7, number])))
+    except UnembedError:
+        raise
+    except Exception as error:  # a user's own class
+        raise ConfigError(
+            f"{defence} to be applied", f"{type(error).__name__}: {error}", "Correct it"
+        ) from error
+    if stored.ndim != 2 or len(stored) != len(vectors) or not np.isfinite(stored).all():  # noqa: PLR2004
+        raise ConfigError(
+            f"{defence} to give {len(vectors)} finite vectors",
+            f"shape {list(stored.shape)}",
+            "Correct it",
+        )
+    return stored.astype(np.float32)
 
 
 def require_share(name: str, value: float, low: float = 0.0, high: float = 1.0) -> None:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from unembed.decoding import Decoding
 from unembed.defences.defence import Vectors
 from unembed.denoiser import weights_digest
+from unembed.evaluation.bootstrap import Figure, summarise
 from unembed.evaluation.cache import RowCache
 from unembed.evaluation.metrics import Recovery, exact_match, span_recalls, token_set_f1
 from unembed.evaluation.rows import derangement
@@ -163,3 +164,22 @@ class LeakMeter:
             return [ids]
         starts = [*range(0, len(ids) - size, max(1, size // 2)), len(ids) - size]
         return [ids[start : start + size] for start in starts]
+
+
+def identify(
+    estimates: dict[str, Vectors], vectors: Vectors, rows: NDArray[np.int64], seed: int
+) -> tuple[Figure | None, str]:
+    """How many records are told from all others by their own text, by the best of attackers.
+
+    Args:
+        estimates: Attacker → estimates of the attacked records' vectors [n, D].
+        vectors: The encoder's of all records [N, D].
+        rows: Indices of the attacked ones [n].
+        seed: Of the interval.
+
+    Returns:
+        The share whose own vector is the nearest to its estimate, and the attacker's name.
+    """
+    hits = {name: (each @ vectors.T).argmax(axis=1) == rows for name, each in estimates.items()}
+    best = max(hits, key=lambda name: hits[name].sum())
+    return summarise(hits[best].astype(float).tolist(), seed), best

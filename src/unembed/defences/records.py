@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from unembed.data.readers import csv_rows, json_lines, open_parquet, parquet_batches
 from unembed.defences.defence import Vectors
@@ -41,6 +42,11 @@ class Records:
     def __len__(self) -> int:
         return len(self.ids)
 
+    def part(self, rows: NDArray[np.int64]) -> Records:
+        """The records of some rows, in their order."""
+        names, texts = [self.ids[i] for i in rows], [self.texts[i] for i in rows]
+        return Records(names, texts, self.vectors[rows])
+
 
 @dataclass(frozen=True)
 class Queries:
@@ -56,6 +62,30 @@ class Queries:
     vectors: Vectors
     relevant: list[frozenset[str]] | None = None
     own: list[int] | None = None
+
+    def among(self, ids: Sequence[str]) -> Queries:
+        """The queries that find some of these records; all of them where there are no labels.
+
+        Raises:
+            DataError: None finds any.
+        """
+        if self.relevant is None:
+            return self
+        there = set(ids)
+        keep = [i for i, labels in enumerate(self.relevant) if labels & there]
+        if not keep:
+            raise DataError(
+                "queries whose `relevant` names ids of records",
+                "none that does",
+                "Say which column holds the ids with --id-column",
+            )
+        return Queries(self.vectors[keep], [self.relevant[i] & there for i in keep])
+
+
+def own_queries(records: Records, count: int, seed: int) -> Queries:
+    """Some of the records as queries for their neighbours, without labels."""
+    rows = np.random.default_rng([seed, 5]).permutation(len(records))[:count]
+    return Queries(records.vectors[rows], None, rows.tolist())
 
 
 def read_records(

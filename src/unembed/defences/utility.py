@@ -12,12 +12,14 @@ from numpy.typing import NDArray
 
 from unembed.defences.defence import Defence, Vectors
 from unembed.defences.records import Queries
+from unembed.evaluation.bootstrap import Figure, draw_blocks
 from unembed.files import require_extra
 
 K = 10
 OVERLAP, NDCG, RECALL = "top-10 overlap", "nDCG@10", "recall@10"
 _CHUNK = 256  # queries scored at a time
 _REPEATS = 3  # of a timing, of which the quickest counts
+_LEVELS = (0.025, 0.975)
 
 
 @dataclass(frozen=True)
@@ -124,3 +126,19 @@ def utilities(
         return {**values, OVERLAP: overlap(ranking, plain)}
 
     return measure
+
+
+def relative_loss(plain: Sequence[float], other: Sequence[float], seed: int) -> Figure | None:
+    """Share of a metric that is lost, 1 - mean / undefended mean, the same queries in both.
+
+    Returns:
+        With the interval of queries drawn anew; None where the undefended mean is 0.
+    """
+    before, after = np.array(plain), np.array(other)
+    if before.sum() == 0:
+        return None
+    weights = draw_blocks(len(before), seed)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        losses = 1.0 - (weights @ after) / (weights @ before)
+    low, high = np.quantile(losses[np.isfinite(losses)], _LEVELS)
+    return Figure(float(1.0 - after.sum() / before.sum()), float(low), float(high), len(before))

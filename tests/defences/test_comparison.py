@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 import unembed
-from unembed.defences import run as front
+from unembed.defences import comparison as front
+from unembed.defences.comparison import UNFINISHED, defend, parse_attackers
 from unembed.defences.defence import Defence, parse_defence, unit
 from unembed.defences.leak import F1
 from unembed.defences.records import Queries, Records
 from unembed.defences.report import to_markdown, to_page, write_report
 from unembed.defences.result import DefenceReport
-from unembed.defences.run import UNFINISHED, defend, parse_attackers, parse_pairs
 from unembed.defences.utility import NDCG, OVERLAP, RECALL
 from unembed.errors import ConfigError, DataError
 
@@ -245,13 +245,10 @@ def test_defend_notes_what_cannot_run_of_all(records, inverter, monkeypatch):
     assert any(note.startswith("pii: not measured, expected the encoder") for note in report.notes)
 
 
-def test_parse_attackers_and_pairs():
+def test_parse_attackers_knows_all_and_a2():
     assert parse_attackers("all,A2") == ["U", "A1", "R", "L", "A2"]
-    assert parse_pairs("100,10") == [10, 100]
     with pytest.raises(ConfigError, match="attackers of U, A1, A2, R, L or all; found 'Z'"):
         parse_attackers("Z")
-    with pytest.raises(ConfigError, match="numbers of pairs"):
-        parse_pairs("ten")
 
 
 # The report
