@@ -26,6 +26,7 @@ Floats = NDArray[np.float64]
 Estimate = Callable[[Vectors], Vectors]
 
 _LEAST_CHECKED = 8  # pairs from which a method is checked on a quarter of them
+_GAIN = 0.001  # cosine that a fitted map must gain to replace an inverse that is known
 _ROUNDS = 30  # of the unpaired matching
 
 
@@ -68,6 +69,11 @@ class Case:
         own = copy.deepcopy(self.recipe)
         own.fit(self.public, np.random.default_rng([self.seed, 1]))
         return own
+
+    @cached_property
+    def undo(self) -> Estimate:
+        """What undoes the public part of the defence without a pair (A1)."""
+        return _undo(self)
 
     def simulate(self, round_: int = 0) -> Vectors:
         """The attacker's own vectors, defended by himself [m, D']."""
@@ -122,22 +128,23 @@ class Denoising:
 
     def estimate(self, case: Case) -> Vectors | None:
         """Estimates by what vectors of his own show."""
-        return None if case.defence.identity else self.prepare(case)(case.held_out)
+        return None if case.defence.identity else case.undo(case.held_out)
 
-    def prepare(self, case: Case) -> Estimate:
-        """What turns stored vectors into estimates."""
-        sigma = case.defence.sigma(case.dimension)
-        if sigma is not None:
-            return wiener(case.public, sigma)
-        if isinstance(case.defence, Permutation):
-            order = match_unpaired(case.store, case.public)
-            return lambda stored: unit(stored[:, order])
-        simulated = case.simulate()
-        alignment = _align(simulated, case.public, case)
-        inverse = case.own.invert(simulated)
-        if inverse is None or mean_cosine(inverse, case.public) < alignment.cosine:
-            return alignment
-        return lambda stored: unit(_not_none(case.own.invert(stored)))
+
+def _undo(case: Case) -> Estimate:
+    """Shrinkage of noise, the order of a permutation, else an inverse or a map fitted to it."""
+    sigma = case.defence.sigma(case.dimension)
+    if sigma is not None:
+        return wiener(case.public, sigma)
+    if isinstance(case.defence, Permutation):
+        order = match_unpaired(case.store, case.public)
+        return lambda stored: unit(stored[:, order])
+    simulated = case.simulate()
+    alignment = _align(simulated, case.public, case)
+    inverse = case.own.invert(simulated)
+    if inverse is None or mean_cosine(inverse, case.public) + _GAIN < alignment.cosine:
+        return alignment
+    return lambda stored: unit(_not_none(case.own.invert(stored)))
 
 
 def _not_none(vectors: Vectors | None) -> Vectors:
@@ -170,9 +177,9 @@ def wiener(public: Vectors, sigma: float) -> Estimate:
 def match_unpaired(store: Vectors, public: Vectors) -> NDArray[np.int64]:
     """Find the secret order of dimensions without a pair: the one with the public statistics.
 
-    Dimensions are first matched by mean and standard deviation, each difference in units of its
-    sampling error; then by their correlations with the dimensions matched so far as well, until
-    nothing changes.
+    Dimensions are first matched by mean, standard deviation and their sorted correlations, which
+    no order changes, each difference in units of its sampling error; then by their correlations
+    with the dimensions matched so far, until nothing changes.
 
     Args:
         store: Vectors [N, D] in a secret order.
@@ -187,16 +194,22 @@ def match_unpaired(store: Vectors, public: Vectors) -> NDArray[np.int64]:
     rows = 1.0 / (1.0 / len(store) + 1.0 / len(public))
     moments = rows * ((mean[:, None] - mean_there) / scale[:, None]) ** 2
     moments += 2.0 * rows * (np.log(scale)[:, None] - np.log(scale_there)) ** 2
-    _, order = linear_sum_assignment(moments)
+    profiles = _distances(np.sort(here, axis=1), np.sort(there, axis=1))
+    _, order = linear_sum_assignment(moments + rows * profiles)
     for _ in range(_ROUNDS):
-        matched = there[:, order]  # correlations, in the order found so far
-        squares = (here**2).sum(axis=1)[:, None] + (matched**2).sum(axis=1)
-        _, better = linear_sum_assignment(moments + rows * (squares - 2.0 * here @ matched.T))
+        distances = _distances(here, there[:, order])  # columns in the order so far
+        _, better = linear_sum_assignment(moments + rows * distances)
         if (better == order).all():
             break
         order = better
     places: NDArray[np.int64] = order.astype(np.int64)
     return places
+
+
+def _distances(one: Floats, other: Floats) -> Floats:
+    """Squared, of each row [n, D] to each other row [m, D], [n, m]."""
+    squares = (one**2).sum(axis=1)[:, None] + (other**2).sum(axis=1)
+    return squares - 2.0 * one @ other.T
 
 
 def _moments(vectors: Vectors) -> tuple[Floats, Floats, Floats]:
@@ -226,16 +239,17 @@ class Realignment:
     @property
     def access(self) -> str:
         """What he has."""
-        return f"the stored vectors, and {self.pairs:,} of the texts with their stored vectors"
+        return f"what A1 has, and {self.pairs:,} of the texts with their stored vectors"
 
     def estimate(self, case: Case) -> Vectors | None:
-        """Estimates by the method that predicts left-out pairs best."""
+        """Estimates by what predicts left-out pairs best: A1's, or a map that the pairs show."""
         if case.defence.identity:
             return None
         x, y = case.pairs_stored[: self.pairs], case.pairs_clean[: self.pairs]
+        best, cosine = case.undo, mean_cosine(case.undo(x), y) + _GAIN
         alignment = _align(x, y, case)
-        best: Estimate = alignment
-        cosine = alignment.cosine
+        if alignment.cosine > cosine:
+            best, cosine = alignment, alignment.cosine
         for fit in self._methods(case):
             if len(x) < _LEAST_CHECKED:
                 break

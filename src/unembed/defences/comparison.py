@@ -416,18 +416,17 @@ class Comparison:
 
     def _retrained(self, case: Case, name: str) -> Scores:
         assert self.minutes is not None
-        prepare = Denoising().prepare(case)
         inverter = retrain(
             self.inverter,
             self.public.texts,
-            lambda step: prepare(case.simulate(step)),
+            lambda step: case.undo(case.simulate(step)),
             self.minutes,
             seed=self.seed,
             folder=self.folder,
             name=name,
             progress=self.progress,
         )
-        return self.meter.score(self.meter.decode(prepare(case.held_out), inverter))
+        return self.meter.score(self.meter.decode(case.undo(case.held_out), inverter))
 
     def _looked_up(self, estimates: dict[str, Vectors]) -> dict[str, Scores]:
         """L: the corpus searched with the best estimate that needs no pair, and with the best."""

@@ -63,8 +63,8 @@ class Binary(Defence):
 
     def apply(self, vectors: Vectors, random: np.random.Generator) -> Vectors:
         """Signs, scaled to unit length; their products rank as Hamming distances do."""
-        signs = np.where(vectors > 0, 1.0, -1.0) / np.sqrt(vectors.shape[1])
-        return signs.astype(np.float32)
+        signs: Vectors = np.where(vectors > 0, 1.0, -1.0).astype(np.float32)
+        return signs / np.float32(np.sqrt(vectors.shape[1]))
 
     def invert(self, stored: Vectors) -> Vectors:
         """The signs."""
