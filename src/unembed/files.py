@@ -44,6 +44,7 @@ EXTRAS = {  # the extras of pyproject.toml → packages that are imported
     "languages": ("py3langid",),
     "onnx": ("onnx", "onnxruntime", "onnxscript"),
     "plots": ("matplotlib",),
+    "presidio": ("presidio_analyzer",),
     "retrieval": ("ir_measures",),
     "tensorboard": ("tensorboard",),
 }

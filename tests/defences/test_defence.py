@@ -1,6 +1,7 @@
 """Each defence does what it says; it is parsed, saved and loaded; secrets are the owner's alone."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -18,7 +19,13 @@ from unembed.defences.defence import (
 )
 from unembed.defences.mean import MeanRemoval
 from unembed.defences.noise import Gaussian, Laplace
-from unembed.defences.pii import ReplacePii, replace_spans
+from unembed.defences.pii import (
+    Finding,
+    ReplacePii,
+    presidio_replacer,
+    replace_findings,
+    replace_spans,
+)
 from unembed.defences.product import ProductQuantisation
 from unembed.defences.quantise import Binary, Int8
 from unembed.defences.rotate import Permutation, Rotation
@@ -126,6 +133,41 @@ def test_replace_spans_leaves_no_name_and_no_number():
     assert ReplacePii().rewrite(["nothing here"]) == ["nothing here"]
 
 
+def test_replace_findings_takes_the_surest_of_those_that_overlap():
+    text = "Write to anna@example.org or Maria Braun."
+    findings = [
+        Finding(14, 25, "URL", 0.5),
+        Finding(9, 25, "EMAIL_ADDRESS", 1.0),
+        Finding(29, 34, "PERSON", 0.85),
+        Finding(29, 40, "PERSON", 0.85),
+    ]
+    assert replace_findings(text, findings) == "Write to <EMAIL_ADDRESS> or <PERSON>."
+    assert replace_findings(text, []) == text
+
+
+def test_rewrite_says_that_presidio_is_not_installed(monkeypatch):
+    monkeypatch.setitem(sys.modules, "presidio_analyzer", None)
+    with pytest.raises(ConfigError, match="extra presidio for pii:finder=presidio"):
+        parse_defence("pii:finder=presidio").rewrite(["a text"])
+
+
+# Presidio is large and no dependency: where it is installed, it is tried without a download.
+
+
+def test_presidio_replacer_finds_what_has_a_form_and_what_the_model_names(tmp_path):
+    pytest.importorskip("presidio_analyzer")
+    import spacy
+
+    model = spacy.blank("en")
+    model.add_pipe("entity_ruler").add_patterns([{"label": "PERSON", "pattern": "Maria Braun"}])
+    model.to_disk(tmp_path / "model")
+    replace = presidio_replacer(str(tmp_path / "model"))
+    text = "Maria Braun, anna@example.org, card 4111111111111111."
+    assert replace(text) == "<PERSON>, <EMAIL_ADDRESS>, card <CREDIT_CARD>."
+    with pytest.raises(ConfigError, match=r"the spaCy model none_such .* is not installed"):
+        presidio_replacer("none_such")
+
+
 # Names
 
 
@@ -145,6 +187,7 @@ def test_every_shipped_defence_is_among_all():
         ("gaussian:sigma=0.1", "a setting of gaussian (cosine); found 'sigma'"),
         ("gaussian:cosine=high", "cosine of gaussian as float; found 'high'"),
         ("gaussian:cosine=1.2", "cosine above 0, up to 1; found 1.2"),
+        ("pii:finder=luck", "finder of pii: forms or presidio; found luck"),
         ("cut:method=svd", "method of cut: pca or matryoshka; found svd"),
         ("no_such_module:Mine", "ModuleNotFoundError"),
         ("json:loads", "a class 'loads' in json that derives from unembed.Defence"),
