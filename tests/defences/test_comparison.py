@@ -13,7 +13,7 @@ from unembed.defences.comparison import UNFINISHED, defend, parse_attackers
 from unembed.defences.defence import Defence, parse_defence, unit
 from unembed.defences.leak import F1
 from unembed.defences.records import Queries, Records
-from unembed.defences.report import to_markdown, to_page, write_report
+from unembed.defences.report import picture, to_markdown, to_page, write_report
 from unembed.defences.result import DefenceReport
 from unembed.defences.utility import NDCG, OVERLAP, RECALL
 from unembed.errors import ConfigError, DataError
@@ -257,7 +257,7 @@ def test_parse_attackers_knows_all_and_a2():
 def test_recommendation_names_the_conditions(report):
     first, second = report.recommendation()
     assert first.startswith("Within 2% of top-10 overlap")
-    assert "rotation" in second and "80 pairs" in second
+    assert "rotation" in second and "lookup with 80 leaked pairs" in second
 
 
 def test_recommendation_where_nothing_is_within_the_budget(report):
@@ -274,6 +274,13 @@ def test_to_page_needs_no_script_and_escapes_names(report):
     assert "<script" not in page and "&lt;script&gt;x" in page
     assert page.count('class="point"') == 2
     assert "default-src 'none'" in page
+
+
+def test_picture_shares_a_label_among_points_that_coincide(report):
+    rows = [replace(report.rows[1], defence=f"<{i}>" * 40) for i in range(9)]
+    text = "".join(picture(replace(report, rows=[report.rows[0], *rows])))
+    assert text.count('class="point"') == 10
+    assert text.count("&lt;4&gt;") == 40 and "&lt;5&gt;" not in text and "and 4 more</text>" in text
 
 
 def test_to_markdown_has_every_row_and_what_is_not_protected(report):

@@ -10,6 +10,7 @@ from unembed.evaluation.bootstrap import Figure
 
 SCHEMA = 1  # version of the JSON
 NEEDS_PAIRS = ("R", "L+R")  # how names of attackers begin who know stored vectors of some texts
+_LABELS = {"U": "unaware", "A1": "aware", "A2": "aware, retrained", "L": "lookup"}
 
 NOT_PROTECTED = (
     "Whoever can call the encoder and the store's search with queries of his own, scores returned.",
@@ -123,8 +124,8 @@ class DefenceReport:
         else:
             first = (
                 f"Within {share} {best.defence} protects best: the strongest attacker "
-                f"({best.strongest}) recovers texts to a token F1 of {_range(best.f1())} in place "
-                f"of {_range(plain.f1())} (guessing {self.floor:.2f})."
+                f"({attacker_label(best.strongest)}) recovers texts to a token F1 of "
+                f"{_range(best.f1())} in place of {_range(plain.f1())} (guessing {self.floor:.2f})."
             )
         return first, self._conditions(pairs)
 
@@ -140,8 +141,9 @@ class DefenceReport:
         alone, broken = best.f1(best.without_pairs), best.f1()
         return (
             f"{general}; while no text is known together with its stored vector, {best.defence} "
-            f"leaves {_range(alone)}, and with {_pairs(best.strongest)} {_range(broken)}, so its "
-            "key has to change before that many can leak, and lie apart from the vectors."
+            f"leaves {_range(alone)}, and against {attacker_label(best.strongest)} "
+            f"{_range(broken)}, so its key has to change before that many can leak, and lie apart "
+            "from the vectors."
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -155,9 +157,12 @@ class DefenceReport:
         }
 
 
-def _pairs(attacker: str) -> str:
-    digits = "".join(sign for sign in attacker.rsplit("R", maxsplit=1)[-1] if sign.isdigit())
-    return f"{int(digits):,} pairs" if digits else f"attacker {attacker}"
+def attacker_label(name: str) -> str:
+    """An attacker in words: ``R100`` is "100 leaked pairs", ``L+R100`` a lookup with them."""
+    if name in _LABELS:
+        return _LABELS[name]
+    lookup, _, pairs = name.rpartition("R")
+    return ("lookup with " if lookup else "") + f"{int(pairs):,} leaked pairs"
 
 
 def _range(figure: Figure) -> str:
