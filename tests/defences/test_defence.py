@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -233,6 +234,30 @@ def test_save_writes_secrets_apart_for_the_owner_alone(vectors, tmp_path):
 def test_load_defence_refuses_a_folder_without_one(tmp_path):
     with pytest.raises(DataError, match=r"expected a defended copy's \.defence\.json"):
         load_defence(tmp_path / "copy.parquet")
+
+
+def test_load_defence_runs_no_code_that_a_file_names(tmp_path):
+    (tmp_path / "mine.py").write_text("raise SystemExit('run')")
+    settings = tmp_path / "copy.parquet.defence.json"
+    settings.write_text(json.dumps({"defence": f"{tmp_path}/mine.py:Mine"}))
+    with pytest.raises(ConfigError, match="Pass its class to load_defence"):
+        load_defence(tmp_path / "copy.parquet")
+    settings.write_text('{"defence": 3}')
+    with pytest.raises(DataError, match=r"a defended copy's \.defence\.json"):
+        load_defence(tmp_path / "copy.parquet")
+
+
+def test_load_defence_takes_a_class_of_the_users_own(vectors, tmp_path):
+    @dataclass
+    class Scaled(Defence):
+        factor: float = 1.0
+
+        def apply(self, vectors, random):
+            return self.factor * vectors
+
+    Scaled(factor=0.5).save(tmp_path / "copy.parquet")
+    again = load_defence(tmp_path / "copy.parquet", Scaled)
+    assert np.array_equal(again.query(vectors), 0.5 * vectors)
 
 
 def test_a_defence_needs_apply_alone(vectors):

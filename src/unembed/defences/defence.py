@@ -146,21 +146,34 @@ class Defence(ABC):
         return paths
 
 
-def load_defence(path: str | Path) -> Defence:
+def load_defence(path: str | Path, own: type[Defence] | None = None) -> Defence:
     """Read what `Defence.save` wrote beside a copy, with its secrets where they are there.
+
+    Args:
+        path: Of the copy.
+        own: The class of a defence that is not shipped: no file says which code is run.
 
     Raises:
         DataError: Nothing there, or the files are damaged.
+        ConfigError: A defence that is neither shipped nor ``own``.
     """
     path = Path(path)
     try:
         settings = json.loads(_beside(path, ".defence.json").read_text(encoding="utf-8"))
-        defence = parse_defence(settings["defence"])
+        name, *words = settings["defence"].split(":")
+        if own is not None and name == own.__name__:
+            defence = _make(own, name, words)
+        elif name in SHIPPED:
+            defence = _make(_shipped_class(name), name, words)
+        else:
+            raise ConfigError(
+                f"a shipped defence beside {path}", repr(name), "Pass its class to load_defence"
+            )
         for ending in (".defence.safetensors", ".secret.safetensors"):
             if _beside(path, ending).is_file():
                 for name, array in load_file(_beside(path, ending)).items():
                     setattr(defence, name, array)
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
         raise DataError(
             f"a defended copy's .defence.json beside {path}",
             str(error),
@@ -201,28 +214,36 @@ def parse_defence(text: str) -> Defence:
     """
     name, *words = text.strip().split(":")
     if name in SHIPPED:
-        module, cls = SHIPPED[name]
-        kind = getattr(importlib.import_module(f"unembed.defences.{module}"), cls)
+        kind = _shipped_class(name)
     elif words:
         kind, words = _user_class(name, words[0]), words[1:]
     else:
         raise ConfigError(
             f"a defence ({', '.join(SHIPPED)}, all) or module:Class", repr(text), "Correct it"
         )
+    return _make(kind, name, words)
+
+
+def _shipped_class(name: str) -> type[Defence]:
+    module, cls = SHIPPED[name]
+    kind: type[Defence] = getattr(importlib.import_module(f"unembed.defences.{module}"), cls)
+    return kind
+
+
+def _make(kind: type[Defence], name: str, words: Sequence[str]) -> Defence:
     values: dict[str, Any] = {}
     known = {f.name: f.default for f in fields(kind)} if is_dataclass(kind) else {}
     for word in words:
         key, _, value = word.partition("=")
         values[key] = _value(name, key, value, known)
     try:
-        defence = kind(**values)
+        return kind(**values)
     except UnembedError:
         raise
     except Exception as error:  # a user's own class
         raise ConfigError(
-            f"{text} to be made", f"{type(error).__name__}: {error}", "Correct it"
+            f"{name} to be made", f"{type(error).__name__}: {error}", "Correct it"
         ) from error
-    return defence  # type: ignore[no-any-return]
 
 
 def _value(name: str, key: str, text: str, known: dict[str, Any]) -> Any:
