@@ -71,6 +71,8 @@ def test_write_copy_refuses_what_cannot_be_written(source, tmp_path):
     rotation = parse_defence("rotation")
     with pytest.raises(ConfigError, match=r"ends in \.parquet"):
         write_copy(source, rotation, tmp_path / "copy.jsonl")
+    with pytest.raises(ConfigError, match=r"a folder for .*none there"):
+        write_copy(source, rotation, tmp_path / "none" / "copy.parquet")
     with pytest.raises(ConfigError, match="--out apart from the vectors"):
         write_copy(source, rotation, tmp_path / "vectors.parquet")
     with pytest.raises(ConfigError, match="pii, which changes texts"):

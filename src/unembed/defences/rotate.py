@@ -13,7 +13,7 @@ from unembed.defences.defence import Defence, Vectors, require_share, unit
 
 @dataclass
 class Rotation(Defence):
-    """Secret random rotation; with ``keep`` of the principal directions only.
+    """Secret random rotation, of all dimensions or of the first principal directions.
 
     Attributes:
         keep: Share of the dimensions that stay, 0 to 1. Below 1 rankings are no longer exact, and

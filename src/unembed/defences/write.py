@@ -47,8 +47,10 @@ def write_copy(
         ConfigError: A defence of the texts, or a place that cannot be written.
         EmbeddingError: The vectors cannot be read.
     """
-    if out.suffix != ".parquet" or not out.absolute().parent.is_dir() or out.is_dir():
+    if out.suffix != ".parquet" or out.is_dir():
         raise ConfigError("--out of a copy that ends in .parquet", str(out), "Correct --out")
+    if not out.absolute().parent.is_dir():
+        raise ConfigError(f"a folder for {out}", "none there", "Make it, or correct --out")
     if out.exists() and any(out.samefile(path) for path in source.parts()):
         raise ConfigError("--out apart from the vectors", str(out), "Choose another --out")
     if defence.rewrite(["a text"]) is not None:
