@@ -124,7 +124,7 @@ class LookupInverter:
         self.encoder, self.alignment = encoder.identity, None
         self.tokenizer = encoder.tokenizer
         self.length = config.data.length
-        self.compute = choose_compute("cpu", "float32")
+        self.compute = self.search_compute = choose_compute("cpu", "float32")
         self.diffusion = {"schedule": "log-linear", "rate": 5.0}
         self.trained = {"config": config.model_dump()}
         self.known = {encoder.encode([text])[0].tobytes(): text for text in texts}

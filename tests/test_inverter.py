@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from tests.fakes import preset
-from unembed import checkpoints
+from unembed import checkpoints, device
+from unembed.backends import cpu
 from unembed.checkpoints import Storage
 from unembed.decoding import STRATEGIES, Decoding
 from unembed.denoiser import Denoiser
@@ -321,6 +322,37 @@ def test_invert_gives_a_strategy_that_calls_the_encoder_an_oracle(inverter, vect
         inverter.invert(vectors, decoding=Decoding(FirstGuess()), encoder=FakeEncoder())
     with pytest.raises(EncoderError):
         inverter.invert(vectors, decoding=calling, encoder=FakeEncoder(dimension=16))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "formats"),
+    [
+        (None, [torch.float32, torch.bfloat16]),
+        ("float32", [torch.float32, torch.float32]),
+        ("bfloat16", [torch.bfloat16, torch.bfloat16]),
+    ],
+)
+def test_invert_a_search_takes_the_quickest_format_unless_one_is_given(
+    inverter, vectors, monkeypatch, dtype, formats
+):
+    monkeypatch.setattr(device, "_bfloat16_is_quicker", lambda device: True)
+    made = []
+
+    def fast_form(denoiser, compute):
+        made.append(compute.dtype)
+        return cpu.fast_form(denoiser, compute)
+
+    monkeypatch.setattr("unembed.inverter.fast_form", fast_form)
+    monkeypatch.setattr(inverter, "_fast", {})
+    try:
+        inverter.to("cpu", dtype)
+        for _ in range(2):  # each form is made once
+            inverter.invert(vectors[:1])
+            calling = Decoding(FirstGuess(), encoder_calls=2)
+            inverter.invert(vectors[:1], decoding=calling, encoder=FakeEncoder())
+    finally:
+        inverter.to("cpu")
+    assert made == (formats if formats[0] != formats[1] else formats[:1])
 
 
 @pytest.mark.parametrize(

@@ -72,9 +72,8 @@ class Inverter(
         curves: Picture of the training (PNG) that is saved beside the card, where there is one.
         alignment: Map that vectors of another encoder go through first, where there is one.
 
-    A folder that holds ``denoiser.onnx`` is decoded with ONNX Runtime on a CPU, where that is
-    installed: the same tokens, faster on some processors (docs/fast-decoding.md; docs/results.md
-    says what was measured).
+    Where its folder holds ``denoiser.onnx``, it decodes with ONNX Runtime on a CPU, if that is
+    installed: the same tokens, faster on some processors (docs/fast-decoding.md).
 
     Example:
         >>> inverter = Inverter.from_pretrained("minilm")
@@ -92,10 +91,8 @@ class Inverter(
         card: str | None = None,
         fingerprint: Fingerprint | None = None,
     ) -> None:
-        checkpoint = Checkpoint(
-            denoiser, tokenizer, encoder, diffusion, trained or {}, card, fingerprint
-        )
-        self._set_up(checkpoint)
+        parts = (denoiser, tokenizer, encoder, diffusion, trained or {}, card, fingerprint)
+        self._set_up(Checkpoint(*parts))
 
     def _set_up(self, checkpoint: Checkpoint) -> None:
         self.denoiser = checkpoint.denoiser.eval()
@@ -109,9 +106,10 @@ class Inverter(
         self.curves = checkpoint.curves
         self.alignment: Alignment | None = None
         self.compute = choose_compute("cpu", "float32")
+        self._format_given = False
         self._proved: Encoder | None = None
         self._onnx: tuple[Any, OnnxDenoiser] | None = None  # the weights it was exported from
-        self._fast: tuple[Any, DenoiserFn] | None = None  # what it was made of
+        self._fast: dict[Compute, tuple[Any, DenoiserFn]] = {}  # what each was made of
 
     def __repr__(self) -> str:
         """Say whose vectors it inverts, and up to which length."""
@@ -122,7 +120,7 @@ class Inverter(
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what cannot be copied and is made again when it is needed."""
-        return {**self.__dict__, "_fast": None, "_onnx": None, "_proved": None}
+        return {**self.__dict__, "_fast": {}, "_onnx": None, "_proved": None}
 
     @property
     def length(self) -> int:
@@ -147,8 +145,8 @@ class Inverter(
         Args:
             device: Its name, or a device and a format.
             dtype: Format of the matrix products: ``float32``, ``bfloat16``, ``float16`` or ``auto``
-                (what is quickest there). When not given that is float32 on a CPU, so that every
-                processor gives the same text, and ``auto`` elsewhere.
+                (what is quickest there). When not given that is ``auto``; but float32 on a CPU
+                where no encoder is called, so that every processor gives the same text.
 
         Raises:
             ConfigError: The device or the format does not exist here.
@@ -160,8 +158,15 @@ class Inverter(
             if dtype is None and compute.device.type == "cpu":
                 compute = Compute(compute.device, torch.float32)
         self.denoiser.to(compute.device)
-        self.compute = compute
+        self.compute, self._format_given = compute, dtype is not None or compute is device
         return self
+
+    @property
+    def search_compute(self) -> Compute:
+        """Device and format of strategies that call the encoder; see `to`."""
+        if self._format_given or self.compute.device.type != "cpu":
+            return self.compute
+        return choose_compute("cpu", training=False)
 
     def aligned(self, alignment: Alignment | str | Path | None) -> Inverter:
         """The same network for vectors that the alignment maps; None: for its encoder's own.
@@ -232,8 +237,7 @@ class Inverter(
             on_call: Called after every encoder call, see `unembed.encoders.oracle.OnCall`.
             corpus: Gives texts like those behind vectors, which guided search starts from.
             **settings: In place of ``decoding`` the keywords of `Decoding.of`: ``strategy``,
-                ``steps``, ``guidance``, ``repetition``, ``encoder_calls``, ``length`` and the
-                strategy's options, each by its name or all in a mapping ``options``.
+                ``steps`` and others, and the strategy's options by name or in a dict ``options``.
 
         Returns:
             One result per vector, in order.
@@ -254,7 +258,8 @@ class Inverter(
             self.require_encoder(target)
         if draws is None:
             draws = [(seed, first_index + row) for row in range(len(vectors))]
-        spec, denoiser = self.spec.with_length(decoding.length), self._processed(decoding)
+        compute = self.compute if target is None else self.search_compute
+        spec, denoiser = self.spec.with_length(decoding.length), self._processed(decoding, compute)
         if before_pass is not None:
             denoiser = with_callback(denoiser, before_pass)
         results: list[Inversion] = []
@@ -263,10 +268,10 @@ class Inverter(
             seeds = [mix_seed(*draw) for draw in draws[start : start + batch_size]]
             how = decoding.encoder_calls, on_call, corpus, start
             oracle = None if target is None else EncoderOracle(target, self.tokenizer, part, *how)
-            with self.compute.autocast():
+            with compute.autocast():
                 decoded = decoding.strategy(
                     denoiser,
-                    torch.from_numpy(part).to(self.compute.device),
+                    torch.from_numpy(part).to(compute.device),
                     spec,
                     steps=decoding.steps,
                     generators=[torch.Generator().manual_seed(k) for k in seeds],
@@ -280,11 +285,11 @@ class Inverter(
 
     def warm_up(self) -> None:
         """Put the network into its fast form now, before several threads ask for it at once."""
-        self._fast_denoiser()
+        self._fast_denoiser(self.compute)
 
-    def _processed(self, decoding: Decoding) -> DenoiserFn:
+    def _processed(self, decoding: Decoding, compute: Compute) -> DenoiserFn:
         """The network in its fast form, with what a decoding does to its logits."""
-        denoiser = self._fast_denoiser()
+        denoiser = self._fast_denoiser(compute)
         processors: list[LogitsProcessor] = []
         if decoding.guidance is not None:
             processors.append(Guidance(denoiser, self.spec, *decoding.guidance))
@@ -292,26 +297,23 @@ class Inverter(
             processors.append(RepetitionPenalty(self.spec, decoding.repetition_penalty))
         return with_processors(denoiser, processors)
 
-    def _fast_denoiser(self) -> DenoiserFn:
+    def _fast_denoiser(self, compute: Compute) -> DenoiserFn:
         """The network as it decodes quickest; made again when it or its weights are others."""
         network: Any = self.denoiser
         if not isinstance(network, Denoiser):  # whatever else was put in its place
             return cast(DenoiserFn, network)
         version = _version(self.denoiser)
-        if self._onnx is not None and self.compute == choose_compute("cpu", "float32"):
-            source, session = self._onnx
-            if source == version:
-                return session
-        recipe = (*version, self.compute)
-        if self._fast is None or self._fast[0] != recipe:
-            self._fast = recipe, fast_form(self.denoiser, self.compute)
-        return self._fast[1]
+        on_cpu = compute == choose_compute("cpu", "float32")
+        if on_cpu and self._onnx is not None and self._onnx[0] == version:
+            return self._onnx[1]
+        if compute not in self._fast or self._fast[compute][0] != version:
+            self._fast[compute] = version, fast_form(self.denoiser, compute)
+        return self._fast[compute][1]
 
     def _inversions(self, decoded: Decoded) -> list[Inversion]:
         rows = decoded.tokens.tolist()
-        cosines: Sequence[float | None] = [None] * len(rows)
-        if decoded.cosines is not None:
-            cosines = decoded.cosines.tolist()
+        nothing: list[float | None] = [None] * len(rows)
+        cosines = nothing if decoded.cosines is None else decoded.cosines.tolist()
         inversions = []
         for text, row, probabilities, passes, calls, order, cosine in zip(
             self.tokenizer.decode(rows),
@@ -372,11 +374,9 @@ class Inverter(
         try:
             return super().from_pretrained(where, **kwargs)
         except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, ValueError) as error:
-            raise CheckpointError(
-                expected,
-                f"{where} ({' '.join(str(error).split())[:200]})",
-                "Correct the name, or copy the folder again",
-            ) from error
+            what = f"{where} ({' '.join(str(error).split())[:200]})"
+            todo = "Correct the name, or copy the folder again"
+            raise CheckpointError(expected, what, todo) from error
 
     @classmethod
     def _from_pretrained(cls, *, model_id: str, **kwargs: Any) -> Inverter:

@@ -203,7 +203,7 @@ DenoiserDtypeOption = Annotated[
     typer.Option(
         "--dtype",
         help="Of the denoiser: float32 (a CPU's, if not set: the same text on each), bfloat16, "
-        "float16, or auto (what is quickest here).",
+        "float16, or auto (what is quickest here; that of strategies that call the encoder).",
     ),
 ]
 

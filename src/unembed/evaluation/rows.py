@@ -292,14 +292,14 @@ class Bench:
 
     def provenance(self) -> dict[str, Any]:
         """Facts that every recovery depends on, beside the texts and the row's settings."""
-        alignment = self.inverter.alignment
+        inverter, alignment = self.inverter, self.inverter.alignment
         corpus = {} if self.corpus is None else {"corpus": settings_digest(self.corpus.manifest)}
         return corpus | {
-            "weights": weights_digest(self.inverter.denoiser),
+            "weights": weights_digest(inverter.denoiser),
             **({} if alignment is None else {"alignment": alignment.digest}),
-            "dtype": str(self.inverter.compute.dtype).removeprefix("torch."),
-            "diffusion": self.inverter.diffusion,
-            "tokenizer": self.inverter.tokenizer.digest,
+            "dtypes": [str(c.dtype) for c in (inverter.compute, inverter.search_compute)],
+            "diffusion": inverter.diffusion,
+            "tokenizer": inverter.tokenizer.digest,
             "encoder": None if self.encoder is None else list(self.encoder.identity.key),
             "unembed": version("unembed"),
         }

@@ -24,11 +24,11 @@ def embed(texts, directions=DIRECTIONS):
 def predict(known, candidates, target, directions=DIRECTIONS):
     vectors = embed(known, directions)
     cosines = vectors @ (target / np.linalg.norm(target))
-    return model_of(known, vectors, cosines).predict(candidates_of(candidates))
+    return model_of(known, vectors, cosines).predict([candidates_of(candidates)])
 
 
 def candidates_of(some):
-    return Candidates(to_rows(some, LENGTH), np.zeros(len(some)))
+    return Candidates(to_rows(some, LENGTH), np.zeros(len(some)), np.zeros(len(some), dtype=bool))
 
 
 def model_of(known, vectors, cosines, first=None):
@@ -73,9 +73,9 @@ def test_predict_is_the_gaussian_process_formula(known, candidates):
     vectors = rng.standard_normal((len(known) + 1, 6)).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     target, vectors = vectors[0].astype(float), vectors[1:]
-    mean = model_of(known, vectors, vectors @ target, first=len(known) // 2).predict(
-        candidates_of(candidates)
-    )
+    model = model_of(known, vectors, vectors @ target, first=len(known) // 2)
+    groups = [candidates_of(some) for some in (candidates[:2], candidates[2:]) if some]
+    mean = model.predict(groups)
     k = np.array([[kernel(a, b) for b in known] for a in candidates])
     k_known = np.array([[kernel(a, b) for b in known] for a in known])
     weights = k @ np.linalg.inv(k_known + cosine_model._NOISE * np.eye(len(known)))
@@ -121,13 +121,15 @@ def test_predict_expects_nothing_of_what_is_said_already():
 
 def test_predict_minds_the_order():
     known, vectors = [(1, 2, 3, 4), (4, 3, 2, 1)], np.array([[0.9, 0.44], [0.7, 0.71]])
-    mean = model_of(known, vectors, [0.9, 0.7]).predict(candidates_of([(1, 2, 3, 5), (5, 3, 2, 1)]))
+    mean = model_of(known, vectors, [0.9, 0.7]).predict(
+        [candidates_of([(1, 2, 3, 5), (5, 3, 2, 1)])]
+    )
     assert mean[0] > mean[1]
 
 
 def test_predict_gives_an_invisible_text_no_say():
     known, vectors = [(1, 2), (9,)], [embed([(1, 2)])[0], np.zeros(32, dtype=np.float32)]
-    mean = model_of(known, vectors, [0.8, -1.0]).predict(candidates_of(known))
+    mean = model_of(known, vectors, [0.8, -1.0]).predict([candidates_of(known)])
     np.testing.assert_allclose(mean, [0.8, 0.0], atol=0.03)
 
 
@@ -136,7 +138,7 @@ def test_cosine_model_remembers_the_first_the_latest_and_the_best(monkeypatch):
         monkeypatch.setattr(cosine_model, name, count)
     known, cosines = [(k,) for k in range(20)], np.full(20, 0.1)
     cosines[8:12] = 0.9
-    mean = model_of(known, np.eye(20), cosines).predict(candidates_of(known))
+    mean = model_of(known, np.eye(20), cosines).predict([candidates_of(known)])
     assert np.flatnonzero(mean).tolist() == [0, 1, 8, 9, 10, 11, 17, 18, 19]
 
 
@@ -145,8 +147,8 @@ def test_predict_of_the_same_candidates_sees_what_was_learned_since():
     vectors = embed(known)
     cosines = vectors @ embed([(1, 4, 2)])[0]
     model, kept = model_of(known[:1], vectors[:1], cosines[:1]), candidates_of(candidates)
-    before = model.predict(kept)
+    before = model.predict([kept])
     model.learn(to_rows(known[1:], LENGTH), vectors[1:], cosines[1:])
-    fresh = model_of(known, vectors, cosines).predict(candidates_of(candidates))
-    np.testing.assert_allclose(model.predict(kept), fresh, atol=1e-6)
+    fresh = model_of(known, vectors, cosines).predict([candidates_of(candidates)])
+    np.testing.assert_allclose(model.predict([kept]), fresh, atol=1e-6)
     assert np.abs(before - fresh).max() > 0.01

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -33,6 +35,15 @@ class Features(NamedTuple):
         """Those of the texts but for the first ones."""
         return Features(self.numbers[count:], self.norms[count:])
 
+    def joined(self, other: Features) -> Features:
+        """Those of these texts and others."""
+        widths = [one.numbers.shape[2] for one in (self, other)]
+        numbers = [
+            np.pad(one.numbers, ((0, 0), (0, 0), (0, max(widths) - width)))
+            for one, width in zip((self, other), widths, strict=True)
+        ]
+        return Features(np.concatenate(numbers), np.append(self.norms, other.norms))
+
 
 class Candidates:
     """Texts that a `CosineModel` predicts again and again; what it has worked out of them stays.
@@ -40,10 +51,11 @@ class Candidates:
     Args:
         rows: The texts [M, L].
         gains: What each gains in log-likelihood (nats) [M].
+        moved: Which come of a span that moved, boolean [M].
     """
 
-    def __init__(self, rows: Rows, gains: NDArray[np.float64]) -> None:
-        self.rows, self.gains, self.hashes = rows, gains, hash_rows(rows)
+    def __init__(self, rows: Rows, gains: NDArray[np.float64], moved: NDArray[np.bool_]) -> None:
+        self.rows, self.gains, self.moved, self.hashes = rows, gains, moved, hash_rows(rows)
         self.features = count_features(rows)
         self.kernel = torch.zeros(len(rows), 0)  # with the texts known when last predicted [M, N]
 
@@ -60,9 +72,9 @@ class CosineModel:
     """
 
     def __init__(self) -> None:
-        self._rows: Rows | None = None  # the texts known [N, L]
-        self._vectors: NDArray[np.float32]
-        self._cosines = np.zeros(0)
+        self._features: Features  # of the texts known
+        self._vectors: NDArray[np.float32]  # [N, D]
+        self._cosines = np.zeros(0)  # [N]
         self._kernel = torch.zeros(0, 0)  # of the texts known with each other [N, N]
 
     def learn(self, rows: Rows, vectors: NDArray[np.float32], cosines: NDArray[np.float64]) -> None:
@@ -75,14 +87,12 @@ class CosineModel:
         """
         if not len(rows):
             return
-        first = self._rows is None
-        self._rows = rows if self._rows is None else np.concatenate([self._rows, rows])
-        self._vectors = vectors if first else np.concatenate([self._vectors, vectors])
+        new, old = count_features(rows), len(self._kernel)
+        self._features = self._features.joined(new) if old else new
+        self._vectors = np.concatenate([self._vectors, vectors]) if old else vectors
         self._cosines = np.append(self._cosines, cosines)
-        self._features = count_features(self._rows)
         # The kernel grows by the new texts' rows and columns
-        old = len(self._kernel)
-        across = _kernel(self._features.after(old), self._features)  # [K, N]
+        across = _kernel(new, self._features)  # [K, N]
         above = torch.cat([self._kernel, across[:, :old].T], dim=1)
         self._kernel = torch.cat([above, across])
         # Weights of the prediction
@@ -98,15 +108,16 @@ class CosineModel:
         self._weighed_gram = (inverse @ gram @ inverse).float()
         self._weighed_dots = (inverse @ dots).float()
 
-    def predict(self, candidates: Candidates) -> NDArray[np.float64]:
-        """Predict the cosines of texts [M], from one known on."""
-        if not len(candidates.rows):
+    def predict(self, some: Sequence[Candidates]) -> NDArray[np.float64]:
+        """Predict the cosines of all of their texts, one after the other, from one known on."""
+        for candidates in some:
+            done = candidates.kernel.shape[1]
+            if done < len(self._cosines):
+                new = _kernel(candidates.features, self._features.after(done))
+                candidates.kernel = torch.cat([candidates.kernel, new], dim=1)
+        if not some:
             return np.zeros(0)
-        done = candidates.kernel.shape[1]
-        if done < len(self._cosines):
-            new = _kernel(candidates.features, self._features.after(done))
-            candidates.kernel = torch.cat([candidates.kernel, new], dim=1)
-        kernel = candidates.kernel
+        kernel = torch.cat([candidates.kernel for candidates in some])
         if len(self._best) < len(self._cosines):
             kernel = kernel[:, self._best]
         squares = ((kernel @ self._weighed_gram) * kernel).sum(dim=1)
@@ -116,8 +127,12 @@ class CosineModel:
 
 def hash_rows(rows: Rows) -> NDArray[np.int64]:
     """Numbers [M] that tell texts [M, L] apart."""
-    factors = np.random.default_rng(0).integers(2**63, size=rows.shape[1]) * 2 + 1
-    return rows @ factors
+    return rows @ _factors(rows.shape[1])
+
+
+@lru_cache
+def _factors(count: int) -> NDArray[np.int64]:
+    return np.random.default_rng(0).integers(2**63, size=count) * 2 + 1
 
 
 def count_features(rows: Rows) -> Features:

@@ -99,27 +99,26 @@ def masked_scores(
     parts, done = [], 0
     for start in range(0, len(which), _ROWS):
         part = sequences[start : start + _ROWS]
-        logits = _logits(denoiser, part, embedding[which[start : start + _ROWS]], spec)
-        normaliser = logits.logsumexp(dim=-1, keepdim=True)
-        here = slice(done, done + len(logits))
+        scores = _log_probabilities(denoiser, part, embedding[which[start : start + _ROWS]], spec)
+        here = slice(done, done + len(scores))
         if gains is not None:
-            _add_gains(logits, gains, owners[here], slots_of_all[here])
+            _add_gains(scores, gains, owners[here], slots_of_all[here])
         for owner, some in enumerate(likelier):
             if some:
                 masks = torch.from_numpy(np.flatnonzero(owners[here] == owner))
-                logits[masks[:, None], torch.tensor(some)] += _NATS_A_CORPUS_WORD
-        done += len(logits)
-        top = logits.topk(min(_FILLERS, logits.shape[1]), dim=-1)
-        there = logits.gather(1, wanted[start : start + _ROWS][part == spec.mask_id][:, None])
-        parts.append([top.indices, top.values - normaliser, (there - normaliser)[:, 0]])
-    ids, scores, own_scores = (torch.cat(p).cpu().numpy() for p in zip(*parts, strict=True))
+                scores[masks[:, None], torch.tensor(some)] += _NATS_A_CORPUS_WORD
+        done += len(scores)
+        top = scores.topk(min(_FILLERS, scores.shape[1]), dim=-1)
+        own = scores.gather(1, wanted[start : start + _ROWS][part == spec.mask_id][:, None])
+        parts.append([top.indices, top.values, own[:, 0]])
+    ids, best, own_scores = (torch.cat(p).cpu().numpy() for p in zip(*parts, strict=True))
     results, first = [], 0
     for _, slots in views:
         here = slice(first, first + len(slots))
         first = here.stop
         at, gap = slots // 2, slots % 2 == 0
         order = np.argsort(at[~gap])
-        places = [x[here][~gap][order] for x in (ids, scores, own_scores)]
+        places = [x[here][~gap][order] for x in (ids, best, own_scores)]
         results.append(
             MaskedScores(
                 np.maximum(places[2].astype(np.float64), -20.0),
@@ -127,7 +126,7 @@ def masked_scores(
                 places[1].astype(np.float64),
                 at[gap],
                 ids[here][gap][:, :_INSERTS],
-                scores[here][gap][:, :_INSERTS].astype(np.float64),
+                best[here][gap][:, :_INSERTS].astype(np.float64),
             )
         )
     return results, [len(seen) for seen, _ in views]
@@ -217,15 +216,15 @@ def draw_masks(
 
 
 def _add_gains(
-    logits: Tensor,
+    scores: Tensor,
     gains: Sequence[NDArray[np.float32] | None],
     owners: NDArray[np.int64],
     slots: NDArray[np.int64],
 ) -> None:
-    """Add what tokens would gain in cosine to the logits [M, V] of masks in tokens' places.
+    """Add what tokens would gain in cosine to the scores [M, V] of masks in tokens' places.
 
     Args:
-        logits: Changed in place.
+        scores: Changed in place.
         gains: See `masked_scores`.
         owners: The hypothesis that each mask is of [M].
         slots: And its slot [M].
@@ -235,7 +234,7 @@ def _add_gains(
         if of_text is not None:
             at = np.flatnonzero((owners == owner) & (slots % 2 == 1))
             added = _NATS_A_COSINE * of_text[slots[at] // 2]
-            logits[torch.from_numpy(at)] += torch.from_numpy(added).to(logits)
+            scores[torch.from_numpy(at)] += torch.from_numpy(added).to(scores)
 
 
 def _views(
@@ -264,12 +263,14 @@ def _views(
     return [row_of(sequence, spec) for sequence in sequences], np.array(slots)
 
 
-def _logits(denoiser: DenoiserFn, tokens: Tensor, embedding: Tensor, spec: SequenceSpec) -> Tensor:
-    """Compute float32 logits [M, V] at the masked positions, with no special token among them."""
+def _log_probabilities(
+    denoiser: DenoiserFn, tokens: Tensor, embedding: Tensor, spec: SequenceSpec
+) -> Tensor:
+    """Score the tokens at the masked positions, float32 [M, V]; no special token is among them."""
     masked = tokens == spec.mask_id
     t = spec.schedule.timestep(masked.float().mean(dim=1))
     logits = denoiser(tokens, embedding, t, masked).detach().float()
     for special in (spec.mask_id, spec.end_id, spec.pad_id):
         if special is not None:
             logits[:, special] = -torch.inf
-    return logits
+    return logits.log_softmax(dim=-1)

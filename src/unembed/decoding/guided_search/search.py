@@ -8,7 +8,7 @@ docs/guided-search.md describes it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -21,7 +21,6 @@ from unembed.decoding.guided_search.cosine_model import Candidates, CosineModel,
 from unembed.decoding.guided_search.edits import (
     NOTHING,
     MaskedScores,
-    Rows,
     Tokens,
     apply_edits,
     moves,
@@ -251,12 +250,13 @@ class GuidedSearch:
     def _propose(self, text: _Text, left: int, infills: list[Tokens]) -> list[Tokens]:
         """Choose the texts most worth a call: infills, moves, then single edits."""
         text.learn_new()
-        text.forget_candidates(text.nearest(self.beam, self.gain))
+        beam = text.nearest(self.beam, self.gain)
+        text.candidates = {t: text.candidates[t] for t in beam if t in text.candidates}
         count = min(self.proposals, left)
         chosen = infills[:count]
-        for some, most in ((text.moves, len(chosen) + _MOVES), (text.edits, count)):
-            rows = text.best_candidates(some.values(), self.gain, count)
-            new = [tokens for tokens in rows if tokens not in chosen]
+        moved, edited = text.best_candidates(self.gain, count)
+        for some, most in ((moved, len(chosen) + _MOVES), (edited, count)):
+            new = [tokens for tokens in some if tokens not in chosen]
             chosen += new[: max(min(most, count) - len(chosen), 0)]
         return chosen
 
@@ -277,8 +277,7 @@ class _Text:
         self.drafts: dict[Tokens, list[float]] = {}  # confidences of what was decoded whole
         # Of hypotheses scored, and of those that are edited now
         self.scores: dict[Tokens, MaskedScores] = {}
-        self.edits: dict[Tokens, Candidates] = {}
-        self.moves: dict[Tokens, Candidates] = {}
+        self.candidates: dict[Tokens, Candidates] = {}
         self.model, self.hashes = CosineModel(), np.zeros(0, dtype=np.int64)
         self.passes, self.idle, self.calls, self.finished = 0, 0, 0, False
 
@@ -299,12 +298,10 @@ class _Text:
             count: How many.
             weight: Of a nat of their length's log-probability.
         """
-        worth = [
-            round(self.cosines[k] + weight * self.lengths[len(tokens)], _DIGITS)
-            for tokens, k in self.known.items()
-        ]
-        order = np.argsort(-np.array(worth), kind="stable")[:count].tolist()
         texts = list(self.known)
+        sizes = [len(tokens) for tokens in texts]
+        worth = (np.array(self.cosines) + weight * self.lengths[sizes]).round(_DIGITS)
+        order = np.argsort(-worth, kind="stable")[:count].tolist()
         return [texts[k] for k in order]
 
     def vector_of(self, tokens: Tokens) -> NDArray[np.float32]:
@@ -336,39 +333,40 @@ class _Text:
     def make_candidates(self, tokens: Tokens, scores: MaskedScores, spec: SequenceSpec) -> None:
         """Edit a hypothesis that was scored in every way."""
         edits = single_edits(scores)
-        self.edits[tokens] = self._possible(
-            apply_edits(tokens, edits, spec.length), edits.gains, spec
-        )
-        if _MOVES:
-            self.moves[tokens] = self._possible(*moves(tokens, scores, spec.length, self.rng), spec)
-
-    def _possible(self, rows: Rows, gains: NDArray[np.float64], spec: SequenceSpec) -> Candidates:
-        """Those of a length that may be, with their gains and those of their lengths."""
+        edited = apply_edits(tokens, edits, spec.length)
+        others, gains_of_moves = moves(tokens, scores, spec.length, self.rng)
+        rows, gains = np.concatenate([edited, others]), np.append(edits.gains, gains_of_moves)
+        moved = np.arange(len(rows)) >= len(edited)
+        # Those of a length that may be, with what their length gains
         fixed = spec.content if spec.has_end else spec.length
         shortest, longest = (1, max(spec.length - 1, 1)) if fixed is None else (fixed, fixed)
         sizes = (rows != NOTHING).sum(axis=1)
         fit = (sizes >= shortest) & (sizes <= longest)
-        return Candidates(rows[fit], np.clip(gains, *_GAIN_LIMITS)[fit] + self.lengths[sizes[fit]])
+        gains = np.clip(gains, *_GAIN_LIMITS)[fit] + self.lengths[sizes[fit]]
+        self.candidates[tokens] = Candidates(rows[fit], gains, moved[fit])
 
-    def forget_candidates(self, beam: Sequence[Tokens]) -> None:
-        """Drop the edits of hypotheses that others have overtaken."""
-        self.edits = {tokens: self.edits[tokens] for tokens in beam if tokens in self.edits}
-        self.moves = {tokens: self.moves[tokens] for tokens in beam if tokens in self.moves}
+    def best_candidates(self, weight: float, count: int) -> tuple[list[Tokens], list[Tokens]]:
+        """Find those not embedded yet with the most predicted cosine and gain.
 
-    def best_candidates(
-        self, some: Iterable[Candidates], weight: float, count: int
-    ) -> list[Tokens]:
-        """Find the candidates not embedded yet with the most predicted cosine and gain."""
-        groups = [one for one in some if len(one.rows)]
+        Returns:
+            The first ``count`` that a span moved in, and of the other edits.
+        """
+        groups = [one for one in self.candidates.values() if len(one.rows)]
         if not groups:
-            return []
-        worth = np.concatenate([self.model.predict(one) + weight * one.gains for one in groups])
-        hashes = np.concatenate([one.hashes for one in groups])
-        order = np.argsort(-worth.round(_PREDICTED_DIGITS), kind="stable")
-        order = order[~np.isin(hashes[order], self.hashes)]
-        order = order[np.sort(np.unique(hashes[order], return_index=True)[1])]  # each once
-        rows = np.concatenate([one.rows for one in groups])[order[:count]]
-        return [tuple(row[row != NOTHING].tolist()) for row in rows]
+            return [], []
+        gains, hashes, moved, rows = (
+            np.concatenate([getattr(one, name) for one in groups])
+            for name in ("gains", "hashes", "moved", "rows")
+        )
+        worth = self.model.predict(groups) + weight * gains
+        ranks = np.argsort(-worth.round(_PREDICTED_DIGITS), kind="stable")
+        ranks = ranks[~np.isin(hashes[ranks], self.hashes)]
+        best = []
+        for kind in (True, False):
+            order = ranks[moved[ranks] == kind]
+            order = order[np.sort(np.unique(hashes[order], return_index=True)[1])]  # each once
+            best.append([tuple(row[row != NOTHING].tolist()) for row in rows[order[:count]]])
+        return best[0], best[1]
 
 
 def _drafts(texts: Sequence[_Text], decoded: Decoded, spec: SequenceSpec) -> list[list[Tokens]]:
