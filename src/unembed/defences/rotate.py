@@ -17,7 +17,7 @@ class Rotation(Defence):
 
     Attributes:
         keep: Share of the dimensions that stay, 0 to 1. Below 1 rankings are no longer exact, and
-            fewer pairs find the key: about as many as dimensions are left.
+            whoever finds the key gets no more than the cut has left.
     """
 
     secret: ClassVar[bool] = True
