@@ -47,7 +47,7 @@ from unembed.training.metrics_log import step_operations
 from unembed.training.step import TrainState, draw_batch, make_state, step_generator, train_step
 
 VOCABULARY, DIMENSION, LENGTH, MASK = 30_522, 384, 32, 103
-SIZES = {
+SIZES: dict[str, dict[str, Any]] = {
     "tiny": {"hidden": 64, "layers": 2, "heads": 2, "feed_forward": 128},
     "small": {"hidden": 384, "layers": 4, "heads": 6, "feed_forward": 1536},
     "reference": {},  # the defaults of `DenoiserSizes`

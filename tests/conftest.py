@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 
 from unembed.config import Config
 from unembed.data.prepare import prepare_pairs
@@ -26,13 +27,15 @@ _QUALITIES = "red blue green small large old new good bad".split()
 
 
 def pytest_configure():
-    """One thread, here and in subprocesses.
+    """One thread, here and in subprocesses, and no example of a property measured in seconds.
 
     The networks of the tests are so small that threads cost more than they bring, and on busy
     cores, where they wait for each other inside every product, a hundred times more.
     """
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
+    settings.register_profile("untimed", deadline=None)
+    settings.load_profile("untimed")
 
 
 @pytest.fixture(autouse=True)

@@ -259,7 +259,11 @@ FIFO = [replaced(name, os.mkfifo) for name in (CONFIG, TOKENIZER, WEIGHTS) if ha
 ENDLESS = [
     replaced(name, lambda path: path.symlink_to("/dev/zero")) for name in (CONFIG, TOKENIZER, INDEX)
 ]
+# A tokenizer of two tokens, whole in itself
+_TWO = {"type": "WordLevel", "vocab": {"a": 0, "b": 1}, "unk_token": "a"}
+OTHER = {"version": "1.0", "added_tokens": [], "model": _TWO}
 DAMAGES = {
+    "another tokenizer": replaced(TOKENIZER, lambda path: path.write_text(json.dumps(OTHER))),
     **{f"a pipe {number}": damage for number, damage in enumerate(FIFO)},
     **{f"without an end {number}": damage for number, damage in enumerate(ENDLESS[:2])},
     "nested config": replaced(CONFIG, lambda path: path.write_bytes(NESTED)),
@@ -312,6 +316,12 @@ def test_load_checkpoint_refuses_what_is_hostile_or_damaged(inverter_folder, dam
     with pytest.raises(UnembedError) as caught:
         load_checkpoint(inverter_folder)
     assert len(str(caught.value)) < 1000 and "\n" not in str(caught.value)
+
+
+def test_load_checkpoint_says_what_to_do_with_a_run(tmp_path):
+    (tmp_path / "best.safetensors").write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"Run `unembed export .* OUT` and use OUT"):
+        load_checkpoint(tmp_path)
 
 
 def test_load_weights_counts_tensors_before_it_reads_them(inverter_folder, monkeypatch):

@@ -32,6 +32,13 @@ def refusal(name_or_path, overrides=()):
     return message
 
 
+@pytest.mark.parametrize("text", ["data: {a: 8}\ndata: {a: 9}", "data: {a: 8, a: 9}"])
+def test_load_config_a_key_twice_is_refused(tmp_path, text):
+    (tmp_path / "twice.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=r"the key '(data|a)' twice"):
+        load_config(tmp_path / "twice.yaml")
+
+
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_load_config_every_shipped_configuration_loads_and_says_what_its_file_says(path):
     loaded = load_config(path).model_dump()

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -138,14 +140,41 @@ def test_denoiser_the_output_bias_starts_at_log_frequencies():
     assert float(ratio) == pytest.approx(40.5 / 4.5, rel=1e-4)
 
 
+def test_denoiser_feedback_says_nothing_at_first_and_nothing_where_there_is_no_hypothesis(trained):
+    tokens, embedding, t = inputs()
+    hypothesis = F.normalize(torch.randn(3, 16, generator=torch.Generator().manual_seed(2)), dim=1)
+    told = Denoiser(replace(TINY, feedback=True))
+    missing, _ = told.load_state_dict(trained.state_dict(), strict=False)
+    assert missing == ["feedback.weight"]
+    both = torch.cat([embedding, hypothesis], dim=1)
+    plain = trained(tokens, embedding, t)
+    for condition in (embedding, both):
+        torch.testing.assert_close(told(tokens, condition, t), plain)
+    torch.nn.init.normal_(told.feedback.weight, std=0.2)
+    assert not torch.allclose(told(tokens, both, t), plain, atol=0.01)
+    nothing = torch.cat([embedding, torch.zeros_like(hypothesis)], dim=1)
+    for condition in (embedding, nothing):
+        torch.testing.assert_close(told(tokens, condition, t), plain)
+
+
 @pytest.mark.parametrize(
     "change",
-    [{"hidden": 0}, {"hidden": 65}, {"layers": "2"}, {"colour": 3}, {"length": 1.5}],
+    [
+        {"hidden": 0},
+        {"hidden": 65},
+        {"layers": "2"},
+        {"colour": 3},
+        {"length": 1.5},
+        {"feedback": 1},
+    ],
 )
 def test_denoiser_sizes_bad_sizes_are_refused(change):
     with pytest.raises(CheckpointError):
         DenoiserSizes.from_dict({**TINY.to_dict(), **change})
     assert DenoiserSizes.from_dict(TINY.to_dict()) == TINY
+    told = replace(TINY, feedback=True)
+    assert DenoiserSizes.from_dict(told.to_dict()) == told
+    assert "feedback" not in TINY.to_dict(), "folders of plain networks stay as they were"
 
 
 @pytest.mark.parametrize("length", [1, 7, 32])

@@ -1,6 +1,13 @@
 from unembed import errors
 
 
+def test_a_message_stays_short_whatever_a_name_is():
+    error = errors.DataError("a file", "x" * 1_000_000 + ".txt", "Correct the path")
+    assert len(str(error)) < 1100
+    assert "x … x" in str(error)
+    assert "x.txt. Correct" in str(error)
+
+
 def test_a_message_says_what_was_expected_what_was_found_and_what_to_do():
     error = errors.DataError("a text file", "nothing at x.txt", "Correct the path")
     assert str(error) == "expected a text file; found nothing at x.txt. Correct the path."

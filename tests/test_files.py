@@ -6,9 +6,19 @@ from pathlib import Path
 
 import pytest
 
+import unembed
 from unembed import files as sources
-from unembed.errors import ConfigError, DataError
+from unembed.config import load_config
+from unembed.data.inspect import inspect_pairs
+from unembed.data.pairs import Pairs
+from unembed.data.readers import count_texts, read_texts
+from unembed.encoders.alignment import Alignment
+from unembed.errors import ConfigError, DataError, UnembedError
 from unembed.files import EXTRAS, atomic, has_extra, install_line, require_extra
+from unembed.training.curves import read_run
+from unembed.training.export import inverter_from_run
+from unembed.vectors.output import PartFile, require_writable
+from unembed.vectors.read import VectorFile
 
 ROOT = Path(__file__).parents[1]
 
@@ -97,6 +107,45 @@ def test_read_bounded_reads_no_pipe_and_nothing_without_an_end(tmp_path):
     for name in ("pipe", "link", "."):
         with pytest.raises(ValueError, match="no regular file"):
             sources.read_bounded(tmp_path / name)
+
+
+BAD_NAMES = {"long": "a" * 5000, "long folder": "a" * 300 + "/b", "NUL": "a\0b", "half": "\ud800"}
+
+
+@pytest.mark.parametrize("name", BAD_NAMES)
+def test_is_file_is_folder_and_exists_know_names_that_no_file_system_takes(tmp_path, name):
+    path = tmp_path / BAD_NAMES[name]
+    assert not any((sources.is_file(path), sources.is_folder(path), sources.exists(path)))
+    assert sources.is_file(Path(__file__)) and not sources.is_folder(Path(__file__))
+    assert sources.is_folder(tmp_path) and not sources.is_file(tmp_path)
+    assert sources.exists(tmp_path) and sources.exists(Path(__file__))
+
+
+TAKES_A_PATH = {
+    "from_pretrained": unembed.Inverter.from_pretrained,
+    "WordProbe": unembed.WordProbe.from_pretrained,
+    "load_encoder": lambda name: unembed.load_encoder(f"./{name}"),
+    "vectors": lambda name: len(VectorFile(Path(f"{name}.npy"))),
+    "texts": lambda name: list(read_texts(Path(f"{name}.jsonl"))),
+    "count_texts": lambda name: count_texts(Path(f"{name}.parquet")),
+    "pairs": lambda name: Pairs.open(Path(name)),
+    "config": lambda name: load_config(f"{name}.yaml"),
+    "alignment": Alignment.load,
+    "run": lambda name: read_run(Path(name)),
+    "state": lambda name: inverter_from_run(Path(name)),
+    "inspect": lambda name: inspect_pairs(Path(name)),
+    "folder": lambda name: sources.make_folder(Path(name)),
+    "out": lambda name: require_writable(Path(f"{name}.jsonl"), []),
+    "part file": lambda name: PartFile(Path(f"{name}.jsonl"), {}),
+}
+
+
+@pytest.mark.parametrize("name", BAD_NAMES)
+@pytest.mark.parametrize("call", TAKES_A_PATH)
+def test_names_that_no_file_system_takes_are_refused_in_a_line(name, call):
+    with pytest.raises(UnembedError) as refusal:
+        TAKES_A_PATH[call](BAD_NAMES[name])
+    assert len(str(refusal.value)) < 2500
 
 
 @pytest.mark.parametrize("depth", [50, 51, 100_000])

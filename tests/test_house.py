@@ -40,7 +40,8 @@ IMPORTS = {
     "errors": "",
     "evaluation": "config data decoding denoiser encoders errors files inverter tokenizer vectors",
     "files": "errors",
-    "inverter": "backends checkpoints decoding denoiser device diffusion encoders errors tokenizer",
+    "inverter": "backends checkpoints decoding denoiser device diffusion encoders errors "
+    "files tokenizer",
     "tokenizer": "errors files",
     "training": "checkpoints config data decoding denoiser device diffusion encoders "
     "errors files inverter tokenizer",

@@ -30,7 +30,7 @@ from unembed.denoiser import Denoiser, DenoiserSizes
 from unembed.encoders.base import EncoderIdentity
 from unembed.encoders.fingerprint import Fingerprint
 from unembed.errors import CheckpointError, ConfigError
-from unembed.files import atomic, flush, read_bounded, read_json, require_weights
+from unembed.files import atomic, flush, is_file, read_bounded, read_json, require_weights
 from unembed.tokenizer import TextTokenizer
 
 FORMAT, SCALED_OR_SHARDED = 1, 2  # a folder gets the lower number that can read it
@@ -196,8 +196,10 @@ def load_checkpoint(folder: Path) -> Checkpoint:
             for path in (folder / CARD, folder / CURVES)
         )
     except (OSError, ValueError) as error:
+        a_run = is_file(folder / "best.safetensors")
+        fix = f"Run `unembed export {folder} OUT` and use OUT" if a_run else "Copy the folder again"
         raise CheckpointError(
-            f"an inverter's config.json in {folder}", _first_line(error), "Copy the folder again"
+            f"an inverter's config.json in {folder}", _first_line(error), fix
         ) from error
     return Checkpoint(
         denoiser=_load_denoiser(folder, sizes),

@@ -12,7 +12,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from unembed.errors import ConfigError
-from unembed.files import read_bounded
+from unembed.files import is_file, read_bounded
 
 _MOST_BYTES = 1 << 16  # of a configuration file
 _SHOWN = 200  # letters of a value in a message
@@ -186,6 +186,8 @@ class TrainingSection(Section):
         condition_dropout: Share of the pairs trained without their embedding, for guidance.
         embedding_noise: Length of the noise added to each embedding, as a share of its own.
         self_context: Share of the visible tokens replaced by the denoiser's own samples.
+        feedback: Share of the pairs whose visible tokens are a hypothesis with errors, and that see
+            its embedding too, as guided search does (loads the encoder, which embeds them).
         scored_padding: Share of the masked padding that is scored, weighted up to stand for all of
             it; a third of the positions is padding, which is soon predicted almost surely.
         sampled_vocabulary: Tokens beside a batch's targets over which its softmax is taken, half
@@ -227,6 +229,7 @@ class TrainingSection(Section):
     condition_dropout: Fraction = 0.0
     embedding_noise: Fraction = 0.0
     self_context: Fraction = 0.0
+    feedback: Fraction = 0.0
     scored_padding: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
     sampled_vocabulary: Annotated[int, Field(ge=2)] | None = None
     ema_decay: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.999
@@ -304,7 +307,7 @@ def load_config(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Conf
     """
     shipped = shipped_configs()
     path = shipped.get(str(name_or_path), Path(name_or_path))
-    if not path.is_file():
+    if not is_file(path):
         raise ConfigError(
             f"a configuration file or one of {', '.join(shipped)}",
             f"{str(name_or_path)!r}",
@@ -331,6 +334,14 @@ class _Loader(yaml.SafeLoader):
         if self.check_event(yaml.AliasEvent):
             raise yaml.YAMLError("an alias (*name); write the value itself")
         return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        """Construct a mapping, or raise YAMLError for a key that stands twice."""
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.YAMLError(f"the key {key!r} twice, of which only one would count")
+        return super().construct_mapping(node, deep=deep)
 
 
 def _load_yaml(text: str) -> Any:

@@ -39,6 +39,7 @@ class DenoiserSizes:
         layers: Blocks.
         heads: Attention heads; must divide ``hidden``.
         feed_forward: Inner width of each block's feed-forward layer.
+        feedback: Whether it is also told the embedding of a hypothesis.
     """
 
     vocab_size: int
@@ -48,10 +49,11 @@ class DenoiserSizes:
     layers: int = 8
     heads: int = 12
     feed_forward: int = 3072
+    feedback: bool = False
 
     def to_dict(self) -> dict[str, int]:
         """Plain data for JSON."""
-        return asdict(self)
+        return {name: size for name, size in asdict(self).items() if size is not False}
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> DenoiserSizes:
@@ -68,7 +70,10 @@ class DenoiserSizes:
                 str(error),
                 "Use the config.json saved beside the weights",
             ) from error
-        bad = {k: v for k, v in sizes.to_dict().items() if type(v) is not int or v < 1}
+        numbers = {k: v for k, v in asdict(sizes).items() if k != "feedback"}
+        bad = {k: v for k, v in numbers.items() if type(v) is not int or v < 1}
+        if not isinstance(data.get("feedback", False), bool):
+            bad["feedback"] = data["feedback"]
         if bad or sizes.hidden % sizes.heads:
             raise CheckpointError(
                 "positive sizes, with heads dividing hidden",
@@ -160,6 +165,8 @@ class Denoiser(nn.Module):
         # A direct bag-of-words path: without it learning is far slower.
         self.embedding_shift = nn.Linear(sizes.embedding_dim, hidden, bias=False)
         self.output_bias = nn.Parameter(torch.zeros(sizes.vocab_size))
+        if sizes.feedback:  # to the condition, and to the output as `embedding_shift`
+            self.feedback = nn.Linear(2 * sizes.embedding_dim, 2 * hidden, bias=False)
         self._initialise()
 
     def _initialise(self) -> None:
@@ -173,11 +180,11 @@ class Denoiser(nn.Module):
         # Tables: small, so that the tied output starts near uniform.
         nn.init.normal_(self.token_table.weight, std=0.02)
         nn.init.normal_(self.positions, std=0.02)
-        # adaLN-Zero: every block starts as the identity, and the shift from the embedding at zero.
+        # adaLN-Zero: every block starts as the identity, and the shift from the embedding at zero;
+        # feedback too, so that weights trained without it predict as before.
         for name, parameter in self.named_parameters():
-            if "modulation" in name:
+            if "modulation" in name or name in ("embedding_shift.weight", "feedback.weight"):
                 nn.init.zeros_(parameter)
-        nn.init.zeros_(self.embedding_shift.weight)
 
     def hidden_states(
         self, tokens: Tensor, embedding: Tensor, t: Tensor, positions: Tensor | None = None
@@ -186,7 +193,8 @@ class Denoiser(nn.Module):
 
         Args:
             tokens: Ids [B, L], the mask token where masked.
-            embedding: Unit vectors [B, D].
+            embedding: Unit vectors e [B, D]; with feedback also [B, 2 D], e beside the embedding ê
+                of a hypothesis, whose tokens stand where none is masked; zeros where there is none.
             t: Timesteps [B] in [0, 1]; 1 is all masked.
             positions: Positions to predict, as in `forward`.
 
@@ -194,8 +202,17 @@ class Denoiser(nn.Module):
             [B, L, H], or [M, H].
         """
         # A unit vector's components shrink with D; the MLP sees them at variance one
-        scaled = embedding * self.sizes.embedding_dim**0.5  # [B, D]
+        width = self.sizes.embedding_dim
+        scaled, hypothesis = (embedding * width**0.5).tensor_split([width], dim=1)  # [B, D]
         condition = self.embedding_mlp(scaled) + self.timestep_mlp(timestep_features(t))
+        shift_of_embedding = self.embedding_shift(scaled)  # [B, H]
+        if hypothesis.shape[1]:
+            residual = (scaled - hypothesis) * hypothesis.any(dim=1, keepdim=True)
+            extra = self.feedback(torch.cat([hypothesis, residual], dim=1))
+            condition, shift_of_embedding = (
+                x + y
+                for x, y in zip((condition, shift_of_embedding), extra.chunk(2, dim=1), strict=True)
+            )
         condition = F.silu(condition)  # [B, H]
         index = positions
         if positions is not None and positions.dtype == torch.bool:
@@ -207,7 +224,7 @@ class Denoiser(nn.Module):
         x = self.blocks[-1](x, condition, index)  # [B, L, H] or [M, H]
 
         shift, scale = self.modulation_out(condition).chunk(2, dim=-1)  # [B, H]
-        shift = shift + self.embedding_shift(scaled)
+        shift = shift + shift_of_embedding
         rows = slice(None) if index is None else index // tokens.shape[1]
         if index is None:
             shift, scale = shift[:, None], scale[:, None]  # [B, 1, H]

@@ -6,6 +6,8 @@ message as one line and exits with code 2; the Python API raises the exception.
 
 from __future__ import annotations
 
+_MOST_CHARS = 1000  # of each part of a message
+
 
 class UnembedError(Exception):
     """Base of every error that is the input's fault rather than the program's."""
@@ -18,8 +20,11 @@ class UnembedError(Exception):
 
 
 def _phrase(text: str) -> str:
-    """A reason that a library gives may have several lines and a full stop."""
-    return " ".join(line.strip() for line in text.splitlines()).strip().removesuffix(".")
+    """A reason that a library gives may have several lines and a full stop, a name any length."""
+    line = " ".join(line.strip() for line in text.splitlines()).strip().removesuffix(".")
+    if len(line) > _MOST_CHARS:
+        line = f"{line[: _MOST_CHARS // 2]} … {line[-_MOST_CHARS // 2 :]}"
+    return line
 
 
 class ConfigError(UnembedError):

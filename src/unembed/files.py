@@ -33,6 +33,8 @@ _MOST_BYTES = 16 << 20  # of a file of settings
 _MOST_DEPTH = 50  # of JSON within JSON in it
 _MOST_TENSORS = 20_000  # of weights, their scales and the state of a training
 _SIDE_BYTES = 1 << 20  # of a JSON file looked at whole, to tell a side file
+_MOST_RATIO = 200  # decompressed to compressed size; vectors reach 13, sparse tables 71
+_FREE_BYTES = 8 << 20  # that may be decompressed from any file, however small
 EXTRAS = {  # the extras of pyproject.toml → packages that are imported
     "api": ("httpx2", "openai"),
     "dedup": ("datasketch",),
@@ -48,6 +50,21 @@ EXTRAS = {  # the extras of pyproject.toml → packages that are imported
     "retrieval": ("ir_measures",),
     "tensorboard": ("tensorboard",),
 }
+
+
+def is_file(path: Path) -> bool:
+    """Tell whether a regular file is there; none has a name that no file system takes."""
+    return os.path.isfile(path)  # noqa: PTH113 - before 3.14 Path's own raises for such names
+
+
+def is_folder(path: Path) -> bool:
+    """Tell whether a folder is there; none has a name that no file system takes."""
+    return os.path.isdir(path)  # noqa: PTH112 - as above
+
+
+def exists(path: Path) -> bool:
+    """Tell whether anything is there; nothing has a name that no file system takes."""
+    return os.path.exists(path)  # noqa: PTH110 - as above
 
 
 def install_line(extra: str) -> str:
@@ -127,7 +144,7 @@ def read_bounded(path: Path, most: int = _MOST_BYTES) -> bytes:
         OSError: Nothing there, or it cannot be read.
         ValueError: It is no regular file, or larger.
     """
-    if path.exists() and not path.is_file():
+    if exists(path) and not is_file(path):
         raise ValueError("no regular file")
     with path.open("rb") as file:
         data = file.read(most + 1)
@@ -166,8 +183,8 @@ def require_weights(path: Path) -> Path:
     """
     from safetensors import safe_open
 
-    if not path.is_file():
-        raise ValueError("no regular file" if path.exists() else "nothing there")
+    if not is_file(path):
+        raise ValueError("no regular file" if exists(path) else "nothing there")
     with safe_open(path, framework="np") as file:
         count = len(file.keys())
     if count > _MOST_TENSORS:
@@ -223,8 +240,8 @@ def require_apart(source: Path, out: Path) -> None:
     Raises:
         DataError: ``out`` is ``source``, whatever its name, or lies in it.
     """
-    inside = source.is_dir() and out.resolve().is_relative_to(source.resolve())
-    if inside or (source.exists() and out.exists() and out.samefile(source)):
+    inside = is_folder(source) and out.resolve().is_relative_to(source.resolve())
+    if inside or (exists(source) and exists(out) and out.samefile(source)):
         raise DataError(f"an --out outside of {source}", str(out), "Choose another --out")
 
 
@@ -236,7 +253,7 @@ def make_folder(out: Path) -> None:
     """
     try:
         out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise DataError(f"a folder at {out}", str(error), "Choose another --out") from error
 
 
@@ -246,10 +263,10 @@ def text_files(path: Path) -> list[Path]:
     Raises:
         DataError: Nothing is there, or nothing that holds text.
     """
-    if path.is_file():
+    if is_file(path):
         file_format(path)
         return [path]
-    if not path.is_dir():
+    if not is_folder(path):
         if path.suffix:
             file_format(path)
         raise DataError("a text file", f"nothing at {path}", "Correct the path")
@@ -289,7 +306,8 @@ def read_lines(path: Path, limit: int | None = None) -> Iterator[bytes | None]:
             stands in its place.
 
     Raises:
-        DataError: The file cannot be read, or its compressed data is damaged.
+        DataError: The file cannot be read, or its compressed data is damaged or holds far more
+            than any text.
     """
     try:
         with _open(path) as file:
@@ -312,16 +330,54 @@ def count_lines(path: Path) -> int:
     return sum(1 for _ in read_lines(path, _READ_BUFFER))
 
 
+def most_decompressed(path: Path) -> int:
+    """Most bytes that are decompressed from a file: more than texts or vectors ever fill."""
+    return max(_FREE_BYTES, _MOST_RATIO * path.stat().st_size)
+
+
+def decompression_error(path: Path) -> DataError:
+    """The error of a file that holds more than `most_decompressed`."""
+    return DataError(
+        f"at most {most_decompressed(path):,} bytes to be decompressed from {path}",
+        f"more, over {_MOST_RATIO} times its size",
+        "Decompress it yourself, if you trust it, and read that",
+    )
+
+
+class _Decompressed(io.RawIOBase):
+    """A decompressing stream that ends in an error where far too much comes out."""
+
+    def __init__(self, stream: Any, path: Path) -> None:
+        self._stream, self._path = stream, path
+        self._left = most_decompressed(path)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        count = int(self._stream.readinto(buffer))
+        self._left -= count
+        if self._left < 0:
+            raise decompression_error(self._path)
+        return count
+
+    def close(self) -> None:
+        self._stream.close()
+        super().close()
+
+
 def _open(path: Path) -> BinaryIO:
     suffix = path.suffix.lower()
+    if suffix not in _COMPRESSED:
+        return path.open("rb", buffering=_READ_BUFFER)
+    stream: Any
     if suffix == ".gz":
-        return cast(BinaryIO, io.BufferedReader(gzip.open(path, "rb"), _READ_BUFFER))
-    if suffix == ".zst":
+        stream = gzip.open(path, "rb")  # noqa: SIM115 - closed with what reads it
+    else:
         import pyarrow as pa
 
         stream = pa.input_stream(str(path), compression="zstd", buffer_size=_READ_BUFFER)
-        return cast(BinaryIO, io.BufferedReader(stream, _READ_BUFFER))
-    return path.open("rb", buffering=_READ_BUFFER)
+    return cast(BinaryIO, io.BufferedReader(_Decompressed(stream, path), _READ_BUFFER))
 
 
 def _split(file: BinaryIO, limit: int | None) -> Iterator[bytes | None]:

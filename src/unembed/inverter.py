@@ -43,6 +43,7 @@ from unembed.encoders.oracle import Corpus, EncoderOracle, OnCall
 from unembed.encoders.pipeline import licence_lines, licence_note
 from unembed.encoders.vectors import as_unit_vectors
 from unembed.errors import CheckpointError
+from unembed.files import exists, is_folder
 from unembed.tokenizer import TextTokenizer
 
 DEFAULT = "minilm"
@@ -137,7 +138,8 @@ class Inverter(
         """Sequence that a strategy fills: length, special tokens, schedule."""
         ids = self.tokenizer
         schedule = make_schedule(self.diffusion["schedule"], self.diffusion["rate"])
-        return SequenceSpec(self.length, ids.mask_id, schedule, ids.end_id, ids.pad_id)
+        numbers = self.length, ids.mask_id, schedule, ids.end_id, ids.pad_id
+        return SequenceSpec(*numbers, feedback=self.denoiser.sizes.feedback)
 
     def to(self, device: Compute | str, dtype: str | None = None) -> Inverter:
         """Move to a device (``"cuda"``, ``"cpu"``, ``"auto"``); returns itself.
@@ -303,8 +305,8 @@ class Inverter(
         if not isinstance(network, Denoiser):  # whatever else was put in its place
             return cast(DenoiserFn, network)
         version = _version(self.denoiser)
-        on_cpu = compute == choose_compute("cpu", "float32")
-        if on_cpu and self._onnx is not None and self._onnx[0] == version:
+        plain = compute == choose_compute("cpu", "float32") and not network.sizes.feedback
+        if plain and self._onnx is not None and self._onnx[0] == version:
             return self._onnx[1]
         if compute not in self._fast or self._fast[compute][0] != version:
             self._fast[compute] = version, fast_form(self.denoiser, compute)
@@ -364,13 +366,12 @@ class Inverter(
             f"an inverter: a shipped one ({', '.join(shipped) or 'none'}), a folder or a Hub "
             "repository (owner/name)"
         )
-        if Path(where).is_dir():
+        if is_folder(Path(where)):
             return _load(Path(where))
-        if Path(where).exists() or not _may_be_a_repository(where):
-            there = f"the file {where}" if Path(where).exists() else f"no folder {where}"
-            raise CheckpointError(
-                expected, there, "Train one with `unembed train`, or pass --checkpoint"
-            )
+        if exists(Path(where)) or not _may_be_a_repository(where):
+            there = f"the file {where}" if exists(Path(where)) else f"no folder {where}"
+            todo = "Train one with `unembed train`, or pass --checkpoint"
+            raise CheckpointError(expected, there, todo)
         try:
             return super().from_pretrained(where, **kwargs)
         except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, ValueError) as error:

@@ -244,6 +244,11 @@ class TextTokenizer:
             longest = max(map(len, tokenizer.backend.get_vocab()), default=0)
             if longest > _LONGEST_TOKEN:
                 raise ValueError(f"a token of {longest} characters")
+            known = max(tokenizer.backend.get_vocab().values(), default=-1)
+            used = range(tokenizer.size) if source_ids is None else source_ids
+            missing = sum(i > known for i in used) - _SPECIAL  # which may have been appended
+            if missing > 0:
+                raise ValueError(f"{known + 1} tokens, {missing} fewer than config.json has")
             if source_ids is not None and len(source_ids) != tokenizer.size:
                 raise ValueError(f"{len(source_ids)} tokens kept of {tokenizer.size}")
             for name in ("mask_id", "pad_id", "end_id"):

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import unembed
+from unembed.cli.main import main
 
 
 def unembed_with(encoding, *arguments):
@@ -30,6 +31,20 @@ def test_help_is_written_in_any_encoding(encoding, command):
     done = unembed_with(encoding, *command, "--help")
     assert done.returncode == 0, done.stderr
     assert b"Usage" in done.stdout and done.stderr == b""
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("invert", "--embedding", ""), ("prepare", "--source", "", "--out", "x"), ("export", "", "x")],
+)
+def test_main_refuses_an_empty_argument_which_would_be_the_working_folder(
+    monkeypatch, capsys, arguments
+):
+    monkeypatch.setattr(sys, "argv", ["unembed", *arguments])
+    with pytest.raises(SystemExit, match="2"):
+        main()
+    before = arguments[arguments.index("") - 1]
+    assert f"found an empty one after {before}. Fill it in" in capsys.readouterr().err
 
 
 @pytest.mark.slow

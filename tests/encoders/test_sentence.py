@@ -414,6 +414,15 @@ def test_load_encoder_a_local_folder_goes_by_its_name_and_takes_the_prompt_given
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", ["sentence_bert_config.json", "1_Pooling/config.json"])
+def test_load_encoder_refuses_sizes_that_are_none(packaged, tmp_path, name):
+    shutil.copytree(packaged, tmp_path / "odd")
+    settings = {"max_seq_length": -1, "word_embedding_dimension": "x"}
+    (tmp_path / "odd" / name).write_text(json.dumps(settings))
+    with pytest.raises(EncoderError, match=r"sizes of texts and vectors in .*odd"):
+        load_encoder(str(tmp_path / "odd"))
+
+
 def test_load_encoder_takes_the_packaged_one_though_a_folder_has_its_name(tmp_path, monkeypatch):
     (tmp_path / "all-MiniLM-L6-v2").mkdir()
     monkeypatch.chdir(tmp_path)

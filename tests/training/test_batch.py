@@ -15,8 +15,11 @@ from unembed.diffusion import (
     make_schedule,
     mean_mask_ratio,
 )
+from unembed.encoders.base import FakeEncoder
 from unembed.training import loss as linear_cross_entropy
 from unembed.training.batch import (
+    add_feedback,
+    draw_hypotheses,
     max_masked,
     perturb_embeddings,
     row_reader,
@@ -226,3 +229,57 @@ def test_sample_contexts_runs_the_denoiser_even_where_nothing_is_chosen(small_de
     replace_some(small_denoiser, corrupted_batch(8), 0.0)
     del small_denoiser.hidden_states
     assert asked
+
+
+# Feedback
+
+
+def hypotheses_of(pairs, share, rows=slice(None), seed=4):
+    opened = Pairs.open(pairs)
+    tokens, vectors = opened.rows(np.arange(40))
+    sizes = {"vocab_size": opened.tokenizer.size, "embedding_dim": vectors.shape[1], "length": 12}
+    torch.manual_seed(0)
+    denoiser = Denoiser(preset("tiny", **sizes))
+    x0, embedding = torch.from_numpy(tokens)[rows], torch.from_numpy(vectors)[rows]
+    generator = torch.Generator().manual_seed(seed)
+    given = draw_hypotheses(denoiser, x0, embedding, opened, share, generator, 40, rows)
+    return opened.tokenizer, x0, embedding, given
+
+
+def test_draw_hypotheses_damages_content_from_one_token_to_all_of_it(pairs):
+    tokenizer, x0, _, hypotheses = hypotheses_of(pairs, 1.0)
+    special = torch.tensor(sorted(tokenizer.special_ids))
+    content, wrong = ~torch.isin(x0, special), hypotheses != x0
+    assert not (wrong & ~content).any()
+    assert not torch.isin(hypotheses[content], special).any()
+    shares = wrong.sum(dim=1) / content.sum(dim=1)
+    assert (shares > 0).float().mean() > 0.9  # now and then a guess is right
+    assert shares.max() > 0.8 and shares.median() < 0.5
+    assert torch.equal(hypotheses_of(pairs, 1.0)[3], hypotheses), "the generator decides"
+    part = hypotheses_of(pairs, 1.0, slice(10, 30))[3]
+    assert torch.equal(part, hypotheses[10:30]), "a process draws what one alone would"
+
+
+def test_draw_hypotheses_leaves_the_other_texts_alone(pairs):
+    _, x0, _, hypotheses = hypotheses_of(pairs, 0.4)
+    assert 0.2 < (hypotheses != x0).any(dim=1).float().mean() < 0.6
+    assert torch.equal(hypotheses_of(pairs, 0.0)[3], x0)
+
+
+def test_add_feedback_shows_the_hypotheses_and_embeds_the_wrong_ones(pairs):
+    tokenizer, x0, embedding, hypotheses = hypotheses_of(pairs, 0.5)
+    embedding[3] = 0.0  # a null condition
+    hypotheses[3, 0] = x0[4, 0]
+    batch = corrupt_batch(x0, LogLinear(), WEIGHTS["uniform"], tokenizer.mask_id, torch.Generator())
+    encoder = FakeEncoder(dimension=embedding.shape[1])
+    shown, condition = add_feedback(batch, embedding, x0, hypotheses, encoder, tokenizer)
+    assert torch.equal(shown.xt[~batch.masked], hypotheses[~batch.masked])
+    assert (shown.xt[batch.masked] == tokenizer.mask_id).all()
+    assert shown.targets is batch.targets
+    target, known = condition.chunk(2, dim=1)
+    assert torch.equal(target, embedding)
+    wrong = (hypotheses != x0).any(dim=1)
+    wrong[3] = False
+    assert not known[~wrong].any()
+    texts = tokenizer.decode(hypotheses[wrong].tolist())
+    np.testing.assert_allclose(known[wrong].numpy(), encoder.encode(texts), atol=1e-6)

@@ -227,6 +227,11 @@ def test_start_from_makes_a_longer_and_deeper_run_start_as_the_inverter(pairs, t
             grown(tokens, embedding, t), inverter.denoiser(tokens, embedding, t)
         )
     assert torch.equal(grown.positions[12:], grown.positions[11].expand(8, -1))
+    told = Denoiser(replace(inverter.denoiser.sizes, feedback=True))
+    start_from(str(tmp_path / "inverter"), told, Pairs.open(pairs))
+    with torch.no_grad():
+        both = torch.cat([embedding, torch.randn(embedding.shape)], dim=1)
+        torch.testing.assert_close(told(tokens, both, t), inverter.denoiser(tokens, embedding, t))
     with pytest.raises(CheckpointError, match="length and layers may be larger"):
         start_from(
             str(tmp_path / "inverter"),

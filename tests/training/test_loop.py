@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 from scipy.stats import binom
 
+from unembed.data.pairs import Pairs
 from unembed.diffusion import diffusion_loss
 from unembed.encoders.base import FakeEncoder
 from unembed.errors import CheckpointError, TrainingError
@@ -336,6 +337,31 @@ def test_train_self_generated_contexts_change_the_run_and_resume_exactly(pairs, 
     loop.train(config, pairs, tmp_path / "cut", CPU, resume=True)
     assert same_tensors(tmp_path / "whole" / LATEST, tmp_path / "cut" / LATEST)
     assert not same_tensors(tmp_path / "whole" / LATEST, tmp_path / "plain" / LATEST, "ema.pos")
+
+
+def test_train_feedback_resumes_exactly_and_is_used_by_guided_search(pairs, tmp_path):
+    config = make_config(feedback=0.5)
+    encoder = FakeEncoder(dimension=Pairs.open(pairs).encoder.dimension)
+    with pytest.raises(TrainingError, match=r"hypotheses of training\.feedback"):
+        loop.train(config, pairs, tmp_path / "without", CPU)
+    loop.train(config, pairs, tmp_path / "whole", CPU, encoder=encoder)
+    loop.train(config, pairs, tmp_path / "cut", CPU, encoder=encoder, should_stop=stop_after(5))
+    loop.train(config, pairs, tmp_path / "cut", CPU, encoder=encoder, resume=True)
+    assert same_tensors(tmp_path / "whole" / LATEST, tmp_path / "cut" / LATEST)
+
+    inverter = inverter_from_run(tmp_path / "whole")
+    assert inverter.denoiser.feedback.weight.any()
+    widths, forward = [], inverter.denoiser.hidden_states
+
+    def watched(tokens, embedding, *rest):
+        widths.append(embedding.shape[1])
+        return forward(tokens, embedding, *rest)
+
+    inverter.denoiser.hidden_states = watched
+    inverter._fast_denoiser = lambda compute: inverter.denoiser  # not its copy
+    vectors = encoder.encode(["two words"])
+    inverter.invert(vectors, decoding="guided-search:encoder_calls=20", encoder=encoder)
+    assert set(widths) == {encoder.identity.dimension, 2 * encoder.identity.dimension}
 
 
 def test_the_fast_path_of_a_gpu_trains_as_the_plain_one(pairs, tmp_path):

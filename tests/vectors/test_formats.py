@@ -45,6 +45,15 @@ DOCUMENTS = {
     "vespa": [
         {"fields": {"title": {"values": row}, "embedding": {"values": row}}} for row in LISTS
     ],
+    "pandas": {
+        "id": {str(i): i for i in range(5)},
+        "embedding": {str(i): LISTS[i] for i in range(5)},
+    },
+    "pandas, split": {
+        "columns": ["id", "embedding"],
+        "index": list(range(5)),
+        "data": [[i, row] for i, row in enumerate(LISTS)],
+    },
     "weaviate": [{"id": 1, "vector": {"default": row}} for row in LISTS],
     "milvus": {"rows": [{"id": 1, "vector": row} for row in LISTS]},
     "redis": [{"key": "a", "value": {"embedding": row}} for row in LISTS],
@@ -62,6 +71,14 @@ def test_chunks_read_json_documents(tmp_path, name, indent):
     path = tmp_path / "v.json"
     path.write_text(json.dumps(DOCUMENTS[name], indent=indent), encoding="utf-8")
     assert np.allclose(read(path)[0], VECTORS, atol=1e-7)
+
+
+def test_chunks_read_tables_of_pandas_by_key_and_keep_columns(tmp_path):
+    for name in ("pandas", "pandas, split"):
+        (tmp_path / "v.json").write_text(json.dumps(DOCUMENTS[name]))
+        vectors, columns, _ = read(tmp_path / "v.json", "embedding", keep=["id"])
+        assert np.allclose(vectors, VECTORS)
+        assert columns == {"id": [0, 1, 2, 3, 4]}
 
 
 @pytest.mark.parametrize("key", [None, "response.body.data.0.embedding"])
@@ -109,6 +126,23 @@ def test_chunks_read_columns_of_every_kind(tmp_path, column):
     vectors, columns, _ = read(tmp_path / "v.pq", keep=["id"])
     assert np.allclose(vectors, VECTORS, atol=1e-3)
     assert columns["id"] == list("abcde")
+
+
+@pytest.mark.parametrize("name", ["v.parquet", "v.arrow"])
+def test_chunks_read_a_number_a_column(tmp_path, name):
+    columns = {f"{i}": column for i, column in enumerate(VECTORS.T)}
+    columns |= {"__index_level_0__": np.arange(5), "id": list("abcde"), "score": np.arange(5.0)}
+    table = pa.table(columns)
+    if name == "v.parquet":
+        pq.write_table(table, tmp_path / name, row_group_size=2)
+    else:
+        with pa.ipc.new_file(str(tmp_path / name), table.schema) as writer:
+            writer.write_table(table)
+    vectors, kept, _ = read(tmp_path / name, keep=["id", "score"])
+    assert np.array_equal(vectors, VECTORS)
+    assert kept == {"id": list("abcde"), "score": [0.0, 1.0, 2.0, 3.0, 4.0]}
+    with pytest.raises(EmbeddingError, match=r"a column 'embedding' in .*'0', '1'"):
+        read(tmp_path / name)  # a number more than the vectors have: which, nobody knows
 
 
 @pytest.mark.parametrize("kind", ["list", "list_view"])

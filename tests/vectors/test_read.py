@@ -12,8 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from unembed import files
 from unembed.data.readers import read_texts
-from unembed.errors import DataError, EmbeddingError
+from unembed.errors import DataError, EmbeddingError, UnembedError
 from unembed.vectors import read as module
 from unembed.vectors.read import VectorFile
 
@@ -93,10 +94,15 @@ def test_vector_file_rows_that_hold_no_vector(tmp_path, row, said):
     assert file.left_out == {said: 1}
 
 
-def test_rows_of_parquet_may_be_of_fixed_size_or_missing(tmp_path):
-    kind = pa.list_(pa.float32(), D)
+@pytest.mark.parametrize("size", [D, -1])
+def test_rows_of_parquet_may_be_of_fixed_size_or_missing(tmp_path, size):
+    kind = pa.list_(pa.float32(), size)
     table = pa.table({"v": pa.array([[1, 2, 3, 4], None], kind)})
     pq.write_table(table, tmp_path / "v.parquet")
+    if size == D and int(pa.__version__.split(".")[0]) < 26:  # Arrow could not read these back
+        with pytest.raises(DataError, match=r"readable rows in .*lists to be of size=4"):
+            list(VectorFile(tmp_path / "v.parquet", "v", skip_bad=True).chunks(D))
+        return
     file = VectorFile(tmp_path / "v.parquet", "v", skip_bad=True)
     assert [chunk.rows for chunk in file.chunks(D)] == [[0]]
     assert file.left_out == {"no vector": 1}
@@ -109,11 +115,18 @@ def test_rows_of_parquet_may_be_of_fixed_size_or_missing(tmp_path):
         ("v.parquet", "text", "a column 'text' in .*'embedding', 'other'.*--column"),
         ("v.parquet", "other", "lists of numbers in the column 'other'"),
         ("v.jsonl", "text", "a key 'text' in line 1 of .*'embedding'.*--key"),
+        ("v.json", "text", "a key 'text' in .*lists without keys. Leave --key out"),
+        ("v.ndjson", "embedding", "a key 'embedding' in line 1 .*lists without keys. Leave"),
     ],
 )
 def test_vector_file_a_wrong_key_is_answered_with_the_right_ones(tmp_path, name, key, said):
+    path = write(tmp_path / name, VECTORS)
+    if name == "v.json":
+        path.write_text(json.dumps(VECTORS.tolist()))
+    if name == "v.ndjson":
+        path.write_text("".join(f"{row}\n" for row in VECTORS.tolist()))
     with pytest.raises(EmbeddingError, match=said):
-        list(VectorFile(write(tmp_path / name, VECTORS), key).chunks(D))
+        list(VectorFile(path, key).chunks(D))
 
 
 def test_vector_file_an_archive_of_several_arrays_needs_a_key(tmp_path):
@@ -203,7 +216,8 @@ def test_vector_file_text_in_an_array_is_refused(tmp_path):
 def test_vector_file_memory_does_not_grow_with_the_file(tmp_path, name):
     peaks = []
     for count in (4_000, 40_000):
-        path = write(tmp_path / f"{count}{name}", np.ones((count, 64), dtype=np.float32))
+        vectors = np.random.default_rng(0).normal(size=(count, 64)).astype(np.float32)
+        path = write(tmp_path / f"{count}{name}", vectors)
         tracemalloc.start()
         for _ in VectorFile(path).chunks(64):
             pass
@@ -222,6 +236,81 @@ def test_no_damaged_table_ends_the_process(tmp_path):
     outcomes = json.loads(done.stdout)
     assert outcomes["answers"] > 100
     assert outcomes["refusals"] > 1000
+
+
+def bomb(path):
+    """Write a file that holds far more than its size."""
+    zeros = pa.FixedSizeListArray.from_arrays(pa.array(np.zeros(4_000_000, np.float32)), D)
+    if path.suffix == ".arrow":
+        batch = pa.record_batch({"embedding": zeros})
+        codec = path.stem if path.stem != "nulls" else None
+        if codec is None:
+            batch = pa.record_batch({"embedding": pa.nulls(1 << 26)})
+        options = pa.ipc.IpcWriteOptions(compression=codec)
+        with pa.ipc.new_file(str(path), batch.schema, options=options) as writer:
+            writer.write_batch(batch)
+    elif path.suffix == ".parquet":
+        pq.write_table(pa.table({"embedding": pa.nulls(9_000_000, pa.list_(pa.float32()))}), path)
+    elif path.suffix == ".npz":
+        np.savez_compressed(path, np.zeros((2_500_000, D), np.float32))
+    else:
+        line = {"blank": b"\n", "values": b"0\n", "objects": b"{}\n", "open": b"[\n"}
+        data = line.get(path.stem.split(".")[0], b"[0,0,0,0]\n") * 4_500_000
+        codec = "zstd" if path.suffix == ".zst" else "gzip"
+        with pa.output_stream(path, compression=codec) as sink:
+            sink.write(data)
+    return path
+
+
+BOMBS = ["zstd.arrow", "lz4.arrow", "nulls.arrow", "nulls.parquet", "zeros.npz",
+         "blank.jsonl.zst", "blank.csv.zst", "blank.json.gz", "values.jsonl.zst",
+         "objects.ndjson.zst", "open.json.zst", "rows.csv.zst"]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_vector_file_decompresses_no_more_than_vectors_fill(tmp_path, monkeypatch, name):
+    path = bomb(tmp_path / name)
+    assert path.stat().st_size < 400_000
+    monkeypatch.setattr(files, "_FREE_BYTES", 100_000)
+    monkeypatch.setattr(files, "_MOST_RATIO", 1)
+    tracemalloc.start()
+    refused = pytest.raises(UnembedError, match=r"bytes to be decompressed from .*if you trust it")
+    with arrow_memory() as pool, refused:
+        list(VectorFile(path, skip_bad=True).chunks(D))
+    most = tracemalloc.get_traced_memory()[1] + pool.max_memory()
+    tracemalloc.stop()
+    assert most < 18 << 20
+
+
+@pytest.mark.parametrize("codec", ["lz4", "zstd"])
+@pytest.mark.parametrize("write", [pa.ipc.new_file, pa.ipc.new_stream])
+def test_vector_file_reads_compressed_batches(tmp_path, codec, write):
+    vectors = np.random.default_rng(0).normal(size=(50, D)).astype(np.float32)
+    rows = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), D)
+    table = pa.table({"id": pa.array(["a", "b"] * 25).dictionary_encode(), "embedding": rows})
+    options = pa.ipc.IpcWriteOptions(compression=codec)
+    with write(str(tmp_path / "v.arrow"), table.schema, options=options) as writer:
+        writer.write_table(table, max_chunksize=20)
+    file = VectorFile(tmp_path / "v.arrow", keep=["id"])
+    assert len(file) == 50
+    chunks = list(file.chunks(D))
+    assert np.array_equal(np.concatenate([chunk.vectors for chunk in chunks]), vectors)
+    assert [value for chunk in chunks for value in chunk.columns["id"]] == ["a", "b"] * 25
+
+
+def test_vector_file_a_long_list_that_rows_share_stays_one(tmp_path):
+    lists = pa.array([VECTORS[0].tolist(), [0.0] * 1_000_000], pa.list_(pa.float32()))
+    codes = pa.array([0, None] + [1] * 1000, pa.int32())
+    batch = pa.record_batch({"embedding": pa.DictionaryArray.from_arrays(codes, lists)})
+    with pa.ipc.new_file(str(tmp_path / "v.arrow"), batch.schema) as writer:
+        writer.write_batch(batch)
+    file = VectorFile(tmp_path / "v.arrow", skip_bad=True)
+    with arrow_memory() as pool:
+        [chunk] = file.chunks(D)
+        assert module.vector_size(file) in (D, 1_000_000)
+    assert np.array_equal(chunk.vectors, VECTORS[:1])
+    assert file.left_out == {"no vector": 1, "1000000 dimensions instead of 4": 1000}
+    assert pool.max_memory() < 50 << 20  # 4 GB as lists of their own
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from unembed.files import atomic, require_extra
 
 FILE = "denoiser.onnx"
 _DIGEST = "weights_sha256"
+_MOST = 1 << 30  # of texts and positions; PyTorch 2.6 refuses a size without a limit
 _INPUTS = ("tokens", "embedding", "t", "index")
 
 
@@ -32,7 +33,7 @@ def export_onnx(denoiser: Denoiser, folder: Path, out: Path) -> None:
 
     Raises:
         ConfigError: The extra is not installed.
-        CheckpointError: The file cannot be written.
+        CheckpointError: This PyTorch cannot, or the file cannot be written.
     """
     require_onnx()
     sizes = denoiser.sizes
@@ -42,18 +43,25 @@ def export_onnx(denoiser: Denoiser, folder: Path, out: Path) -> None:
         torch.ones(2),
         torch.arange(3),
     )
-    batch, count = torch.export.Dim("B"), torch.export.Dim("M")
+    batch, count = (torch.export.Dim(name, max=_MOST) for name in "BM")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's, about itself
-        program = torch.onnx.export(
-            _Indexed(denoiser).eval(),
-            example,
-            dynamo=True,
-            input_names=list(_INPUTS),
-            output_names=["logits"],
-            dynamic_shapes=({0: batch}, {0: batch}, {0: batch}, {0: count}),
-            verbose=False,
-        )
+        try:
+            program = torch.onnx.export(
+                _Indexed(denoiser).eval(),
+                example,
+                dynamo=True,
+                input_names=list(_INPUTS),
+                output_names=["logits"],
+                dynamic_shapes=({0: batch}, {0: batch}, {0: batch}, {0: count}),
+                verbose=False,
+            )
+        except torch.onnx.OnnxExporterError as error:
+            raise CheckpointError(
+                f"the denoiser as ONNX from PyTorch {torch.__version__}",
+                str(error.__cause__ or error)[:300],
+                "Upgrade PyTorch (2.6 cannot), or leave --onnx out",
+            ) from error
     assert program is not None
     program.model.metadata_props[_DIGEST] = _digest(folder)
     try:

@@ -74,7 +74,7 @@ class _Display:
         return self
 
     def __exit__(self, *error: object) -> None:
-        if self.started:
+        if self.started and not self.bar.disable:  # Rich before 15 ends a hidden bar's line
             self.bar.stop()
 
     def start(self) -> None:

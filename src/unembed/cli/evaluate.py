@@ -270,20 +270,20 @@ def require_search(corpus: Path | None, names: Sequence[str]) -> None:
 
 def _folder(out: Path | None, sources: list[Path]) -> Path | None:
     """The folder of the report, if --out is one; a wrong --out fails before anything is done."""
-    from unembed.files import require_apart
+    from unembed.files import is_file, is_folder, require_apart
 
     if out is None:
         return None
-    if not out.absolute().parent.is_dir():
+    if not is_folder(out.absolute().parent):
         raise DataError(f"a folder for {out}", f"nothing at {out.parent}", "Create it first")
     for source in sources:
         require_apart(source, out)
     if out.suffix == ".json":
-        if out.is_dir():
+        if is_folder(out):
             raise DataError(f"a file at {out}", "a folder", "Choose another --out")
         return None
-    if out.is_file() or (out.suffix.lower() in _FILES and not out.is_dir()):
-        there = "a file" if out.is_file() else f"the name of a {out.suffix} file"
+    if is_file(out) or (out.suffix.lower() in _FILES and not is_folder(out)):
+        there = "a file" if is_file(out) else f"the name of a {out.suffix} file"
         fix = "Say FILE.json for the figures, or a folder for the whole report"
         raise DataError("--out as FILE.json or a folder", f"{out}, {there}", fix)
     return out

@@ -22,7 +22,7 @@ from unembed.cli import serve as _serve
 from unembed.cli import train as _train
 from unembed.cli import words as _words
 from unembed.cli.options import OUTPUT, STRATEGIES_EPILOG
-from unembed.errors import UnembedError
+from unembed.errors import ConfigError, UnembedError
 
 app = typer.Typer(
     name="unembed",
@@ -71,6 +71,13 @@ def main() -> None:
         if isinstance(stream, TextIOWrapper):  # what the console cannot write becomes a sign it can
             stream.reconfigure(errors="replace")
     try:
+        if "" in sys.argv[1:]:  # an empty path would be the working folder
+            before = sys.argv[sys.argv.index("", 1) - 1]
+            raise ConfigError(
+                "a value in every argument",
+                f"an empty one after {before}",
+                "Fill it in, or leave the option out (was a shell variable not set?)",
+            )
         app()
     except (UnembedError, OSError) as error:  # OSError: no permission, a full disk, a wrong path
         if OUTPUT.verbose:

@@ -17,6 +17,7 @@ import typer
 import unembed
 from unembed.encoders import API_PREFIX
 from unembed.errors import ConfigError
+from unembed.files import is_folder
 
 if TYPE_CHECKING:
     from unembed.decoding import Decoding
@@ -280,8 +281,8 @@ def require_place(path: Path, flag: str, *suffixes: str) -> None:
     """
     if path.suffix.lower() not in suffixes:
         raise ConfigError(f"{flag} that ends in {' or '.join(suffixes)}", str(path), "Rename it")
-    if path.is_dir() or not path.absolute().parent.is_dir():
-        there = "a folder" if path.is_dir() else f"no folder {path.parent}"
+    if is_folder(path) or not is_folder(path.absolute().parent):
+        there = "a folder" if is_folder(path) else f"no folder {path.parent}"
         raise ConfigError(f"a place to write {path}", there, f"Correct {flag}")
 
 

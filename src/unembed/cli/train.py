@@ -87,7 +87,8 @@ def train(
     from_words = configuration.denoiser.token_table == "encoder" and not (resume and has_state)
     if from_words:
         _require_own_tokenizer(pairs.manifest)
-    if from_words or configuration.training.decoded_cosine:
+    embeds = configuration.training.decoded_cosine or configuration.training.feedback > 0
+    if from_words or embeds:
         encoder = make_encoder(configuration.encoder.model_dump(), "cpu", trust_remote_code)
         show_usage(context, encoder)
         pairs.require_encoder(encoder)
@@ -99,7 +100,7 @@ def train(
             out,
             choose_compute(device),
             words=words,
-            encoder=encoder if configuration.training.decoded_cosine else None,
+            encoder=encoder if embeds else None,
             resume=resume,
             on_log=display.log,
             should_stop=stop.requested,

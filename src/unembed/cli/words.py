@@ -116,9 +116,10 @@ def _fit(
     from unembed.cli.display import StageDisplay
     from unembed.data.readers import read_texts
     from unembed.errors import DataError
+    from unembed.files import exists, is_folder
     from unembed.vectors.words import COUNTED, chunks_of, fit_words
 
-    if out.exists() and not out.is_dir():
+    if exists(out) and not is_folder(out):
         raise DataError(f"a folder at {out}", "a file", "Choose another --out")
     model: Any = None
     corpus: list[str] = []

@@ -14,6 +14,7 @@ from unembed.files import (
     MANIFEST_BYTES,
     count_lines,
     file_format,
+    is_file,
     read_json,
     read_lines,
     text_files,
@@ -82,7 +83,7 @@ def _count(path: Path) -> int:
 def _refuse_unfinished(folder: Path) -> None:
     """Half of a collection, read as if it were all, would go unnoticed."""
     manifest = folder / "manifest.json"
-    if not manifest.is_file():
+    if not is_file(manifest):
         return
     try:
         data = read_json(manifest, MANIFEST_BYTES)
@@ -236,7 +237,7 @@ def _read_jsonl(path: Path, column: str) -> Iterator[str]:
             raise _line_error(path, line)
         if not isinstance(line.value, dict):
             problem = f"{where}: a {type(line.value).__name__}"
-            raise DataError("one JSON object a line", problem, "Correct the line")
+            raise DataError("one JSON object a line", problem, "Write each text as a line (.jsonl)")
         if column not in line.value:
             raise missing_column(where, column, list(line.value))
         yield _as_text(line.value[column], where, column)

@@ -28,6 +28,8 @@ class SequenceSpec:
             all L positions.
         pad_id: Id of the token that fills the positions after the end; None where there is no end.
         content: Tokens before the end, from 1 to L - 1, where that number is given; else None.
+        feedback: Whether the denoiser takes the embedding of a hypothesis beside the target,
+            [B, 2 D].
     """
 
     length: int
@@ -36,6 +38,7 @@ class SequenceSpec:
     end_id: int | None = None
     pad_id: int | None = None
     content: int | None = None
+    feedback: bool = False
 
     @property
     def has_end(self) -> bool:

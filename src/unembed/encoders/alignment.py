@@ -23,7 +23,7 @@ from safetensors.numpy import load_file, save_file
 from unembed.encoders.base import EncoderIdentity
 from unembed.encoders.vectors import VectorStatistics, as_unit_vectors
 from unembed.errors import CheckpointError, EmbeddingError
-from unembed.files import atomic, read_json, require_weights
+from unembed.files import atomic, is_file, read_json, require_weights
 
 Floats = NDArray[np.float64]
 
@@ -202,7 +202,7 @@ class Alignment:
             CheckpointError: Nothing there, or the files are damaged or do not fit together.
         """
         folder = Path(folder)
-        if not (folder / SETTINGS).is_file():
+        if not is_file(folder / SETTINGS):
             raise CheckpointError(
                 f"an alignment, a folder with {SETTINGS}", f"none at {folder}",
                 "Make one with `unembed align PAIRS --to minilm --out FOLDER`",

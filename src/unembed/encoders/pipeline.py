@@ -222,6 +222,22 @@ def longest_text(model: Any) -> int | None:
     return None if limit is None or math.isinf(limit) else int(limit)
 
 
+def require_sizes(model: Any, folder: Path) -> None:
+    """Refuse a longest text or a size of vectors that is none.
+
+    Raises:
+        EncoderError: The model's files state one that is no number, or none a model has.
+    """
+    try:
+        limit, size = longest_text(model), int(model.get_embedding_dimension() or 0)
+        if (limit is not None and limit < 1) or size < 0:
+            raise ValueError(f"texts of {limit} tokens, vectors of {size} dimensions")
+    except (TypeError, ValueError, OverflowError) as error:
+        raise EncoderError(
+            f"sizes of texts and vectors in {folder}", str(error), "Correct the model's files"
+        ) from error
+
+
 @dataclass(frozen=True)
 class CatalogEntry:
     """Facts about one encoder.

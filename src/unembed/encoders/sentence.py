@@ -25,6 +25,7 @@ from unembed.encoders.pipeline import (
     require_pooling,
 )
 from unembed.errors import EncoderError
+from unembed.files import is_folder
 from unembed.tokenizer import TextTokenizer, from_transformers
 
 if TYPE_CHECKING:
@@ -239,6 +240,7 @@ def load_encoder(  # noqa: PLR0913 - what may differ from a model's files
         return copy
 
     model = raw(compute)
+    pipeline.require_sizes(model, folder)
     padding = mend_padding(model)
     prompt = _find_prompt(model, prompt, prompt_name)
     identity = EncoderIdentity(
@@ -302,7 +304,7 @@ def _resolve(
         folder = _packaged(entry.package)
         if folder is not None and not name.startswith("."):  # a folder of that name is ./NAME
             return folder, None
-    if Path(name).is_dir():
+    if is_folder(Path(name)):
         return Path(name), None
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError

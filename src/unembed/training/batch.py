@@ -21,6 +21,8 @@ from unembed.data.pairs import Pairs
 from unembed.denoiser import Denoiser
 from unembed.device import free_bytes, send
 from unembed.diffusion import CorruptedBatch
+from unembed.encoders.base import Encoder
+from unembed.tokenizer import TextTokenizer
 
 if TYPE_CHECKING:
     from unembed.config import TrainingSection
@@ -29,6 +31,7 @@ RowReader = Callable[[NDArray[np.int64]], tuple[Tensor, Tensor]]
 
 _SPARE = 6.0  # standard deviations of room: one batch in 10^9 has more masks and is longer
 _ROUND = 64
+_GUESSED = 0.5  # share of the hypotheses whose errors are the denoiser's own
 _LOGITS = 1 << 24  # at a time, where contexts are sampled
 
 # Pairs
@@ -179,3 +182,88 @@ def _sample(logits: Tensor, uniform: Tensor, mask_id: int) -> Tensor:
     cumulative = logits.double().softmax(dim=-1).cumsum(dim=-1)
     quantile = uniform.double()[:, None] * cumulative[:, -1:]
     return torch.searchsorted(cumulative, quantile)[:, 0]
+
+
+# Feedback
+
+
+@torch.no_grad()
+def draw_hypotheses(
+    denoiser: Denoiser,
+    x0: Tensor,
+    embedding: Tensor,
+    pairs: Pairs,
+    share: float,
+    generator: torch.Generator,
+    batch: int | None = None,
+    rows: slice = slice(None),
+) -> Tensor:
+    """Damage some of the texts x0, from one token to all of them; few more often than many.
+
+    What stands in the place of a token is what the denoiser guesses from the embedding alone, as
+    decoding starts; in every other text a token at random, as often as it occurs in the pairs.
+
+    Args:
+        denoiser: Guesses, without gradient.
+        x0: Clean ids [b, L].
+        embedding: Unit vectors [b, D].
+        pairs: Their tokenizer tells content from end and padding, which stay.
+        share: Share of the texts that are damaged.
+        generator: Source of randomness, on the host.
+        batch: Texts B of the whole batch, for all of which is drawn; those of ``x0`` if None.
+        rows: Which rows of the whole batch ``x0`` has.
+
+    Returns:
+        The hypotheses [b, L]; x0 itself where a text is left alone.
+    """
+    batch, length, device = len(x0) if batch is None else batch, x0.shape[1], x0.device
+    draws = torch.rand(3, batch, 1, generator=generator)[:, rows]
+    chosen, guessed, damage = send(draws, device)  # [b, 1] each
+    order, other = send(torch.rand(2, batch, length, generator=generator)[:, rows], device)
+    # The first tokens of a random order are wrong
+    special = sorted(pairs.tokenizer.special_ids)
+    content = ~torch.isin(x0, torch.tensor(special, device=device))
+    count = (damage**2 * content.sum(dim=1, keepdim=True)).ceil()
+    rank = order.masked_fill(~content, torch.inf).argsort(dim=1).argsort(dim=1)
+    wrong = content & (rank < count) & (chosen < share)
+    # What stands there
+    counts = torch.from_numpy(pairs.token_counts).double()
+    counts[special] = 0.0
+    cumulative = counts.cumsum(0).to(device)
+    words = torch.searchsorted(cumulative, other * cumulative[-1], right=True)
+    hypotheses = torch.where(wrong, words, x0)
+    wrong &= guessed < _GUESSED
+    blank = torch.where(content, pairs.tokenizer.mask_id, x0)
+    logits = denoiser(blank, embedding, torch.ones(len(x0), device=device), wrong)
+    logits[:, special] = -torch.inf
+    hypotheses[wrong] = logits.argmax(dim=1)
+    return hypotheses
+
+
+def add_feedback(
+    batch: CorruptedBatch,
+    embedding: Tensor,
+    x0: Tensor,
+    hypotheses: Tensor,
+    encoder: Encoder,
+    tokenizer: TextTokenizer,
+) -> tuple[CorruptedBatch, Tensor]:
+    """Show a batch's hypotheses where nothing is masked, and their embeddings as a condition.
+
+    The targets stay what they were: what is masked is to be predicted beside wrong words, which is
+    what guided search asks of a denoiser.
+
+    Returns:
+        The batch, and its conditions [b, 2 D]: zeros in the second half where a text is right, so
+        that the denoiser goes on knowing what to do without a hypothesis.
+    """
+    wrong = (hypotheses != x0).any(dim=1).nonzero()[:, 0]
+    texts = tokenizer.decode(hypotheses[wrong].tolist())
+    seen = [k for k, text in enumerate(texts) if text.strip()]
+    known = torch.zeros_like(embedding)
+    if seen:
+        vectors = torch.from_numpy(encoder.encode([texts[k] for k in seen]))
+        known[wrong[seen]] = vectors.to(known)
+    known *= embedding.any(dim=1, keepdim=True)  # nothing is told with the null condition
+    xt = torch.where(batch.masked, batch.xt, hypotheses)
+    return replace(batch, xt=xt), torch.cat([embedding, known], dim=1)

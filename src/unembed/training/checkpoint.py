@@ -27,7 +27,7 @@ from unembed.data.pairs import MANIFEST, TOKENIZER, Pairs
 from unembed.denoiser import Denoiser
 from unembed.encoders.base import EncoderIdentity
 from unembed.errors import CheckpointError, TrainingError
-from unembed.files import atomic, remove_unfinished
+from unembed.files import atomic, is_file, remove_unfinished
 from unembed.inverter import Inverter
 from unembed.training.distributed import Processes, distribute_like, full_tensor
 from unembed.training.metrics_log import METRICS, read_records
@@ -175,7 +175,7 @@ def read_state(path: Path) -> SavedState:
     Raises:
         CheckpointError: There is none, or it is damaged.
     """
-    if not path.is_file():
+    if not is_file(path):
         raise CheckpointError(f"a training state at {path}", "nothing", "Start without --resume")
     try:
         with safe_open(path, framework="pt") as file:
@@ -408,7 +408,7 @@ def start_from(name: str, denoiser: Denoiser, pairs: Pairs) -> None:
     """Copy an inverter's weights into a denoiser of the same widths and tokenizer.
 
     The run may be of longer texts and of more blocks than the inverter: positions it lacks start as
-    its last one, and blocks it lacks as the identity.
+    its last one, and blocks it lacks as the identity. Feedback that it lacks says nothing at first.
 
     Args:
         name: Shipped name, folder or Hub repository.
@@ -423,7 +423,8 @@ def start_from(name: str, denoiser: Denoiser, pairs: Pairs) -> None:
     pairs.encoder.require_same(inverter.encoder, "training.start_from")
     ours, theirs = denoiser.sizes, inverter.denoiser.sizes
     length, layers = max(theirs.length, ours.length), max(theirs.layers, ours.layers)
-    enlarged = replace(theirs, length=length, layers=layers)
+    feedback = ours.feedback or theirs.feedback
+    enlarged = replace(theirs, length=length, layers=layers, feedback=feedback)
     for what, expected, actual in (
         ("sizes", ours, enlarged),
         ("a tokenizer with digest", pairs.tokenizer.digest, inverter.tokenizer.digest),

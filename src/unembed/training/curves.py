@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unembed.errors import ConfigError, DataError, TrainingError
-from unembed.files import atomic, require_extra
+from unembed.files import atomic, is_file, require_extra
 from unembed.training.metrics_log import METRICS, Record, read_records
 
 AXES = {"steps": "optimiser steps", "samples": "samples", "hours": "hours of training"}
@@ -72,7 +72,7 @@ def read_run(folder: Path) -> tuple[Run, list[str]]:
         TrainingError: There is no run, or nothing was logged.
     """
     path = folder / METRICS
-    if not path.is_file():
+    if not is_file(path):
         raise TrainingError(
             f"a run of `unembed train` at {folder}", f"no {METRICS} there", "Correct the folder"
         )

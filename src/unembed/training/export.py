@@ -18,7 +18,7 @@ from unembed.encoders.base import EncoderIdentity
 from unembed.encoders.fingerprint import Fingerprint
 from unembed.encoders.pipeline import licence_lines, licence_note
 from unembed.errors import CheckpointError, ConfigError, DataError, TrainingError
-from unembed.files import read_json
+from unembed.files import exists, is_file, is_folder, read_json
 from unembed.inverter import Inverter
 from unembed.tokenizer import TextTokenizer
 from unembed.training.checkpoint import read_state
@@ -79,9 +79,9 @@ def export_run(
 
 def _require_own_folder(out: Path) -> None:
     """Refuse a folder in which a README.md, a config.json or a tokenizer.json may be another's."""
-    names = [path.name for path in out.iterdir()] if out.is_dir() else []
+    names = [path.name for path in out.iterdir()] if is_folder(out) else []
     others = sorted(name for name in names if not _OURS.fullmatch(name))
-    if (others and not is_inverter(out)) or (out.exists() and not out.is_dir()):
+    if (others and not is_inverter(out)) or (exists(out) and not is_folder(out)):
         raise DataError(
             f"a new folder at {out}, or an inverter's",
             f"other files there, such as {others[0]}" if others else "a file",
@@ -104,7 +104,7 @@ def inverter_from_run(run: Path, which: str = "best") -> Inverter:
             "a state named best, latest or milestone-N", repr(which), "Correct --which"
         )
     state = run / f"{which}.safetensors"
-    if not state.is_file():
+    if not is_file(state):
         raise CheckpointError(
             f"a run of `unembed train` at {run}",
             f"no {state.name} there",

@@ -68,7 +68,8 @@ def train(  # noqa: C901, PLR0915 - a loop is read in one piece, under its headi
         run: Folder for ``latest.safetensors``, ``best.safetensors`` and the log.
         compute: Device and number format; of several processes each has a device of its own.
         words: The encoder's word embeddings [V', H'], from which the token table starts.
-        encoder: Embeds what is decoded in validation, whose cosine is then logged.
+        encoder: Embeds what is decoded in validation, whose cosine is then logged, and the
+            hypotheses of ``training.feedback``.
         resume: Go on from ``latest.safetensors`` when there is one.
         on_log: Called with every record that goes into ``metrics.jsonl``.
         should_stop: Asked after every step (of several processes: at every log); true saves the
@@ -93,7 +94,7 @@ def train(  # noqa: C901, PLR0915 - a loop is read in one piece, under its headi
         pairs = open_pairs(data, config, saved)
         config = with_batch_size(config, pairs, processes, None if saved is None else saved.facts)
         settings = config.training
-        state = initial_state(config, pairs, processes, words)
+        state = initial_state(config, pairs, processes, words, encoder)
         progress = start_or_resume(run, state, saved)
         has_saved, saved = saved is not None, None  # its tensors are no longer needed
 
@@ -190,20 +191,32 @@ def make_denoiser(config: Config, pairs: Pairs) -> Denoiser:
         embedding_dim=pairs.encoder.dimension,
         length=config.data.length,
         **config.denoiser.model_dump(exclude={"token_table"}),
+        feedback=config.training.feedback > 0,
     )
     torch.manual_seed(config.training.seed)
     return Denoiser(sizes)
 
 
 def initial_state(
-    config: Config, pairs: Pairs, processes: Processes, words: NDArray[np.float32] | None
+    config: Config,
+    pairs: Pairs,
+    processes: Processes,
+    words: NDArray[np.float32] | None,
+    encoder: Encoder | None = None,
 ) -> TrainState:
     """Make network, average and optimiser at step 0.
 
     Raises:
-        TrainingError: There are too few pairs, or fewer in a batch than processes.
+        TrainingError: There are too few pairs, or fewer in a batch than processes; or feedback is
+            wanted without an encoder.
     """
     settings = config.training
+    if settings.feedback and encoder is None:
+        raise TrainingError(
+            "the encoder, which embeds the hypotheses of training.feedback",
+            "none",
+            "Pass encoder, or set training.feedback to 0",
+        )
     least = settings.validation_pairs + settings.pairs_a_pass
     if len(pairs) < least:
         raise TrainingError(
@@ -237,7 +250,7 @@ def initial_state(
         "pairs_digest": pairs.digest,
         "device": processes.compute.describe(),
     }
-    return make_state(config, pairs, processes, denoiser, facts)
+    return make_state(config, pairs, processes, denoiser, facts, encoder)
 
 
 def _portable(config: Config) -> dict[str, Any]:

@@ -29,6 +29,8 @@ from unembed.diffusion import (
 )
 from unembed.training.batch import (
     RowReader,
+    add_feedback,
+    draw_hypotheses,
     max_masked,
     perturb_embeddings,
     row_reader,
@@ -39,6 +41,7 @@ from unembed.training.loss import CandidateSampler, ChunkedCrossEntropy, LossGua
 
 if TYPE_CHECKING:
     from unembed.config import Config, TrainingSection
+    from unembed.encoders.base import Encoder
 
 _TABLE = "token_table.weight"
 
@@ -61,6 +64,7 @@ class TrainState:
         guard: Tells bad steps from good ones.
         facts: What must match when a saved state is loaded.
         sampler: Draws the tokens that a step scores; all of them when None.
+        encoder: Embeds the hypotheses of ``training.feedback``.
     """
 
     config: Config
@@ -76,6 +80,7 @@ class TrainState:
     guard: LossGuard
     facts: dict[str, Any]
     sampler: CandidateSampler | None = None
+    encoder: Encoder | None = None
 
     @property
     def compute(self) -> Compute:
@@ -89,7 +94,12 @@ class TrainState:
 
 
 def make_state(
-    config: Config, pairs: Pairs, processes: Processes, denoiser: Denoiser, facts: dict[str, Any]
+    config: Config,
+    pairs: Pairs,
+    processes: Processes,
+    denoiser: Denoiser,
+    facts: dict[str, Any],
+    encoder: Encoder | None = None,
 ) -> TrainState:
     """Make everything around a denoiser at step 0; it is moved to the device."""
     settings, device = config.training, processes.compute.device
@@ -110,6 +120,7 @@ def make_state(
         guard=LossGuard(settings, device),
         facts=facts,
         sampler=make_sampler(pairs, settings),
+        encoder=encoder,
     )
 
 
@@ -207,6 +218,19 @@ def draw_batch(
             batch = sample_contexts(
                 state.denoiser, batch, embedding, positions, uniform, tokenizer.mask_id, timestep
             )
+    if settings.feedback and state.encoder is not None:
+        with state.compute.autocast():
+            hypotheses = draw_hypotheses(
+                state.denoiser,
+                x0,
+                embedding,
+                state.pairs,
+                settings.feedback,
+                generator,
+                size,
+                local,
+            )
+        batch, embedding = add_feedback(batch, embedding, x0, hypotheses, state.encoder, tokenizer)
     if state.sampler is not None:
         batch = replace(batch, candidates=state.sampler.draw(batch.targets, generator))
     return batch, embedding

@@ -1,10 +1,11 @@
-"""Arrays in files: .npy and .npz of NumPy, .safetensors; headers are read here, and bounded."""
+"""Arrays in files: .npy and .npz of NumPy, .safetensors; bounded headers, those of Arrow too."""
 
 from __future__ import annotations
 
 import json
 import math
 import re
+import struct
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unembed.errors import EmbeddingError
+from unembed.files import decompression_error, most_decompressed
 from unembed.vectors.numbers import widths
 
 _MAGIC = b"\x93NUMPY"
@@ -240,4 +242,48 @@ class Npz:
 
     def _member(self, archive: zipfile.ZipFile) -> BinaryIO:
         names = [n.removesuffix(".npy") for n in archive.namelist() if n.endswith(".npy")]
-        return cast(BinaryIO, archive.open(f"{_array_name(names, self.key, self.path)}.npy"))
+        name = f"{_array_name(names, self.key, self.path)}.npy"
+        if archive.getinfo(name).file_size > most_decompressed(self.path):
+            raise decompression_error(self.path)
+        return cast(BinaryIO, archive.open(name))
+
+
+def arrow_contents(source: Any) -> Iterator[tuple[int, int]]:
+    """Rows of each record batch of an Arrow stream, and the bytes its buffers decompress to.
+
+    Arrow decompresses whole batches; their sizes are read here without. Source: Message.fbs of the
+    columnar format, and its "Compression": each compressed buffer begins with its size, int64.
+    """
+    import pyarrow as pa
+
+    for message in pa.ipc.MessageReader.open_stream(source):
+        if message.type not in ("record batch", "dictionary"):
+            continue
+        data, body, size = message.metadata.to_pybytes(), memoryview(message.body), 0
+        batch = _follow(data, _member(data, _follow(data, 0), 2))
+        if message.type == "dictionary":
+            batch = _follow(data, _member(data, batch, 1))
+        rows = _member(data, batch, 0)
+        buffers = _member(data, batch, 2)
+        if buffers and _member(data, batch, 3):
+            buffers = _follow(data, buffers)
+            (count,) = struct.unpack_from("<I", data, buffers)
+            for start, length in struct.iter_unpack("<qq", data[buffers + 4 :][: 16 * count]):
+                size += max(0, struct.unpack_from("<q", body, start)[0]) if length else 0
+        (count,) = struct.unpack_from("<q", data, rows) if rows else (0,)
+        if count < 0:
+            raise ValueError(f"a batch of {count} rows")
+        yield count if message.type == "record batch" else 0, size
+
+
+def _member(data: bytes, table: int, index: int) -> int:
+    """Position of a member of a FlatBuffers table; 0 where it has its default."""
+    vtable = table - struct.unpack_from("<i", data, table)[0]
+    (size,) = struct.unpack_from("<H", data, vtable)
+    slot = 4 + 2 * index
+    (offset,) = struct.unpack_from("<H", data, vtable + slot) if slot < size else (0,)
+    return table + int(offset) if offset else 0
+
+
+def _follow(data: bytes, position: int) -> int:
+    return position + int(struct.unpack_from("<I", data, position)[0])

@@ -7,10 +7,12 @@ import json
 import math
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from unembed.errors import EmbeddingError
+from unembed.files import is_folder
 
 _GROUP = 4096  # rows of a Parquet row group
 _HEAD = "unembed"
@@ -28,13 +30,21 @@ def require_writable(out: Path, sources: list[Path]) -> None:
         raise EmbeddingError(
             "an --out that ends in .jsonl or .parquet", str(out), "Choose one of them"
         )
-    if out.is_dir() or out.resolve() in [path.resolve() for path in sources]:
-        there = "a folder" if out.is_dir() else "the vectors themselves, which would be lost"
-        raise EmbeddingError(f"a file to write at {out}", there, "Choose another --out")
-    if not out.parent.is_dir():
+    if not is_folder(out.parent):
         raise EmbeddingError(
             f"a place to write {out}", f"no folder {out.parent}", "Choose another --out"
         )
+    try:
+        with suppress(FileNotFoundError):
+            out.with_name(f"{out.name}.part").lstat()
+        lost = out.resolve() in [path.resolve() for path in sources]
+    except (OSError, ValueError) as error:  # a name that no file system takes
+        raise EmbeddingError(
+            f"a place to write {out}", str(error), "Choose another --out"
+        ) from error
+    if is_folder(out) or lost:
+        there = "a folder" if is_folder(out) else "the vectors themselves, which would be lost"
+        raise EmbeddingError(f"a file to write at {out}", there, "Choose another --out")
 
 
 def named_columns(columns: dict[str, Any]) -> dict[str, Any]:
@@ -69,7 +79,7 @@ class PartFile:
         flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
         try:
             self._file: BinaryIO = os.fdopen(os.open(self.path, flags, 0o666), "r+b")
-        except OSError as error:
+        except (OSError, ValueError) as error:
             raise EmbeddingError(
                 f"a place to write {self.path}", str(error), "Choose another --out"
             ) from error

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from unembed.encoders.vectors import row_peaks
 from unembed.errors import EmbeddingError
+from unembed.files import exists, is_file, is_folder
 from unembed.vectors.arrays import Npy, Npz, no_array
 from unembed.vectors.numbers import Ranges, Reason, row_of, size_of, to_floats
 from unembed.vectors.records import Json
@@ -125,7 +126,7 @@ class VectorFile:
         Raises:
             EmbeddingError: Nothing there, or nothing that can hold vectors.
         """
-        if not self.path.is_dir() or file_kind(self.path) is not None:
+        if not is_folder(self.path) or file_kind(self.path) is not None:
             _require_file(self.path)
             self._refuse_idle_key([self.path])
             return [self.path]
@@ -332,11 +333,11 @@ def _require_file(path: Path) -> None:
             f"{path}, pickled data, which is never loaded" if pickled else str(path),
             "Save the vectors with numpy.save",
         )
-    if not path.is_file():
+    if not is_file(path):
         what = "NumPy array" if file_kind(path) == ".npy" else "file of vectors"
         actual = "nothing there"
-        if path.exists():
-            actual = "a folder" if path.is_dir() else "a pipe or a device"
+        if exists(path):
+            actual = "a folder" if is_folder(path) else "a pipe or a device"
         raise EmbeddingError(f"a {what} at {path}", actual, "Save the vectors with numpy.save")
 
 

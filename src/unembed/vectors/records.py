@@ -41,9 +41,27 @@ def find_vectors(document: Any, key: str | None = None) -> list[Record] | None:
             ``response.body.data.0.embedding``, ``data.*.embedding``. Found by the usual names
             if not given.
     """
+    document = _records_of_table(document)
     if key is not None:
         return _by_path(document, key)
     return _search(document, _DEPTH)
+
+
+def _records_of_table(document: Any) -> Any:
+    """Records of a table by columns or by names and rows, as ``DataFrame.to_json`` writes them."""
+    if not isinstance(document, dict) or not document:
+        return document
+    names, rows = document.get("columns"), document.get("data")
+    if isinstance(names, list) and isinstance(rows, list):
+        whole = all(isinstance(row, list) and len(row) == len(names) for row in rows)
+        return [dict(zip(map(str, names), row, strict=True)) for row in rows] if whole else document
+    columns = list(document.values())
+    if all(isinstance(column, dict) for column in columns):
+        rows = list(columns[0])
+        same = all(list(column) == rows for column in columns)
+        if rows and same and all(row.isdecimal() for row in rows):
+            return [{name: column[row] for name, column in document.items()} for row in rows]
+    return document
 
 
 def look_up(record: Any, path: str) -> Any:
@@ -66,14 +84,10 @@ def is_missing(value: Any) -> bool:
 
 
 def _by_path(document: Any, key: str) -> list[Record] | None:
-    if isinstance(document, list) and document and not isinstance(document[0], (int, float)):
-        if all(isinstance(row, list) for row in document):
-            return [(row, None) for row in document]  # bare vectors have no keys
+    if isinstance(document, list) and any(isinstance(row, dict) for row in document):
         named = [(look_up(row, key), row) for row in document]
         if not all(is_missing(value) for value, _ in named):
             return [(None if is_missing(value) else value, row) for value, row in named]
-    elif isinstance(document, list):
-        return [(document, None)]
     head, star, rest = key.partition(".*")
     value = look_up(document, head)
     if star and isinstance(value, list):
@@ -249,6 +263,12 @@ class Json:
 
     def _records(self, document: Any, where: str) -> list[Record]:
         records = find_vectors(document, self.key)
+        if records is None and isinstance(document, list) and not isinstance(document[0], dict):
+            raise EmbeddingError(
+                f"a key {self.key or 'embedding'!r} in {where}",
+                "lists without keys",
+                "Leave --key out",
+            )
         if records is None:
             actual = f"the keys {_names(document)}" if isinstance(document, dict) else "others"
             if isinstance(document, list) and document and isinstance(document[0], dict):
@@ -277,7 +297,8 @@ class Json:
             raise EmbeddingError(
                 "one JSON object or list a line", f"{where}: {line.detail}", "Correct the line"
             )
-        if isinstance(value, list) and not (value and isinstance(value[0], (list, dict))):
+        bare = isinstance(value, list) and not (value and isinstance(value[0], (list, dict)))
+        if bare and self.key is None:
             return [(value, None)]
         return self._records(value, where)
 

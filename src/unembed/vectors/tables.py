@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -15,6 +16,8 @@ from numpy.typing import NDArray
 
 from unembed.data.readers import column_values, open_parquet, parquet_batches, text_lines
 from unembed.errors import EmbeddingError
+from unembed.files import decompression_error, most_decompressed
+from unembed.vectors.arrays import arrow_contents
 from unembed.vectors.numbers import Reason, size_of
 from unembed.vectors.records import CORRECT_KEEP, LINE_BYTES, NAMES
 
@@ -47,7 +50,8 @@ class Arrow:
         """Rows; of a Parquet file by its footer."""
         if self._is_parquet:
             return int(open_parquet(self.path).metadata.num_rows)
-        return sum(batch.num_rows for batch in self._arrow_batches())
+        with self._arrow_stream() as source:
+            return sum(rows for rows, _ in arrow_contents(source))
 
     def blocks(self, dimension: int, size: int) -> Iterator[Block]:
         """Rows, at most ``size`` at a time.
@@ -65,9 +69,13 @@ class Arrow:
             )
         )
         for batch in batches:
+            columns = {name: self._values_of(batch, name) for name in self.keep}
+            if wide := self._wide(batch.schema, dimension):
+                numbers = [batch.column(name).to_numpy(zero_copy_only=False) for name in wide]
+                yield np.column_stack(numbers).astype(np.float64), columns
+                continue
             column = self._column(batch.schema)
             values = _field(batch.column(column[0]), column[1:])
-            columns = {name: self._values_of(batch, name) for name in self.keep}
             yield _values(values, dimension, self.path, ".".join(column)), columns
 
     def sizes(self, count: int) -> list[int]:
@@ -81,6 +89,8 @@ class Arrow:
         for batch in batches:
             column = self._column(batch.schema)
             values = _plain(_field(batch.column(column[0]), column[1:]).slice(0, count))
+            if _is_dictionary_of_lists(values.type):
+                values = _used(values)
             if _is_list(values.type):
                 sizes += [_length(row) for row in values]
             else:
@@ -101,6 +111,15 @@ class Arrow:
             raise _no_column(self.path, name, batch.schema.names, CORRECT_KEEP)
         return column_values(self.path, _field(batch.column(path[0]), path[1:]))
 
+    def _wide(self, schema: Any, dimension: int) -> list[str]:
+        """The columns of a table with a number a column, in which none has a usual name."""
+        if self.key is not None or any(_path_of(schema, name) for name in NAMES):
+            return []
+        others = {*self.keep, "__index_level_0__"}  # pandas
+        names = [field.name for field in schema if _is_number(field.type)]
+        names = [name for name in names if name not in others]
+        return names if len(set(names)) == len(names) == dimension else []
+
     def _column(self, schema: Any) -> list[str]:
         names = [self.key] if self.key is not None else [*NAMES[:3], *NAMES[3:]]
         for name in names:
@@ -113,16 +132,19 @@ class Arrow:
 
     def _parquet_batches(self, dimension: int, size: int) -> Iterator[Any]:
         file = open_parquet(self.path)
-        path = self._column(file.schema_arrow)
-        columns = [path[0]]
+        wide = self._wide(file.schema_arrow, dimension)
+        columns = list(wide) or self._column(file.schema_arrow)[:1]
+        vectors = columns[0]
         for name in self.keep:
             other = _path_of(file.schema_arrow, name)
             if other is None and name not in self.optional:
                 raise _no_column(self.path, name, file.schema_arrow.names, CORRECT_KEEP)
             columns += [] if other is None else [other[0]]
         columns = list(dict.fromkeys(columns))
+        if file.metadata.num_rows > most_decompressed(self.path):  # of nulls, which take no room
+            raise decompression_error(self.path)
         for group in range(file.metadata.num_row_groups):
-            most = self._values_per_row(file, group, path[0], dimension)
+            most = dimension if wide else self._values_per_row(file, group, vectors, dimension)
             step = max(1, min(size, int(_BATCH_VALUES / max(1.0, most))))
             yield from parquet_batches(self.path, columns, size=step, group=group, file=file)
 
@@ -154,16 +176,25 @@ class Arrow:
     def _arrow_batches(self) -> Iterator[Any]:
         import pyarrow as pa
 
-        with pa.memory_map(str(self.path)) as source:
-            try:
-                file = pa.ipc.open_file(source)
-                batches: Iterator[Any] = (file.get_batch(i) for i in range(file.num_record_batches))
-            except pa.ArrowInvalid:
-                source.seek(0)
-                batches = iter(pa.ipc.open_stream(source))
-            for batch in batches:
+        with self._arrow_stream() as source:
+            start = source.tell()
+            if sum(rows + size for rows, size in arrow_contents(source)) > most_decompressed(
+                self.path
+            ):
+                raise decompression_error(self.path)
+            source.seek(start)
+            for batch in pa.ipc.open_stream(source):
                 batch.validate(full=True)  # Arrow ends the process at damaged offsets
                 yield batch
+
+    @contextmanager
+    def _arrow_stream(self) -> Iterator[Any]:
+        """The file at the start of its stream; Arrow's file format is one between two marks."""
+        import pyarrow as pa
+
+        with pa.memory_map(str(self.path)) as source:
+            source.seek(8 if source.read(6) == b"ARROW1" else 0)
+            yield source
 
 
 def _no_column(path: Path, name: str, names: Sequence[str], fix: str) -> EmbeddingError:
@@ -203,6 +234,15 @@ def _values(values: Any, dimension: int, path: Path, name: str) -> NDArray[Any] 
     import pyarrow.compute as pc
 
     values = _plain(values)
+    if _is_dictionary_of_lists(values.type):  # a long list that many rows share stays one
+        rows_of = dict(
+            zip(
+                values.indices.unique().drop_null().to_pylist(),
+                _values(_used(values), dimension, path, name),
+                strict=True,
+            )
+        )
+        return [rows_of.get(index) for index in values.indices.to_pylist()]
     kind = values.type.value_type if pa.types.is_dictionary(values.type) else values.type
     if _is_list(kind):
         if "view" in str(kind):
@@ -228,14 +268,21 @@ def _values(values: Any, dimension: int, path: Path, name: str) -> NDArray[Any] 
 
 
 def _plain(values: Any) -> Any:
-    """The storage of an extension type (fixed_shape_tensor and others); lists without codes."""
+    """The storage of an extension type (fixed_shape_tensor and others)."""
     import pyarrow as pa
 
-    if isinstance(values.type, pa.BaseExtensionType):
-        values = values.storage
-    if pa.types.is_dictionary(values.type) and _is_list(values.type.value_type):
-        values = values.dictionary_decode()
-    return values
+    return values.storage if isinstance(values.type, pa.BaseExtensionType) else values
+
+
+def _is_dictionary_of_lists(kind: Any) -> bool:
+    import pyarrow as pa
+
+    return pa.types.is_dictionary(kind) and _is_list(kind.value_type)
+
+
+def _used(values: Any) -> Any:
+    """The lists of a dictionary that some row has, each once."""
+    return values.dictionary.take(values.indices.unique().drop_null())
 
 
 def _length(row: Any) -> int:

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from unembed.data.collect.filters import Pick, Skip, read_rows
 from unembed.errors import DataError
-from unembed.files import require_extra, text_files
+from unembed.files import exists, require_extra, text_files
 
 LANG = "{lang}"
 _WEIGHT = re.compile(r"(?P<spec>.+):(?P<weight>\d+|\d*\.\d+)")
@@ -134,7 +134,7 @@ class FileSource:
     def _paths(self, lang: str) -> list[Path]:
         path = Path(self.pattern.replace(LANG, lang))
         paths = sorted(path.parent.glob(path.name)) if "*" in path.name else [path]
-        if not any(each.exists() for each in paths) and (LANG in self.pattern or not paths):
+        if not any(exists(each) for each in paths) and (LANG in self.pattern or not paths):
             raise MissingLanguageError(
                 f"texts in {lang!r}", f"nothing at {path}", "Correct --langs or --source"
             )
@@ -200,11 +200,11 @@ class HubSource:
     def paths(self, langs: Sequence[str]) -> list[Path]:
         """The folder, where it is one; its cache of downloads is nobody's output."""
         path = Path(self.repository)
-        return [path] if path.exists() else []
+        return [path] if exists(path) else []
 
     @property
     def _revision(self) -> str | None:
-        if Path(self.repository).exists():
+        if exists(Path(self.repository)):
             return None
         return self.repository.partition("@")[2] or None
 
@@ -276,7 +276,7 @@ def parse_source(spec: str, column: str = "text", lang_column: str = "lang") -> 
     """
     if not spec.strip():
         raise DataError("a --source", repr(spec), "Name a file, a folder or a data set")
-    match = None if Path(spec).exists() else _WEIGHT.fullmatch(spec)
+    match = None if exists(Path(spec)) else _WEIGHT.fullmatch(spec)
     name, weight = (match["spec"], float(match["weight"])) if match else (spec, 1.0)
     if weight <= 0:
         raise DataError("a weight above 0", spec, "Leave the source out")

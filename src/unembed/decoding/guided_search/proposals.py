@@ -50,7 +50,7 @@ def row_of(tokens: Sequence[int], spec: SequenceSpec) -> list[int]:
     return row
 
 
-def steer(target: Tensor, vectors: Tensor, steps: Tensor) -> Tensor:
+def steer(target: Tensor, vectors: Tensor, steps: Tensor, feedback: bool = False) -> Tensor:
     """Move targets e by steps of fixed lengths along the residuals e - ê: unit vectors [M, D].
 
     The denoiser then sees more of what the hypotheses lack than the target itself shows: its
@@ -60,8 +60,11 @@ def steer(target: Tensor, vectors: Tensor, steps: Tensor) -> Tensor:
         target: Unit vectors e [M, D].
         vectors: Embeddings ê of hypotheses [M, D].
         steps: Length of each step, from 0 [M].
+        feedback: Whether the denoiser takes ê beside them: [M, 2 D].
     """
-    return F.normalize(target + steps[:, None] * F.normalize(target - vectors, dim=1), dim=1)
+    vectors, steps = vectors.to(target), steps.to(target)
+    steered = F.normalize(target + steps[:, None] * F.normalize(target - vectors, dim=1), dim=1)
+    return torch.cat([steered, vectors], dim=1) if feedback else steered
 
 
 def masked_scores(

@@ -195,7 +195,7 @@ class GuidedSearch:
         hypotheses = [tokens for _, tokens, _ in jobs]
         vectors = np.stack([text.vector_of(tokens) for text, tokens, _ in jobs])
         target, lengths = embedding[which], torch.tensor([length for _, _, length in jobs])
-        steered = steer(target, torch.from_numpy(vectors).to(target), lengths.to(target))
+        steered = steer(target, torch.from_numpy(vectors), lengths, spec.feedback)
         gains = None
         if self.open_weights and not drafting:
             open_rows = [k for k, (text, _, _) in enumerate(jobs) if not text.finished]
@@ -238,8 +238,8 @@ class GuidedSearch:
         if jobs:
             owners, vectors, masked_texts, removals, lengths = zip(*jobs, strict=True)
             target = embedding[[text.row for text in owners]]
-            steps = torch.tensor(lengths).to(target)
-            steered = steer(target, torch.from_numpy(np.stack(vectors)).to(target), steps)
+            seen = torch.from_numpy(np.stack(vectors))
+            steered = steer(target, seen, torch.tensor(lengths), spec.feedback)
             results, passes = infill(denoiser, steered, spec, masked_texts, removals)
             for text, tokens, spent in zip(owners, results, passes, strict=True):
                 text.passes += spent
