@@ -264,6 +264,13 @@ BOMB = "a: &a [1, 1, 1, 1, 1, 1, 1, 1, 1]\n" + "".join(
         "training: {steps: 2020-99-99}",
         "a: !!python/object/apply:os.system ['true']",
         "a: \0",
+        "1: 2",
+        "data: {null: 16}",
+        "data: {yes: 16}",
+        "2026-11-29: {length: 16}",
+        "? [1, 2]\n: 3",
+        "? " + "x" * 50_000 + "\n: 3",
+        "data: {? " + "x" * 50_000 + " : 3}",
     ],
 )
 def test_load_config_refuses_a_hostile_file_in_a_line(content, tmp_path):

@@ -336,11 +336,16 @@ class _Loader(yaml.SafeLoader):
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        """Construct a mapping, or raise YAMLError for a key that stands twice."""
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.YAMLError(f"the key {key!r} twice, of which only one would count")
+        """Construct a mapping, or raise YAMLError for a key that is no text or stands twice."""
+        names: set[str] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, str):
+                raise yaml.YAMLError(f"the key {_shorten(key)}, which is no text")
+            if key in names:
+                reason = "twice, of which only one would count"
+                raise yaml.YAMLError(f"the key {_shorten(key)} {reason}")
+            names.add(key)
         return super().construct_mapping(node, deep=deep)
 
 
@@ -370,7 +375,7 @@ def validate_config(data: dict[str, Any], where: str) -> Config:
         key = ".".join(str(part) for part in first["loc"]) or "the file"
         if first["type"] == "extra_forbidden":
             fields = ", ".join(_section_of(first["loc"][:-1])[0].model_fields)
-            actual = f"unknown key {key!r} in {where}"
+            actual = f"unknown key {_shorten(key)} in {where}"
             raise ConfigError(f"one of the keys {fields}", actual, "Correct the key") from error
         section, keys = _section_of(first["loc"])
         key = ".".join(keys) or "the file"

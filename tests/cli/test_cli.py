@@ -195,10 +195,10 @@ def test_invert_refuses_a_file_that_is_no_array(refused, inverter_folder, tmp_pa
     assert str(missing) in refused("invert", "--embedding", missing, "-c", "minilm")
 
 
-@pytest.mark.parametrize("text", ["", "   "])
-def test_invert_refuses_an_empty_text(refused, inverter_folder, with_fake_encoder, text):
+@pytest.mark.parametrize(("text", "reason"), [("", "empty one after --text"), ("  ", "visible")])
+def test_invert_refuses_an_empty_text(refused, inverter_folder, with_fake_encoder, text, reason):
     message = refused("invert", "--text", text, "--checkpoint", inverter_folder)
-    assert "visible character" in message
+    assert reason in message
 
 
 def test_invert_refuses_an_unknown_strategy(refused, inverter_folder, tmp_path):

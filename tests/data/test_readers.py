@@ -82,9 +82,9 @@ def test_read_texts_blank_lines_of_jsonl_are_empty_texts(tmp_path):
     ("line", "said"),
     [
         ("{broken", "line 2 of"),
-        ('["list"]', ": a list. Correct the line"),
-        ('"string"', ": a str. Correct the line"),
-        ("7", ": a int. Correct the line"),
+        ('["list"]', ": a list. Write each text as a line"),
+        ('"string"', ": a str. Write each text as a line"),
+        ("7", ": a int. Write each text as a line"),
         ('{"body": "a"}', "a column 'text' in line 2 of"),
         ('{"text": 7}', "the column 'text' of line 2 of"),
         ('{"text": "a", "n": ' + "9" * 5000 + "}", "line 2 of"),

@@ -44,6 +44,10 @@ def test_sample_the_nucleus_is_the_fewest_tokens_that_reach_top_p(top_p, expecte
     assert shares(logits, top_p=top_p) == pytest.approx(expected, abs=1e-3)
 
 
+def test_sample_a_nucleus_too_small_for_float32_is_the_likeliest_token():
+    assert shares(LOGITS, top_p=1e-308) == [1.0, 0.0, 0.0, 0.0]
+
+
 def test_nucleus_floor_a_wide_nucleus_is_found_too():
     p = torch.full((2, 1000), 1e-3)
     p[1] = 0.0

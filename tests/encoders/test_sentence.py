@@ -414,11 +414,17 @@ def test_load_encoder_a_local_folder_goes_by_its_name_and_takes_the_prompt_given
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["sentence_bert_config.json", "1_Pooling/config.json"])
-def test_load_encoder_refuses_sizes_that_are_none(packaged, tmp_path, name):
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("sentence_bert_config.json", {"max_seq_length": -1}),
+        ("1_Pooling/config.json", {"word_embedding_dimension": "x"}),
+    ],
+)
+def test_load_encoder_refuses_sizes_that_are_none(packaged, tmp_path, name, change):
     shutil.copytree(packaged, tmp_path / "odd")
-    settings = {"max_seq_length": -1, "word_embedding_dimension": "x"}
-    (tmp_path / "odd" / name).write_text(json.dumps(settings))
+    file = tmp_path / "odd" / name
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
     with pytest.raises(EncoderError, match=r"sizes of texts and vectors in .*odd"):
         load_encoder(str(tmp_path / "odd"))
 

@@ -22,7 +22,11 @@ def measure(inverter, encoder, passages):
         given = {"strategy": STRATEGIES[0], "marks": MARKS, "limit": 3, **settings}
         return measure_frontier(inverter, encoder, passages, **given)
 
-    return run
+    inverter.to(
+        "cpu", "float32"
+    )  # searches too: what they start from is then greedy's to the digit
+    yield run
+    inverter.to("cpu")
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)

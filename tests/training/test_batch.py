@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -274,6 +276,10 @@ def test_add_feedback_shows_the_hypotheses_and_embeds_the_wrong_ones(pairs):
     encoder = FakeEncoder(dimension=embedding.shape[1])
     shown, condition = add_feedback(batch, embedding, x0, hypotheses, encoder, tokenizer)
     assert torch.equal(shown.xt[~batch.masked], hypotheses[~batch.masked])
+    right = (hypotheses == x0) & ~batch.masked
+    sampled = replace(batch, xt=torch.where(right, x0[0, 0], batch.xt))  # as `sample_contexts` does
+    kept, _ = add_feedback(sampled, embedding, x0, hypotheses, encoder, tokenizer)
+    assert torch.equal(kept.xt[right], sampled.xt[right]), "what is right is left to others"
     assert (shown.xt[batch.masked] == tokenizer.mask_id).all()
     assert shown.targets is batch.targets
     target, known = condition.chunk(2, dim=1)

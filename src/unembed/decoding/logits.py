@@ -243,6 +243,7 @@ def nucleus_floor(p: Tensor, top_p: float) -> Tensor:
 def _floor_of(falling: Tensor, top_p: float) -> Tensor:
     before = falling.cumsum(dim=-1) - falling
     last = (before < top_p).sum(dim=-1, keepdim=True) - 1
+    last = last.clamp_min(0)  # a top_p that float32 rounds to 0 still has the first token
     return falling.gather(1, last)[:, 0]
 
 

@@ -265,5 +265,5 @@ def add_feedback(
         vectors = torch.from_numpy(encoder.encode([texts[k] for k in seen]))
         known[wrong[seen]] = vectors.to(known)
     known *= embedding.any(dim=1, keepdim=True)  # nothing is told with the null condition
-    xt = torch.where(batch.masked, batch.xt, hypotheses)
+    xt = torch.where(batch.masked | (hypotheses == x0), batch.xt, hypotheses)
     return replace(batch, xt=xt), torch.cat([embedding, known], dim=1)
