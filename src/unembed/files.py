@@ -45,8 +45,8 @@ EXTRAS = {  # the extras of pyproject.toml → packages that are imported
     "hub": ("datasets",),
     "languages": ("py3langid",),
     "onnx": ("onnx", "onnxruntime", "onnxscript"),
+    "pii": ("presidio_analyzer",),
     "plots": ("matplotlib",),
-    "presidio": ("presidio_analyzer",),
     "retrieval": ("ir_measures",),
     "tensorboard": ("tensorboard",),
 }

@@ -19,6 +19,7 @@ def vectors(encoder, tmp_path):
     return tmp_path / "vectors.parquet"
 
 
+@pytest.mark.slow
 def test_defend_writes_a_report(run, vectors, inverter_folder, tmp_path):
     lines = [{"text": text, "relevant": i} for i, text in enumerate(texts_of(80)[:20])]
     queries = tmp_path / "queries.jsonl"

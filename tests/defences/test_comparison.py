@@ -145,6 +145,7 @@ class _KilledError(Exception):
     pass
 
 
+@pytest.mark.slow
 def test_defend_goes_on_where_it_was_killed(records, inverter, encoder, tmp_path, monkeypatch):
     arguments = {"defences": "rotation,binary", "to": inverter, "encoder": encoder, **SMALL}
     whole = defend(records, **arguments)

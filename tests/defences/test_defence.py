@@ -148,7 +148,7 @@ def test_replace_findings_takes_the_surest_of_those_that_overlap():
 
 def test_rewrite_says_that_presidio_is_not_installed(monkeypatch):
     monkeypatch.setitem(sys.modules, "presidio_analyzer", None)
-    with pytest.raises(ConfigError, match="extra presidio for pii:finder=presidio"):
+    with pytest.raises(ConfigError, match="extra pii for pii:finder=presidio"):
         parse_defence("pii:finder=presidio").rewrite(["a text"])
 
 

@@ -209,7 +209,8 @@ def match_unpaired(store: Vectors, public: Vectors) -> NDArray[np.int64]:
 def _distances(one: Floats, other: Floats) -> Floats:
     """Squared, of each row [n, D] to each other row [m, D], [n, m]."""
     squares = (one**2).sum(axis=1)[:, None] + (other**2).sum(axis=1)
-    return squares - 2.0 * one @ other.T
+    distances: Floats = squares - 2.0 * one @ other.T
+    return distances
 
 
 def _moments(vectors: Vectors) -> tuple[Floats, Floats, Floats]:

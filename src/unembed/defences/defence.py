@@ -232,7 +232,8 @@ def _shipped_class(name: str) -> type[Defence]:
 
 def _make(kind: type[Defence], name: str, words: Sequence[str]) -> Defence:
     values: dict[str, Any] = {}
-    known = {f.name: f.default for f in fields(kind)} if is_dataclass(kind) else {}
+    own: Any = kind  # a user's class need be no dataclass
+    known = {f.name: f.default for f in fields(own)} if is_dataclass(own) else {}
     for word in words:
         key, _, value = word.partition("=")
         values[key] = _value(name, key, value, known)

@@ -104,7 +104,7 @@ def presidio_replacer(model: str) -> Callable[[str], str]:
     Raises:
         ConfigError: Presidio or the model is not installed.
     """
-    require_extra("presidio", "pii:finder=presidio", "use pii, which finds by form")
+    require_extra("pii", "pii:finder=presidio", "use pii, which finds by form")
     import spacy
     from presidio_analyzer import AnalyzerEngine
     from presidio_analyzer.nlp_engine import NlpEngineProvider
