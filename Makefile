@@ -19,7 +19,7 @@ export TEXT
 RECENT := import sys; sys.exit(sys.version_info < (3, 11))
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo serve test lint format bench screenshots clean
+.PHONY: help install demo serve test lint format bench audit screenshots clean
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -53,7 +53,11 @@ bench: $(STAMP) ## run the benchmarks and print their tables (some minutes)
 	$(BIN)/python -m benchmarks.preparation
 	$(BIN)/python -m benchmarks.serving
 
-screenshots: $(STAMP) ## take the pictures of the demo again, for the README (needs Chromium)
+audit: $(STAMP) ## build a demo vector store of 5,000 records and audit it (report: audit-report/)
+	@$(BIN)/python examples/audit_store.py audit-demo
+	@$(BIN)/unembed audit audit-demo --group-by tenant --out audit-report
+
+screenshots: audit ## take the pictures of the demo and of the audit again, for the README (needs Chromium)
 	$(BIN)/python -m tests.browser.screenshots
 
 clean: ## remove .venv, build results and caches (data/ and runs/ stay)

@@ -3,8 +3,8 @@
 The front door. Names are loaded when first used, so that importing the package costs nothing.
 
     >>> import unembed
-    >>> sorted(unembed.__all__)
-    ['Defence', 'Inverter', 'UnembedError', 'WordProbe', 'defend', 'evaluate', 'load_encoder']
+    >>> print(*sorted(unembed.__all__))
+    Defence Inverter UnembedError WordProbe audit defend evaluate load_encoder
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from unembed.auditing.audit import audit
     from unembed.defences.comparison import defend
     from unembed.defences.defence import Defence
     from unembed.encoders import load_encoder
@@ -28,6 +29,7 @@ _WHERE = {
     "Inverter": "unembed.inverter",
     "UnembedError": "unembed.errors",
     "WordProbe": "unembed.vectors.words",
+    "audit": "unembed.auditing.audit",
     "defend": "unembed.defences.comparison",
     "evaluate": "unembed.evaluation.evaluate",
     "load_encoder": "unembed.encoders",
@@ -38,6 +40,7 @@ __all__ = [
     "Inverter",
     "UnembedError",
     "WordProbe",
+    "audit",
     "defend",
     "evaluate",
     "load_encoder",

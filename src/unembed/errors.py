@@ -43,6 +43,10 @@ class EmbeddingError(UnembedError):
     """A vector or text handed in cannot be inverted or encoded."""
 
 
+class StoreError(UnembedError):
+    """A vector store cannot be reached, read or understood."""
+
+
 class CheckpointError(UnembedError):
     """Saved weights or a training state cannot be read, or belong to something else."""
 

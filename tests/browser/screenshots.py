@@ -1,7 +1,8 @@
-"""The pictures of the demo in docs/, made again: python -m tests.browser.screenshots
+"""The pictures in docs/, made again: python -m tests.browser.screenshots
 
-It serves the weights that ship (or --checkpoint), inverts a sentence on the page, and takes a
-picture in light, in dark and of the width of a phone.
+It serves the weights that ship (or --checkpoint), inverts a sentence on the page of the demo, and
+takes a picture in light, in dark and of the width of a phone; then one of the report that
+`make audit` has written.
 """
 
 import argparse
@@ -18,6 +19,7 @@ SENTENCE = "What are the side effects of this drug?"
 _LARGEST = 300_000  # bytes of a picture
 _PATIENCE = 120_000  # milliseconds for a decoding on a busy machine
 _DESKTOP, _PHONE = {"width": 1280, "height": 1000}, {"width": 390, "height": 844}
+_REPORT = {"width": 1000, "height": 1000}
 
 
 def take(browser, address, path, *, viewport, scheme, scale, act, last):
@@ -34,8 +36,26 @@ def take(browser, address, path, *, viewport, scheme, scale, act, last):
     page.mouse.move(0, 0)
     end = page.locator(last).first.evaluate("e => e.getBoundingClientRect().bottom + scrollY")
     clip = {"x": 0, "y": 0, "width": viewport["width"], "height": round(end) + 28}
-    picture = Image.open(io.BytesIO(page.screenshot(full_page=True, clip=clip)))
+    save(page.screenshot(full_page=True, clip=clip), path)
     context.close()
+
+
+def take_report(browser, report, path):
+    """The report of an audit from its head to the end of its findings."""
+    context = browser.new_context(
+        viewport=_REPORT, color_scheme="light", device_scale_factor=1.5, reduced_motion="reduce"
+    )
+    page = context.new_page()
+    page.goto(report.resolve().as_uri())
+    end = page.locator(".finding").last.evaluate("e => e.getBoundingClientRect().bottom + scrollY")
+    clip = {"x": 0, "y": 0, "width": _REPORT["width"], "height": round(end) + 20}
+    save(page.screenshot(full_page=True, clip=clip), path)
+    context.close()
+
+
+def save(screenshot, path):
+    """Write a picture in 256 colours."""
+    picture = Image.open(io.BytesIO(screenshot))
     few = picture.convert("RGB").quantize(256, kmeans=2, dither=Image.Dither.NONE)
     few.save(path, optimize=True)
     size = path.stat().st_size
@@ -66,6 +86,7 @@ def compared(page):
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--checkpoint", default="minilm")
+    parser.add_argument("--report", type=Path, default=ROOT / "audit-report" / "report.html")
     parser.add_argument("--out", type=Path, default=ROOT / "docs")
     given = parser.parse_args()
     serve = Server("unembed", "serve", "--checkpoint", given.checkpoint, "--device", "cpu")
@@ -87,6 +108,7 @@ def main():
                 act=act,
                 last=last,
             )
+        take_report(browser, given.report, given.out / "audit.png")
         browser.close()
 
 

@@ -24,7 +24,7 @@ from tests.tokenizers import KINDS
 from unembed.device import choose_compute
 from unembed.encoders.base import EncoderIdentity
 from unembed.encoders.fingerprint import preflight
-from unembed.encoders.pipeline import refuse_foreign_code, require_pooling
+from unembed.encoders.pipeline import refuse_foreign_code, require_pooling, variant
 from unembed.encoders.sentence import load_encoder
 from unembed.errors import ConfigError, EncoderError
 from unembed.tokenizer import word_tokenizer
@@ -300,3 +300,17 @@ def test_from_transformers_takes_a_bare_tokenizer():
 
     backend = word_tokenizer(["cat", "dog"]).backend
     assert from_transformers(backend).encode(["cat dog"]) == [[1, 2]]
+
+
+@pytest.mark.slow
+def test_variant_reads_more_of_a_text_and_leaves_the_encoder_alone(minilm):
+    long = "fish " * 300 + "bird " * 100
+    plain, far = (
+        variant(minilm.differentiable, None, tokens).encode([long], normalize_embeddings=True)[0]
+        for tokens in (256, 512)
+    )
+    assert plain @ far < 0.999, "the birds behind the 256th token were not read"
+    assert plain @ minilm.encode([long])[0] > 0.9999
+    with pytest.raises(ValueError, match="no positions for 1024"):
+        variant(minilm.differentiable, None, 1024)
+    assert minilm.differentiable.max_seq_length == 256, "the encoder was changed"

@@ -49,3 +49,15 @@ def test_train_tiny_inverts_held_out_sentences():
     assert done.returncode == 0, done.stderr
     (exact, count) = re.search(r"(\d+) of (\d+) held-out sentences", done.stdout).groups()
     assert int(exact) > 0.5 * int(count)
+
+
+@pytest.mark.slow
+def test_audit_store_builds_a_store_that_an_audit_reads(minilm, monkeypatch, tmp_path):
+    pytest.importorskip("lance")
+    monkeypatch.setitem(unembed.__dict__, "load_encoder", lambda name: minilm)
+    runpy.run_path(str(EXAMPLES / "audit_store.py"))["build"](tmp_path, count=60)
+    report = unembed.audit(tmp_path, sample=24, group_by="tenant", encoder=minilm)
+    assert report.identity.verdict == "same"
+    assert "deleted-rows-readable" in [finding.id for finding in report.findings]
+    leak = report.attacks["inverter"]["figures"]["token F1"]
+    assert leak.low > max(floor["token F1"].high for floor in report.floors.values())

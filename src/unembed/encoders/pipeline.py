@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import importlib.util
 import math
@@ -214,6 +215,38 @@ def describe(model: Any, defaults: dict[str, str]) -> list[tuple[str, str]]:
 def _pooling_mode(module: Any) -> str | None:
     name = getattr(module, "get_pooling_mode_str", None)
     return str(name()) if callable(name) else None
+
+
+def variant(model: Any, pooling: str | None, most_tokens: int | None) -> Any:
+    """The same model as somebody else may have run it: weights shared, the model left alone.
+
+    Args:
+        model: Of sentence-transformers.
+        pooling: One of `POOLINGS` in the place of its own; its own when None.
+        most_tokens: Tokens it reads of a text, special ones included; its own limit when None.
+
+    Raises:
+        ValueError: It has no module for pooling, or no positions for so many tokens.
+    """
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import Pooling
+
+    modules = list(model)
+    if pooling is not None:
+        place = next((i for i, m in enumerate(modules) if isinstance(m, Pooling)), None)
+        if place is None:
+            raise ValueError("no module for pooling")
+        modules[place] = Pooling(modules[place].embedding_dimension, pooling_mode=pooling)
+    if most_tokens is not None:
+        network = getattr(modules[0], "auto_model", None)
+        positions = getattr(getattr(network, "config", None), "max_position_embeddings", 0)
+        if most_tokens > (positions or 0):
+            raise ValueError(f"no positions for {most_tokens} tokens")
+        modules[0] = copy.copy(modules[0])
+        modules[0].processor = copy.deepcopy(modules[0].processor)  # holds the limit
+        modules[0].max_seq_length = most_tokens
+    changed = SentenceTransformer(modules=modules, device=str(model.device), prompts=model.prompts)
+    return changed.eval()
 
 
 def longest_text(model: Any) -> int | None:

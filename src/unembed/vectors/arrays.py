@@ -140,6 +140,10 @@ class Npy:
         """Rows by the header."""
         return self._header().rows
 
+    def shape(self) -> tuple[int, ...]:
+        """Of the array, by the header."""
+        return self._header().shape
+
     def blocks(self, dimension: int, size: int) -> Iterator[NDArray[Any]]:
         """Rows [n, D] in their own number format, at most ``size`` at a time."""
         header = self._header()
@@ -210,6 +214,11 @@ class Npz:
         """Rows by the header."""
         with self._archive() as archive, self._member(archive) as file:
             return read_header(file).rows
+
+    def shape(self) -> tuple[int, ...]:
+        """Of the array, by the header."""
+        with self._archive() as archive, self._member(archive) as file:
+            return read_header(file).shape
 
     def blocks(self, dimension: int, size: int) -> Iterator[NDArray[Any]]:
         """Rows [n, D] in their own number format, at most ``size`` at a time."""

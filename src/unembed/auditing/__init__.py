@@ -1,0 +1,1 @@
+"""A vector store → how much of its text comes back, what that means, and what to do about it."""

@@ -1,0 +1,336 @@
+"""The audit: what is in the store, how an attacker would read it, how much that gives him."""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from unembed.auditing.attacks import (
+    WITH_CALLS,
+    WITH_MAP,
+    WITH_PAIRS,
+    Align,
+    Attack,
+    Corpus,
+    FitAlign,
+    Progress,
+    fit_pairs,
+    inversion,
+    lookup,
+    run_attack,
+    split_pairs,
+)
+from unembed.auditing.conclude import Conclusion
+from unembed.auditing.identify import identify
+from unembed.auditing.result import AuditReport
+from unembed.auditing.scoring import make_records
+from unembed.auditing.sensitive import make_finder
+from unembed.decoding import Decoding
+from unembed.encoders import load_encoder
+from unembed.encoders.alignment import Alignment
+from unembed.encoders.base import Encoder
+from unembed.errors import ConfigError, DataError, StoreError, UnembedError
+from unembed.inverter import Inverter
+from unembed.vectors.stores.address import open_store
+from unembed.vectors.stores.store import Store, VectorBatch
+
+_CALLED_ROWS = 32  # records the encoder is called for
+_LEAST_PAIRS = 4
+UNFINISHED = ".unfinished"  # folder of recoveries, removed at the end
+
+
+def audit(  # noqa: PLR0913 - the front door; all but the first have a default
+    store: Store | str | Path,
+    *,
+    sample: int = 1000,
+    seed: int = 0,
+    to: Inverter | str = "minilm",
+    encoder: Encoder | str | None = None,
+    decoding: Decoding | str = "greedy",
+    align: Align | Path | str | None = None,
+    align_from_store: int = 0,
+    fit_align: FitAlign | None = None,
+    corpus: Path | str | None = None,
+    corpus_column: str = "text",
+    encoder_calls: int = 0,
+    group_by: str | None = None,
+    text_column: str | None = None,
+    show_pii: bool = False,
+    folder: Path | None = None,
+    progress: Progress | None = None,
+    name: str | None = None,
+    command: str | None = None,
+) -> AuditReport:
+    """Read a sample of a vector store, invert it, and say what that means.
+
+    Args:
+        store: An open store, or the address of one (docs/audit.md lists the forms).
+        sample: Rows to draw.
+        seed: Of everything drawn: two runs with one seed give one report.
+        to: The attacker's inverter, or its name.
+        encoder: That made the vectors; the inverter's if not given.
+        decoding: How the inverter decodes.
+        align: A map of the store's vectors into the inverter's space, or the folder of one.
+        align_from_store: Make such a map from so many rows with a text, scored on others.
+        fit_align: What makes it; as `unembed align` does if not given.
+        corpus: A file of texts such as an attacker may have, for the lookup.
+        corpus_column: Column of its texts.
+        encoder_calls: Let the attacker call the encoder so often for each of 32 records.
+        group_by: A field of the store to break figures down by, such as the tenant.
+        text_column: Where the text is, if not under a usual name.
+        show_pii: Show what hurts unmasked in the records of the report.
+        folder: Keeps recoveries while it runs, so that the same call goes on after a kill.
+        progress: Called with (stage, done, total).
+        name: Of an open store, for the report; its collection if not given.
+        command: That makes the audit again, for the report; from the settings if not given.
+
+    Raises:
+        StoreError: The store cannot be read, or its vectors fit no attack.
+        ConfigError: A setting that does not exist or does not go with the others.
+    """
+    report = progress or (lambda stage, done, total: None)
+    settings: dict[str, Any] = {
+        "store": name or (str(store) if isinstance(store, (str, Path)) else store.facts.collection),
+        "sample": sample,
+        "seed": seed,
+        "decoding": str(decoding),
+        "corpus": str(corpus or ""),
+        "align": str(align) if isinstance(align, (str, Path)) else "",
+        "align_from_store": align_from_store,
+        "encoder_calls": encoder_calls,
+        "group_by": group_by,
+        "show_pii": show_pii,
+    }
+    settings["command"] = command or _command(settings)
+    with ExitStack() as stack:
+        if isinstance(store, (str, Path)):
+            keep = () if group_by is None else (group_by,)
+            store = stack.enter_context(open_store(store, text_column=text_column, keep=keep))
+        inverter = Inverter.from_pretrained(to) if isinstance(to, str) else to
+        run = _Run(store, inverter, settings, _unfinished(folder), report)
+        run.load_encoders(encoder)
+        run.read(sample, seed, group_by)
+        run.identify()
+        if corpus is not None:
+            run.read_corpus(Path(corpus), corpus_column)
+        run.plan(decoding, seed, encoder_calls)
+        run.plan_alignment(decoding, seed, align, (align_from_store, fit_align))
+        result = run.attack()
+    if folder is not None:
+        shutil.rmtree(folder / UNFINISHED, ignore_errors=True)
+    return result
+
+
+def _command(settings: dict[str, Any]) -> str:
+    """The command with these settings, but for those that have no option of their own."""
+    words = ["unembed", "audit", settings["store"]]
+    for name, value in settings.items():
+        if value and name not in ("store", "decoding", "show_pii"):
+            words += [f"--{name.replace('_', '-')}", str(value)]
+    return shlex.join(words)
+
+
+def _unfinished(folder: Path | None) -> Path | None:
+    """Where recoveries lie until all are there: unmasked, so for nobody else to read."""
+    if folder is None:
+        return None
+    try:
+        (folder / UNFINISHED).mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"a folder at {folder}", str(error), "Choose another --out") from error
+    return folder / UNFINISHED
+
+
+class _Run:
+    """One audit on its way from the store to the report."""
+
+    def __init__(
+        self,
+        store: Store,
+        inverter: Inverter,
+        settings: dict[str, Any],
+        folder: Path | None,
+        progress: Progress,
+    ) -> None:
+        self.store, self.inverter, self.settings = store, inverter, settings
+        self.folder, self.progress = folder, progress
+        self.notes: list[str] = []
+        self.attacks: list[Attack] = []
+        self.corpus: Corpus | None = None
+        self.home: Encoder | None = None  # of the inverter's space
+        self.victim: Encoder | None = None  # of the store's vectors
+
+    def load_encoders(self, encoder: Encoder | str | None) -> None:
+        """The encoder of the store, if it is named, and that of the inverter."""
+        identity = self.inverter.encoder
+        if isinstance(encoder, str):
+            encoder = load_encoder(encoder)
+        if encoder is not None and encoder.identity.key == identity.key:
+            self.home = self.victim = encoder
+            return
+        self.victim = encoder
+        try:
+            self.home = load_encoder(
+                identity.name, revision=identity.revision, prompt=identity.prompt
+            )
+        except (UnembedError, OSError) as error:
+            self.notes.append(f"the inverter's encoder could not be loaded: {error}")
+        if encoder is None:
+            self.victim = self.home
+
+    def read(self, sample: int, seed: int, group_by: str | None) -> None:
+        """Draw the sample and find what hurts in it."""
+        if sample < 1:
+            raise ConfigError("a sample of at least 1 row", str(sample), "Correct --sample")
+        rows = min(sample, self.store.facts.count)
+        self.progress("reading the store", 0, rows)
+        self.batch: VectorBatch = self.store.sample(sample, seed)
+        self.progress("reading the store", rows, rows)
+        self.groups = None if group_by is None else self.batch.payload[group_by]
+        if self.groups is not None and not any(value is not None for value in self.groups):
+            raise StoreError(
+                f"values of the field {group_by!r}", "none in the rows read", "Correct --group-by"
+            )
+        finder, named = make_finder()
+        self.settings["sensitive_found_by"] = named
+        self.records = make_records(
+            self.batch.ids,
+            self.batch.texts or [],
+            self.groups,
+            self.inverter.tokenizer,
+            finder,
+        )
+
+    def identify(self) -> None:
+        """Say whose vectors they are."""
+        batch = self.batch
+        self.identity = identify(batch.vectors, batch.texts, self.inverter, self.victim)
+        if self.identity.verdict == "different":
+            self.notes.append(
+                "the vectors are not those of the encoder they were compared with: what the "
+                "inverter makes of them means little without --encoder or a map (--align)"
+            )
+
+    def read_corpus(self, path: Path, column: str) -> None:
+        """Embed an attacker's own texts."""
+        if self.victim is None or self.victim.identity.dimension != self.batch.vectors.shape[1]:
+            self.notes.append("corpus: not looked up, the store's encoder cannot be run here")
+            return
+        self.corpus = Corpus.read(path, column, self.victim, self.progress)
+
+    def plan(self, decoding: Decoding | str, seed: int, encoder_calls: int) -> None:
+        """The attacks without a map."""
+        decoding = Decoding.parse(decoding) if isinstance(decoding, str) else decoding
+        decoding.check(has_encoder=decoding.encoder_calls > 0)
+        if self.batch.vectors.shape[1] == self.inverter.encoder.dimension:
+            self.attacks.append(inversion(self.inverter, decoding, seed, encoder=self.home))
+            if encoder_calls:
+                self._plan_calls(seed, encoder_calls)
+        if self.corpus is not None:
+            self.attacks.append(lookup(self.inverter, self.corpus))
+
+    def _plan_calls(self, seed: int, calls: int) -> None:
+        if self.home is None:
+            raise ConfigError("the encoder, to be called", "none here", "Pass --encoder")
+        called = Decoding.parse(f"guided-search:encoder_calls={calls}")
+        attack = inversion(
+            self.inverter,
+            called,
+            seed,
+            encoder=self.home,
+            name="inverter and encoder",
+            access=WITH_CALLS.format(n=calls),
+        )
+        rows = tuple(record.row for record in self.records[:_CALLED_ROWS])
+        self.attacks.append(
+            Attack(attack.name, attack.access, attack.recover, attack.settings, rows)
+        )
+
+    def plan_alignment(
+        self,
+        decoding: Decoding | str,
+        seed: int,
+        align: Align | Path | str | None,
+        from_store: tuple[int, FitAlign | None],
+    ) -> None:
+        """The attack through a map: one that is given, or one made from some rows of the store."""
+        decoding = Decoding.parse(decoding) if isinstance(decoding, str) else decoding
+        pairs, fit = from_store
+        if isinstance(align, (str, Path)):
+            align = Alignment.load(align)
+            align.require_target(self.inverter.encoder)
+        if align is not None:
+            self.attacks.append(
+                inversion(
+                    self.inverter,
+                    decoding,
+                    seed,
+                    encoder=self.home,
+                    align=align,
+                    access=WITH_MAP,
+                    name="inverter through a map",
+                )
+            )
+        if pairs:
+            self.attacks.append(self._aligned(decoding, seed, pairs, fit))
+        if not self.attacks:
+            raise StoreError(
+                f"vectors of {self.inverter.encoder.dimension} dimensions, which the inverter of "
+                f"{self.inverter.encoder.name} reads",
+                f"{self.batch.vectors.shape[1]} dimensions ({self.identity.candidates})",
+                "Pass --checkpoint with an inverter of that encoder, or --align with a map",
+            )
+
+    def _aligned(self, decoding: Decoding, seed: int, pairs: int, fit: FitAlign | None) -> Attack:
+        fit = fit or fit_pairs(self.inverter.encoder, seed)
+        if self.home is None:
+            raise ConfigError(
+                "the inverter's encoder, to make a map from pairs",
+                "none here",
+                "Pass --align with a map, or leave --align-from-store out",
+            )
+        if len(self.records) < _LEAST_PAIRS:
+            raise StoreError(
+                "rows with a text, to make a map from",
+                str(len(self.records)),
+                "Name the column of the texts with --text-column",
+            )
+        known, rest = split_pairs(len(self.records), pairs, seed)
+        texts = [self.records[place].text for place in known]
+        rows = [self.records[place].row for place in known]
+        attack = inversion(
+            self.inverter,
+            decoding,
+            seed,
+            encoder=self.home,
+            align=fit(self.batch.vectors[rows], self.home.encode(texts)),
+            access=WITH_PAIRS.format(n=len(known)),
+            name="inverter through pairs of the store",
+        )
+        others = tuple(self.records[place].row for place in rest)
+        return Attack(attack.name, attack.access, attack.recover, attack.settings, others)
+
+    def attack(self) -> AuditReport:
+        """Run the attacks and conclude."""
+        recoveries = {
+            attack.name: run_attack(
+                attack, self.batch.ids, self.batch.vectors, self.folder, self.progress
+            )
+            for attack in self.attacks
+        }
+        conclusion = Conclusion(
+            self.store,
+            self.inverter,
+            self.batch,
+            self.records,
+            self.groups,
+            self.corpus,
+            self.identity,
+            self.attacks,
+            self.settings,
+            self.notes,
+        )
+        return conclusion.report(recoveries)

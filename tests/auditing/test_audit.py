@@ -1,0 +1,253 @@
+import json
+from dataclasses import replace
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from unembed.auditing.audit import UNFINISHED, audit
+from unembed.auditing.conclude import CONSTANT, NEAREST, SHUFFLED
+from unembed.auditing.report import write_report
+from unembed.errors import ConfigError, DataError, StoreError
+
+from .conftest import write
+
+
+def test_audit_recovers_from_a_store_and_beats_the_floors(report):
+    assert report.identity.verdict == "same"
+    assert report.identity.cosine == pytest.approx(1.0, abs=1e-4)
+    assert report.read["rows"] == report.read["with_text"] == 50
+    best = report.attacks["inverter"]
+    assert best["access"].startswith("the vectors, and knowledge")
+    leak, floor = best["figures"]["token F1"], report.floors[SHUFFLED]["token F1"]
+    assert leak.low > floor.high
+    assert leak.low > report.floors[CONSTANT]["token F1"].high
+    assert report.floors[SHUFFLED]["cosine"] is None
+    assert set(report.by_group) == {"north", "south"}
+    assert sum(g["inverter"]["token F1"].n for g in report.by_group.values()) == 50
+    assert report.leak == pytest.approx(
+        leak.mean - max(f["token F1"].high for f in report.floors.values()), abs=1e-5
+    )
+    assert report.findings[0].id in ("embedding-inversion", "duplicates-across-groups")
+    assert len(report.records) == 20
+    assert report.records[0].f1 == max(record.f1 for record in report.records)
+
+
+def test_audit_gives_one_report_for_one_seed(store, inverter, tmp_path):
+    paths = []
+    for name in ("one", "two"):
+        report = audit(store, to=inverter, sample=20, seed=5, folder=tmp_path / name)
+        paths.append(write_report(report, tmp_path / name))
+    for one, two in zip(*paths, strict=True):
+        assert one.read_bytes() == two.read_bytes(), one.name
+    other = audit(store, to=inverter, sample=20, seed=6)
+    assert [r.id for r in other.records] != [r.id for r in report.records]
+
+
+def test_audit_goes_on_after_a_kill_to_the_same_report(store, inverter, tmp_path):
+    whole = audit(store, to=inverter, sample=60).to_dict()
+
+    class KilledError(Exception):
+        pass
+
+    calls = []
+
+    class Counted:
+        """The inverter, killed in its second batch."""
+
+        def __init__(self, limit):
+            self.limit = limit
+
+        def __getattr__(self, name):
+            return getattr(inverter, name)
+
+        def invert(self, vectors, **options):
+            if len(calls) == self.limit:
+                raise KilledError
+            calls.append(len(np.atleast_2d(vectors)))
+            return inverter.invert(vectors, **options)
+
+    from unembed.auditing import attacks
+
+    size, attacks._BATCH = attacks._BATCH, 20
+    try:
+        with pytest.raises(KilledError):
+            audit(store, to=Counted(1), sample=60, folder=tmp_path)
+        assert (tmp_path / UNFINISHED).stat().st_mode & 0o077 == 0
+        assert list((tmp_path / UNFINISHED).rglob("*.jsonl"))
+        calls.clear()
+        again = audit(store, to=Counted(-1), sample=60, folder=tmp_path).to_dict()
+    finally:
+        attacks._BATCH = size
+    assert calls == [20, 20, 1], "the first batch was not decoded again"
+    assert again == whole
+    assert list(tmp_path.iterdir()) == [], "recovered texts stay in the folder"
+
+
+def test_audit_without_texts_claims_no_recovery(bare_report):
+    assert bare_report.leak is None
+    assert bare_report.strongest is None
+    assert bare_report.records == []
+    assert bare_report.attacks["inverter"]["figures"] is None
+    assert bare_report.attacks["inverter"]["mean_cosine"] > 0
+    assert bare_report.identity.verdict == "unknown"
+    assert "inversion-not-measured" in [finding.id for finding in bare_report.findings]
+
+
+def test_audit_of_foreign_vectors_finds_nothing(texts, encoder, inverter, tmp_path):
+    noise = np.random.default_rng(0).standard_normal((len(texts), encoder.identity.dimension))
+    path = write(tmp_path / "noise.parquet", texts, encoder, noise)
+    report = audit(path, to=inverter)
+    assert report.identity.verdict == "different"
+    assert report.leak < 0.1
+    finding = next(f for f in report.findings if f.id == "embedding-inversion")
+    assert finding.severity in ("none", "low")
+
+
+def test_audit_refuses_vectors_that_fit_no_attack(tmp_path, inverter):
+    np.save(tmp_path / "v.npy", np.ones((10, 7), dtype=np.float32))
+    with pytest.raises(StoreError, match=r"32 dimensions.*found 7 dimensions"):
+        audit(tmp_path / "v.npy", to=inverter)
+
+
+class Rotation:
+    def __init__(self, matrix):
+        self.matrix = matrix
+
+    def __call__(self, vectors):
+        mapped = vectors @ self.matrix
+        return (mapped / np.linalg.norm(mapped, axis=1, keepdims=True)).astype(np.float32)
+
+    def describe(self):
+        return "a rotation"
+
+
+@pytest.fixture
+def rotated(texts, encoder, tmp_path):
+    """The store under a secret rotation: another space of the same size."""
+    square = np.random.default_rng(3).standard_normal((32, 32))
+    matrix = np.linalg.qr(square)[0]
+    vectors = encoder.encode(texts) @ matrix
+    return write(tmp_path / "rotated.parquet", texts, encoder, vectors), matrix
+
+
+def test_audit_through_a_map_that_is_given(rotated, inverter, report):
+    path, matrix = rotated
+    plain = report.attacks["inverter"]["figures"]["token F1"].mean
+    turned = audit(path, to=inverter, align=Rotation(matrix.T), sample=50)
+    assert turned.identity.verdict == "different"
+    assert turned.strongest == "inverter through a map"
+    mapped = turned.attacks["inverter through a map"]["figures"]["token F1"].mean
+    assert mapped == pytest.approx(plain, abs=0.02)
+    assert turned.attacks["inverter"]["figures"]["token F1"].mean < mapped - 0.2
+
+
+def test_audit_makes_a_map_from_rows_that_are_not_scored(rotated, inverter):
+    fitted = []
+
+    def fit(x, y):
+        fitted.append((x, y))
+        return Rotation(np.linalg.lstsq(x, y, rcond=None)[0])
+
+    report = audit(rotated[0], to=inverter, align_from_store=25, fit_align=fit)
+    ((x, y),) = fitted
+    assert x.shape == y.shape == (25, 32)
+    attack = report.attacks["inverter through pairs of the store"]
+    assert attack["records"] == attack["figures"]["token F1"].n == 35
+    assert "25 of the store's texts" in attack["access"]
+
+
+def test_audit_makes_a_map_as_the_command_align_does(rotated, inverter):
+    report = audit(rotated[0], to=inverter, align_from_store=30)
+    mapped = report.attacks["inverter through pairs of the store"]
+    assert mapped["records"] == 30
+    assert "30 pairs" in mapped["settings"]["align"]
+    better = mapped["figures"]["token F1"].low
+    assert better > report.floors[SHUFFLED]["token F1"].high
+    assert report.strongest == "inverter through pairs of the store"
+
+
+def test_audit_looks_up_in_a_corpus(store, texts, inverter, tmp_path):
+    (tmp_path / "corpus.txt").write_text("".join(text + "\n" for text in texts[:20]))
+    report = audit(store, to=inverter, corpus=tmp_path / "corpus.txt")
+    attack = report.attacks["lookup in the corpus"]
+    assert attack["figures"]["exact match"].mean > 0.33
+    assert report.neighbours.members == 20
+    assert "membership" in [finding.id for finding in report.findings]
+
+
+def test_audit_takes_the_nearest_other_text_of_a_corpus_for_a_floor(
+    store, texts, inverter, report, tmp_path
+):
+    alone = report
+    swapped = [" ".join([*text.rstrip(".").split()[::-1], "."]) for text in texts]
+    (tmp_path / "corpus.txt").write_text("".join(text + "\n" for text in [*texts, *swapped]))
+    report = audit(store, to=inverter, corpus=tmp_path / "corpus.txt", sample=50)
+    floor, found = report.floors[NEAREST], report.attacks["lookup in the corpus"]["figures"]
+    assert found["exact match"].mean > 0.9
+    assert floor["exact match"].mean < 0.1, "the record's own text was taken for the floor"
+    assert floor["token F1"].mean > 0.9, "the same words in another order are in the corpus"
+    # The inverter does not beat this floor; the lookup is not measured against itself
+    assert report.strongest == "lookup in the corpus"
+    assert report.floors[SHUFFLED]["token F1"].high < 0.5
+    finding = next(f for f in report.findings if f.id == "embedding-inversion")
+    assert "highest floor 0." in finding.evidence
+    assert NEAREST not in alone.floors
+    assert alone.leak < report.leak
+
+
+def test_audit_may_call_the_encoder(store, inverter):
+    report = audit(store, to=inverter, sample=12, encoder_calls=20)
+    attack = report.attacks["inverter and encoder"]
+    assert "up to 20 calls" in attack["access"]
+    assert attack["mean_cosine"] >= report.attacks["inverter"]["mean_cosine"] - 1e-3
+
+
+def test_audit_scores_long_texts_by_windows_and_says_so(encoder, inverter, texts, tmp_path):
+    long = [" ".join(texts[row : row + 8]) for row in range(20)]
+    report = audit(write(tmp_path / "long.parquet", long, encoder), to=inverter)
+    assert report.read["longer_than_the_inverter_writes"] == 20
+    assert report.attacks["inverter"]["figures"]["exact match"].mean == 0
+    text = (write_report(report, tmp_path / "r")[1]).read_text()
+    assert "20 of 20 texts are longer than the 11 tokens" in text
+
+
+def test_audit_refuses_a_field_that_no_row_has(texts, encoder, inverter, tmp_path):
+    path = write(tmp_path / "v.parquet", texts, encoder)
+    table = pq.read_table(path)
+    empty = table.set_column(table.column_names.index("tenant"), "tenant", pa.nulls(len(texts)))
+    pq.write_table(empty, path)
+    with pytest.raises(StoreError, match=r"none in the rows read.*--group-by"):
+        audit(path, to=inverter, encoder=encoder, group_by="tenant")
+
+
+@pytest.mark.parametrize("bad", [{"sample": 0}, {"decoding": "nothing"}])
+def test_audit_refuses_wrong_settings(store, inverter, bad):
+    with pytest.raises(ConfigError):
+        audit(store, to=inverter, **bad)
+
+
+def test_audit_refuses_a_corpus_that_is_not_there(store, inverter, tmp_path):
+    with pytest.raises(DataError, match="nothing at"):
+        audit(store, to=inverter, corpus=tmp_path / "gone.txt")
+
+
+def test_audit_runs_without_the_encoder(store, inverter, monkeypatch):
+    from unembed.auditing import audit as module
+    from unembed.errors import EncoderError
+
+    def fail(name, **options):
+        raise EncoderError("an encoder", "none", "Install it")
+
+    monkeypatch.setattr(module, "load_encoder", fail)
+    report = audit(store, to=inverter)
+    assert report.attacks["inverter"]["mean_cosine"] is None
+    assert "could not be loaded" in report.notes[0]
+    assert report.attacks["inverter"]["figures"]["token F1"].mean > 0.3
+
+
+def test_to_dict_is_plain_data(report):
+    data = report.to_dict()
+    assert json.loads(json.dumps(data))["schema"] == 1
+    assert replace(report, findings=[]).severity == "none"
