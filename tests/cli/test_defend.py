@@ -56,7 +56,7 @@ def test_defend_writes_a_copy_and_says_where_the_key_is(run, vectors, tmp_path):
         (["--write", "rotation", "--budget", "0.1"], "--budget without --write"),
         (["--write", "rotation", "--out", "copy"], "ends in .parquet"),
         (["--keep", "id"], "--keep with --write only"),
-        (["--text-column", "body"], "Name their column with --text-column"),
+        (["--text-column", "body"], "a text column 'body'"),
         (["--queries", "none.parquet"], "a file of queries; found nothing"),
         (["--corpus", "none.txt"], "nothing at none.txt"),
     ],
@@ -67,4 +67,4 @@ def test_defend_refuses_in_one_line(refused, vectors, inverter_folder, arguments
 
 
 def test_defend_refuses_vectors_that_are_not_there(refused, tmp_path):
-    assert "nothing there" in refused("defend", tmp_path / "none.parquet")
+    assert "nothing at " in refused("defend", tmp_path / "none.parquet")

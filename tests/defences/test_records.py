@@ -8,11 +8,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.defences.conftest import texts_of
+from tests.vectors.stores.conftest import package
 from unembed.defences.defence import NoDefence
 from unembed.defences.quantise import Binary
 from unembed.defences.records import Queries, read_queries, read_records
 from unembed.defences.utility import OVERLAP, labelled, overlap, rank, utilities
-from unembed.errors import DataError, EmbeddingError
+from unembed.errors import DataError, StoreError
 
 
 def write(path, **columns):
@@ -51,16 +52,49 @@ def test_read_records_leaves_out_what_cannot_be_used_and_counts_it(tmp_path, enc
     texts[5], texts[6] = texts[4], ""
     path = write(tmp_path / "v.parquet", text=texts, embedding=vectors)
     records = read_records(path, 100, 0)
-    assert sorted(map(int, records.ids)) == [0, 1, 2, 4, 7, 8, 9]
+    assert len(records) == 7 and set(records.ids) - {"4", "5"} == set("012789")
     assert records.left_out == {"text of a row before": 1, "no text": 1, "only zeros": 1}
+
+
+def test_read_records_replaces_rows_that_are_left_out(tmp_path, encoder):
+    texts = texts_of(30)
+    vectors = encoder.encode(texts).tolist()
+    path = write(tmp_path / "v.parquet", text=[*texts[:20], *[""] * 10], embedding=vectors)
+    for seed in range(4):
+        assert len(read_records(path, 15, seed)) == 15
+
+
+def test_read_records_names_records_by_the_column_that_is_given(tmp_path, encoder):
+    texts = texts_of(10)
+    names = [f"k{i}" for i in range(9)] + [None]
+    path = write(
+        tmp_path / "v.parquet", key=names, text=texts, embedding=encoder.encode(texts).tolist()
+    )
+    ids = read_records(path, 10, 0, id_column="key", wanted={"k3"}).ids
+    assert sorted(ids) == sorted([*names[:9], "9"])
+    with pytest.raises(StoreError, match="a field 'name'; found 'key'"):
+        read_records(path, 10, 0, id_column="name")
+
+
+def test_read_records_reads_a_store_by_its_own_ids(tmp_path, encoder):
+    duckdb = package("duckdb")
+    texts = texts_of(30)
+    with duckdb.connect(str(tmp_path / "docs.duckdb")) as connection:
+        connection.execute("CREATE TABLE docs (embedding FLOAT[32], content VARCHAR)")
+        rows = list(zip(encoder.encode(texts).tolist(), texts, strict=True))
+        connection.executemany("INSERT INTO docs VALUES (?, ?)", rows)
+    records = read_records(tmp_path / "docs.duckdb", 12, 0, wanted={"29", "3", "none such"})
+    assert len(records) == 12 and {"29", "3"} <= set(records.ids)
+    assert [texts[int(name)] for name in records.ids] == records.texts
+    assert np.allclose(records.vectors, encoder.encode(records.texts), atol=1e-6)
 
 
 def test_read_records_needs_texts(tmp_path, encoder):
     path = write(tmp_path / "v.parquet", embedding=encoder.encode(texts_of(10)).tolist())
-    with pytest.raises(EmbeddingError, match="Name their column with --text-column"):
+    with pytest.raises(StoreError, match="Name their column with --text-column"):
         read_records(path, 10, 0)
     np.save(tmp_path / "v.npy", encoder.encode(texts_of(10)))
-    with pytest.raises(EmbeddingError, match="texts beside the vectors"):
+    with pytest.raises(StoreError, match=r"texts beside the vectors of v\.npy"):
         read_records(tmp_path / "v.npy", 10, 0)
 
 

@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from unembed.cli.audit import (
+    AskOption,
+    CollectionOption,
+    ColumnOption,
+    StoreArgument,
+    TextOption,
+    ask_secret,
+    show_left_out,
+)
 from unembed.cli.options import (
     CheckpointOption,
     DenoiserDtypeOption,
@@ -29,10 +38,6 @@ if TYPE_CHECKING:
     from unembed.encoders.base import Encoder
     from unembed.inverter import Inverter
 
-VectorsArgument = Annotated[
-    Path,
-    typer.Argument(metavar="VECTORS", help="Parquet, JSONL, CSV: vectors with texts beside them."),
-]
 QueriesOption = Annotated[
     Path | None,
     typer.Option("--queries", help="Queries: embedding or text, and relevant: ids to be found."),
@@ -75,6 +80,10 @@ KeepOption = Annotated[
 OutOption = Annotated[
     Path, typer.Option("--out", help="Folder of the report; with --write a .parquet.")
 ]
+IdOption = Annotated[
+    str | None,
+    typer.Option("--id-column", help="Field of the ids, if not the store's own; of files: id."),
+]
 _OF_THE_REPORT = (
     *("queries", "defences", "attackers", "pairs", "budget", "sample", "held_out", "corpus"),
     *("overlap", "minutes", "checkpoint", "encoder", "seed", "text_column", "id_column", "dtype"),
@@ -83,7 +92,7 @@ _OF_THE_REPORT = (
 
 def defend(
     context: typer.Context,
-    vectors: VectorsArgument,
+    store: StoreArgument,
     queries: QueriesOption = None,
     defences: DefencesOption = "all",
     attackers: AttackersOption = "all",
@@ -97,11 +106,11 @@ def defend(
     out: OutOption = Path("defences"),
     write: WriteOption = None,
     keep: KeepOption = None,
-    column: Annotated[
-        str | None, typer.Option("--column", "--key", help="Column or key of the vector.")
-    ] = None,
-    text_column: Annotated[str, typer.Option("--text-column", help="Column of the text.")] = "text",
-    id_column: Annotated[str, typer.Option("--id-column", help="Column of the id.")] = "id",
+    collection: CollectionOption = None,
+    column: ColumnOption = None,
+    text_column: TextOption = None,
+    id_column: IdOption = None,
+    ask_password: AskOption = False,
     checkpoint: CheckpointOption = None,
     encoder: EncoderOption = None,
     seed: SeedOption = 0,
@@ -112,30 +121,36 @@ def defend(
     verbose: VerboseOption = False,
 ) -> None:
     """Measure what protects vectors, against attackers who know of it, and what it costs."""
+    where: dict[str, Any] = {
+        "collection": collection,
+        "column": column,
+        "ask": ask_secret if ask_password else None,
+    }
     if write is not None:
         refuse_idle(context, "without --write", f"--write {write}", *_OF_THE_REPORT)
-        _write(vectors, write, out, keep, column)
+        _write(store, write, out, keep, where)
         return
     refuse_idle(context, "with --write only", "none", "keep")
     from unembed.cli.display import StageDisplay
     from unembed.defences.comparison import defend as run
     from unembed.defences.comparison import parse_attackers
     from unembed.defences.defence import parse_defences
-    from unembed.defences.records import read_queries, read_records
+    from unembed.defences.records import open_records, read_queries, read_records
     from unembed.defences.report import write_report
-    from unembed.vectors.read import VectorFile
 
     parse_defences(defences)  # what is wrong fails before anything is loaded
     parse_attackers(attackers)
     counts = _counts(pairs)
-    VectorFile(vectors, column).parts()
-    inverter = make_inverter(checkpoint, None, device, dtype)
-    model = _encoder(inverter, encoder, device, trust_remote_code)
-    users = None if queries is None else read_queries(queries, model, inverter.encoder.dimension)
-    labels = [] if users is None else users.relevant or []
-    names = {"column": column, "text_column": text_column, "id_column": id_column}
-    wanted = frozenset[str]().union(*labels)
-    records = read_records(vectors, sample, seed, wanted=wanted, **names)  # type: ignore[arg-type]
+    opened, field = open_records(store, id_column=id_column, text_column=text_column, **where)
+    with opened:
+        inverter = make_inverter(checkpoint, None, device, dtype)
+        model = _encoder(inverter, encoder, device, trust_remote_code)
+        users = None
+        if queries is not None:
+            users = read_queries(queries, model, inverter.encoder.dimension)
+        labels = [] if users is None else users.relevant or []
+        wanted = frozenset[str]().union(*labels)
+        records = read_records(opened, sample, seed, id_column=field, wanted=wanted)
     with StageDisplay() as display, interruptible("the same command goes on from there"):
         report = run(
             records,
@@ -184,18 +199,17 @@ def _encoder(
     return model
 
 
-def _write(vectors: Path, name: str, out: Path, keep: str | None, column: str | None) -> None:
+def _write(address: str, name: str, out: Path, keep: str | None, where: dict[str, Any]) -> None:
     from unembed.cli.display import StageDisplay
     from unembed.defences.defence import parse_defence
     from unembed.defences.write import write_copy
-    from unembed.vectors.read import VectorFile
+    from unembed.vectors.stores.address import open_store
 
-    columns = [part.strip() for part in (keep or "").split(",") if part.strip()]
-    source = VectorFile(vectors, column, True, columns)
-    with StageDisplay() as display:
-        paths = write_copy(source, parse_defence(name), out, display.update)
-    for line in source.describe_left_out():
-        note(f"left out: {line}")
+    defence = parse_defence(name)
+    fields = [part.strip() for part in (keep or "").split(",") if part.strip()]
+    with open_store(address, keep=fields, **where) as store, StageDisplay() as display:
+        paths = write_copy(store, defence, out, display.update)
+    show_left_out(store.left_out)
     typer.echo("written: " + ", ".join(map(str, paths)))
     for path in paths:
         if path.name.endswith(".secret.safetensors"):

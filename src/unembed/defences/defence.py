@@ -26,6 +26,7 @@ from unembed.files import atomic
 Vectors = NDArray[np.float32]
 
 _MODE = 0o600  # of a file of secrets
+_ENDINGS = (".defence.json", ".defence.safetensors", ".secret.safetensors")
 SHIPPED = {  # name → module of `unembed.defences` and class; in the order of tables
     "none": ("defence", "NoDefence"),
     "gaussian": ("noise", "Gaussian"),
@@ -128,16 +129,14 @@ class Defence(ABC):
         public = {k: getattr(self, k) for k in self.fitted if k not in self.secrets}
         secret = {k: getattr(self, k) for k in self.secrets}
         settings = {"format": 1, "defence": str(self), "about": self.describe()}
-        paths = [_beside(path, ".defence.json")]
+        description, open_to_all, key = beside(path)
+        paths = [description]
         try:
-            for arrays, ending, mode in (
-                (secret, ".secret.safetensors", _MODE),
-                (public, ".defence.safetensors", None),
-            ):
+            for arrays, file, mode in ((secret, key, _MODE), (public, open_to_all, None)):
                 if arrays:
-                    paths.append(_beside(path, ending))
-                    _write_arrays(paths[-1], arrays, mode)
-            with atomic(paths[0]) as file:
+                    _write_arrays(file, arrays, mode)
+                    paths.append(file)
+            with atomic(description) as file:
                 file.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
         except OSError as error:
             raise DataError(
@@ -157,9 +156,9 @@ def load_defence(path: str | Path, own: type[Defence] | None = None) -> Defence:
         DataError: Nothing there, or the files are damaged.
         ConfigError: A defence that is neither shipped nor ``own``.
     """
-    path = Path(path)
+    description, *arrays = beside(Path(path))
     try:
-        settings = json.loads(_beside(path, ".defence.json").read_text(encoding="utf-8"))
+        settings = json.loads(description.read_text(encoding="utf-8"))
         name, *words = settings["defence"].split(":")
         if own is not None and name == own.__name__:
             defence = _make(own, name, words)
@@ -169,10 +168,11 @@ def load_defence(path: str | Path, own: type[Defence] | None = None) -> Defence:
             raise ConfigError(
                 f"a shipped defence beside {path}", repr(name), "Pass its class to load_defence"
             )
-        for ending in (".defence.safetensors", ".secret.safetensors"):
-            if _beside(path, ending).is_file():
-                for name, array in load_file(_beside(path, ending)).items():
-                    setattr(defence, name, array)
+        for file in arrays:
+            if file.is_file():
+                there = load_file(file)
+                for name in set(there) & set(defence.fitted):
+                    setattr(defence, name, there[name])
     except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
         raise DataError(
             f"a defended copy's .defence.json beside {path}",
@@ -187,8 +187,9 @@ def load_defence(path: str | Path, own: type[Defence] | None = None) -> Defence:
     return defence
 
 
-def _beside(path: Path, ending: str) -> Path:
-    return path.with_name(path.name + ending)
+def beside(path: Path) -> list[Path]:
+    """Names of what `Defence.save` writes beside a copy: settings, public arrays, secret ones."""
+    return [path.with_name(path.name + ending) for ending in _ENDINGS]
 
 
 def _write_arrays(path: Path, arrays: dict[str, NDArray[Any]], mode: int | None) -> None:

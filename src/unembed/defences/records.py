@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence, Set
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,17 +16,19 @@ from unembed.data.readers import csv_rows, json_lines, open_parquet, parquet_bat
 from unembed.defences.defence import Vectors
 from unembed.encoders.base import Encoder, is_unicode
 from unembed.encoders.vectors import row_peaks, to_unit_length
-from unembed.errors import DataError, EmbeddingError
+from unembed.errors import DataError, StoreError
 from unembed.files import file_format
-from unembed.vectors.read import VectorFile, vector_size
+from unembed.vectors.stores.address import open_store
+from unembed.vectors.stores.store import BATCH, Store, VectorBatch
 
 ID, TEXT, RELEVANT = "id", "text", "relevant"
+_DRAWN = 2  # times the sample, in place of rows that have no text, or one that came before
 _TABLES = (".parquet", ".jsonl", ".csv", ".tsv")
 
 
 @dataclass(frozen=True)
 class Records:
-    """Records of a store: any `Store.sample` gives these three too.
+    """Records of a store.
 
     Attributes:
         ids: Of each record, as text.
@@ -89,85 +92,109 @@ def own_queries(records: Records, count: int, seed: int) -> Queries:
 
 
 def read_records(
-    path: Path,
-    sample: int,
-    seed: int,
+    store: Store | str | Path,
+    sample: int = 2000,
+    seed: int = 0,
     *,
-    column: str | None = None,
-    text_column: str = TEXT,
-    id_column: str = ID,
+    id_column: str | None = None,
     wanted: Set[str] = frozenset(),
 ) -> Records:
-    """Draw records of a file of vectors that has texts beside them, a chunk in memory at a time.
+    """Draw records of a vector store that has texts beside the vectors.
 
     Rows without a text or a usable vector, and texts that came before, are left out and counted:
     a text that is attacked must not be among those that an attacker knows.
 
     Args:
-        path: What `VectorFile` reads.
+        store: Open, or the address of one (docs/audit.md lists the forms).
         sample: Records, all alike likely; all where there are fewer.
         seed: Of the draw.
-        column: Of the vector; the usual names are tried.
-        text_column: Of the text.
-        id_column: Of the id; the row's index, from 0, where there is none.
+        id_column: Field that names the records, one of those that the store was opened with. Its
+            own ids if not given; of files a column ``id``, else the row's number from 0.
         wanted: Ids that are in the sample in any case: those that queries should find.
 
     Raises:
-        EmbeddingError: The file cannot be read, or has no texts.
+        StoreError: The store cannot be read, or has no texts.
     """
-    file = VectorFile(path, column, True, [text_column, id_column], optional=[id_column])
-    random, reasons = np.random.default_rng(seed), Counter[str]()
-    ids, texts, keys, seen = list[str](), list[str](), np.empty(0), set[int]()
-    vectors = np.empty((0, 0), np.float32)
-    for names, contents, rows in _chunks(file, text_column, id_column):
-        faults = [_fault(text, seen) for text in contents]
-        reasons.update(fault for fault in faults if fault is not None)
-        good = [i for i, fault in enumerate(faults) if fault is None]
-        more = random.random(len(contents))
-        for i, name in enumerate(names):
-            if name in wanted:
-                more[i] -= 1.0
-        units = to_unit_length(rows[good], row_peaks(rows[good])) if good else rows[good]
-        vectors = np.concatenate([vectors, units]) if len(ids) else units.astype(np.float32)
-        ids += [names[i] for i in good]
-        texts += [str(contents[i]) for i in good]
-        keys = np.concatenate([keys, more[good]])
-        best = np.argsort(keys, kind="stable")[: max(sample, int((keys < 0).sum()))]
-        ids, texts = [ids[i] for i in best], [texts[i] for i in best]
-        keys, vectors = keys[best], vectors[best]
-    reasons.update(file.left_out)
-    order = np.random.default_rng([seed, 1]).permutation(len(ids))  # wanted ones stand anywhere
-    return Records(
-        [ids[i] for i in order], [texts[i] for i in order], vectors[order], dict(reasons)
-    )
+    with ExitStack() as stack:
+        if not isinstance(store, Store):
+            store, id_column = open_records(store, id_column=id_column)
+            stack.enter_context(store)
+        if store.facts.text is None:
+            raise StoreError(
+                f"texts beside the vectors of {store.facts.collection}, to compare what comes back "
+                "with",
+                "none under a usual name",
+                "Name their column with --text-column",
+            )
+        there = _wanted(store, id_column, wanted)
+        drawn = store.sample(_DRAWN * sample, seed)
+    reasons, seen = Counter(store.left_out), set[str]()
+    rows: list[tuple[str, str, Vectors]] = []
+    for batch in [*there, drawn]:
+        for place, (name, text) in enumerate(_named(batch, id_column)):
+            if batch is drawn and len(rows) >= sample:
+                break
+            fault = _fault(text, seen)
+            if fault is None:
+                rows.append((name, str(text), batch.vectors[place]))
+            elif name not in wanted:
+                reasons[fault] += 1
+    rows.sort(key=lambda row: row[0])
+    order = np.random.default_rng([seed, 1]).permutation(len(rows))  # however the store lists them
+    ids, texts = [rows[i][0] for i in order], [rows[i][1] for i in order]
+    vectors = np.array([rows[i][2] for i in order], np.float32).reshape(len(rows), -1)
+    return Records(ids, texts, to_unit_length(vectors, row_peaks(vectors)), dict(reasons))
 
 
-def _chunks(
-    file: VectorFile, text_column: str, id_column: str
-) -> Iterator[tuple[list[str], list[Any], Any]]:
-    try:
-        for chunk in file.chunks(vector_size(file)):
-            ids = chunk.columns.get(id_column, [None] * len(chunk.rows))
-            names = [str(r if i is None else i) for i, r in zip(ids, chunk.rows, strict=True)]
-            yield names, chunk.columns.get(text_column, [None] * len(names)), chunk.vectors
-    except EmbeddingError as error:
-        if "--keep" not in error.fix and "--keep" not in error.expected:
-            raise
-        raise EmbeddingError(
-            f"texts beside the vectors of {file.path}, to compare what comes back with",
-            error.found,
-            "Name their column with --text-column",
-        ) from error
+def open_records(
+    address: str | Path, *, id_column: str | None = None, **options: Any
+) -> tuple[Store, str | None]:
+    """Open a store with the field that names its records.
+
+    Args:
+        address: Of the store.
+        id_column: That field; if not given a column ``id`` of files, and the store's own ids.
+        **options: Of `open_store`.
+    """
+    if id_column is not None:
+        return open_store(address, keep=[id_column], **options), id_column
+    store = open_store(address, **options)
+    if store.facts.kind != "file" or ID not in store.facts.fields:
+        return store, None
+    store.close()
+    return open_store(address, keep=[ID], **options), ID
 
 
-def _fault(text: Any, seen: set[int]) -> str | None:
-    if not isinstance(text, str) or not text.strip():
+def _wanted(store: Store, id_column: str | None, wanted: Set[str]) -> list[VectorBatch]:
+    """The rows of some ids, as far as they are there."""
+    if not wanted:
+        return []
+    if id_column is None:
+        ids = [name for name in store.ids() if name in wanted]
+        return [store.fetch(ids[at : at + BATCH]) for at in range(0, len(ids), BATCH)]
+    batches = []
+    for batch in store.batches():
+        rows = [i for i, value in enumerate(batch.payload[id_column]) if str(value) in wanted]
+        batches += [batch.take(rows)] if rows else []
+    return batches
+
+
+def _named(batch: VectorBatch, id_column: str | None) -> Iterator[tuple[str, str | None]]:
+    """Id and text of each row; a row whose field of ids is empty keeps the store's own."""
+    values = batch.ids if id_column is None else batch.payload[id_column]
+    texts = batch.texts or [None] * len(batch)
+    for own, value, text in zip(batch.ids, values, texts, strict=True):
+        yield own if value is None else str(value), text
+
+
+def _fault(text: str | None, seen: set[str]) -> str | None:
+    if text is None or not text.strip():
         return "no text"
     if not is_unicode(text):
         return "text that UTF-8 cannot write"
-    if hash(text) in seen:
+    if text in seen:
         return "text of a row before"
-    seen.add(hash(text))
+    seen.add(text)
     return None
 
 
