@@ -121,11 +121,8 @@ def defend(
     verbose: VerboseOption = False,
 ) -> None:
     """Measure what protects vectors, against attackers who know of it, and what it costs."""
-    where: dict[str, Any] = {
-        "collection": collection,
-        "column": column,
-        "ask": ask_secret if ask_password else None,
-    }
+    ask = ask_secret if ask_password else None
+    where: dict[str, Any] = {"collection": collection, "column": column, "ask": ask}
     if write is not None:
         refuse_idle(context, "without --write", f"--write {write}", *_OF_THE_REPORT)
         _write(store, write, out, keep, where)
@@ -145,9 +142,7 @@ def defend(
     with opened:
         inverter = make_inverter(checkpoint, None, device, dtype)
         model = _encoder(inverter, encoder, device, trust_remote_code)
-        users = None
-        if queries is not None:
-            users = read_queries(queries, model, inverter.encoder.dimension)
+        users = queries and read_queries(queries, model, inverter.encoder.dimension)
         labels = [] if users is None else users.relevant or []
         wanted = frozenset[str]().union(*labels)
         records = read_records(opened, sample, seed, id_column=field, wanted=wanted)
