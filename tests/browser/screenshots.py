@@ -40,14 +40,14 @@ def take(browser, address, path, *, viewport, scheme, scale, act, last):
     context.close()
 
 
-def take_report(browser, report, path):
-    """The report of an audit from its head to the end of its findings."""
+def take_report(browser, report, path, last):
+    """A report as a file, from its head to the end of the last element that ``last`` names."""
     context = browser.new_context(
         viewport=_REPORT, color_scheme="light", device_scale_factor=1.5, reduced_motion="reduce"
     )
     page = context.new_page()
     page.goto(report.resolve().as_uri())
-    end = page.locator(".finding").last.evaluate("e => e.getBoundingClientRect().bottom + scrollY")
+    end = page.locator(last).last.evaluate("e => e.getBoundingClientRect().bottom + scrollY")
     clip = {"x": 0, "y": 0, "width": _REPORT["width"], "height": round(end) + 20}
     save(page.screenshot(full_page=True, clip=clip), path)
     context.close()
@@ -87,6 +87,7 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--checkpoint", default="minilm")
     parser.add_argument("--report", type=Path, default=ROOT / "audit-report" / "report.html")
+    parser.add_argument("--defences", type=Path, help="a page of `unembed defend`, if there is one")
     parser.add_argument("--out", type=Path, default=ROOT / "docs")
     given = parser.parse_args()
     serve = Server("unembed", "serve", "--checkpoint", given.checkpoint, "--device", "cpu")
@@ -108,7 +109,11 @@ def main():
                 act=act,
                 last=last,
             )
-        take_report(browser, given.report, given.out / "audit.png")
+        take_report(browser, given.report, given.out / "audit.png", ".finding")
+        if given.defences is not None:
+            take_report(
+                browser, given.defences, given.out / "defences.png", "h2:first-of-type ~ .wide"
+            )
         browser.close()
 
 

@@ -9,7 +9,8 @@ import pytest
 
 import unembed
 from unembed.defences import comparison as front
-from unembed.defences.comparison import UNFINISHED, defend, parse_attackers
+from unembed.defences.attackers import parse_attackers
+from unembed.defences.comparison import UNFINISHED, defend
 from unembed.defences.defence import Defence, parse_defence, unit
 from unembed.defences.leak import F1
 from unembed.defences.records import Queries, Records
@@ -124,6 +125,20 @@ def test_defend_takes_a_users_own_defence_from_a_file(records, inverter, tmp_pat
     assert row(report, "Negative").f1("A1").mean > row(report, "Negative").f1("U").mean
 
 
+def test_defend_finds_a_users_fault_before_anything_is_decoded(records, inverter, tmp_path):
+    class Narrow(Defence):
+        def apply(self, vectors, random):
+            return vectors[:, :9]
+
+        def query(self, vectors):
+            return vectors
+
+    message = r"Narrow to give 160 finite queries of 9 numbers; found shape \[160, 32\]"
+    with pytest.raises(ConfigError, match=message):
+        defend(records, defences=[Narrow()], to=inverter, folder=tmp_path / "out", **SMALL)
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(
     ("fault", "message"),
     [
@@ -236,6 +251,8 @@ def test_defend_refuses_what_it_cannot_measure(records, inverter):
     nobody = Queries(records.vectors[:2], [frozenset(["x"]), frozenset(["y"])])
     with pytest.raises(DataError, match="queries whose `relevant` names ids of records"):
         defend(records, queries=nobody, to=inverter, **SMALL)
+    with pytest.raises(ConfigError, match="minutes above 0 for A2; found nan"):
+        defend(records, minutes=float("nan"), to=inverter, **SMALL)
 
 
 def test_defend_notes_what_cannot_run_of_all(records, inverter, monkeypatch):

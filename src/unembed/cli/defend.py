@@ -129,8 +129,8 @@ def defend(
         return
     refuse_idle(context, "with --write only", "none", "keep")
     from unembed.cli.display import StageDisplay
+    from unembed.defences.attackers import parse_attackers
     from unembed.defences.comparison import defend as run
-    from unembed.defences.comparison import parse_attackers
     from unembed.defences.defence import parse_defences
     from unembed.defences.records import open_records, read_queries, read_records
     from unembed.defences.report import write_report

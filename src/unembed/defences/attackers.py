@@ -21,10 +21,12 @@ from unembed.defences.product import ProductQuantisation
 from unembed.defences.rotate import Permutation
 from unembed.encoders.alignment import Alignment, PairSums, fit_alignment
 from unembed.encoders.base import EncoderIdentity
+from unembed.errors import ConfigError
 
 Floats = NDArray[np.float64]
 Estimate = Callable[[Vectors], Vectors]
 
+ATTACKERS = ("U", "A1", "R", "L")  # those of `all`; A2 is named
 _LEAST_CHECKED = 8  # pairs from which a method is checked on a quarter of them
 _GAIN = 0.001  # cosine that a fitted map must gain to replace an inverse that is known
 _ROUNDS = 30  # of the unpaired matching
@@ -96,6 +98,21 @@ class Attacker(Protocol):
     def estimate(self, case: Case) -> Vectors | None:
         """Unit vectors [n, D] in the encoder's space; None where he does what U does."""
         ...
+
+
+def parse_attackers(text: str) -> list[str]:
+    """Names of attackers, ``all`` for those of ``ATTACKERS``.
+
+    Raises:
+        ConfigError: An unknown one, or none.
+    """
+    names = [n for w in text.split(",") for n in (ATTACKERS if w.strip() == "all" else [w.strip()])]
+    unknown = [name for name in names if name not in (*ATTACKERS, "A2")]
+    if unknown or not names:
+        raise ConfigError("attackers of U, A1, A2, R, L or all", repr(text), "Correct --attackers")
+    if names == ["L"]:
+        names = ["U", "L"]
+    return list(dict.fromkeys(names))
 
 
 def fit_width(stored: Vectors, dimension: int) -> Vectors:

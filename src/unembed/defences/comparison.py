@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import shutil
 from collections.abc import Sequence
 from functools import partial
@@ -22,6 +23,7 @@ from unembed.defences.attackers import (
     Unaware,
     fit_width,
     mean_cosine,
+    parse_attackers,
 )
 from unembed.defences.defence import (
     ALL,
@@ -29,6 +31,7 @@ from unembed.defences.defence import (
     Vectors,
     fit_and_apply,
     parse_defences,
+    try_out,
     with_none,
 )
 from unembed.defences.leak import (
@@ -52,8 +55,8 @@ from unembed.evaluation.metrics import Recovery
 from unembed.inverter import Inverter
 
 UNFINISHED = ".unfinished"  # folder of recoveries and estimates, removed at the end
-ATTACKERS = ("U", "A1", "R", "L")  # those of `all`; A2 is named
 _LEAST_RECORDS = 8
+_TRIED = 1000  # records that each defence is first tried on
 _MOST_CORPUS = 200_000  # texts of a corpus that are embedded
 _OWN_QUERIES = 200
 _RERANKED = "leak is that of the codes: the float vectors must lie elsewhere"
@@ -111,9 +114,14 @@ def defend(  # noqa: PLR0913 - the front door; all but the first have a default
     lenient = isinstance(defences, str) and "all" in defences.split(",")
     inverter = Inverter.from_pretrained(to) if isinstance(to, str) else to
     names = parse_attackers(attackers)
-    _check(records, inverter, budget, overlap, pairs, held_out)
+    _check(records, inverter, budget, overlap, pairs, held_out, minutes)
+    if queries is not None:
+        queries.among(records.ids)
     if corpus is not None:
         require_texts(corpus, corpus_column)
+    for defence in selection:  # what is wrong with one fails before anything is decoded
+        if not (lenient and str(defence) in ALL):
+            try_out(defence, records.vectors[:_TRIED])
     run = Comparison(records, inverter, encoder, _unfinished(folder), progress, seed)
     run.split(held_out, max(pairs))
     run.read_corpus(corpus, corpus_column, overlap)
@@ -148,12 +156,15 @@ def _check(
     overlap: float,
     pairs: Sequence[int],
     held_out: int,
+    minutes: float,
 ) -> None:
     for name, value in (("--budget", budget), ("--overlap", overlap)):
         if not 0.0 <= value <= 1.0:
             raise ConfigError(f"{name} from 0 to 1", f"{value:g}", f"Correct {name}")
     if not pairs or min(pairs) < 1 or held_out < 1:
         raise ConfigError("pairs and held-out records of 1 or more", f"{pairs}", "Correct --pairs")
+    if not 0.0 < minutes < math.inf:
+        raise ConfigError("minutes above 0 for A2", f"{minutes:g}", "Correct --minutes")
     if len(records) < _LEAST_RECORDS:
         raise DataError(
             f"at least {_LEAST_RECORDS} records with a text and a vector",
@@ -167,21 +178,6 @@ def _check(
             f"{records.vectors.shape[1]}",
             "Pass --checkpoint with an inverter of that encoder",
         )
-
-
-def parse_attackers(text: str) -> list[str]:
-    """Names of attackers, ``all`` for those of ``ATTACKERS``.
-
-    Raises:
-        ConfigError: An unknown one, or none.
-    """
-    names = [n for w in text.split(",") for n in (ATTACKERS if w.strip() == "all" else [w.strip()])]
-    unknown = [name for name in names if name not in (*ATTACKERS, "A2")]
-    if unknown or not names:
-        raise ConfigError("attackers of U, A1, A2, R, L or all", repr(text), "Correct --attackers")
-    if names == ["L"]:
-        names = ["U", "L"]
-    return list(dict.fromkeys(names))
 
 
 def _unfinished(folder: Path | None) -> Path | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import importlib.util
 import json
@@ -9,7 +10,8 @@ import os
 import sys
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from types import ModuleType
@@ -302,7 +304,9 @@ def parse_defences(text: str) -> list[Defence]:
     names = [
         part for word in text.split(",") for part in (ALL if word.strip() == "all" else [word])
     ]
-    defences = with_none([parse_defence(name) for name in names if name])
+    if not any(name.strip() for name in names):
+        raise ConfigError("defences, or all", repr(text), "Correct --defences")
+    defences = with_none([parse_defence(name) for name in names if name.strip()])
     labels = [str(defence) for defence in defences]
     twice = {label for label in labels if labels.count(label) > 1}
     if twice:
@@ -323,22 +327,54 @@ def fit_and_apply(defence: Defence, vectors: Vectors, seed: int) -> Vectors:
         ConfigError: A user's own defence fails, or gives something else than N finite vectors.
     """
     number = zlib.crc32(str(defence).encode())  # each draws numbers of its own
-    try:
+    with _own_faults(defence, "applied"):
         defence.fit(vectors, np.random.default_rng([seed, 6, number]))
         stored = np.asarray(defence.apply(vectors, np.random.default_rng([seed, 7, number])))
+    _require_vectors(defence, "vectors", stored, len(vectors))
+    return stored.astype(np.float32)
+
+
+def try_out(defence: Defence, vectors: Vectors) -> None:
+    """Use a copy of a defence once, on a few unit vectors [n, D] and a text.
+
+    Raises:
+        ConfigError: It fails, or gives something else than it should.
+    """
+    trial = copy.deepcopy(defence)
+    with _own_faults(defence, "used on a text"):
+        trial.rewrite(["a text"])
+    stored = fit_and_apply(trial, vectors, 0)
+    with _own_faults(defence, "used on queries and inverted"):
+        queries = np.asarray(trial.query(vectors))
+        inverse = trial.invert(stored)
+        trial.bytes_each(stored.shape[1])
+        trial.sigma(vectors.shape[1])
+    _require_vectors(defence, "queries", queries, len(vectors), stored.shape[1])
+    if inverse is not None:
+        _require_vectors(defence, "inverses", inverse, *vectors.shape)
+
+
+@contextmanager
+def _own_faults(defence: Defence, use: str) -> Iterator[None]:
+    try:
+        yield
     except UnembedError:
         raise
     except Exception as error:  # a user's own class
         raise ConfigError(
-            f"{defence} to be applied", f"{type(error).__name__}: {error}", "Correct it"
+            f"{defence} to be {use}", f"{type(error).__name__}: {error}", "Correct it"
         ) from error
-    if stored.ndim != 2 or len(stored) != len(vectors) or not np.isfinite(stored).all():  # noqa: PLR2004
-        raise ConfigError(
-            f"{defence} to give {len(vectors)} finite vectors",
-            f"shape {list(stored.shape)}",
-            "Correct it",
-        )
-    return stored.astype(np.float32)
+
+
+def _require_vectors(
+    defence: Defence, what: str, rows: NDArray[Any], count: int, width: int | None = None
+) -> None:
+    """Refuse what is no array of that many finite rows."""
+    size = "" if width is None else f" of {width} numbers"
+    fits = rows.ndim == 2 and len(rows) == count and width in (None, rows.shape[1])  # noqa: PLR2004
+    if not fits or rows.dtype.kind not in "fiub" or not np.isfinite(rows).all():
+        fault = "NaN or infinity" if fits else f"shape {list(rows.shape)}"
+        raise ConfigError(f"{defence} to give {count} finite {what}{size}", fault, "Correct it")
 
 
 def require_share(name: str, value: float, low: float = 0.0, high: float = 1.0) -> None:

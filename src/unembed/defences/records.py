@@ -142,7 +142,9 @@ def read_records(
     rows.sort(key=lambda row: row[0])
     order = np.random.default_rng([seed, 1]).permutation(len(rows))  # however the store lists them
     ids, texts = [rows[i][0] for i in order], [rows[i][1] for i in order]
-    vectors = np.array([rows[i][2] for i in order], np.float32).reshape(len(rows), -1)
+    vectors = np.zeros((len(rows), drawn.vectors.shape[1]))
+    for place, i in enumerate(order):
+        vectors[place] = rows[i][2]
     return Records(ids, texts, to_unit_length(vectors, row_peaks(vectors)), dict(reasons))
 
 

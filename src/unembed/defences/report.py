@@ -9,7 +9,7 @@ from html import escape
 from pathlib import Path
 
 from unembed.defences.leak import DETAILS, EXACT, F1
-from unembed.defences.result import NOT_PROTECTED, DefenceReport, attacker_label
+from unembed.defences.result import NOT_PROTECTED, DefenceReport, DefenceRow, attacker_label
 from unembed.defences.utility import NDCG, OVERLAP, RECALL
 from unembed.errors import DataError
 from unembed.evaluation.bootstrap import Figure
@@ -40,11 +40,12 @@ svg .point { fill: var(--point); } svg .alone { fill: none; stroke: var(--alone)
 svg .link { stroke: var(--alone); stroke-opacity: .35; }
 """
 _WIDTH, _HEIGHT, _LEFT, _TOP, _RIGHT, _BOTTOM = 900.0, 420.0, 60.0, 15.0, 20.0, 45.0
-_STEPS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)  # between ticks
+_STEPS = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0)  # between ticks
 _MOST_TICKS = 8
 _NEAR = 12.0  # between points that share a label, in the picture's units
 _MOST_NAMES = 6  # of a label
-_SIGN, _LINE = 6.5, 14  # width of a sign and height of a line
+_SIGN, _LINE = 6.6, 13  # width of a sign and height of a line
+_SHIFTS = (4, *(way * step for step in range(12, 200, 8) for way in (-1, 1)))  # of a label's line
 
 HOW_TO_READ = (
     "Leak is a token F1: 1 where every word of a text came back and nothing else, 0 where none "
@@ -226,7 +227,7 @@ def to_page(report: DefenceReport) -> str:
         f'<p class="lead">{_text(first)} {_text(second)}</p>',
         *picture(report),
         "<p><small>Filled: the strongest attacker; open: the strongest without a leaked pair. "
-        "Better is lower and further right.</small></p>",
+        "Better is lower and further right; bars are 95% intervals.</small></p>",
     ]
     for title, text, table in _tables(report):
         parts += [f"<h2>{_text(title)}</h2>", f"<p>{_text(text)}</p>" if text else ""]
@@ -238,15 +239,16 @@ def to_page(report: DefenceReport) -> str:
 
 
 def picture(report: DefenceReport) -> Iterator[str]:
-    """The trade-off as SVG: utility to the right, leak upwards, a point a defence."""
-    points = [(row, f) for row in report.rows if (f := row.utility[report.metric])]
-    x_ticks = _ticks(min(f.low for _, f in points), max(f.high for _, f in points))
+    """The trade-off as SVG: utility kept to the right, leak upwards, a point a defence."""
+    points = [(row, f) for row in report.rows if (f := _kept(row)) is not None]
+    limit = 100.0 * (1.0 - report.budget)
+    x_ticks = _ticks(min(limit, *(f.mean for _, f in points)), max(f.mean for _, f in points))
     leaks = [row.f1() for row, _ in points]
     y_ticks = _ticks(0.0, max(report.floor, *(leak.high for leak in leaks)))
 
     def x(value: float) -> float:
         share = (value - x_ticks[0]) / (x_ticks[-1] - x_ticks[0])
-        return _LEFT + (_WIDTH - _LEFT - _RIGHT) * max(share, 0.0)
+        return _LEFT + (_WIDTH - _LEFT - _RIGHT) * min(max(share, 0.0), 1.0)
 
     def y(value: float) -> float:
         return _HEIGHT - _BOTTOM - (_HEIGHT - _TOP - _BOTTOM) * value / y_ticks[-1]
@@ -255,16 +257,16 @@ def picture(report: DefenceReport) -> Iterator[str]:
     yield f'<svg viewBox="0 0 {_WIDTH:g} {_HEIGHT:g}" role="img" aria-label="Leak against utility">'
     yield _line("axis", left, bottom, right, bottom) + _line("axis", left, bottom, left, top)
     for value in x_ticks:
-        yield _label(x(value), bottom + 16, f"{value:g}", "middle")
+        yield _label(x(value), bottom + 16, f"{value:g}%", "middle")
     for value in y_ticks:
         yield _label(left - 6, y(value) + 4, f"{value:g}", "end")
-    yield _label((left + right) / 2, _HEIGHT - 8, report.metric, "middle")
+    name = f"{report.metric}, of the undefended"
+    yield _label((left + right) / 2, _HEIGHT - 8, name, "middle")
     yield _label(left + 6, _TOP + 8, f"leak ({F1})")
     yield _line("floor", left, y(report.floor), right, y(report.floor))
     yield _label(left + 6, y(report.floor) - 4, "floor: guessing")
-    limit = x((1.0 - report.budget) * points[0][1].mean)
-    yield _line("budget", limit, bottom, limit, top)
-    yield _label(limit - 4, bottom - 6, f"loss of {report.budget:.0%}", "end")
+    yield _line("budget", x(limit), bottom, x(limit), top)
+    yield _label(x(limit) - 4, bottom - 6, f"loss of {report.budget:.0%}", "end")
     groups: list[tuple[float, float, list[str]]] = []  # x, y and names of points that are near
     for row, utility in points:
         leak, middle = row.f1(), x(utility.mean)
@@ -280,6 +282,14 @@ def picture(report: DefenceReport) -> Iterator[str]:
     yield "</svg>"
 
 
+def _kept(row: DefenceRow) -> Figure | None:
+    """Per cent of the undefended utility that is left, the same queries compared."""
+    if row.loss is None:
+        return None
+    mean, low, high = (100.0 * (1.0 - v) for v in (row.loss.mean, row.loss.high, row.loss.low))
+    return Figure(mean, low, high, row.loss.n)
+
+
 def _add(groups: list[tuple[float, float, list[str]]], x: float, y: float, name: str) -> None:
     """Put a name to those of a point that is near, else begin a group."""
     for across, up, names in groups:
@@ -290,29 +300,30 @@ def _add(groups: list[tuple[float, float, list[str]]], x: float, y: float, name:
 
 
 def _names(groups: Sequence[tuple[float, float, list[str]]]) -> Iterator[str]:
-    """Labels of groups of points, each beside its own where no other point or label is."""
-    taken = [(across - 6, across + 6, up + 4) for across, up, _ in groups]  # from x to x at y
-    for across, up, names in sorted(groups, key=lambda group: -group[0]):
+    """Labels of groups of points where nothing else is, with a line to those that are not near."""
+    taken = [(across - 7, across + 7, up - 7, up + 7) for across, up, _ in groups]
+    for across, up, names in sorted(groups, key=lambda group: group[1]):
         more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
         text = ", ".join(names[:_MOST_NAMES]) + more
         size = _SIGN * len(text)
-        sides = [(across - 6 - size, "end"), (across + 6, "start")]  # left end of the label
-        if across < _WIDTH / 2:
+        sides = [(across + 9, "start"), (across - 9 - size, "end")]  # left end of the label
+        if across > _WIDTH / 2:
             sides.reverse()
-        places = [
-            (low, up + shift, anchor)
-            for shift in (-6, 16, -20, 30, -34, 44)
-            for low, anchor in sides
-        ]
+        places = [(low, up + shift, anchor) for shift in _SHIFTS for low, anchor in sides]
         free = [
             (low, y, anchor)
             for low, y, anchor in places
             if _LEFT < low < _WIDTH - size
-            and all(b < low or a > low + size or abs(y - z) >= _LINE for a, b, z in taken)
+            and y - _LINE > _TOP
+            and y < _HEIGHT - _BOTTOM
+            and all(b < low or a > low + size or d < y - _LINE or c > y for a, b, c, d in taken)
         ]
         low, y, anchor = (free or places)[0]
-        taken.append((low, low + size, y))
-        yield _label(low if anchor == "start" else low + size, y, text, anchor)
+        taken.append((low, low + size, y - _LINE, y))
+        end = low if anchor == "start" else low + size
+        if abs(y - up) > _LINE:
+            yield _line("link", across, up, end, y - 4)
+        yield _label(end, y, text, anchor)
 
 
 def _ticks(low: float, high: float) -> list[float]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from unembed.defences.defence import Defence, Vectors, beside
+from unembed.defences.defence import Defence, Vectors, beside, try_out
 from unembed.defences.records import ID
 from unembed.encoders.vectors import row_peaks, to_unit_length
 from unembed.errors import ConfigError, DataError, StoreError
@@ -20,6 +20,7 @@ from unembed.vectors.stores.store import Store, VectorBatch
 
 _FITTED_ON = 20_000  # vectors that a defence is fitted to, the first of the store
 _ROWS = 10_000  # in memory at a time
+_TRIED = 1000  # vectors that a defence is first tried on
 _SEED_BYTES = 32
 COLUMN = "embedding"
 
@@ -65,7 +66,9 @@ def write_copy(
             f"{defence}, which changes texts",
             "Change them where they are embedded, with unembed.defences.pii.replace_spans",
         )
-    defence.fit(_first(store), _entropy())
+    vectors = _first(store)
+    try_out(defence, vectors[:_TRIED])
+    defence.fit(vectors, _entropy())
     try:
         with ExitStack() as stack:
             file, writer, done = stack.enter_context(atomic(out)), None, 0
@@ -91,7 +94,8 @@ def _entropy() -> np.random.Generator:
 
 
 def _units(batch: VectorBatch) -> Vectors:
-    return to_unit_length(batch.vectors, row_peaks(batch.vectors))
+    rows = batch.vectors.astype(np.float64)
+    return to_unit_length(rows, row_peaks(rows))
 
 
 def _first(store: Store) -> Vectors:
