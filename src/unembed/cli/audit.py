@@ -55,6 +55,10 @@ HowOption = Annotated[
 CallsOption = Annotated[
     int, typer.Option("--encoder-calls", min=0, help="Also attack with so many calls a record.")
 ]
+ProbeOption = Annotated[
+    Path | None,
+    typer.Option("--probe", help="Of words, for long texts: a folder of `unembed words --fit`."),
+]
 MapOption = Annotated[
     Path | None,
     typer.Option("--align", help="A map of `unembed align` from the store's space."),
@@ -121,6 +125,7 @@ def audit(
     encoder: MadeByOption = None,
     strategy: HowOption = "greedy",
     encoder_calls: CallsOption = 0,
+    probe: ProbeOption = None,
     align: MapOption = None,
     align_from_store: PairsOption = 0,
     corpus: CorpusOption = None,
@@ -162,6 +167,7 @@ def audit(
                     align_from_store=align_from_store,
                     corpus=corpus,
                     encoder_calls=encoder_calls,
+                    probe=probe,
                     group_by=group_by,
                     show_pii=show_pii,
                     folder=out,

@@ -73,9 +73,9 @@ def length_note(report: AuditReport) -> str | None:
         return None
     return (
         f"{longer} of {report.read['with_text']} texts are longer than the {longest} tokens this "
-        "inverter writes. Their token F1 is that of the window of the text it fits best, for the "
-        "floors too; exact match cannot happen; what hurts is counted over the whole text. An "
-        "inverter trained on longer texts may recover more."
+        "inverter writes. Their token F1 is that of the window of the text it fits best, or of the "
+        "whole where that is better, for the floors too; exact match cannot happen; what hurts is "
+        "counted over the whole text. An inverter trained on longer texts may recover more."
     )
 
 

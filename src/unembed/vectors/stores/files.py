@@ -165,6 +165,9 @@ def _dimension(path: Path, key: str | None) -> int:
     values: Iterator[Any]
     if kind == ".parquet":
         rows = _first_rows(path)
+        if key and key not in rows.schema.names:
+            columns = ", ".join(map(repr, rows.schema.names))
+            raise StoreError(f"a column {key!r} in {path}", columns, "Correct --column")
         name = next((n for n in ((key,) if key else NAMES) if n in rows.schema.names), None)
         values = iter(rows.column(name).to_pylist() if name is not None else ())
     elif kind == ".json":
