@@ -123,6 +123,7 @@ def test_read_queries_takes_vectors_and_no_labels(tmp_path, encoder):
     [
         ({"vector": [[1.0, 2.0]]}, "finite vectors of 32 dimensions"),
         ({"vector": [[0.0] * 32]}, "found NaN or zeros"),
+        ({"vector": [[1.0] * 32, None]}, "found rows that have none, or one of another length"),
         ({"question": ["why"]}, "a column 'text' or 'embedding' in every row"),
         ({"text": []}, "queries in"),
     ],

@@ -35,6 +35,7 @@ from unembed.cli.options import (
 from unembed.errors import ConfigError, UnembedError
 
 if TYPE_CHECKING:
+    from unembed.defences.result import DefenceReport
     from unembed.encoders.base import Encoder
     from unembed.inverter import Inverter
 
@@ -142,7 +143,9 @@ def defend(
     with opened:
         inverter = make_inverter(checkpoint, None, device, dtype)
         model = _encoder(inverter, encoder, device, trust_remote_code)
-        users = queries and read_queries(queries, model, inverter.encoder.dimension)
+        users = None
+        if queries is not None:
+            users = read_queries(queries, model, inverter.encoder.dimension)
         labels = [] if users is None else users.relevant or []
         wanted = frozenset[str]().union(*labels)
         records = read_records(opened, sample, seed, id_column=field, wanted=wanted)
@@ -165,6 +168,10 @@ def defend(
             progress=display.update,
         )
     write_report(report, out)
+    _show(report, out)
+
+
+def _show(report: DefenceReport, out: Path) -> None:
     for sentence in report.recommendation():
         typer.echo(sentence)
     for line in report.notes:

@@ -257,7 +257,11 @@ def _as_vectors(path: Path, values: Sequence[Any], dimension: int) -> Vectors:
     try:
         rows = np.array(values, dtype=np.float64)
     except (ValueError, TypeError) as error:
-        raise DataError(f"vectors of queries in {path}", str(error), "Correct the file") from error
+        raise DataError(
+            f"a vector of {dimension} numbers in every row of {path}",
+            "rows that have none, or one of another length",
+            "Correct --queries",
+        ) from error
     peaks = row_peaks(rows) if rows.ndim == 2 else np.zeros(1)  # noqa: PLR2004 - [Q, D]
     if rows.ndim != 2 or rows.shape[1] != dimension or not (np.isfinite(peaks) & (peaks > 0)).all():  # noqa: PLR2004
         raise DataError(
