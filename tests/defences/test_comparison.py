@@ -10,9 +10,9 @@ import pytest
 import unembed
 from unembed.defences import comparison as front
 from unembed.defences.attackers import parse_attackers
-from unembed.defences.comparison import UNFINISHED, defend
+from unembed.defences.comparison import defend
 from unembed.defences.defence import Defence, parse_defence, unit
-from unembed.defences.leak import F1
+from unembed.defences.leak import F1, UNFINISHED
 from unembed.defences.records import Queries, Records
 from unembed.defences.report import picture, to_markdown, to_page, write_report
 from unembed.defences.result import DefenceReport
@@ -246,7 +246,7 @@ def test_defend_refuses_what_it_cannot_measure(records, inverter):
         defend(cut, to=inverter)
     with pytest.raises(ConfigError, match="--budget from 0 to 1; found 2"):
         defend(records, budget=2, to=inverter)
-    with pytest.raises(ConfigError, match="the encoder fake, to embed texts again for pii"):
+    with pytest.raises(ConfigError, match="the encoder, to embed texts again for pii"):
         defend(records, defences="pii", attackers="U", to=inverter, **SMALL)
     nobody = Queries(records.vectors[:2], [frozenset(["x"]), frozenset(["y"])])
     with pytest.raises(DataError, match="queries whose `relevant` names ids of records"):

@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -43,6 +44,7 @@ from unembed.defences.leak import (
     array_digest,
     cached_array,
     identify,
+    unfinished_folder,
 )
 from unembed.defences.records import Queries, Records, own_queries
 from unembed.defences.result import NEEDS_PAIRS, DefenceReport, DefenceRow
@@ -54,9 +56,7 @@ from unembed.evaluation.bootstrap import Figure, summarise
 from unembed.evaluation.metrics import Recovery
 from unembed.inverter import Inverter
 
-UNFINISHED = ".unfinished"  # folder of recoveries and estimates, removed at the end
 _LEAST_RECORDS = 8
-_TRIED = 1000  # records that each defence is first tried on
 _MOST_CORPUS = 200_000  # texts of a corpus that are embedded
 _OWN_QUERIES = 200
 _RERANKED = "leak is that of the codes: the float vectors must lie elsewhere"
@@ -114,38 +114,21 @@ def defend(  # noqa: PLR0913 - the front door; all but the first have a default
     lenient = isinstance(defences, str) and "all" in defences.split(",")
     inverter = Inverter.from_pretrained(to) if isinstance(to, str) else to
     names = parse_attackers(attackers)
-    _check(records, inverter, budget, overlap, pairs, held_out, minutes)
-    if queries is not None:
-        queries.among(records.ids)
+    _check(records, inverter, budget, overlap, pairs, held_out, minutes, queries)
     if corpus is not None:
         require_texts(corpus, corpus_column)
-    for defence in selection:  # what is wrong with one fails before anything is decoded
-        if not (lenient and str(defence) in ALL):
-            try_out(defence, records.vectors[:_TRIED])
-    run = Comparison(records, inverter, encoder, _unfinished(folder), progress, seed)
+    required = [each for each in selection if not (lenient and str(each) in ALL)]
+    try_out(required, records.vectors, encoder is not None)
+    run = Comparison(records, inverter, encoder, unfinished_folder(folder), progress, seed)
     run.split(held_out, max(pairs))
     run.read_corpus(corpus, corpus_column, overlap)
     run.plan(names, sorted(set(pairs)), as_decoding(decoding, {}), minutes)
     run.set_queries(queries)
     rows = run.rows(selection, lenient)
-    settings = {
-        "encoder": inverter.encoder.name,
-        "records": len(records),
-        "held_out": len(run.held_out),
-        "queries": len(run.queries.vectors),
-        "labels": run.queries.relevant is not None,
-        "pairs": sorted(set(pairs)),
-        "attackers": ",".join(names),
-        "corpus": "" if corpus is None else corpus.name,
-        "overlap": overlap if corpus is None else None,
-        "minutes": minutes if "A2" in names else None,
-        "decoding": str(decoding),
-        "longer_than_the_inverter_writes": run.meter.longer,
-        "seed": seed,
-    }
+    settings = run.settings(pairs, names, corpus, overlap, decoding)
     report = DefenceReport(rows, run.floors, run.access, run.metric, budget, settings, run.notes)
-    if folder is not None:
-        shutil.rmtree(folder / UNFINISHED, ignore_errors=True)
+    if run.folder is not None:
+        shutil.rmtree(run.folder, ignore_errors=True)
     return report
 
 
@@ -157,6 +140,7 @@ def _check(
     pairs: Sequence[int],
     held_out: int,
     minutes: float,
+    queries: Queries | None,
 ) -> None:
     for name, value in (("--budget", budget), ("--overlap", overlap)):
         if not 0.0 <= value <= 1.0:
@@ -178,17 +162,8 @@ def _check(
             f"{records.vectors.shape[1]}",
             "Pass --checkpoint with an inverter of that encoder",
         )
-
-
-def _unfinished(folder: Path | None) -> Path | None:
-    """Where recoveries lie until all are there: for nobody else to read."""
-    if folder is None:
-        return None
-    try:
-        (folder / UNFINISHED).mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError as error:
-        raise DataError(f"a folder at {folder}", str(error), "Choose another --out") from error
-    return folder / UNFINISHED
+    if queries is not None:
+        queries.among(records.ids)
 
 
 class Comparison:
@@ -307,6 +282,31 @@ class Comparison:
         if lost:
             self.notes.append(f"{lost} queries find no record that is here")
 
+    def settings(
+        self,
+        pairs: Sequence[int],
+        names: list[str],
+        corpus: Path | None,
+        overlap: float,
+        decoding: Decoding | str,
+    ) -> dict[str, Any]:
+        """How the comparison was made, for the report."""
+        return {
+            "encoder": self.inverter.encoder.name,
+            "records": len(self.records),
+            "held_out": len(self.held_out),
+            "queries": len(self.queries.vectors),
+            "labels": self.queries.relevant is not None,
+            "pairs": sorted(set(pairs)),
+            "attackers": ",".join(names),
+            "corpus": "" if corpus is None else corpus.name,
+            "overlap": overlap if corpus is None else None,
+            "minutes": self.minutes,
+            "decoding": str(decoding),
+            "longer_than_the_inverter_writes": self.meter.longer,
+            "seed": self.seed,
+        }
+
     # Rows
 
     def rows(self, defences: list[Defence], lenient: bool) -> list[DefenceRow]:
@@ -317,6 +317,8 @@ class Comparison:
         for place, defence in enumerate(defences):
             self.meter.done = place * each
             try:
+                if lenient:
+                    try_out([defence], self.records.vectors, self.encoder is not None)
                 rows.append(self._row(defence))
             except UnembedError as error:
                 if not lenient or str(defence) not in ALL or not rows:
@@ -387,12 +389,7 @@ class Comparison:
         if texts is None:
             return self.records.vectors
         vectors = self._encode(texts, f"embedding for {defence}")
-        if vectors is None:
-            raise ConfigError(
-                f"the encoder {self.inverter.encoder.name}, to embed texts again for {defence}",
-                "none here",
-                "Pass --encoder, or leave the defence out",
-            )
+        assert vectors is not None  # it was tried out
         return vectors
 
     # Attackers

@@ -27,6 +27,7 @@ from unembed.files import atomic
 
 Vectors = NDArray[np.float32]
 
+_TRIED = 1000  # vectors that a defence is first tried on
 _MODE = 0o600  # of a file of secrets
 _ENDINGS = (".defence.json", ".defence.safetensors", ".secret.safetensors")
 SHIPPED = {  # name → module of `unembed.defences` and class; in the order of tables
@@ -334,24 +335,36 @@ def fit_and_apply(defence: Defence, vectors: Vectors, seed: int) -> Vectors:
     return stored.astype(np.float32)
 
 
-def try_out(defence: Defence, vectors: Vectors) -> None:
-    """Use a copy of a defence once, on a few unit vectors [n, D] and a text.
+def try_out(defences: Sequence[Defence], vectors: Vectors, encodes: bool = True) -> None:
+    """Use a copy of each defence once, on a text and the first of unit vectors [N, D].
+
+    Args:
+        defences: Not fitted; they stay as they are.
+        vectors: Of the store.
+        encodes: Whether there is an encoder, for those that change texts.
 
     Raises:
-        ConfigError: It fails, or gives something else than it should.
+        ConfigError: One fails, gives something else than it should, or needs an encoder.
     """
-    trial = copy.deepcopy(defence)
-    with _own_faults(defence, "used on a text"):
-        trial.rewrite(["a text"])
-    stored = fit_and_apply(trial, vectors, 0)
-    with _own_faults(defence, "used on queries and inverted"):
-        queries = np.asarray(trial.query(vectors))
-        inverse = trial.invert(stored)
-        trial.bytes_each(stored.shape[1])
-        trial.sigma(vectors.shape[1])
-    _require_vectors(defence, "queries", queries, len(vectors), stored.shape[1])
-    if inverse is not None:
-        _require_vectors(defence, "inverses", inverse, *vectors.shape)
+    few = vectors[:_TRIED]
+    for defence in defences:
+        trial = copy.deepcopy(defence)
+        with _own_faults(defence, "used on a text"):
+            rewrites = trial.rewrite(["a text"]) is not None
+        if rewrites and not encodes:
+            raise ConfigError(
+                f"the encoder, to embed texts again for {defence}",
+                "none here",
+                "Pass --encoder, or leave the defence out",
+            )
+        stored = fit_and_apply(trial, few, 0)
+        with _own_faults(defence, "used on queries and inverted"):
+            queries, inverse = np.asarray(trial.query(few)), trial.invert(stored)
+            trial.bytes_each(stored.shape[1])
+            trial.sigma(few.shape[1])
+        _require_vectors(defence, "queries", queries, len(few), stored.shape[1])
+        if inverse is not None:
+            _require_vectors(defence, "inverses", inverse, *few.shape)
 
 
 @contextmanager

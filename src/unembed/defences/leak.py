@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from unembed.decoding import Decoding
 from unembed.defences.defence import Vectors
 from unembed.denoiser import weights_digest
+from unembed.errors import DataError
 from unembed.evaluation.bootstrap import Figure, summarise
 from unembed.evaluation.cache import RowCache
 from unembed.evaluation.metrics import Recovery, exact_match, span_recalls, token_set_f1
@@ -21,6 +22,7 @@ from unembed.evaluation.rows import derangement
 from unembed.files import atomic
 from unembed.inverter import Inverter
 
+UNFINISHED = ".unfinished"  # folder of recoveries and estimates, removed at the end
 F1, EXACT, DETAILS = "token F1", "exact match", "names and numbers"
 METRICS = (F1, EXACT, DETAILS)
 STAGE = "attacking"
@@ -37,6 +39,17 @@ def array_digest(*arrays: NDArray[Any]) -> str:
         digest.update(f"{array.dtype}{array.shape}".encode())
         digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()
+
+
+def unfinished_folder(folder: Path | None) -> Path | None:
+    """Where recoveries lie until all are there: for nobody else to read."""
+    if folder is None:
+        return None
+    try:
+        (folder / UNFINISHED).mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"a folder at {folder}", str(error), "Choose another --out") from error
+    return folder / UNFINISHED
 
 
 def cached_array(

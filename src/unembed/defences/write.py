@@ -20,7 +20,6 @@ from unembed.vectors.stores.store import Store, VectorBatch
 
 _FITTED_ON = 20_000  # vectors that a defence is fitted to, the first of the store
 _ROWS = 10_000  # in memory at a time
-_TRIED = 1000  # vectors that a defence is first tried on
 _SEED_BYTES = 32
 COLUMN = "embedding"
 
@@ -67,7 +66,7 @@ def write_copy(
             "Change them where they are embedded, with unembed.defences.pii.replace_spans",
         )
     vectors = _first(store)
-    try_out(defence, vectors[:_TRIED])
+    try_out([defence], vectors)
     defence.fit(vectors, _entropy())
     try:
         with ExitStack() as stack:
