@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -107,7 +108,7 @@ def read(
             return
         with StageDisplay() as display:
             rows = export_store(opened, out, lambda n, all_: display.update("reading", n, all_))
-        _show_left_out(opened)
+        show_left_out(opened.left_out)
     typer.echo(f"{rows} vectors in {out}")
 
 
@@ -220,17 +221,13 @@ def _open(
 ) -> Store:
     from unembed.vectors.stores.address import open_store
 
-    def ask(prompt: str) -> str:
-        answer: str = typer.prompt(prompt, hide_input=True, err=True)
-        return answer
-
     return open_store(
         address,
         collection=collection,
         column=column,
         text_column=text_column,
         keep=keep,
-        ask=ask if ask_password else None,
+        ask=ask_secret if ask_password else None,
     )
 
 
@@ -245,8 +242,15 @@ def _show_facts(store: Store, rows: int | None = None) -> None:
     typer.echo("nothing is written to the store")
 
 
-def _show_left_out(store: Store) -> None:
-    for reason, count in store.left_out.items():
+def ask_secret(prompt: str) -> str:
+    """A password from the terminal, not shown."""
+    answer: str = typer.prompt(prompt, hide_input=True, err=True)
+    return answer
+
+
+def show_left_out(reasons: Mapping[str, int]) -> None:
+    """A note for each reason why rows were not used."""
+    for reason, count in reasons.items():
         typer.echo(f"note: left out: {count} × {reason}", err=True)
 
 
@@ -256,7 +260,6 @@ def _show_report(report: AuditReport, out: Path) -> None:
     typer.echo(headline(report))
     for finding in report.findings:
         typer.echo(f"{finding.severity:>8}  {finding.title}")
-    for reason, count in report.read["left_out"].items():
-        typer.echo(f"note: left out: {count} × {reason}", err=True)
+    show_left_out(report.read["left_out"])
     leak = "not measured" if report.leak is None else f"{report.leak:.3f}"
     typer.echo(f"leak: {leak}; the report: {out / 'report.html'}")

@@ -7,8 +7,10 @@ from collections.abc import Iterable, Iterator
 from unembed.auditing.report.tables import (
     HOW_TO_READ,
     METRIC_TABLES,
+    PROTECTION,
     Row,
     breakdown,
+    defend_command,
     facts,
     figure_rows,
     headline,
@@ -42,6 +44,9 @@ def to_markdown(report: AuditReport) -> str:
             f"`{finding.id}` · {_text(references)}",
             "",
         ]
+    command = defend_command(report)
+    if command is not None:
+        lines += [PROTECTION, "", f"    {_printable(command)}", ""]
     lines += ["## Figures", "", HOW_TO_READ, ""]
     note = length_note(report)
     lines += [_text(note), ""] if note else []
@@ -82,5 +87,8 @@ def _table(columns: Row, rows: Iterable[Row]) -> Iterator[str]:
 
 def _text(text: str) -> str:
     """Text on one line that Markdown shows as it is, without control characters."""
-    clean = "".join(sign if sign.isprintable() else " " for sign in text)
-    return escape_markdown(clean)
+    return escape_markdown(_printable(text))
+
+
+def _printable(text: str) -> str:
+    return "".join(sign if sign.isprintable() else " " for sign in text)

@@ -10,9 +10,11 @@ from unembed.auditing.findings import Finding
 from unembed.auditing.report.tables import (
     HOW_TO_READ,
     METRIC_TABLES,
+    PROTECTION,
     Row,
     best_figure,
     breakdown,
+    defend_command,
     facts,
     figure_rows,
     guess,
@@ -99,6 +101,7 @@ def to_page(report: AuditReport) -> str:
             *_example(report),
             "<h2>Findings</h2>",
             *map(_finding, report.findings),
+            *_next_step(report),
             *_records(report),
             *_details(report),
             "</body></html>\n",
@@ -198,6 +201,12 @@ def _finding(finding: Finding) -> str:
         f"<p><small>To see it again: <code>{_text(finding.reproduce)}</code></small></p>"
         f"<p><small>{_text(finding.id)} · {_text(references)}</small></p></details>"
     )
+
+
+def _next_step(report: AuditReport) -> Iterator[str]:
+    command = defend_command(report)
+    if command is not None:
+        yield f"<p>{_text(PROTECTION)} <code>{_text(command)}</code></p>"
 
 
 def _records(report: AuditReport) -> Iterator[str]:

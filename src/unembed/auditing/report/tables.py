@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
+from itertools import pairwise
 
 from unembed.auditing.conclude import CONSTANT, SHUFFLED
 from unembed.auditing.result import AuditReport
@@ -11,6 +13,8 @@ from unembed.auditing.sensitive import KINDS
 from unembed.evaluation.bootstrap import Figure
 
 Row = tuple[str, ...]
+
+_ALIKE = ("--collection", "--column", "--text-column", "--checkpoint")  # as `defend` has them
 
 
 def headline(report: AuditReport) -> str:
@@ -33,6 +37,15 @@ def headline(report: AuditReport) -> str:
         f"With {access}, an attacker recovers {' and '.join(parts)}. Measured on "
         f"{report.read['with_text']:,} records."
     )
+
+
+def defend_command(report: AuditReport) -> str | None:
+    """The command that measures what would protect the vectors; None where no text is there."""
+    if report.strongest is None:
+        return None
+    _, _, store, *words = shlex.split(report.settings["command"])
+    options = [word for pair in pairwise(words) if pair[0] in _ALIKE for word in pair]
+    return shlex.join(["unembed", "defend", store, *options])
 
 
 def best_figure(report: AuditReport, metric: str) -> Figure | None:
@@ -153,3 +166,4 @@ HOW_TO_READ = (
     "nearest other text of a corpus, which plain search finds: what they reach is no leak of the "
     "inverter. Cosine is no evidence of recovery: wrong texts reach high ones."
 )
+PROTECTION = "What would protect these vectors, and what it costs their search, is measured by"

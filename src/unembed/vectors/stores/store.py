@@ -368,7 +368,9 @@ def choose_fields(
         raise StoreError(f"a text column {text!r}", listing, "Correct --text-column")
     for name in keep:
         if name not in there:
-            raise StoreError(f"a field {name!r}", listing, "Correct --group-by or --keep")
+            raise StoreError(
+                f"a field {name!r}", listing, "Correct --group-by, --id-column or --keep"
+            )
     text = text or next((name for name in TEXT_NAMES if name in there), None)
     return text, [name for name in there if name != text]
 
