@@ -151,7 +151,8 @@ class Denoiser(nn.Module):
         super().__init__()
         self.sizes = sizes
         hidden = sizes.hidden
-        self.token_table = nn.Embedding(sizes.vocab_size, hidden)  # tied to the output
+        table = torch.empty(sizes.vocab_size, hidden)  # `_initialise` fills it
+        self.token_table = nn.Embedding.from_pretrained(table, freeze=False)  # tied to the output
         self.positions = nn.Parameter(torch.zeros(sizes.length, hidden))
         self.embedding_mlp = nn.Sequential(
             nn.Linear(sizes.embedding_dim, hidden), nn.GELU(), nn.Linear(hidden, hidden)
@@ -171,6 +172,8 @@ class Denoiser(nn.Module):
 
     def _initialise(self) -> None:
         """Initialise all weights, in one place."""
+        if self.positions.is_meta:  # no values; and there `normal_` loads torch's compiler, seconds
+            return
         # Linear layers: Xavier; biases: zero.
         for module in self.modules():
             if isinstance(module, nn.Linear):

@@ -59,6 +59,7 @@ EXTRAS = {  # the extras of pyproject.toml → packages that are imported
     "postgres": ("psycopg",),
     "qdrant": ("qdrant_client",),
     "redis": ("redis",),
+    "retrieval": ("ir_measures",),
     "tensorboard": ("tensorboard",),
 }
 

@@ -1,4 +1,5 @@
 import json
+import random
 from dataclasses import replace
 
 import numpy as np
@@ -6,10 +7,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from unembed.auditing.attacks import WORDS
 from unembed.auditing.audit import UNFINISHED, audit
 from unembed.auditing.conclude import CONSTANT, NEAREST, SHUFFLED
 from unembed.auditing.report import write_report
 from unembed.errors import ConfigError, DataError, StoreError
+from unembed.vectors.words import fit_words
 
 from .conftest import write
 
@@ -211,6 +214,25 @@ def test_audit_scores_long_texts_by_windows_and_says_so(encoder, inverter, texts
     assert report.attacks["inverter"]["figures"]["exact match"].mean == 0
     text = (write_report(report, tmp_path / "r")[1]).read_text()
     assert "20 of 20 texts are longer than the 11 tokens" in text
+
+
+def test_audit_names_the_words_of_long_texts(encoder, inverter, texts, tmp_path):
+    draw = random.Random(0)
+    chunks = [" ".join(draw.sample(texts, 4)) for _ in range(240)]
+    probe = tmp_path / "probe"
+    fit_words(encoder.identity, chunks, encoder.encode(chunks)).save(probe)
+    mixed = write(tmp_path / "mixed.parquet", [*chunks[:20], *texts[:20]], encoder)
+    report = audit(mixed, to=inverter, probe=probe)
+    attack = report.attacks[WORDS]
+    assert attack["records"] == 20, "the short ones are the inverter's"
+    assert (
+        attack["figures"]["token F1"].low > report.floors[f"{SHUFFLED} ({WORDS})"]["token F1"].high
+    )
+    assert (
+        WORDS not in audit(write(tmp_path / "short.parquet", texts, encoder), to=inverter).attacks
+    )
+    with pytest.raises(ConfigError, match="Correct --probe"):
+        audit(mixed, to=inverter, probe="minilm")
 
 
 def test_audit_refuses_a_field_that_no_row_has(texts, encoder, inverter, tmp_path):

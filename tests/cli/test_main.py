@@ -48,8 +48,7 @@ def test_main_refuses_an_empty_argument_which_would_be_the_working_folder(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("encoding", ["cp1252", "utf-8"])
-def test_json_is_valid_in_any_encoding(encoding):
-    done = unembed_with(encoding, "invert", "--text", "東京 → home", "--json", "--steps", 1)
+def test_json_is_valid_in_an_encoding_without_the_letters():
+    done = unembed_with("cp1252", "invert", "--text", "東京 → home", "--json", "--steps", 1)
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout.decode(encoding))["original"] == "東京 → home"
+    assert json.loads(done.stdout.decode("cp1252"))["original"] == "東京 → home"

@@ -18,19 +18,23 @@ from unembed.encoders.vectors import as_unit_vectors
 from unembed.evaluation.cache import RowCache
 from unembed.evaluation.metrics import Recovery
 from unembed.inverter import Inverter
+from unembed.vectors.words import WordProbe
 
 Vectors = NDArray[np.float32]
 Progress = Callable[[str, int, int], None]
 
 _BATCH = 64
 _MOST_CORPUS = 200_000  # texts of an auditor's corpus that are embedded
+_LIKELY = 0.5  # probability from which a word is named
 
 VECTOR_ONLY = "the vectors, and knowledge of which encoder made them"
+WITH_PROBE = f"{VECTOR_ONLY}: a linear map names likely words, in no order"
 WITH_PAIRS = "the vectors, and {n} of the store's texts with their vectors"
 WITH_MAP = "the vectors, and a map made from known pairs"
 WITH_CORPUS = "the vectors, the encoder, and a corpus with texts of the same kind"
 WITH_CALLS = "the vectors, and up to {n} calls of the encoder for each"
 LOOKUP = "lookup in the corpus"
+WORDS = "words of long texts"
 
 
 class Align(Protocol):
@@ -115,6 +119,27 @@ def inversion(
         "align": None if align is None else align.describe(),
     }
     return Attack(name, access, recover, settings)
+
+
+def word_probe(inverter: Inverter, probe: WordProbe, rows: Sequence[int]) -> Attack:
+    """Name the words that are likelier in the text than not, for texts an inverter cannot write.
+
+    Args:
+        inverter: Whose tokens the words are counted in.
+        probe: Of the same encoder.
+        rows: Records that are longer.
+    """
+
+    def recover(vectors: Vectors, first: int) -> list[Recovery]:
+        texts = [
+            " ".join(word.word for word in words if word.probability >= _LIKELY)
+            for words in probe.most_probable(vectors, len(probe.words), common=True)
+        ]
+        pairs = zip(texts, inverter.tokenizer.encode(texts), strict=True)
+        return [Recovery(text, ids) for text, ids in pairs]
+
+    settings = {"words": len(probe.words), "least_probability": _LIKELY}
+    return Attack(WORDS, WITH_PROBE, recover, settings, tuple(rows))
 
 
 def lookup(inverter: Inverter, corpus: Corpus, name: str = LOOKUP) -> Attack:

@@ -22,6 +22,7 @@ from unembed.auditing.attacks import (
     lookup,
     run_attack,
     split_pairs,
+    word_probe,
 )
 from unembed.auditing.conclude import Conclusion
 from unembed.auditing.identify import identify
@@ -36,6 +37,7 @@ from unembed.errors import ConfigError, DataError, StoreError, UnembedError
 from unembed.inverter import Inverter
 from unembed.vectors.stores.address import open_store
 from unembed.vectors.stores.store import Store, VectorBatch
+from unembed.vectors.words import WordProbe, shipped_probes
 
 _CALLED_ROWS = 32  # records the encoder is called for
 _LEAST_PAIRS = 4
@@ -56,6 +58,7 @@ def audit(  # noqa: PLR0913 - the front door; all but the first have a default
     corpus: Path | str | None = None,
     corpus_column: str = "text",
     encoder_calls: int = 0,
+    probe: Path | str | None = None,
     group_by: str | None = None,
     text_column: str | None = None,
     show_pii: bool = False,
@@ -79,6 +82,7 @@ def audit(  # noqa: PLR0913 - the front door; all but the first have a default
         corpus: A file of texts such as an attacker may have, for the lookup.
         corpus_column: Column of its texts.
         encoder_calls: Let the attacker call the encoder so often for each of 32 records.
+        probe: Of words, for texts longer than the inverter writes; the shipped one if not given.
         group_by: A field of the store to break figures down by, such as the tenant.
         text_column: Where the text is, if not under a usual name.
         show_pii: Show what hurts unmasked in the records of the report.
@@ -91,7 +95,6 @@ def audit(  # noqa: PLR0913 - the front door; all but the first have a default
         StoreError: The store cannot be read, or its vectors fit no attack.
         ConfigError: A setting that does not exist or does not go with the others.
     """
-    report = progress or (lambda stage, done, total: None)
     settings: dict[str, Any] = {
         "store": name or (str(store) if isinstance(store, (str, Path)) else store.facts.collection),
         "sample": sample,
@@ -110,13 +113,12 @@ def audit(  # noqa: PLR0913 - the front door; all but the first have a default
             keep = () if group_by is None else (group_by,)
             store = stack.enter_context(open_store(store, text_column=text_column, keep=keep))
         inverter = Inverter.from_pretrained(to) if isinstance(to, str) else to
-        run = _Run(store, inverter, settings, _unfinished(folder), report)
+        run = _Run(store, inverter, settings, _unfinished(folder), progress)
         run.load_encoders(encoder)
         run.read(sample, seed, group_by)
-        run.identify()
         if corpus is not None:
             run.read_corpus(Path(corpus), corpus_column)
-        run.plan(decoding, seed, encoder_calls)
+        run.plan(decoding, seed, encoder_calls, probe)
         run.plan_alignment(decoding, seed, align, (align_from_store, fit_align))
         result = run.attack()
     if folder is not None:
@@ -153,10 +155,11 @@ class _Run:
         inverter: Inverter,
         settings: dict[str, Any],
         folder: Path | None,
-        progress: Progress,
+        progress: Progress | None,
     ) -> None:
         self.store, self.inverter, self.settings = store, inverter, settings
-        self.folder, self.progress = folder, progress
+        self.folder = folder
+        self.progress: Progress = progress or (lambda stage, done, total: None)
         self.notes: list[str] = []
         self.attacks: list[Attack] = []
         self.corpus: Corpus | None = None
@@ -182,7 +185,7 @@ class _Run:
             self.victim = self.home
 
     def read(self, sample: int, seed: int, group_by: str | None) -> None:
-        """Draw the sample and find what hurts in it."""
+        """Draw the sample, find what hurts in it, and say whose vectors they are."""
         if sample < 1:
             raise ConfigError("a sample of at least 1 row", str(sample), "Correct --sample")
         rows = min(sample, self.store.facts.count)
@@ -203,8 +206,9 @@ class _Run:
             self.inverter.tokenizer,
             finder,
         )
+        self._identify()
 
-    def identify(self) -> None:
+    def _identify(self) -> None:
         """Say whose vectors they are."""
         batch = self.batch
         self.identity = identify(batch.vectors, batch.texts, self.inverter, self.victim)
@@ -221,7 +225,9 @@ class _Run:
             return
         self.corpus = Corpus.read(path, column, self.victim, self.progress)
 
-    def plan(self, decoding: Decoding | str, seed: int, encoder_calls: int) -> None:
+    def plan(
+        self, decoding: Decoding | str, seed: int, encoder_calls: int, probe: Path | str | None
+    ) -> None:
         """The attacks without a map."""
         decoding = Decoding.parse(decoding) if isinstance(decoding, str) else decoding
         decoding.check(has_encoder=decoding.encoder_calls > 0)
@@ -229,8 +235,27 @@ class _Run:
             self.attacks.append(inversion(self.inverter, decoding, seed, encoder=self.home))
             if encoder_calls:
                 self._plan_calls(seed, encoder_calls)
+        self._plan_words(probe)
         if self.corpus is not None:
             self.attacks.append(lookup(self.inverter, self.corpus))
+
+    def _plan_words(self, probe: Path | str | None) -> None:
+        """The words of texts longer than the inverter writes, where there is a probe for them."""
+        longest = self.inverter.length - 1
+        rows = [record.row for record in self.records if len(record.token_ids) > longest]
+        identity = self.inverter.encoder if self.victim is None else self.victim.identity
+        if not rows or self.batch.vectors.shape[1] != identity.dimension:
+            return
+        for name in shipped_probes() if probe is None else (probe,):
+            words = WordProbe.from_pretrained(name)
+            if words.encoder.key == identity.key:
+                self.attacks.append(word_probe(self.inverter, words, rows))
+            elif probe is not None:
+                raise ConfigError(
+                    f"a word probe of {identity.describe()}",
+                    words.encoder.describe(),
+                    "Correct --probe, or make one with `unembed words --fit`",
+                )
 
     def _plan_calls(self, seed: int, calls: int) -> None:
         if self.home is None:

@@ -76,9 +76,10 @@ def make_records(
 class Scorer:
     """Measures recoveries against the stored texts.
 
-    An inverter writes at most L - 1 tokens. Of a longer text every window of that size is
-    compared, and the best one counts for token F1 and ROUGE-L: what a reader would take the
-    recovery for. Floors are scored in the same way. Recall of what hurts is over the whole text.
+    An inverter writes at most L - 1 tokens. A longer text is compared whole, as words may come
+    from all of it, and in every window of that size; the best counts for token F1 and ROUGE-L:
+    what a reader would take the recovery for. Floors are scored in the same way. Recall of what
+    hurts is over the whole text.
 
     Args:
         tokenizer: Of the inverter.
@@ -116,7 +117,7 @@ class Scorer:
         if len(ids) <= size:
             return [ids]
         starts = [*range(0, len(ids) - size, max(1, size // 2)), len(ids) - size]
-        return [ids[start : start + size] for start in starts]
+        return [ids, *(ids[start : start + size] for start in starts)]
 
     def _pattern(self, span: str) -> str:
         if span not in self._patterns:

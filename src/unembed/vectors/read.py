@@ -186,7 +186,7 @@ class VectorFile:
             raise EmbeddingError(
                 f"at least one vector that can be inverted in {self.path}",
                 f"{read} left out: {left_out}" if read else "none at all",
-                "Correct the file, or choose another --embedding",
+                "Correct the file, or choose another",
             )
 
     def describe_left_out(self) -> list[str]:

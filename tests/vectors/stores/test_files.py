@@ -86,6 +86,8 @@ def test_open_store_keeps_fields_and_names_those_it_lacks(tmp_path):
         assert {extra["tenant"] for _, _, extra in read_all(store).values()} == {"north", "south"}
     with pytest.raises(StoreError, match="a text column 'body'"):
         open_store(path, text_column="body")
+    with pytest.raises(StoreError, match=r"a column 'nope'.*found '.*Correct --column"):
+        open_store(path, column="nope")
 
 
 @pytest.mark.parametrize("name", ["gone.npy", "gone/"])
