@@ -43,7 +43,7 @@ from unembed.encoders.oracle import Corpus, EncoderOracle, OnCall
 from unembed.encoders.pipeline import licence_lines, licence_note
 from unembed.encoders.vectors import as_unit_vectors
 from unembed.errors import CheckpointError
-from unembed.files import exists, is_folder
+from unembed.files import as_path, exists, is_folder
 from unembed.tokenizer import TextTokenizer
 
 DEFAULT = "minilm"
@@ -393,7 +393,7 @@ class Inverter(
         Raises:
             CheckpointError: The weights do not fit the format, or the disk refused.
         """
-        folder = Path(save_directory)
+        folder = as_path(save_directory)
         bare = self.card is None and not (folder / CARD).exists()
         card = str(self.generate_model_card()) if bare else self.card
         parts = (self.denoiser, self.tokenizer, self.encoder, self.diffusion, self.trained, card)
@@ -426,7 +426,7 @@ def export_folder(folder: str | Path, out: str | Path) -> None:
         CheckpointError: Not an inverter's folder, or the file cannot be written.
         ConfigError: The extra is not installed.
     """
-    export_onnx(load_checkpoint(Path(folder)).denoiser, Path(folder), Path(out))
+    export_onnx(load_checkpoint(as_path(folder)).denoiser, as_path(folder), as_path(out))
 
 
 def _load(folder: Path) -> Inverter:

@@ -146,6 +146,7 @@ def test_load_encoder_takes_a_path_and_a_device_as_text():
         (3, {}, "the name of an encoder; found 3"),
         ("x", {"device": "cuda"}, "options among .*; found device. Pass compute='cuda'"),
         ("x", {"speed": 1}, "options among .*; found speed. Leave it out"),
+        ("x", {"trust_remote_code": "no"}, "trust_remote_code as True or False; found 'no'"),
         ("x", {"prompt": 3}, "prompt as text; found 3"),
         ("x", {"truncate_dim": "a"}, "truncate_dim of at least 1; found 'a'"),
         ("openai:x", {"batch_size": True}, "batch_size of at least 1; found True"),

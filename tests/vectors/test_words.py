@@ -148,6 +148,11 @@ def test_weights_that_are_not_finite_are_refused(probe, tmp_path):
         WordProbe.from_pretrained(tmp_path)
 
 
+def test_fit_words_refuses_what_is_no_identity():
+    with pytest.raises(DataError, match="the identity of an encoder; found 'minilm'"):
+        fit_words("minilm", *sums_of_words(300))
+
+
 def test_fit_words_refuses_what_is_no_text():
     with pytest.raises(DataError, match="texts; found NoneType, int"):
         fit_words(IDENTITY, [None, 3] * 150, sums_of_words(300)[1])

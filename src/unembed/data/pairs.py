@@ -25,6 +25,7 @@ from unembed.encoders.vectors import VectorStatistics
 from unembed.errors import DataError
 from unembed.files import (
     MANIFEST_BYTES,
+    as_path,
     file_digest,
     read_json,
     text_files,
@@ -71,7 +72,7 @@ class Pairs:
         Raises:
             DataError: No manifest, or a shard is missing, damaged or of the wrong shape.
         """
-        folder = Path(folder)
+        folder = as_path(folder)
         manifest = read_manifest(folder)
         manifest = {**manifest, "shards": manifest["shards"][:shards]}
         length = manifest["pieces"]["length"]

@@ -72,5 +72,7 @@ def _check_options(options: dict[str, Any]) -> None:
         number = isinstance(value, int) and not isinstance(value, bool) and value > 0
         if key in _TEXTS and not isinstance(value, str):
             raise ConfigError(f"{key} as text", f"{value!r:.80}", f"Correct {key}")
+        if key == "trust_remote_code" and not isinstance(value, bool):
+            raise ConfigError(f"{key} as True or False", f"{value!r:.80}", f"Correct {key}")
         if key in _COUNTS and not number:
             raise ConfigError(f"{key} of at least 1", f"{value!r:.80}", f"Correct {key}")

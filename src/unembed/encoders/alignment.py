@@ -23,7 +23,7 @@ from safetensors.numpy import load_file, save_file
 from unembed.encoders.base import EncoderIdentity
 from unembed.encoders.vectors import VectorStatistics, as_unit_vectors
 from unembed.errors import CheckpointError, EmbeddingError
-from unembed.files import atomic, is_file, read_json, require_weights
+from unembed.files import as_path, atomic, is_file, read_json, require_weights
 
 Floats = NDArray[np.float64]
 
@@ -168,7 +168,7 @@ class Alignment:
         Raises:
             CheckpointError: The folder cannot be written.
         """
-        folder = Path(folder)
+        folder = as_path(folder)
         settings = {
             "format": FORMAT,
             "kind": "alignment",
@@ -206,7 +206,7 @@ class Alignment:
         Raises:
             CheckpointError: Nothing there, or the files are damaged or do not fit together.
         """
-        folder = Path(folder)
+        folder = as_path(folder)
         if not is_file(folder / SETTINGS):
             raise CheckpointError(
                 f"an alignment, a folder with {SETTINGS}", f"none at {folder}",

@@ -17,6 +17,7 @@ from unembed.decoding.settings import require_whole
 from unembed.decoding.strategy import Inversion
 from unembed.encoders.base import Encoder
 from unembed.errors import EmbeddingError
+from unembed.files import as_path
 from unembed.inverter import Inverter
 from unembed.vectors.output import PartFile, named_columns, require_writable
 from unembed.vectors.read import Chunk, VectorFile
@@ -140,7 +141,7 @@ def invert_to_file(
         EmbeddingError: The vectors cannot be read or none can be inverted, or ``out`` cannot be
             written or is the source itself, or its ``.part`` is of another call.
     """
-    source, out = _as_file(source), Path(out)
+    source, out = _as_file(source), as_path(out)
     require_writable(out, source.parts())
     total = len(source)
     part_file = PartFile(out, _identity(inverter, source, check, options))
