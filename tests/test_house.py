@@ -21,17 +21,19 @@ FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 # What each part imports of the others. A part is a folder or a file of the package; the table is
 # compared for equality, so that an arrow which is no longer needed goes as well.
 IMPORTS = {
-    "__init__": "auditing encoders errors evaluation inverter vectors",
+    "__init__": "auditing defences encoders errors evaluation inverter vectors",
     "__main__": "cli",
     "auditing": "data decoding encoders errors evaluation files inverter tokenizer vectors",
     "backends": "denoiser device diffusion errors files",
     "baselines": "checkpoints decoding diffusion encoders files tokenizer",
     "checkpoints": "denoiser encoders errors files tokenizer",
-    "cli": "auditing backends checkpoints config data decoding demo device encoders "
+    "cli": "auditing backends checkpoints config data decoding defences demo device encoders "
     "errors evaluation files inverter tokenizer training vectors",
     "config": "errors files",
     "data": "config encoders errors files tokenizer",
     "decoding": "diffusion errors",
+    "defences": "data decoding denoiser diffusion encoders errors evaluation files inverter "
+    "training vectors",
     "demo": "decoding encoders errors evaluation inverter tokenizer vectors",
     "denoiser": "errors",
     "device": "errors",

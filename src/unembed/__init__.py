@@ -3,8 +3,8 @@
 The front door. Names are loaded when first used, so that importing the package costs nothing.
 
     >>> import unembed
-    >>> sorted(unembed.__all__)
-    ['Inverter', 'UnembedError', 'WordProbe', 'audit', 'evaluate', 'load_encoder']
+    >>> print(*sorted(unembed.__all__))
+    Defence Inverter UnembedError WordProbe audit defend evaluate load_encoder
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from unembed.auditing.audit import audit
+    from unembed.defences.comparison import defend
+    from unembed.defences.defence import Defence
     from unembed.encoders import load_encoder
     from unembed.errors import UnembedError
     from unembed.evaluation.evaluate import evaluate
@@ -23,15 +25,26 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _WHERE = {
+    "Defence": "unembed.defences.defence",
     "Inverter": "unembed.inverter",
     "UnembedError": "unembed.errors",
     "WordProbe": "unembed.vectors.words",
     "audit": "unembed.auditing.audit",
+    "defend": "unembed.defences.comparison",
     "evaluate": "unembed.evaluation.evaluate",
     "load_encoder": "unembed.encoders",
 }
 
-__all__ = ["Inverter", "UnembedError", "WordProbe", "audit", "evaluate", "load_encoder"]
+__all__ = [
+    "Defence",
+    "Inverter",
+    "UnembedError",
+    "WordProbe",
+    "audit",
+    "defend",
+    "evaluate",
+    "load_encoder",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -151,8 +151,8 @@ class Denoiser(nn.Module):
         super().__init__()
         self.sizes = sizes
         hidden = sizes.hidden
-        table = torch.empty(sizes.vocab_size, hidden)  # `_initialise` fills it
-        self.token_table = nn.Embedding.from_pretrained(table, freeze=False)  # tied to the output
+        table = torch.empty(sizes.vocab_size, hidden)  # tied to the output; `_initialise` fills it
+        self.token_table = nn.Embedding(sizes.vocab_size, hidden, _weight=table)
         self.positions = nn.Parameter(torch.zeros(sizes.length, hidden))
         self.embedding_mlp = nn.Sequential(
             nn.Linear(sizes.embedding_dim, hidden), nn.GELU(), nn.Linear(hidden, hidden)

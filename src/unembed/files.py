@@ -27,7 +27,10 @@ _LINES = (".jsonl", ".json", ".txt", ".csv", ".tsv")
 _KINDS = ".parquet, .jsonl, .json, .csv, .tsv or .txt (all but the first also with .gz or .zst)"
 _COMPRESSED = (".gz", ".zst")
 _READ_BUFFER = 1 << 20
-_SIDE_FILES = ("manifest.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json")
+SIDE_FILES = (  # of data sets, which hold no rows
+    *("manifest.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json"),
+    "state.json",
+)
 MANIFEST_BYTES = 128 << 20  # of a list of a million shards
 _MOST_BYTES = 16 << 20  # of a file of settings
 _MOST_DEPTH = 50  # of JSON within JSON in it
@@ -57,8 +60,16 @@ EXTRAS = {  # the extras of pyproject.toml → packages that are imported
     "postgres": ("psycopg",),
     "qdrant": ("qdrant_client",),
     "redis": ("redis",),
+    "retrieval": ("ir_measures",),
     "tensorboard": ("tensorboard",),
 }
+
+
+def as_path(path: Any) -> Path:
+    """A path, also from text; raises DataError for what is none."""
+    if not isinstance(path, (str, Path)):
+        raise DataError("a path", f"{type(path).__name__} {path!r:.80}", "Correct it")
+    return Path(path)
 
 
 def is_file(path: Path) -> bool:
@@ -266,12 +277,13 @@ def make_folder(out: Path) -> None:
         raise DataError(f"a folder at {out}", str(error), "Choose another --out") from error
 
 
-def text_files(path: Path) -> list[Path]:
+def text_files(path: str | Path) -> list[Path]:
     """The text files of a path: itself, or those in a folder and its folders, sorted by name.
 
     Raises:
         DataError: Nothing is there, or nothing that holds text.
     """
+    path = as_path(path)
     if is_file(path):
         file_format(path)
         return [path]
@@ -291,7 +303,7 @@ def text_files(path: Path) -> list[Path]:
 
 def _is_text_file(file: Path, folder: Path) -> bool:
     hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
-    has_format = _format_of(file) is not None and file.name not in _SIDE_FILES
+    has_format = _format_of(file) is not None and file.name not in SIDE_FILES
     return has_format and not hidden and file.is_file() and not _is_one_object(file)
 
 

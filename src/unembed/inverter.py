@@ -31,8 +31,8 @@ from unembed.decoding.logits import (
     with_callback,
     with_processors,
 )
-from unembed.decoding.settings import as_decoding, require_whole
-from unembed.decoding.strategy import Inversion, OnStep, mix_seed
+from unembed.decoding.settings import as_decoding, require_callable, require_whole
+from unembed.decoding.strategy import Inversion, OnStep, mix_seeds
 from unembed.denoiser import Denoiser
 from unembed.device import Compute, choose_compute
 from unembed.diffusion import DenoiserFn, make_schedule
@@ -43,7 +43,7 @@ from unembed.encoders.oracle import Corpus, EncoderOracle, OnCall
 from unembed.encoders.pipeline import licence_lines, licence_note
 from unembed.encoders.vectors import as_unit_vectors
 from unembed.errors import CheckpointError
-from unembed.files import exists, is_folder
+from unembed.files import as_path, exists, is_folder
 from unembed.tokenizer import TextTokenizer
 
 DEFAULT = "minilm"
@@ -176,9 +176,8 @@ class Inverter(
         Raises:
             CheckpointError: No alignment there, or one into the space of another encoder.
         """
-        value: object = (
-            Alignment.load(alignment) if isinstance(alignment, (str, Path)) else alignment
-        )
+        path = alignment if isinstance(alignment, (str, Path)) else None
+        value: object = alignment if path is None else Alignment.load(path)
         if value is not None:
             if not isinstance(value, Alignment):
                 kind = type(value).__name__
@@ -252,22 +251,23 @@ class Inverter(
                 calls the encoder without an encoder or without calls.
         """
         decoding = as_decoding(decoding, settings)
-        decoding.check(has_encoder=encoder is not None)
+        decoding.check(has_encoder=encoder is not None, has_corpus=corpus is not None)
         require_whole(seed=(seed, 0), batch_size=(batch_size, 1), first_index=(first_index, 0))
+        require_callable(on_step=on_step, before_pass=before_pass, on_call=on_call, corpus=corpus)
         vectors = self.map_vectors(embeddings)
         target = encoder if decoding.strategy.needs_encoder else None
         if target is not None:
             self.require_encoder(target)
         if draws is None:
             draws = [(seed, first_index + row) for row in range(len(vectors))]
+        seeds = mix_seeds(draws, len(vectors))
         compute = self.compute if target is None else self.search_compute
         spec, denoiser = self.spec.with_length(decoding.length), self._processed(decoding, compute)
         if before_pass is not None:
             denoiser = with_callback(denoiser, before_pass)
         results: list[Inversion] = []
         for start in range(0, len(vectors), batch_size):
-            part = vectors[start : start + batch_size]
-            seeds = [mix_seed(*draw) for draw in draws[start : start + batch_size]]
+            part, stop = vectors[start : start + batch_size], start + batch_size
             how = decoding.encoder_calls, on_call, corpus, start
             oracle = None if target is None else EncoderOracle(target, self.tokenizer, part, *how)
             with compute.autocast():
@@ -276,7 +276,7 @@ class Inverter(
                     torch.from_numpy(part).to(compute.device),
                     spec,
                     steps=decoding.steps,
-                    generators=[torch.Generator().manual_seed(k) for k in seeds],
+                    generators=[torch.Generator().manual_seed(k) for k in seeds[start:stop]],
                     on_step=on_step,
                     oracle=oracle,
                 )
@@ -393,8 +393,7 @@ class Inverter(
         Raises:
             CheckpointError: The weights do not fit the format, or the disk refused.
         """
-        folder = Path(save_directory)
-        folder.mkdir(parents=True, exist_ok=True)
+        folder = as_path(save_directory)
         bare = self.card is None and not (folder / CARD).exists()
         card = str(self.generate_model_card()) if bare else self.card
         parts = (self.denoiser, self.tokenizer, self.encoder, self.diffusion, self.trained, card)
@@ -416,7 +415,7 @@ class Inverter(
         )
 
 
-def export_folder(folder: Path, out: Path) -> None:
+def export_folder(folder: str | Path, out: str | Path) -> None:
     """Write the denoiser of an inverter's folder as ONNX (`unembed.backends.onnx.export_onnx`).
 
     Args:
@@ -427,7 +426,7 @@ def export_folder(folder: Path, out: Path) -> None:
         CheckpointError: Not an inverter's folder, or the file cannot be written.
         ConfigError: The extra is not installed.
     """
-    export_onnx(load_checkpoint(folder).denoiser, folder, out)
+    export_onnx(load_checkpoint(as_path(folder)).denoiser, as_path(folder), as_path(out))
 
 
 def _load(folder: Path) -> Inverter:

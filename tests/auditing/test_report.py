@@ -1,3 +1,4 @@
+import html
 import json
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -11,7 +12,7 @@ from unembed.auditing.report import FILES, write_report
 from unembed.auditing.report.exchange import to_garak_lines, to_sarif
 from unembed.auditing.report.markdown import to_markdown
 from unembed.auditing.report.page import to_page
-from unembed.auditing.report.tables import guess
+from unembed.auditing.report.tables import defend_command, guess
 from unembed.errors import DataError
 
 SCHEMA = Path(unembed.__file__).parent / "auditing" / "report" / "audit-report.schema.json"
@@ -65,12 +66,25 @@ def test_to_page_says_what_a_manager_and_an_engineer_ask(report, bare_report):
         assert finding.title in page
     best, guessed = report.attacks["inverter"]["figures"]["token F1"], guess(report, "token F1")
     assert f"<strong>{best.mean:.2f}</strong>" in page
-    assert f"guessing: {guessed:.2f}" in page
+    assert f"guessing: at most {guessed:.2f}" in page
+    assert f"counts it: {report.leak:.2f}" in page
+    assert "<strong>not measured</strong>" in to_page(bare_report)
     assert guessed == max(floor["token F1"].high for floor in report.floors.values())
     for record in report.records:
         assert record.original in page
     assert "was not measured" in to_page(bare_report)
     assert "no evidence of recovery" in to_page(bare_report).casefold()
+
+
+def test_defend_command_reads_the_same_vectors(report, bare_report):
+    words = "unembed audit 'a b?c' --sample 9 --column v --text-column 'my text' --show-pii"
+    settings = {**report.settings, "command": words}
+    report = replace(report, settings=settings)
+    command = "unembed defend 'a b?c' --column v --text-column 'my text'"
+    assert defend_command(report) == command
+    assert f"<code>{html.escape(command)}</code>" in to_page(report)
+    assert f"    {command}\n" in to_markdown(report)
+    assert "unembed defend" not in to_page(bare_report) + to_markdown(bare_report)
 
 
 def test_to_markdown_shows_markup_as_text(hostile):

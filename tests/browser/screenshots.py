@@ -2,7 +2,7 @@
 
 It serves the weights that ship (or --checkpoint), inverts a sentence on the page of the demo, and
 takes a picture in light, in dark and of the width of a phone; then one of the report that
-`make audit` has written.
+`make audit` has written, and with --defences one of a report of `unembed defend`.
 """
 
 import argparse
@@ -19,7 +19,7 @@ SENTENCE = "What are the side effects of this drug?"
 _LARGEST = 300_000  # bytes of a picture
 _PATIENCE = 120_000  # milliseconds for a decoding on a busy machine
 _DESKTOP, _PHONE = {"width": 1280, "height": 1000}, {"width": 390, "height": 844}
-_REPORT = {"width": 1000, "height": 1000}
+_REPORT, _TABLE = {"width": 1000, "height": 1000}, {"width": 1130, "height": 1000}
 
 
 def take(browser, address, path, *, viewport, scheme, scale, act, last):
@@ -40,15 +40,15 @@ def take(browser, address, path, *, viewport, scheme, scale, act, last):
     context.close()
 
 
-def take_report(browser, report, path):
-    """The report of an audit from its head to the end of its findings."""
+def take_report(browser, report, path, viewport, last):
+    """A report as a file, from its head to the end of the last element that ``last`` names."""
     context = browser.new_context(
-        viewport=_REPORT, color_scheme="light", device_scale_factor=1.5, reduced_motion="reduce"
+        viewport=viewport, color_scheme="light", device_scale_factor=1.5, reduced_motion="reduce"
     )
     page = context.new_page()
     page.goto(report.resolve().as_uri())
-    end = page.locator(".finding").last.evaluate("e => e.getBoundingClientRect().bottom + scrollY")
-    clip = {"x": 0, "y": 0, "width": _REPORT["width"], "height": round(end) + 20}
+    end = page.locator(last).last.evaluate("e => e.getBoundingClientRect().bottom + scrollY")
+    clip = {"x": 0, "y": 0, "width": viewport["width"], "height": round(end) + 20}
     save(page.screenshot(full_page=True, clip=clip), path)
     context.close()
 
@@ -87,6 +87,7 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--checkpoint", default="minilm")
     parser.add_argument("--report", type=Path, default=ROOT / "audit-report" / "report.html")
+    parser.add_argument("--defences", type=Path, help="a page of `unembed defend`, if there is one")
     parser.add_argument("--out", type=Path, default=ROOT / "docs")
     given = parser.parse_args()
     serve = Server("unembed", "serve", "--checkpoint", given.checkpoint, "--device", "cpu")
@@ -108,7 +109,10 @@ def main():
                 act=act,
                 last=last,
             )
-        take_report(browser, given.report, given.out / "audit.png")
+        take_report(browser, given.report, given.out / "audit.png", _REPORT, ".finding")
+        if given.defences is not None:
+            path = given.out / "defences.png"
+            take_report(browser, given.defences, path, _TABLE, ".wide >> nth=0")
         browser.close()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,6 +21,7 @@ from unembed.cli.options import (
 
 if TYPE_CHECKING:
     from unembed.auditing.result import AuditReport
+    from unembed.errors import StoreError
     from unembed.vectors.stores.store import Store
 
 StoreArgument = Annotated[
@@ -107,7 +109,7 @@ def read(
             return
         with StageDisplay() as display:
             rows = export_store(opened, out, lambda n, all_: display.update("reading", n, all_))
-        _show_left_out(opened)
+        show_left_out(opened.left_out)
     typer.echo(f"{rows} vectors in {out}")
 
 
@@ -147,6 +149,7 @@ def audit(
         if dry_run:
             _show_facts(opened, min(sample, opened.facts.count))
             return
+        _require_text(opened, fail_over)
         from unembed.auditing.report import write_report
         from unembed.cli.display import StageDisplay
         from unembed.files import make_folder
@@ -193,18 +196,28 @@ def _command(context: typer.Context) -> str:
     return shlex.join(words)
 
 
-def _require_less(report: AuditReport, limit: float | None) -> None:
-    """Exit with 1 where more leaks than the limit."""
+def _require_text(store: Store, limit: float | None) -> None:
+    """Refuse a limit where nothing can be measured, before anything is read."""
+    if limit is not None and store.facts.text is None:
+        raise _no_text()
+
+
+def _no_text() -> StoreError:
     from unembed.errors import StoreError
 
+    return StoreError(
+        "texts beside the vectors, for --fail-over",
+        "none, so nothing can be measured",
+        "Name their column with --text-column",
+    )
+
+
+def _require_less(report: AuditReport, limit: float | None) -> None:
+    """Exit with 1 where more leaks than the limit."""
     if limit is None:
         return
     if report.leak is None:
-        raise StoreError(
-            "texts beside the vectors, for --fail-over",
-            "none, so nothing was measured",
-            "Name their column with --text-column",
-        )
+        raise _no_text()
     if report.leak > limit:
         typer.echo(f"leak {report.leak:.3f} is over {limit:g}", err=True)
         raise typer.Exit(1)
@@ -220,17 +233,13 @@ def _open(
 ) -> Store:
     from unembed.vectors.stores.address import open_store
 
-    def ask(prompt: str) -> str:
-        answer: str = typer.prompt(prompt, hide_input=True, err=True)
-        return answer
-
     return open_store(
         address,
         collection=collection,
         column=column,
         text_column=text_column,
         keep=keep,
-        ask=ask if ask_password else None,
+        ask=ask_secret if ask_password else None,
     )
 
 
@@ -238,15 +247,23 @@ def _show_facts(store: Store, rows: int | None = None) -> None:
     """What is there, how many rows would be read, and what not."""
     for name, value in store.facts.to_dict().items():
         shown: Any = "; ".join(value) if isinstance(value, list) else value
+        label = "normalised by the store" if name == "normalised" else name.replace("_", " ")
         if shown not in (None, ""):
-            typer.echo(f"{name.replace('_', ' ')}: {shown}")
+            typer.echo(f"{label}: {shown}")
     if rows is not None:
-        typer.echo(f"would read: {rows} rows")
+        typer.echo(f"would read: at most {rows} rows")
     typer.echo("nothing is written to the store")
 
 
-def _show_left_out(store: Store) -> None:
-    for reason, count in store.left_out.items():
+def ask_secret(prompt: str) -> str:
+    """A password from the terminal, not shown."""
+    answer: str = typer.prompt(prompt, hide_input=True, err=True)
+    return answer
+
+
+def show_left_out(reasons: Mapping[str, int]) -> None:
+    """A note for each reason why rows were not used."""
+    for reason, count in reasons.items():
         typer.echo(f"note: left out: {count} × {reason}", err=True)
 
 
@@ -256,7 +273,6 @@ def _show_report(report: AuditReport, out: Path) -> None:
     typer.echo(headline(report))
     for finding in report.findings:
         typer.echo(f"{finding.severity:>8}  {finding.title}")
-    for reason, count in report.read["left_out"].items():
-        typer.echo(f"note: left out: {count} × {reason}", err=True)
+    show_left_out(report.read["left_out"])
     leak = "not measured" if report.leak is None else f"{report.leak:.3f}"
     typer.echo(f"leak: {leak}; the report: {out / 'report.html'}")

@@ -15,6 +15,7 @@ import typer
 import unembed
 from unembed.cli import align as _align
 from unembed.cli import audit as _audit
+from unembed.cli import defend as _defend
 from unembed.cli import evaluate as _evaluate
 from unembed.cli import invert as _invert
 from unembed.cli import prepare as _prepare
@@ -63,6 +64,7 @@ evaluate = app.command(epilog=STRATEGIES_EPILOG)(_evaluate.evaluate)
 words = app.command()(_words.words)
 read = app.command()(_audit.read)
 audit = app.command()(_audit.audit)
+defend = app.command()(_defend.defend)
 serve = app.command()(_serve.serve)
 
 

@@ -27,7 +27,7 @@ LINE_BYTES = 64 << 20
 _BREAK_UP = "Break it up, or let `unembed prepare --stage 1` pass over it"
 
 
-def read_texts(path: Path, column: str = "text") -> Iterator[str]:
+def read_texts(path: str | Path, column: str = "text") -> Iterator[str]:
     """Yield the texts of a file or folder in order, never holding more than a batch of it.
 
     Args:
@@ -41,7 +41,7 @@ def read_texts(path: Path, column: str = "text") -> Iterator[str]:
             `unembed prepare --stage 1` has not finished.
     """
     files = text_files(path)
-    _refuse_unfinished(path)
+    _refuse_unfinished(Path(path))
     readers: dict[str, Callable[[Path, str], Iterator[str]]] = {
         ".parquet": _read_parquet,
         ".jsonl": _read_jsonl,
@@ -249,7 +249,9 @@ def _line_error(path: Path, line: JsonLine) -> DataError:
     if line.fault == "invalid_utf8":
         return _not_utf8(path, line.number, line.detail)
     problem = f"line {line.number} of {path}: {line.detail}"
-    return DataError("one JSON object a line", problem, "Correct the line")
+    is_document = ".json" in path.suffixes and line.number == 1  # over several lines
+    fix = "Write each object as a line (.jsonl)" if is_document else "Correct the line"
+    return DataError("one JSON object a line", problem, fix)
 
 
 def _read_text(path: Path, column: str) -> Iterator[str]:

@@ -13,9 +13,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from unembed.decoding.settings import require_whole
 from unembed.decoding.strategy import Inversion
 from unembed.encoders.base import Encoder
 from unembed.errors import EmbeddingError
+from unembed.files import as_path
 from unembed.inverter import Inverter
 from unembed.vectors.output import PartFile, named_columns, require_writable
 from unembed.vectors.read import Chunk, VectorFile
@@ -81,7 +83,11 @@ def invert_text(inverter: Inverter, encoder: Encoder, text: str, **options: Any)
 
 
 def invert_file(
-    inverter: Inverter, source: Path | VectorFile, *, check: Encoder | None = None, **options: Any
+    inverter: Inverter,
+    source: str | Path | VectorFile,
+    *,
+    check: Encoder | None = None,
+    **options: Any,
 ) -> list[Inversion]:
     """Invert the vectors of a file; see `VectorFile` for what it may be.
 
@@ -94,15 +100,19 @@ def invert_file(
     Raises:
         EmbeddingError: The file cannot be read or its vectors cannot be inverted.
     """
-    file = source if isinstance(source, VectorFile) else VectorFile(source)
+    file = _as_file(source)
     stream = invert_stream(inverter, file, check=check, **options)
     return [item for _, items in stream for item in items]
 
 
+def _as_file(source: Any) -> VectorFile:
+    return source if isinstance(source, VectorFile) else VectorFile(source)
+
+
 def invert_to_file(
     inverter: Inverter,
-    source: VectorFile,
-    out: Path,
+    source: str | Path | VectorFile,
+    out: str | Path,
     *,
     progress: Callable[[str, int, int], None] = lambda stage, count, total: None,
     check: Encoder | None = None,
@@ -131,6 +141,7 @@ def invert_to_file(
         EmbeddingError: The vectors cannot be read or none can be inverted, or ``out`` cannot be
             written or is the source itself, or its ``.part`` is of another call.
     """
+    source, out = _as_file(source), as_path(out)
     require_writable(out, source.parts())
     total = len(source)
     part_file = PartFile(out, _identity(inverter, source, check, options))
@@ -177,7 +188,9 @@ def invert_stream(
     Raises:
         EmbeddingError: The file cannot be read or its vectors cannot be inverted.
         EncoderError: ``check`` is not the inverter's encoder.
+        ConfigError: ``batch_size`` is no whole number of at least 1.
     """
+    require_whole(batch_size=(batch_size, 1))
     if check is not None:
         inverter.require_encoder(check)
     for chunk in _chunks(inverter, source):
@@ -214,12 +227,7 @@ def _compare(inverter: Inverter, chunk: Chunk, source: VectorFile) -> None:
     statistics = None if fingerprint is None else fingerprint.statistics
     if alignment is not None:
         statistics, name = alignment.statistics, alignment.name
-    if statistics is None or not chunk.rows or "strange" in source.marks:
-        return
-    doubt = statistics.doubt(chunk.vectors, name)
-    if doubt is not None:
-        source.marks.add("strange")
-        source.note(f"rows {chunk.rows[0]} to {chunk.rows[-1]} of {source.path}: {doubt}")
+    source.compare(chunk, statistics, name)
 
 
 def _with_cosines(

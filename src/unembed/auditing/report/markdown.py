@@ -7,8 +7,10 @@ from collections.abc import Iterable, Iterator
 from unembed.auditing.report.tables import (
     HOW_TO_READ,
     METRIC_TABLES,
+    PROTECTION,
     Row,
     breakdown,
+    defend_command,
     facts,
     figure_rows,
     headline,
@@ -25,7 +27,8 @@ def to_markdown(report: AuditReport) -> str:
     lines = [
         f"# Vector store audit: {_text(report.store.collection)}",
         "",
-        f"Most severe: **{report.severity}**. {_text(headline(report))}",
+        f"Most severe: **{report.severity}**. {_text(headline(report))}"
+        + ("" if report.leak is None else f" Leak, as --fail-over counts it: {report.leak:.3f}."),
         "",
         "## Findings",
         "",
@@ -42,6 +45,9 @@ def to_markdown(report: AuditReport) -> str:
             f"`{finding.id}` · {_text(references)}",
             "",
         ]
+    command = defend_command(report)
+    if command is not None:
+        lines += [PROTECTION, "", f"    {_printable(command)}", ""]
     lines += ["## Figures", "", HOW_TO_READ, ""]
     note = length_note(report)
     lines += [_text(note), ""] if note else []
@@ -62,7 +68,7 @@ def to_markdown(report: AuditReport) -> str:
         if groups:
             columns = ("", "", "records", F1, ANY)
             lines += [f"### By {_text(title)}", "", *_table(columns, breakdown(groups)), ""]
-    lines += ["## Records of which most came back", ""]
+    lines += ["## Records of which most came back", ""] if report.records else []
     for record in report.records:
         words = " ".join(f"**{_text(w)}**" if right else _text(w) for w, right in record.words)
         lines += [
@@ -82,5 +88,8 @@ def _table(columns: Row, rows: Iterable[Row]) -> Iterator[str]:
 
 def _text(text: str) -> str:
     """Text on one line that Markdown shows as it is, without control characters."""
-    clean = "".join(sign if sign.isprintable() else " " for sign in text)
-    return escape_markdown(clean)
+    return escape_markdown(_printable(text))
+
+
+def _printable(text: str) -> str:
+    return "".join(sign if sign.isprintable() else " " for sign in text)

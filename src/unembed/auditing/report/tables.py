@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
+from itertools import pairwise
 
+from unembed.auditing.attacks import WORDS
 from unembed.auditing.conclude import CONSTANT, SHUFFLED
 from unembed.auditing.result import AuditReport
 from unembed.auditing.scoring import ANY, F1, MEANS, Figures
@@ -11,6 +14,8 @@ from unembed.auditing.sensitive import KINDS
 from unembed.evaluation.bootstrap import Figure
 
 Row = tuple[str, ...]
+
+_ALIKE = ("--collection", "--column", "--text-column", "--checkpoint")  # as `defend` has them
 
 
 def headline(report: AuditReport) -> str:
@@ -23,16 +28,28 @@ def headline(report: AuditReport) -> str:
     hurt, f1 = best_figure(report, ANY), best_figure(report, F1)
     parts = []
     if hurt is not None:
-        parts.append(f"{hurt.mean:.0%} of the names, numbers and other details that hurt")
+        parts.append(
+            f"{hurt.mean:.0%} of the names, numbers and other details that hurt (guessing: at most "
+            f"{guess(report, ANY):.0%})"
+        )
     if f1 is not None:
         parts.append(
-            f"the words to a token F1 of {f1.mean:.2f} (guessing: {guess(report, F1):.2f})"
+            f"the words to a token F1 of {f1.mean:.2f} (guessing: at most {guess(report, F1):.2f})"
         )
     access = report.attacks[report.strongest]["access"]
     return (
         f"With {access}, an attacker recovers {' and '.join(parts)}. Measured on "
-        f"{report.read['with_text']:,} records."
+        f"{report.attacks[report.strongest]['records']:,} records."
     )
+
+
+def defend_command(report: AuditReport) -> str | None:
+    """The command that measures what would protect the vectors; None where no text is there."""
+    if report.strongest is None:
+        return None
+    _, _, store, *words = shlex.split(report.settings["command"])
+    options = [word for pair in pairwise(words) if pair[0] in _ALIKE for word in pair]
+    return shlex.join(["unembed", "defend", store, *options])
 
 
 def best_figure(report: AuditReport, metric: str) -> Figure | None:
@@ -63,6 +80,11 @@ def length_note(report: AuditReport) -> str | None:
         "inverter writes. Their token F1 is that of the window of the text it fits best, or of the "
         "whole where that is better, for the floors too; exact match cannot happen; what hurts is "
         "counted over the whole text. An inverter trained on longer texts may recover more."
+        + (
+            f" {WORDS.capitalize()}: those that a linear map gives at least even odds, in no order."
+            if WORDS in report.attacks
+            else ""
+        )
     )
 
 
@@ -75,7 +97,7 @@ def facts(report: AuditReport) -> list[Row]:
     if identity.cosine is not None:
         verdict += f", cosine {identity.cosine:.3f} on {identity.compared} texts embedded again"
     rows = [
-        ("store", f"{store.kind}, {store.collection}; reader tested {store.tested}"),
+        ("store", f"{store.kind}, {store.collection}; this reader was tested {store.tested}"),
         ("rows", f"{store.count:,}; read {read['rows']:,}, with text {read['with_text']:,}"),
         ("left out", left_out or "none"),
         (
@@ -85,7 +107,7 @@ def facts(report: AuditReport) -> list[Row]:
         ),
         (
             "lengths",
-            f"{lowest:g} to {highest:g}, mean {mean:g}; mean vector {identity.mean_length:g} long",
+            f"{lowest:g} to {highest:g}, mean {mean:g}; the mean vector's {identity.mean_length:g}",
         ),
         ("encoder", f"{identity.encoder}: {verdict}"),
         ("what would explain it", identity.differs or ""),
@@ -153,3 +175,4 @@ HOW_TO_READ = (
     "nearest other text of a corpus, which plain search finds: what they reach is no leak of the "
     "inverter. Cosine is no evidence of recovery: wrong texts reach high ones."
 )
+PROTECTION = "What would protect these vectors, and what it costs their search, is measured by"

@@ -101,11 +101,11 @@ def _write(path: Path, batch: VectorBatch, store: Store) -> None:
         columns["text"] = pa.array(map(_unicode, batch.texts), pa.string())
     for name, values in batch.payload.items():
         label = f"source_{name}" if name in columns else name
-        columns[label] = pa.array(map(_spelled, values), pa.string())
+        columns[label] = pa.array(map(spell, values), pa.string())
     pq.write_table(pa.table(columns), path)
 
 
-def _spelled(value: Any) -> str | None:
+def spell(value: Any) -> str | None:
     """A field as text, whatever it is: rows of one store may differ in it."""
     value = plain(value)
     if value is None or isinstance(value, str):

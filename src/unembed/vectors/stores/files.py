@@ -48,7 +48,7 @@ class FileStore(Store):
         try:
             parts = self._file.parts()
             text, fields = choose_fields(_columns(parts[0]), address.text, address.keep)
-            beside = (*([text] if text else []), *address.keep)
+            beside = tuple(dict.fromkeys([*([text] if text else []), *address.keep]))
             self._file = VectorFile(address.path, address.column, skip_bad=True, keep=beside)
             dimension = int(address.options.get("dimension") or 0)
             dimension = dimension or _dimension(parts[0], address.column)
@@ -118,8 +118,8 @@ class FileStore(Store):
         return self._file.path.suffix.lower() in (".npy", ".safetensors") and not self.fields
 
     def _batch(self, chunk: Any) -> VectorBatch:
-        columns = dict(chunk.columns)
-        texts = columns.pop(self.facts.text, None) if self.facts.text else None
+        columns = {name: chunk.columns[name] for name in self._address.keep}
+        texts = chunk.columns.get(self.facts.text) if self.facts.text else None
         return VectorBatch(
             [str(row) for row in chunk.rows],
             chunk.vectors.astype(np.float32),

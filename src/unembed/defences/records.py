@@ -1,0 +1,300 @@
+"""Records of a store with their vectors, and queries with what they should find."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence, Set
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unembed.data.readers import csv_rows, json_lines, open_parquet, parquet_batches
+from unembed.defences.defence import Vectors
+from unembed.encoders.base import Encoder, is_unicode
+from unembed.encoders.vectors import row_peaks, to_unit_length
+from unembed.errors import DataError, StoreError
+from unembed.files import file_format
+from unembed.vectors.stores.address import open_store
+from unembed.vectors.stores.store import BATCH, Store, VectorBatch
+
+ID, TEXT, RELEVANT = "id", "text", "relevant"
+_DRAWN = 2  # times the sample, in place of rows that have no text, or one that came before
+_TABLES = (".parquet", ".jsonl", ".csv", ".tsv")
+
+
+@dataclass(frozen=True)
+class Records:
+    """Records of a store.
+
+    Attributes:
+        ids: Of each record, as text.
+        texts: Of each.
+        vectors: Unit vectors [N, D] of the encoder.
+        left_out: Rows that were not used, by reason.
+    """
+
+    ids: list[str]
+    texts: list[str]
+    vectors: Vectors
+    left_out: dict[str, int] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def part(self, rows: NDArray[np.int64]) -> Records:
+        """The records of some rows, in their order."""
+        names, texts = [self.ids[i] for i in rows], [self.texts[i] for i in rows]
+        return Records(names, texts, self.vectors[rows])
+
+
+@dataclass(frozen=True)
+class Queries:
+    """What users ask.
+
+    Attributes:
+        vectors: Unit vectors [Q, D].
+        relevant: For each the ids of the records it should find; None without labels.
+        own: For each the record it is itself, which is left out of its results; None where they
+            are no records.
+    """
+
+    vectors: Vectors
+    relevant: list[frozenset[str]] | None = None
+    own: list[int] | None = None
+
+    def among(self, ids: Sequence[str]) -> Queries:
+        """The queries that find some of these records; all of them where there are no labels.
+
+        Raises:
+            DataError: None finds any.
+        """
+        if self.relevant is None:
+            return self
+        there = set(ids)
+        keep = [i for i, labels in enumerate(self.relevant) if labels & there]
+        if not keep:
+            raise DataError(
+                "queries whose `relevant` names ids of records",
+                "none that does",
+                "Say which column holds the ids with --id-column",
+            )
+        return Queries(self.vectors[keep], [self.relevant[i] & there for i in keep])
+
+
+def own_queries(records: Records, count: int, seed: int) -> Queries:
+    """Some of the records as queries for their neighbours, without labels."""
+    rows = np.random.default_rng([seed, 5]).permutation(len(records))[:count]
+    return Queries(records.vectors[rows], None, rows.tolist())
+
+
+def read_records(
+    store: Store | str | Path,
+    sample: int = 2000,
+    seed: int = 0,
+    *,
+    id_column: str | None = None,
+    wanted: Set[str] = frozenset(),
+) -> Records:
+    """Draw records of a vector store that has texts beside the vectors.
+
+    Rows without a text or a usable vector, and texts that came before, are left out and counted:
+    a text that is attacked must not be among those that an attacker knows.
+
+    Args:
+        store: Open, or the address of one (docs/audit.md lists the forms).
+        sample: Records, all alike likely; all where there are fewer.
+        seed: Of the draw.
+        id_column: Field that names the records, one of those that the store was opened with. Its
+            own ids if not given; of files a column ``id``, else the row's number from 0.
+        wanted: Ids that are in the sample in any case: those that queries should find.
+
+    Raises:
+        StoreError: The store cannot be read, or has no texts.
+    """
+    with ExitStack() as stack:
+        if not isinstance(store, Store):
+            store, id_column = open_records(store, id_column=id_column)
+            stack.enter_context(store)
+        if store.facts.text is None:
+            raise StoreError(
+                f"texts beside the vectors of {store.facts.collection}, to compare what comes back "
+                "with",
+                "none under a usual name",
+                "Name their column with --text-column",
+            )
+        there = _wanted(store, id_column, wanted)
+        drawn = store.sample(_DRAWN * sample, seed)
+    reasons, seen = Counter(store.left_out), set[str]()
+    rows: list[tuple[str, str, Vectors]] = []
+    for batch in [*there, drawn]:
+        for place, (name, text) in enumerate(_named(batch, id_column)):
+            if batch is drawn and len(rows) >= sample:
+                break
+            fault = _fault(text, seen)
+            if fault is None:
+                rows.append((name, str(text), batch.vectors[place]))
+            elif name not in wanted:
+                reasons[fault] += 1
+    rows.sort(key=lambda row: row[0])
+    order = np.random.default_rng([seed, 1]).permutation(len(rows))  # however the store lists them
+    ids, texts = [rows[i][0] for i in order], [rows[i][1] for i in order]
+    vectors = np.zeros((len(rows), drawn.vectors.shape[1]))
+    for place, i in enumerate(order):
+        vectors[place] = rows[i][2]
+    return Records(ids, texts, to_unit_length(vectors, row_peaks(vectors)), dict(reasons))
+
+
+def open_records(
+    address: str | Path, *, id_column: str | None = None, **options: Any
+) -> tuple[Store, str | None]:
+    """Open a store with the field that names its records.
+
+    Args:
+        address: Of the store.
+        id_column: That field; if not given a column ``id`` of files, and the store's own ids.
+        **options: Of `open_store`.
+    """
+    if id_column is not None:
+        return open_store(address, keep=[id_column], **options), id_column
+    store = open_store(address, **options)
+    if store.facts.kind != "file" or ID not in store.facts.fields:
+        return store, None
+    store.close()
+    return open_store(address, keep=[ID], **options), ID
+
+
+def _wanted(store: Store, id_column: str | None, wanted: Set[str]) -> list[VectorBatch]:
+    """The rows of some ids, as far as they are there."""
+    if not wanted:
+        return []
+    if id_column is None:
+        ids = [name for name in store.ids() if name in wanted]
+        return [store.fetch(ids[at : at + BATCH]) for at in range(0, len(ids), BATCH)]
+    batches = []
+    for batch in store.batches():
+        rows = [i for i, value in enumerate(batch.payload[id_column]) if str(value) in wanted]
+        batches += [batch.take(rows)] if rows else []
+    return batches
+
+
+def _named(batch: VectorBatch, id_column: str | None) -> Iterator[tuple[str, str | None]]:
+    """Id and text of each row; a row whose field of ids is empty keeps the store's own."""
+    values = batch.ids if id_column is None else batch.payload[id_column]
+    texts = batch.texts or [None] * len(batch)
+    for own, value, text in zip(batch.ids, values, texts, strict=True):
+        yield own if value is None else str(value), text
+
+
+def _fault(text: str | None, seen: set[str]) -> str | None:
+    if text is None or not text.strip():
+        return "no text"
+    if not is_unicode(text):
+        return "text that UTF-8 cannot write"
+    if text in seen:
+        return "text of a row before"
+    seen.add(text)
+    return None
+
+
+def read_queries(
+    path: Path,
+    encoder: Encoder | None,
+    dimension: int,
+    *,
+    column: str | None = None,
+    text_column: str = TEXT,
+    most: int = 1000,
+) -> Queries:
+    """Read queries: vectors, or texts that are embedded here, and the ids they should find.
+
+    The ids stand in a column ``relevant``: a list, or one id. Without it there are no labels.
+
+    Args:
+        path: Parquet, JSON lines, CSV or TSV.
+        encoder: Embeds the texts; None where it cannot be loaded.
+        dimension: D of the records.
+        column: Of the vector; ``embedding`` and ``vector`` are tried.
+        text_column: Of the text, where there is no vector.
+        most: Queries read, the first of the file.
+
+    Raises:
+        DataError: The file cannot be read, or has neither; or some queries have labels only.
+    """
+    rows = []
+    for row in _rows(path):
+        rows.append(row)
+        if len(rows) == most:
+            break
+    if not rows:
+        raise DataError(f"queries in {path}", "none", "Choose another --queries")
+    names = [column] if column else ["embedding", "vector"]
+    name = next((n for n in names if n in rows[0]), None)
+    if name is not None:
+        vectors = _as_vectors(path, [row.get(name) for row in rows], dimension)
+    else:
+        texts = [row.get(text_column) for row in rows]
+        if not all(isinstance(text, str) and text.strip() for text in texts):
+            raise DataError(
+                f"a column {text_column!r} or 'embedding' in every row of {path}",
+                f"the columns {', '.join(map(repr, rows[0]))}",
+                "Correct --queries",
+            )
+        if encoder is None:
+            raise DataError("the encoder, for texts of queries", "none here", "Give their vectors")
+        vectors = encoder.encode([str(text) for text in texts])
+    labels = [_labels(row.get(RELEVANT)) for row in rows]
+    if not any(labels):
+        return Queries(vectors)
+    keep = [i for i, each in enumerate(labels) if each]
+    return Queries(vectors[keep], [labels[i] for i in keep])
+
+
+def _as_vectors(path: Path, values: Sequence[Any], dimension: int) -> Vectors:
+    try:
+        rows = np.array(values, dtype=np.float64)
+    except (ValueError, TypeError) as error:
+        raise DataError(
+            f"a vector of {dimension} numbers in every row of {path}",
+            "rows that have none, or one of another length",
+            "Correct --queries",
+        ) from error
+    peaks = row_peaks(rows) if rows.ndim == 2 else np.zeros(1)  # noqa: PLR2004 - [Q, D]
+    if rows.ndim != 2 or rows.shape[1] != dimension or not (np.isfinite(peaks) & (peaks > 0)).all():  # noqa: PLR2004
+        raise DataError(
+            f"finite vectors of {dimension} dimensions in {path}",
+            f"shape {list(rows.shape)}" if rows.shape[1:] != (dimension,) else "NaN or zeros",
+            "Embed the queries with the encoder of the records",
+        )
+    return to_unit_length(rows, peaks)
+
+
+def _labels(value: Any) -> frozenset[str]:
+    if value is None or value == "":
+        return frozenset()
+    return frozenset(map(str, value)) if isinstance(value, list) else frozenset([str(value)])
+
+
+def _rows(path: Path) -> Iterator[dict[str, Any]]:
+    if not path.is_file():
+        raise DataError("a file of queries", f"nothing at {path}", "Correct --queries")
+    kind = file_format(path)
+    if kind not in _TABLES:
+        raise DataError("queries as Parquet, JSON lines or CSV", str(path), "Convert the file")
+    if kind == ".parquet":
+        file = open_parquet(path)
+        for batch in parquet_batches(path, file.schema_arrow.names, file=file):
+            yield from batch.to_pylist()
+    elif kind == ".jsonl":
+        for line in json_lines(path):
+            if line.fault not in (None, "blank") or not isinstance(line.value, dict | None):
+                raise DataError(
+                    "one JSON object a line", f"line {line.number} of {path}", "Correct the line"
+                )
+            if line.value is not None:
+                yield line.value
+    else:
+        yield from csv_rows(path, TEXT)
