@@ -20,19 +20,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.machine import print_table
+from unembed.data.pieces import LONGEST, SHORTEST, chunks_of
 from unembed.data.readers import read_texts
 from unembed.device import choose_compute
 from unembed.encoders.sentence import load_encoder
-from unembed.vectors.words import (
-    COMMON,
-    COUNTED,
-    LONGEST,
-    SHORTEST,
-    WordProbe,
-    chunks_of,
-    occurrences,
-    words_of,
-)
+from unembed.vectors.words import COMMON, COUNTED, WordProbe, occurrences, words_of
 
 BUCKETS = ((24, 47), (48, 95), (96, 190))  # words
 NEAREST = 10  # texts, weighted by their cosine

@@ -50,6 +50,13 @@ def test_a_device_that_is_not_there_is_refused(name):
     assert "\n" not in str(caught.value)
 
 
+def test_choose_compute_takes_what_torch_has():
+    compute = choose_compute(torch.device("cpu"), torch.float32)
+    assert compute == choose_compute("cpu", "float32")
+    with pytest.raises(ConfigError, match="a device that PyTorch can use here"):
+        choose_compute(None)
+
+
 def test_an_unknown_format_is_refused():
     with pytest.raises(ConfigError, match=r"auto, float32, bfloat16, float16; found 'int8'"):
         choose_compute("cpu", "int8")

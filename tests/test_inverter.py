@@ -368,11 +368,34 @@ def test_invert_a_search_takes_the_quickest_format_unless_one_is_given(
         {"decoding": 3},
         {"decoding": "greedy", "steps": 3},
         {"speed": 2},
+        {"on_step": 3},
+        {"corpus": "x"},
+        {"corpus": lambda vectors: []},
+        {"draws": [(0, 1)]},
+        {"draws": [1, 2, 3, 4]},
+        {"draws": [(0, 1.5)] * 4},
+        {"draws": [(0, -1)] * 4},
+        {"draws": 5},
     ],
 )
 def test_invert_bad_options_are_refused(inverter, vectors, options):
     with pytest.raises(ConfigError):
         inverter.invert(vectors, **options)
+
+
+def test_invert_refuses_what_is_no_encoder(inverter, vectors):
+    calls = {"strategy": "best-of", "encoder_calls": 2, "encoder": "all-MiniLM-L6-v2"}
+    with pytest.raises(EncoderError, match=r"an encoder; found str 'all-.*unembed.load_encoder"):
+        inverter.invert(vectors, **calls)
+
+
+@pytest.mark.parametrize("kind", [np.asanyarray, list, tuple])
+def test_as_unit_vectors_takes_what_is_masked_for_no_number(kind):
+    array = np.ma.masked_array(np.ones((2, 4), np.float32), mask=False)
+    assert as_unit_vectors(kind(array), 4).tolist() == [[0.5] * 4] * 2
+    array[1, 2] = np.ma.masked
+    with pytest.raises(EmbeddingError, match="NaN or infinity in vector 1"):
+        as_unit_vectors(kind(array), 4)
 
 
 def damage_truncate(folder):
@@ -538,3 +561,9 @@ def test_aligned_refuses_what_is_no_alignment(inverter):
 def test_invert_refuses_a_tensor_without_data(inverter):
     with pytest.raises(EmbeddingError, match="found Cannot copy out of meta tensor"):
         inverter.invert(torch.empty(2, inverter.encoder.dimension, device="meta"))
+
+
+def test_save_pretrained_refuses_a_file_in_the_place_of_the_folder(inverter, tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(CheckpointError):
+        inverter.save_pretrained(tmp_path / "file")

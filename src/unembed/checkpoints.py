@@ -367,6 +367,7 @@ def save_weights(
     )
     old = [*folder.glob(_SHARDS), folder / WEIGHTS, folder / INDEX]
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         with ExitStack() as stack:  # all are whole before the first takes its place
             files = dict(make_files(split.is_sharded))
             if split.is_sharded:

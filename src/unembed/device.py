@@ -64,10 +64,11 @@ def choose_compute(device: str = "auto", dtype: str = "auto", *, training: bool 
     """
     if device == "auto":
         device = _best_device()
+    dtype = str(dtype).removeprefix("torch.")
     try:
         torch_device = torch.device(device)
         torch.empty(1, device=_own(torch_device))
-    except (RuntimeError, AssertionError) as error:
+    except (RuntimeError, AssertionError, TypeError) as error:
         reason = str(error).splitlines()[0]
         raise ConfigError(
             "a device that PyTorch can use here (auto, cpu, cuda, mps)",

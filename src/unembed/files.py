@@ -27,7 +27,10 @@ _LINES = (".jsonl", ".json", ".txt", ".csv", ".tsv")
 _KINDS = ".parquet, .jsonl, .json, .csv, .tsv or .txt (all but the first also with .gz or .zst)"
 _COMPRESSED = (".gz", ".zst")
 _READ_BUFFER = 1 << 20
-_SIDE_FILES = ("manifest.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json")
+SIDE_FILES = (  # of data sets, which hold no rows
+    *("manifest.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json"),
+    "state.json",
+)
 MANIFEST_BYTES = 128 << 20  # of a list of a million shards
 _MOST_BYTES = 16 << 20  # of a file of settings
 _MOST_DEPTH = 50  # of JSON within JSON in it
@@ -291,7 +294,7 @@ def text_files(path: Path) -> list[Path]:
 
 def _is_text_file(file: Path, folder: Path) -> bool:
     hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
-    has_format = _format_of(file) is not None and file.name not in _SIDE_FILES
+    has_format = _format_of(file) is not None and file.name not in SIDE_FILES
     return has_format and not hidden and file.is_file() and not _is_one_object(file)
 
 

@@ -31,8 +31,8 @@ from unembed.decoding.logits import (
     with_callback,
     with_processors,
 )
-from unembed.decoding.settings import as_decoding, require_whole
-from unembed.decoding.strategy import Inversion, OnStep, mix_seed
+from unembed.decoding.settings import as_decoding, require_callable, require_whole
+from unembed.decoding.strategy import Inversion, OnStep, mix_seeds
 from unembed.denoiser import Denoiser
 from unembed.device import Compute, choose_compute
 from unembed.diffusion import DenoiserFn, make_schedule
@@ -176,9 +176,8 @@ class Inverter(
         Raises:
             CheckpointError: No alignment there, or one into the space of another encoder.
         """
-        value: object = (
-            Alignment.load(alignment) if isinstance(alignment, (str, Path)) else alignment
-        )
+        path = alignment if isinstance(alignment, (str, Path)) else None
+        value: object = alignment if path is None else Alignment.load(path)
         if value is not None:
             if not isinstance(value, Alignment):
                 kind = type(value).__name__
@@ -252,22 +251,23 @@ class Inverter(
                 calls the encoder without an encoder or without calls.
         """
         decoding = as_decoding(decoding, settings)
-        decoding.check(has_encoder=encoder is not None)
+        decoding.check(has_encoder=encoder is not None, has_corpus=corpus is not None)
         require_whole(seed=(seed, 0), batch_size=(batch_size, 1), first_index=(first_index, 0))
+        require_callable(on_step=on_step, before_pass=before_pass, on_call=on_call, corpus=corpus)
         vectors = self.map_vectors(embeddings)
         target = encoder if decoding.strategy.needs_encoder else None
         if target is not None:
             self.require_encoder(target)
         if draws is None:
             draws = [(seed, first_index + row) for row in range(len(vectors))]
+        seeds = mix_seeds(draws, len(vectors))
         compute = self.compute if target is None else self.search_compute
         spec, denoiser = self.spec.with_length(decoding.length), self._processed(decoding, compute)
         if before_pass is not None:
             denoiser = with_callback(denoiser, before_pass)
         results: list[Inversion] = []
         for start in range(0, len(vectors), batch_size):
-            part = vectors[start : start + batch_size]
-            seeds = [mix_seed(*draw) for draw in draws[start : start + batch_size]]
+            part, stop = vectors[start : start + batch_size], start + batch_size
             how = decoding.encoder_calls, on_call, corpus, start
             oracle = None if target is None else EncoderOracle(target, self.tokenizer, part, *how)
             with compute.autocast():
@@ -276,7 +276,7 @@ class Inverter(
                     torch.from_numpy(part).to(compute.device),
                     spec,
                     steps=decoding.steps,
-                    generators=[torch.Generator().manual_seed(k) for k in seeds],
+                    generators=[torch.Generator().manual_seed(k) for k in seeds[start:stop]],
                     on_step=on_step,
                     oracle=oracle,
                 )
@@ -394,7 +394,6 @@ class Inverter(
             CheckpointError: The weights do not fit the format, or the disk refused.
         """
         folder = Path(save_directory)
-        folder.mkdir(parents=True, exist_ok=True)
         bare = self.card is None and not (folder / CARD).exists()
         card = str(self.generate_model_card()) if bare else self.card
         parts = (self.denoiser, self.tokenizer, self.encoder, self.diffusion, self.trained, card)

@@ -114,6 +114,17 @@ def test_masker_hides_spans_in_both_texts():
         assert re.search(r"\d", text) is None
     assert "Please call" in masker.text(TEXT)
     assert mask("Maria") == "M••••"
+
+
+def test_masker_hides_first_names_at_the_beginning_of_a_sentence():
+    spans = find_sensitive("Rosa Lindqvist called. The Lindqvist account is closed.")
+    assert spans["names"] == {"Lindqvist"}
+    masker = Masker(spans, names=["Kenji"])
+    shown = masker.text("Rosa Lindqvist called. The Lindqvist account. Kenji wrote of a kenji.")
+    assert shown == "R••• L•••••••• called. The L•••••••• account. K•••• wrote of a kenji."
+
+
+def test_mask_leaves_the_first_letter():
     assert mask("2026-03") == "••••-••"
 
 
@@ -250,7 +261,7 @@ def strongest(f1=0.0, hurt=0.0, exact=0.0, easy=True):
     ],
 )
 def test_inversion_severity_follows_its_rule(attack, exposed, severity):
-    assert inversion_severity(attack, exposed) == severity
+    assert inversion_severity(attack, exposed)[0] == severity
 
 
 def test_open_to_all_goes_by_what_was_observed():

@@ -66,7 +66,9 @@ def test_to_page_says_what_a_manager_and_an_engineer_ask(report, bare_report):
         assert finding.title in page
     best, guessed = report.attacks["inverter"]["figures"]["token F1"], guess(report, "token F1")
     assert f"<strong>{best.mean:.2f}</strong>" in page
-    assert f"guessing: {guessed:.2f}" in page
+    assert f"guessing: at most {guessed:.2f}" in page
+    assert f"counts it: {report.leak:.2f}" in page
+    assert "<strong>not measured</strong>" in to_page(bare_report)
     assert guessed == max(floor["token F1"].high for floor in report.floors.values())
     for record in report.records:
         assert record.original in page

@@ -192,3 +192,11 @@ def test_evaluate_align_curve_prints_and_writes_the_curve(
 )
 def test_evaluate_align_curve_refuses(refused, arguments, message, leaked):
     assert message in refused("evaluate", "--embedding", leaked, *arguments)
+
+
+def test_align_refuses_a_file_in_the_place_of_the_map_at_once(
+    refused, leaked, inverter_folder, with_fake_encoder, tmp_path
+):
+    (tmp_path / "file").write_text("")
+    said = refused("align", leaked, "--to", inverter_folder, "--out", tmp_path / "file")
+    assert "a folder at" in said and with_fake_encoder == []

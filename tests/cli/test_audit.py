@@ -72,7 +72,7 @@ def test_audit_that_could_not_measure_has_code_2_under_a_limit(run, encoder, inv
     assert run("audit", "bare.npy", "--checkpoint", inverter_folder)[0] == 0
     code, _, err = run("audit", "bare.npy", "--checkpoint", inverter_folder, "--fail-over", 0.3)
     assert code == 2
-    assert "nothing was measured" in err.splitlines()[-1]
+    assert "nothing can be measured" in err.splitlines()[-1]
 
 
 @pytest.mark.parametrize("command", ["audit", "read"])

@@ -73,6 +73,11 @@ def test_words_learns_from_stored_vectors_without_an_encoder(run, probe_folder, 
         (("--fit", "y.txt"), "--out FOLDER with --fit; found none"),
         (("--text", "x", "--probe", "nowhere"), "a word probe"),
         (("--fit", "y.parquet", "--out", "z"), "y.parquet"),
+        (("--text", "x", "--out", "z"), "--out with --fit only; found --text"),
+        (("--text", "x", "--skip-bad"), "--skip-bad with --embedding or --fit only"),
+        (("--embedding", "v.npy", "--limit", "300"), "--limit with --fit only"),
+        (("--embedding", "v.json", "--key", "a", "--column", "b"), "--column without --key only"),
+        (("--fit", "y.txt", "--out", "z", "--top", "3"), "--top without --fit only; found --fit"),
     ],
 )
 def test_words_refuses_what_it_cannot_do(refused, with_fake_encoder, arguments, message):
@@ -82,3 +87,31 @@ def test_words_refuses_what_it_cannot_do(refused, with_fake_encoder, arguments, 
 def test_words_refuses_a_column_that_is_not_there(refused, probe_folder, tmp_path):
     command = ("words", "--fit", probe_folder / "pairs.parquet", "--out", tmp_path / "o")
     assert "embedding" in refused(*command, "--column", "embedding")
+
+
+def test_words_skips_bad_vectors_and_counts_them(run, probe_folder, stories, tmp_path):
+    vectors = FakeEncoder().encode(stories[:4])
+    vectors[1] = 0
+    np.save(tmp_path / "v.npy", vectors)
+    probe = ("--probe", fitted(run, probe_folder, tmp_path))
+    code, out, err = run("words", "--embedding", tmp_path / "v.npy", *probe, "--json")
+    assert code == 2 and "pass --skip-bad" in err
+    code, out, err = run("words", "--embedding", tmp_path / "v.npy", *probe, "--json", "--skip-bad")
+    assert code == 0 and [json.loads(line)["row"] for line in out.splitlines()] == [0, 2, 3]
+    assert "note: vectors left out: 1 × only zeros (row 1)" in err
+
+
+def test_words_notes_vectors_of_another_encoder_once(run, probe_folder, stories, tmp_path):
+    probe = ("--probe", fitted(run, probe_folder, tmp_path))
+    own = FakeEncoder().encode(stories)
+    for vectors, notes in ((own, 0), (np.random.default_rng(0).normal(size=(2000, 32)), 1)):
+        np.save(tmp_path / "v.npy", vectors)
+        code, _, err = run("words", "--embedding", tmp_path / "v.npy", *probe, "--json")
+        assert code == 0 and err.count("vectors do not look like fake's") == notes, err
+
+
+def fitted(run, probe_folder, tmp_path):
+    command = ("words", "--fit", probe_folder / "pairs.parquet", "--key", "vector")
+    code, _, err = run(*command, "--encoder", "fake", "--out", tmp_path / "probe")
+    assert code == 0, err
+    return tmp_path / "probe"

@@ -3,6 +3,7 @@ from collections import Counter
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -10,8 +11,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from unembed.config import DataSection
 from unembed.data import pieces
-from unembed.data.pieces import cut_pieces, sentence_ends
+from unembed.data.pieces import chunks_of, cut_pieces, sentence_ends
 from unembed.encoders.base import FakeEncoder
+from unembed.errors import DataError
 from unembed.tokenizer import TextTokenizer
 
 
@@ -368,3 +370,18 @@ def test_windows_give_pieces_of_the_right_length_once(name, passages, windows, l
         assert all(1 <= len(piece.token_ids) < length for piece in pieces)
         assert all(piece.text in passage for piece in pieces)
         assert len({piece.text for piece in pieces}) == len(pieces)
+
+
+def test_chunks_of_draws_short_and_long_ones_alike():
+    passages = [
+        " ".join(f"x{i}" for i in range(n)) for n in [5] * 9 + [30] * 90 + [60] * 90 + [600] * 9
+    ]
+    chunks = chunks_of(passages, 60, seed=0)
+    sizes = np.array([len(chunk.split()) for chunk in chunks])
+    assert len(chunks) == 60 and sizes.min() >= 24 and sizes.max() <= 190
+    assert [((sizes >= a) & (sizes < b)).sum() for a, b in ((24, 48), (48, 96), (96, 191))] == [
+        20
+    ] * 3
+    assert chunks == chunks_of(passages, 60, seed=0) != chunks_of(passages, 60, seed=1)
+    with pytest.raises(DataError, match="at least 24 words"):
+        chunks_of(passages[:9], 60, seed=0)

@@ -1,8 +1,11 @@
 """What every registered strategy promises, on any length, batch, budget and seed."""
 
+import dataclasses
+import json
 from dataclasses import replace
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -17,6 +20,7 @@ from unembed.decoding import (
     state,
     strategy_fields,
 )
+from unembed.decoding.settings import as_decoding
 from unembed.decoding.strategy import Strategy
 from unembed.diffusion import Linear, LogLinear
 from unembed.errors import ConfigError
@@ -261,6 +265,32 @@ def test_decoding_an_option_that_is_gone_is_accepted_with_a_note(option, caplog)
     decoding = Decoding.parse(f"guided-search:{option}=0.1:enough=0.99:encoder_calls=9")
     assert decoding == Decoding.of("guided-search", stop_cosine=0.99, encoder_calls=9)
     assert f"guided-search has no {option} any more" in caplog.text
+
+
+@pytest.mark.parametrize("options", ["x", [1], {1: 2}, {"lengths": 2}])
+def test_as_decoding_refuses_options_that_are_none(options):
+    with pytest.raises(ConfigError, match=r"options|each option once"):
+        as_decoding(None, {"options": options, "lengths": 1})
+
+
+@pytest.mark.parametrize("text", [None, 3, b"greedy"])
+def test_parse_refuses_what_is_no_text(text):
+    with pytest.raises(ConfigError, match="a decoding as NAME"):
+        Decoding.parse(text)
+
+
+def test_decoding_takes_the_numbers_of_numpy():
+    numbers = {"steps": np.int64(2), "length": np.int32(5), "encoder_calls": np.uint8(3)}
+    scalars = {"guidance": [np.float32(0), np.float64(1)], "repetition": np.float32(1)}
+    decoding = Decoding.of("euler", **numbers, **scalars, temperature=np.float32(0.5))
+    plain = {"steps": 2, "length": 5, "encoder_calls": 3, "guidance": (0.0, 1.0)}
+    expected = Decoding.of("euler", **plain, repetition=1.0, temperature=0.5)
+    assert decoding == expected and str(decoding) == str(expected)
+    json.dumps(dataclasses.asdict(decoding))
+    assert Decoding.of(lengths=np.int8(3)).strategy.lengths == 3
+    for wrong in ({"steps": np.True_}, {"steps": np.float32(2)}, {"guidance": [np.True_, 1]}):
+        with pytest.raises(ConfigError):
+            Decoding.of(**wrong)
 
 
 def test_decoding_options_may_be_text_as_on_the_command_line():

@@ -1,6 +1,8 @@
+import gzip
 import json
 import logging
 import threading
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ import pytest
 from unembed.decoding import STRATEGIES, strategy_fields
 from unembed.demo.limits import TEXT_BYTES
 from unembed.demo.schemas import EXAMPLES
+from unembed.encoders.vectors import VectorStatistics
 from unembed.evaluation.metrics import token_accuracy
 
 from .conftest import parse_events
@@ -270,6 +273,8 @@ def test_several_checkpoints_are_served_and_share_their_encoder(serve, inverter,
         ({"text": "a", "steps": 2.5}, "steps"),
         ({"text": "a", "encoder_calls": 1001}, "encoder_calls: expected at most 1000"),
         ({"text": "a", "strategy": "best-of", "encoder_calls": 0}, "at least 1 for best-of"),
+        ({"text": "a", "encoder_calls": 5}, "greedy makes none; leave it out"),
+        ({"text": "\u200b\ufeff \x07"}, "at least one visible character"),
         ({"text": "a", "guidance": [1.0]}, "guidance"),
         ({"text": "a", "guidance": [0.0, 99.0]}, "guidance"),
         ({"text": "a", "seed": -1}, "seed"),
@@ -289,6 +294,32 @@ def test_numbers_that_are_none_are_refused(client, number):
     content = f'{{"embedding": [{", ".join([number] * 32)}]}}'
     answer = client.post("/decode", content=content, headers={"content-type": "application/json"})
     assert "finite number" in refused(answer, 422)["detail"]
+
+
+def test_a_compressed_body_is_a_problem(client):
+    headers = {"content-type": "application/json", "content-encoding": "gzip"}
+    answer = client.post("/decode", content=gzip.compress(b'{"text": "a"}'), headers=headers)
+    assert "without Content-Encoding" in refused(answer, 415)["detail"]
+
+
+def test_health_answers_head(client):
+    answer = client.head("/health")
+    assert (answer.status_code, answer.content) == (200, b"")
+
+
+def test_vectors_of_another_encoder_are_doubted(client, decode):
+    model = client.demo.find(None)
+    draws = np.random.default_rng(0).normal(size=(600, 32)) / np.arange(1, 33)
+    own = draws / np.linalg.norm(draws, axis=1, keepdims=True)
+    statistics = VectorStatistics.measure(own)
+    model.inverter.fingerprint = SimpleNamespace(statistics=statistics)
+    for vectors, there in ((own[:8], False), (own[:8, ::-1], True)):
+        answer = client.post("/invert", json={"embeddings": vectors.tolist(), "steps": 1})
+        assert (answer.json()["doubt"] is not None) == there
+    strange = own[0, ::-1].tolist()
+    events = dict(decode(client, embedding=strange, steps=1))
+    assert "do not look like fake's" in events["start"]["doubt"]
+    assert dict(decode(client, text=TEXT, steps=1))["start"]["doubt"] is None
 
 
 @pytest.mark.parametrize("content", [b"{", b"\xff\xfe", b"[" * 100_000, b""])

@@ -5,8 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from unembed.encoders.base import Encoder, EncoderIdentity, FakeEncoder, check_texts
-from unembed.errors import EmbeddingError, EncoderError
+from unembed.encoders import load_encoder
+from unembed.encoders.base import Encoder, EncoderIdentity, FakeEncoder, check_texts, is_blank
+from unembed.errors import ConfigError, EmbeddingError, EncoderError
 
 TEXTS = ["the cat sleeps.", "a red dog runs at the river", "password leaks!", "xyzzy", "?"]
 IDENTITY = EncoderIdentity("some-model", "abc", 8, "0123456789abcdef" * 4, "passage: ")
@@ -117,9 +118,33 @@ def test_check_texts_returns_a_list_of_any_iterable():
     ("texts", "message"),
     [
         ("a dog", "a list of texts; found the lone string 'a dog'"),
+        (None, "a list of texts; found NoneType None"),
+        (3, "a list of texts; found int 3"),
         (["a", None], "None at position 1"),
     ],
 )
 def test_check_texts_refuses_a_lone_string_and_what_is_no_text(texts, message):
     with pytest.raises(EmbeddingError, match=message):
         check_texts(texts)
+
+
+@pytest.mark.parametrize(("text", "blank"), [("", True), ("\u200b \n\x07", True), (".", False)])
+def test_is_blank_of_what_shows_nothing(text, blank):
+    assert is_blank(text) is blank
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        (None, {}, "the name of an encoder; found None"),
+        (3, {}, "the name of an encoder; found 3"),
+        ("x", {"device": "cuda"}, "options among .*; found device. Pass compute="),
+        ("x", {"speed": 1}, "options among .*; found speed. Leave it out"),
+        ("x", {"prompt": 3}, "prompt of type str; found 3"),
+        ("x", {"truncate_dim": "a"}, "truncate_dim of type int; found 'a'"),
+        ("openai:x", {"batch_size": True}, "batch_size of type int; found True"),
+    ],
+)
+def test_load_encoder_refuses_arguments_of_another_kind(name, options, message):
+    with pytest.raises(ConfigError, match=message):
+        load_encoder(name, **options)

@@ -309,6 +309,31 @@ def test_evaluate_a_real_inverter_beats_its_shuffled_control(inverter, encoder, 
         assert same == {k: v for k, v in report.rows[name].items() if k != "milliseconds"}
 
 
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"texts": ["the cat runs.", None]}, DataError, "a text; found None at position 1"),
+        ({"texts": [3.5, "the cat runs."]}, DataError, "a text; found 3.5 at position 0"),
+        ({"strategy": 3}, ConfigError, "a Decoding, or the text of one; found int"),
+        ({"strategy": ["greedy", None, 3]}, ConfigError, "a Decoding, or the text of one"),
+        ({"inverter": "minilm"}, ConfigError, "an inverter; found str 'minilm'"),
+        ({"texts": 3}, DataError, "a list of texts; found int 3"),
+        ({"texts": None}, DataError, "a list of texts; found NoneType"),
+        ({"folder": 3}, ConfigError, "folder as a path; found 3"),
+        ({"progress": 3}, ConfigError, "progress as a function; found 3"),
+        ({"train_pairs": "pairs"}, ConfigError, "train_pairs as pairs; found 'pairs'"),
+        ({"limit": "a"}, ConfigError, "limit as a whole number of at least 1; found 'a'"),
+        ({"limit": 0}, ConfigError, "limit as a whole number of at least 1; found 0"),
+        ({"seed": 1.5}, ConfigError, "seed as a whole number of at least 0; found 1.5"),
+        ({"corpus": "x"}, ConfigError, "corpus as pairs; found 'x'.*Pairs.open"),
+    ],
+)
+def test_evaluate_refuses_what_is_of_another_kind(lookup, encoder, arguments, error, message):
+    given = {"inverter": lookup, "encoder": encoder, "texts": ["the cat runs.", "a dog eats."]}
+    with pytest.raises(error, match=message):
+        evaluate(**(given | arguments))
+
+
 @pytest.mark.parametrize("strategy", [[], ["greedy", "greedy"]])
 def test_evaluate_strategies_must_differ(lookup, encoder, passages, strategy):
     with pytest.raises(ConfigError, match="different strategies"):

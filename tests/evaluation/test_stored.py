@@ -11,7 +11,8 @@ import pytest
 
 from unembed.encoders.vectors import as_unit_vectors
 from unembed.errors import ConfigError, DataError, EmbeddingError, EncoderError
-from unembed.evaluation.evaluate import duration, evaluate
+from unembed.evaluation.bootstrap import duration
+from unembed.evaluation.evaluate import evaluate
 from unembed.evaluation.samples import Passage, PassageFile, StoredPassages, paired
 from unembed.vectors.read import VectorFile
 

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from safetensors.numpy import save_file
 
 from unembed.errors import EmbeddingError
 from unembed.vectors import numbers
@@ -20,6 +21,7 @@ D = 16
 VECTORS = np.random.default_rng(0).normal(size=(5, D)).astype(np.float32)
 VECTORS /= np.linalg.norm(VECTORS, axis=1, keepdims=True)
 LISTS = VECTORS.tolist()
+SCALARS = [f"[{', '.join(f'np.float32({x})' for x in row)}]" for row in LISTS]
 RECORDS = [{"index": i, "embedding": row} for i, row in enumerate(LISTS)]
 TEXTS = ["[" + ",".join(map(repr, row)) + "]" for row in LISTS]
 
@@ -59,6 +61,23 @@ DOCUMENTS = {
     "redis": [{"key": "a", "value": {"embedding": row}} for row in LISTS],
     "elasticsearch": {"hits": {"hits": [{"_source": {"embedding": row}} for row in LISTS]}},
     "qdrant": {"result": {"points": [{"id": 1, "vector": row} for row in LISTS]}},
+    "pandas, text index": {
+        "id": dict(zip("abcde", range(5), strict=True)),
+        "embedding": dict(zip("abcde", LISTS, strict=True)),
+    },
+    "Float32Array": [{"embedding": {str(i): x for i, x in enumerate(row)}} for row in LISTS],
+    "Float32Array, bare": [{str(i): x for i, x in enumerate(row)} for row in LISTS],
+    "Buffer": [{"vector": {"type": "Buffer", "data": list(row.tobytes())}} for row in VECTORS],
+    "cohere, several types": {
+        "embeddings": {"float": LISTS, "int8": [[1] * D] * 5, "base64": ["AAAA"] * 5}
+    },
+    "qdrant, hybrid": [
+        {"id": 1, "vector": {"dense": row, "sparse": {"indices": [1], "values": [1.0]}}}
+        for row in LISTS
+    ],
+    "numbers as text": [{"embedding": list(map(repr, row))} for row in LISTS],
+    "bedrock": [{"recordId": "a", "modelOutput": {"embedding": row}} for row in LISTS],
+    "weaviate, objects": {"objects": [{"id": "a", "vector": row} for row in LISTS]},
     "base64": {
         "data": [{"embedding": base64.b64encode(row.tobytes()).decode()} for row in VECTORS]
     },
@@ -81,6 +100,70 @@ def test_chunks_read_tables_of_pandas_by_key_and_keep_columns(tmp_path):
         assert columns == {"id": [0, 1, 2, 3, 4]}
 
 
+@pytest.mark.parametrize("lines", [False, True])
+@pytest.mark.parametrize("name", ["vector", "vectors"])
+def test_chunks_read_refuses_to_choose_among_named_vectors(tmp_path, name, lines):
+    rows = [{"id": i, name: {"title": row, "body": row[::-1]}} for i, row in enumerate(LISTS)]
+    path = tmp_path / "v.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)) if lines else json.dumps(rows, indent=1))
+    path = path if lines else path.rename(tmp_path / "v.json")
+    said = rf"one vector at '{name}' of each record; found 'title', 'body'.*--key .*{name}.title"
+    with pytest.raises(EmbeddingError, match=said):
+        read(path)
+    assert np.allclose(read(path, f"{name}.title")[0], VECTORS)
+    assert np.allclose(read(path, f"{name}.body")[0], VECTORS[:, ::-1])
+
+
+def test_chunks_read_vectors_by_their_names_with_a_star(tmp_path):
+    rows = {"embeddings": dict(zip("abcde", LISTS, strict=True))}
+    (tmp_path / "v.json").write_text(json.dumps(rows))
+    with pytest.raises(EmbeddingError, match=r"found 'a', 'b', 'c', 'd', 'e'.*embeddings\.\* for"):
+        read(tmp_path / "v.json")
+    assert np.allclose(read(tmp_path / "v.json", "embeddings.*")[0], VECTORS)
+    (tmp_path / "v.json").write_text(json.dumps(rows["embeddings"]))
+    assert np.allclose(read(tmp_path / "v.json", "*")[0], VECTORS)
+    (tmp_path / "v.json").write_text(json.dumps([{"a": {"b": row}} for row in LISTS]))
+    assert np.allclose(read(tmp_path / "v.json", "*.a.b")[0], VECTORS)
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.int8])
+def test_chunks_read_bits_in_json_as_those_of_arrays(tmp_path, kind):
+    signs = VECTORS > 0
+    signs[:, 0] = False  # so that a byte of each row is negative where they have a sign
+    bits = np.packbits(signs, axis=1)
+    bits = bits if kind == np.uint8 else (bits.astype(np.int16) - 128).astype(np.int8)
+    (tmp_path / "v.json").write_text(
+        json.dumps({"data": [{"embedding": r.tolist()} for r in bits]})
+    )
+    vectors, _, file = read(tmp_path / "v.json")
+    assert np.array_equal(vectors, np.where(signs, 1, -1))
+    assert "taken as the signs of 16 numbers" in file.notes[0]
+
+
+def test_chunks_read_bits_as_text(tmp_path):
+    bits = ["".join(str(int(x > 0)) for x in row) for row in LISTS]
+    (tmp_path / "v.csv").write_text("id,embedding\n" + "".join(f"0,{row}\n" for row in bits))
+    vectors, _, file = read(tmp_path / "v.csv")
+    assert np.array_equal(vectors, np.where(VECTORS > 0, 1, -1))
+    assert "taken as the signs of 16 numbers" in file.notes[0]
+
+
+def test_chunks_read_an_array_of_a_usual_name_among_others(tmp_path):
+    np.savez(tmp_path / "v.npz", ids=np.arange(5), embeddings=VECTORS)
+    save_file({"ids": np.arange(5), "vectors": VECTORS}, tmp_path / "v.safetensors")
+    for name in ("v.npz", "v.safetensors"):
+        assert np.array_equal(read(tmp_path / name)[0], VECTORS)
+
+
+def test_records_one_line_without_a_vector_is_to_be_left_out_or_skipped(tmp_path):
+    lines = [{"response": {"body": {"data": [RECORDS[0]]}}}, {"response": None, "error": "late"}]
+    (tmp_path / "v.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    with pytest.raises(EmbeddingError, match=r"line 2 of .*Leave it out, or pass --skip-bad"):
+        read(tmp_path / "v.jsonl")
+    file = VectorFile(tmp_path / "v.jsonl", skip_bad=True)
+    assert [chunk.rows for chunk in file.chunks(D)] == [[0]]
+
+
 @pytest.mark.parametrize("key", [None, "response.body.data.0.embedding"])
 def test_chunks_read_a_batch_file_and_keep_its_ids(tmp_path, key):
     path = tmp_path / "batch.jsonl"
@@ -101,9 +184,15 @@ def test_chunks_read_a_batch_file_and_keep_its_ids(tmp_path, key):
         ("v.tsv", "id\tembedding\n" + "".join(f"{i}\t{t}\n" for i, t in enumerate(TEXTS))),
         ("v.csv", "".join(f'{i},"{t}"\n' for i, t in enumerate(TEXTS))),
         ("v.csv", "".join(t.strip("[]") + "\n" for t in TEXTS)),
+        ("v.csv", "id,vector\n" + "".join(f'0,"{t}"\n' for t in SCALARS)),
+        ("v.csv", "id,vector\n" + "".join(f'0,"{row!r}"\n' for row in VECTORS)),
+        ("v.csv", "id,vector\n" + "".join(f'0,"tensor({t})"\n' for t in TEXTS)),
+        ("v.tsv", "id\tvector\n" + "".join(f"0\t{t.strip('[]')}\n" for t in TEXTS)),
+        ("v.csv", "".join(t.strip("[]").replace(",", " ") + "\n" for t in TEXTS)),
     ],
-    ids=["header", "tabs", "no header", "a number a column"],
-)
+    ids=["header", "tabs", "no header", "a number a column", "np.float32(x)", "array([x])",
+         "tensor([x])", "no brackets", "savetxt"],
+)  # fmt: skip
 def test_chunks_read_tables_of_text(tmp_path, name, text):
     (tmp_path / name).write_text(text, encoding="utf-8")
     assert np.allclose(read(tmp_path / name)[0], VECTORS, atol=1e-7)
@@ -141,8 +230,69 @@ def test_chunks_read_a_number_a_column(tmp_path, name):
     vectors, kept, _ = read(tmp_path / name, keep=["id", "score"])
     assert np.array_equal(vectors, VECTORS)
     assert kept == {"id": list("abcde"), "score": [0.0, 1.0, 2.0, 3.0, 4.0]}
-    with pytest.raises(EmbeddingError, match=r"a column 'embedding' in .*'0', '1'"):
-        read(tmp_path / name)  # a number more than the vectors have: which, nobody knows
+    assert np.array_equal(read(tmp_path / name)[0], VECTORS)
+
+
+DIMS, LETTERS = [f"dim_{i}" for i in range(D)], [chr(97 + i) for i in range(D)]
+NUMBERS = [f"e1_{i}_x" for i in range(D)]
+WIDE = {  # names of the vector's columns, and of all as they stand in the file
+    "label last": (DIMS, [*DIMS, "label"]),
+    "label first": (DIMS, ["label", *DIMS]),
+    "several beside": (NUMBERS, ["id", *NUMBERS, "label", "year2020"]),
+    "in order of text": (DIMS, sorted(DIMS)),
+    "unnamed index": (LETTERS, ["", *LETTERS]),
+    "index of pandas": (LETTERS, ["Unnamed: 0", *LETTERS]),
+}
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+@pytest.mark.parametrize(("own", "names"), WIDE.values(), ids=WIDE)
+def test_number_columns_knows_them_among_others(tmp_path, own, names, suffix):
+    columns = {name: np.arange(5) for name in names}
+    columns |= dict(zip(own, VECTORS.T, strict=True))
+    path = tmp_path / f"v{suffix}"
+    if suffix == ".csv":
+        rows = zip(*(columns[name].tolist() for name in names), strict=True)
+        lines = [",".join(names), *(",".join(map(repr, row)) for row in rows)]
+        path.write_text("\n".join(lines), encoding="utf-8")
+    else:
+        pq.write_table(pa.table(columns), path)
+    assert np.allclose(read(path)[0], VECTORS)
+
+
+@pytest.mark.parametrize(
+    "names", [[*LETTERS, "z"], [*DIMS, f"dim_{D}"]], ids=["letters", "numbers"]
+)
+def test_number_columns_refuses_one_too_many(tmp_path, names):
+    rows = "".join(",".join(map(str, [*row, 1.0])) + "\n" for row in LISTS)
+    (tmp_path / "v.csv").write_text(",".join(names) + "\n" + rows)
+    with pytest.raises(EmbeddingError, match="a column 'embedding' in"):
+        read(tmp_path / "v.csv")
+    vectors, columns, _ = read(tmp_path / "v.csv", keep=[names[-1]])
+    assert np.allclose(vectors, VECTORS)
+    assert columns == {names[-1]: ["1.0"] * 5}
+
+
+def test_number_columns_refuses_two_rows_of_names(tmp_path):
+    rows = [
+        ["", *["emb"] * D],
+        ["", *map(str, range(D))],
+        *([i, *row] for i, row in enumerate(LISTS)),
+    ]
+    (tmp_path / "v.csv").write_text("".join(",".join(map(str, row)) + "\n" for row in rows))
+    with pytest.raises(EmbeddingError, match="a column 'embedding' in"):
+        read(tmp_path / "v.csv")  # the second row was read as a vector
+
+
+@pytest.mark.parametrize("place", [0, D])
+def test_number_columns_without_names_leave_a_whole_number_out(tmp_path, place):
+    rows = [[*map(str, row[:place]), str(i), *map(str, row[place:])] for i, row in enumerate(LISTS)]
+    (tmp_path / "v.csv").write_text("".join(",".join(row) + "\n" for row in rows))
+    assert np.allclose(read(tmp_path / "v.csv")[0], VECTORS)
+    rows[0][D - place] = "1"
+    (tmp_path / "v.csv").write_text("".join(",".join(row) + "\n" for row in rows))
+    with pytest.raises(EmbeddingError, match="a column 'embedding' in"):
+        read(tmp_path / "v.csv")  # an index and a label, or a number of the vector
 
 
 @pytest.mark.parametrize("kind", ["list", "list_view"])
@@ -162,7 +312,17 @@ def test_read_a_folder_of_parts_in_order(tmp_path):
     for name, part in (("b", LISTS[3:]), ("a", LISTS[:3])):
         pq.write_table(pa.table({"embedding": part}), tmp_path / f"{name}.parquet")
     (tmp_path / "_SUCCESS").write_text("")
-    assert np.allclose(read(tmp_path)[0], VECTORS)
+    (tmp_path / "_delta_log").mkdir()
+    for name in ("_delta_log/0.json", "state.json", "dataset_info.json", "cache-1.arrow"):
+        (tmp_path / name).write_text('{"_fingerprint": "a"}')  # as HF's save_to_disk
+    (tmp_path / "c.json").write_text(json.dumps({"model": "m", "count": 5}))
+    vectors, _, file = read(tmp_path)
+    assert np.allclose(vectors, VECTORS)
+    assert file.notes == [f"{tmp_path / 'c.json'} has no vectors and is passed over"]
+    for path in tmp_path.glob("*.parquet"):
+        path.unlink()
+    with pytest.raises(EmbeddingError, match="found the keys 'model', 'count'"):
+        read(tmp_path)  # alone it is what was meant
 
 
 @pytest.mark.parametrize(

@@ -308,6 +308,26 @@ def test_plain_writes_numbers_that_json_lacks_as_null():
     assert named_columns(columns) == {"a": None, "b": [None, 1.5], "source_text": "x"}
 
 
+def test_named_columns_never_share_a_name():
+    columns = {"text": "a", "source_text": "b", "source_source_text": "c", "id": 1}
+    assert named_columns(columns) == {
+        "source_source_source_text": "a", "source_text": "b", "source_source_text": "c", "id": 1,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+def test_invert_to_file_keeps_half_a_surrogate_pair(inverter, three, tmp_path, suffix):
+    row = {"id": "a\ud83d", "tags": [{"b\ud83d": "c\ud83d"}], "embedding": three[0].tolist()}
+    (tmp_path / "v.jsonl").write_text(json.dumps(row))
+    source = VectorFile(tmp_path / "v.jsonl", keep=["id", "tags"])
+    invert_to_file(inverter, source, tmp_path / f"out{suffix}", steps=2)
+    (out,) = texts_of(tmp_path / f"out{suffix}")
+    assert out["id"] == r"a\ud83d"
+    tags = out["tags"] if suffix == ".jsonl" else json.loads(out["tags"])
+    assert tags == [{r"b\ud83d": r"c\ud83d"}]
+    assert sorted(tmp_path.glob("out*")) == [tmp_path / f"out{suffix}"]
+
+
 def test_invert_to_file_writes_through_no_link(inverter, three, tmp_path):
     np.save(tmp_path / "v.npy", three)
     (tmp_path / "precious").write_text("kept")

@@ -55,6 +55,13 @@ def test_vector_file_every_format_gives_the_same_rows(tmp_path, monkeypatch, nam
     assert chunks[-1].read == 10
 
 
+def test_vector_file_takes_a_path_and_a_column_as_text(tmp_path):
+    file = VectorFile(str(write(tmp_path / "v.parquet", VECTORS)), keep="other")
+    assert next(file.chunks(D)).columns["other"][:2] == [0, 0]
+    with pytest.raises(EmbeddingError, match="the path of a file of vectors; found 3"):
+        VectorFile(3)
+
+
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize(
     ("value", "said"),

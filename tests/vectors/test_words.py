@@ -8,14 +8,7 @@ import pytest
 
 from unembed.encoders.base import EncoderIdentity
 from unembed.errors import CheckpointError, ConfigError, DataError, EmbeddingError
-from unembed.vectors.words import (
-    WEIGHTS,
-    WORDS,
-    WordProbe,
-    chunks_of,
-    fit_words,
-    words_of,
-)
+from unembed.vectors.words import WEIGHTS, WORDS, WordProbe, fit_words, words_of
 
 DIMENSION = 24
 IDENTITY = EncoderIdentity("sums", None, DIMENSION, "0" * 64, "")
@@ -96,7 +89,7 @@ def test_most_probable_leaves_common_words_out_and_knows_names(probe):
     assert {word.word for word in with_common} == {*probe.words} - {"paris"} | {"Paris"}
     (names,) = probe.most_probable(vectors[0], 9, common=True, names=True)
     assert [(word.word, word.is_name) for word in names] == [("Paris", True)]
-    with pytest.raises(ConfigError, match="top of at least 1; found 0"):
+    with pytest.raises(ConfigError, match="top as a whole number of at least 1; found 0"):
         probe.most_probable(vectors, 0)
     with pytest.raises(EmbeddingError, match="24 dimensions"):
         probe.probabilities(np.ones(3))
@@ -107,6 +100,8 @@ def test_a_saved_probe_says_the_same(probe, tmp_path):
     again = WordProbe.from_pretrained(tmp_path / "probe")
     vectors = sums_of_words(100, seed=4)[1]
     assert np.abs(again.probabilities(vectors) - probe.probabilities(vectors)).max() < 0.05
+    ours, theirs = (one.statistics.to_dict() for one in (probe, again))
+    assert ours == theirs
     for name in ("encoder", "words", "names", "trained"):
         assert getattr(again, name) == getattr(probe, name), name
     assert (tmp_path / "probe" / WEIGHTS).stat().st_size < 2 * probe.weight.size + 4000
@@ -134,6 +129,9 @@ def damaged_words(change):
         damaged_words(lambda data: data.update(format=99)),
         damaged_words(lambda data: data["names"].update({"900": "X"})),
         damaged_words(lambda data: data["encoder"].update(dimension=7)),
+        damaged_words(lambda data: data.update(statistics=3)),
+        damaged_words(lambda data: data["statistics"].update(int8="AA==")),
+        damaged_words(lambda data: data["statistics"].update(shape=[1, len(data["words"])])),
     ],
 )
 def test_a_damaged_probe_is_refused(probe, tmp_path, damage):
@@ -159,16 +157,19 @@ def test_fit_words_needs_enough_texts():
         fit_words(IDENTITY, texts, vectors)
 
 
-def test_chunks_of_draws_short_and_long_ones_alike():
-    passages = [
-        " ".join(f"x{i}" for i in range(n)) for n in [5] * 9 + [30] * 90 + [60] * 90 + [600] * 9
-    ]
-    chunks = chunks_of(passages, 60, seed=0)
-    sizes = np.array([len(chunk.split()) for chunk in chunks])
-    assert len(chunks) == 60 and sizes.min() >= 24 and sizes.max() <= 190
-    assert [((sizes >= a) & (sizes < b)).sum() for a, b in ((24, 48), (48, 96), (96, 191))] == [
-        20
-    ] * 3
-    assert chunks == chunks_of(passages, 60, seed=0) != chunks_of(passages, 60, seed=1)
-    with pytest.raises(DataError, match="at least 24 words"):
-        chunks_of(passages[:9], 60, seed=0)
+@pytest.mark.parametrize("name", [None, 3, b"x"])
+def test_from_pretrained_refuses_what_is_no_name(name):
+    with pytest.raises(CheckpointError, match="a word probe"):
+        WordProbe.from_pretrained(name)
+
+
+@pytest.mark.parametrize("top", [0, 1.5, "a", True, None])
+def test_most_probable_refuses_a_top_that_is_no_number(probe, top):
+    with pytest.raises(ConfigError, match="top as a whole number of at least 1"):
+        probe.most_probable(np.ones(DIMENSION), top)
+
+
+def test_fit_words_measures_what_the_vectors_have_in_common(probe):
+    vectors = sums_of_words(400, seed=5)[1]
+    assert probe.statistics.doubt(vectors, "sums") is None
+    assert WordProbe.from_pretrained().statistics.directions.shape == (64, 384)

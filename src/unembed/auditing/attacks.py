@@ -28,6 +28,7 @@ _MOST_CORPUS = 200_000  # texts of an auditor's corpus that are embedded
 _LIKELY = 0.5  # probability from which a word is named
 
 VECTOR_ONLY = "the vectors, and knowledge of which encoder made them"
+WITH_PROBE = f"{VECTOR_ONLY}: a linear map names likely words, in no order"
 WITH_PAIRS = "the vectors, and {n} of the store's texts with their vectors"
 WITH_MAP = "the vectors, and a map made from known pairs"
 WITH_CORPUS = "the vectors, the encoder, and a corpus with texts of the same kind"
@@ -138,7 +139,7 @@ def word_probe(inverter: Inverter, probe: WordProbe, rows: Sequence[int]) -> Att
         return [Recovery(text, ids) for text, ids in pairs]
 
     settings = {"words": len(probe.words), "least_probability": _LIKELY}
-    return Attack(WORDS, VECTOR_ONLY, recover, settings, tuple(rows))
+    return Attack(WORDS, WITH_PROBE, recover, settings, tuple(rows))
 
 
 def lookup(inverter: Inverter, corpus: Corpus, name: str = LOOKUP) -> Attack:

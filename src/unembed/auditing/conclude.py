@@ -4,11 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
-from unembed.auditing.attacks import LOOKUP, VECTOR_ONLY, Attack, Corpus, constant
+from unembed.auditing.attacks import (
+    LOOKUP,
+    VECTOR_ONLY,
+    WITH_PROBE,
+    Attack,
+    Corpus,
+    constant,
+)
 from unembed.auditing.findings import Evidence, Strongest, make_findings
 from unembed.auditing.identify import Identity
 from unembed.auditing.neighbours import Neighbours, find_neighbours
@@ -149,12 +157,12 @@ class Conclusion:
                 a.access,
                 table[a.name],
                 _bounds(floors, [*self._guesses(a.name), *([] if a.name == LOOKUP else [NEAREST])]),
-                a.access == VECTOR_ONLY,
+                a.access in (VECTOR_ONLY, WITH_PROBE),
             )
             for a in self.attacks
             if table[a.name]
         ]
-        return max(candidates, key=lambda s: (s.hurt, s.gain(F1)), default=None)
+        return max(candidates, key=lambda s: (s.hurt, s.gain(F1), s.above(F1)), default=None)
 
     def _shuffled(self, attack: str) -> str:
         return SHUFFLED + ("" if attack == self.attacks[0].name else f" ({attack})")
@@ -162,6 +170,11 @@ class Conclusion:
     def _guesses(self, attack: str) -> tuple[str, str]:
         """The floors of an attack that know nothing of the vector."""
         return self._shuffled(attack), CONSTANT
+
+    @cached_property
+    def _names(self) -> frozenset[str]:
+        """Names of all records: at the beginning of a sentence another record tells them."""
+        return frozenset(name for record in self.records for name in record.spans.get("names", ()))
 
     def _evidence(self, strongest: Strongest | None, neighbours: Neighbours) -> Evidence:
         longest = self.inverter.length - 1
@@ -253,7 +266,7 @@ class Conclusion:
         has = {word.strip(_SIGNS).casefold() for word in record.text.split()}
         words = [(word, word.strip(_SIGNS).casefold() in has) for word in recovery.text.split()]
         if not self.settings["show_pii"]:
-            masker = Masker(record.spans)
+            masker = Masker(record.spans, names=self._names)
             original = masker.text(original)
             words = [(masker.text(word), right) for word, right in words]
         return ShownRecord(

@@ -83,13 +83,18 @@ class Strongest:
         figure = self.figures.get(metric)
         return 0.0 if figure is None else max(0.0, figure.low - self.floor.get(metric, 0.0))
 
+    def above(self, metric: str) -> float:
+        """The figure itself above the highest floor; negative where it is below."""
+        figure = self.figures.get(metric)
+        return 0.0 if figure is None else figure.mean - self.floor.get(metric, 0.0)
+
     @property
     def hurt(self) -> float:
         """The largest gain over all kinds of what hurts, numbers and any among them."""
         return max(self.gain(kind) for kind in (*KINDS, ANY))
 
 
-def inversion_severity(strongest: Strongest, exposed: bool) -> str:
+def inversion_severity(strongest: Strongest, exposed: bool) -> tuple[str, str]:
     """Severity of what comes back: a rule, no feeling.
 
     By the lower end of the 95% interval above the highest floor: *high* where 10% of a kind of
@@ -100,19 +105,26 @@ def inversion_severity(strongest: Strongest, exposed: bool) -> str:
     Args:
         strongest: The attack that got most.
         exposed: No login was needed to read the vectors, or any would do.
+
+    Returns:
+        Severity, and the step of the rule it comes from.
     """
-    level = 0
+    level, why = 0, "nothing is plainly above the highest floor"
     if strongest.gain(F1) > 0:
-        level = 1
+        level, why = 1, "token F1 is above the highest floor"
     if strongest.gain(F1) >= _WORDS_MEDIUM:
-        level = 2
-    if strongest.hurt >= _HURT_HIGH or strongest.gain(EXACT) >= _EXACT_HIGH:
-        level = 3
+        level, why = 2, f"token F1 is {_WORDS_MEDIUM:.2f} or more above the highest floor"
+    if strongest.gain(EXACT) >= _EXACT_HIGH:
+        level, why = 3, f"{_EXACT_HIGH:.0%} or more of the texts come back whole"
+    if strongest.hurt >= _HURT_HIGH:
+        level, why = 3, f"{_HURT_HIGH:.0%} or more of a kind of what hurts comes back"
     if strongest.hurt >= _HURT_CRITICAL:
-        level = 4
+        level, why = 4, f"{_HURT_CRITICAL:.0%} or more of a kind of what hurts comes back"
     if level:
         level += int(exposed) - int(not strongest.easy)
-    return SEVERITIES[min(max(level, 0), len(SEVERITIES) - 1)]
+        why += ", one step up as no login was needed" if exposed else ""
+        why += "" if strongest.easy else ", one step down as it needs more than the vectors"
+    return SEVERITIES[min(max(level, 0), len(SEVERITIES) - 1)], why
 
 
 @dataclass(frozen=True)
@@ -181,13 +193,17 @@ def _inversion(e: Evidence) -> Iterator[Finding]:
             f"{best.floor.get(F1, 0.0):.2f}"
         )
     )
+    severity, why = inversion_severity(best, open_to_all(e.facts))
+    title = (
+        "Text comes back from the vectors alone" if best.easy else "Text comes back from vectors"
+    )
     yield Finding(
         "embedding-inversion",
-        "Text comes back from the vectors alone" if best.easy else "Text comes back from vectors",
-        inversion_severity(best, open_to_all(e.facts)),
+        title if severity != "none" else "No more text comes back than guessing gives",
+        severity,
         f"{condition}: {words}; whole texts {exact}. What hurts: {kinds or 'none in the sample'}. "
-        "A stronger attack may recover more: this is a lower bound for this encoder, these "
-        "lengths and this access.",
+        f"Why {severity}: {why}. A stronger attack may recover more: this is a lower bound for "
+        "this encoder, these lengths and this access.",
         e.command,
         "Treat the vectors as the text: the same access control, retention, deletion and breach "
         "duties. Mask or drop sensitive fields before embedding. Do not return vectors or raw "

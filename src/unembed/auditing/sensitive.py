@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -178,15 +178,22 @@ class Masker:
 
     Args:
         spans: Of the original.
+        names: Of other records, hidden too where a capital begins them.
     """
 
-    def __init__(self, spans: Mapping[str, set[str]]) -> None:
+    def __init__(self, spans: Mapping[str, set[str]], names: Iterable[str] = ()) -> None:
         words = {w for texts in spans.values() for text in texts for w in _words(text)}
         self._words = {word.casefold() for word in words}
+        self._names = frozenset(names)
+        known = "|".join(sorted(map(re.escape, spans.get("names", ())), key=len, reverse=True))
+        # A first name that begins a sentence: "Rosa" before a surname that is known
+        self._first = re.compile(rf"\b[^\W\d_a-z][^\W\d_]+(?= (?:{known})\b)") if known else None
         self._long = sorted((t for texts in spans.values() for t in texts), key=len, reverse=True)
 
     def text(self, text: str) -> str:
         """A text with the spans, their words and every number hidden."""
+        if self._first is not None:
+            text = self._first.sub(lambda match: self._hide_name(match.group()), text)
         for span in self._long:
             text = text.replace(span, mask(span))
         return re.sub(r"\w+", lambda match: self.word(match.group()), text)
@@ -194,8 +201,12 @@ class Masker:
     def word(self, word: str) -> str:
         """A word, hidden if it is one of a span's or holds a digit."""
         bare = word.strip().casefold()
-        hidden = bare in self._words or any(map(str.isdigit, bare))
+        hidden = bare in self._words or word in self._names or any(map(str.isdigit, bare))
         return mask(word) if hidden and _MASK not in word else word
+
+    @staticmethod
+    def _hide_name(word: str) -> str:
+        return word if word.casefold() in _COMMON else mask(word)
 
 
 def _words(text: str) -> Iterator[str]:

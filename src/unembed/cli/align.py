@@ -26,6 +26,7 @@ from unembed.cli.options import (
 )
 from unembed.encoders import API_PREFIX
 from unembed.errors import ConfigError
+from unembed.files import make_folder
 
 if TYPE_CHECKING:
     from unembed.encoders.alignment import Alignment
@@ -133,6 +134,7 @@ def align(
     else:
         settings = {"name": source, **(api if from_api else {})}
         leaked = _texts(context, pairs, texts, column, settings, device, trust_remote_code)
+    make_folder(out)  # before what takes long
     inverter = make_inverter(to, None, device)
     where = encoder_settings(inverter, encoder)
     where |= {} if from_api and not where["name"].startswith(API_PREFIX) else api

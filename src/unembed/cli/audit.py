@@ -21,6 +21,7 @@ from unembed.cli.options import (
 
 if TYPE_CHECKING:
     from unembed.auditing.result import AuditReport
+    from unembed.errors import StoreError
     from unembed.vectors.stores.store import Store
 
 StoreArgument = Annotated[
@@ -148,6 +149,7 @@ def audit(
         if dry_run:
             _show_facts(opened, min(sample, opened.facts.count))
             return
+        _require_text(opened, fail_over)
         from unembed.auditing.report import write_report
         from unembed.cli.display import StageDisplay
         from unembed.files import make_folder
@@ -194,18 +196,28 @@ def _command(context: typer.Context) -> str:
     return shlex.join(words)
 
 
-def _require_less(report: AuditReport, limit: float | None) -> None:
-    """Exit with 1 where more leaks than the limit."""
+def _require_text(store: Store, limit: float | None) -> None:
+    """Refuse a limit where nothing can be measured, before anything is read."""
+    if limit is not None and store.facts.text is None:
+        raise _no_text()
+
+
+def _no_text() -> StoreError:
     from unembed.errors import StoreError
 
+    return StoreError(
+        "texts beside the vectors, for --fail-over",
+        "none, so nothing can be measured",
+        "Name their column with --text-column",
+    )
+
+
+def _require_less(report: AuditReport, limit: float | None) -> None:
+    """Exit with 1 where more leaks than the limit."""
     if limit is None:
         return
     if report.leak is None:
-        raise StoreError(
-            "texts beside the vectors, for --fail-over",
-            "none, so nothing was measured",
-            "Name their column with --text-column",
-        )
+        raise _no_text()
     if report.leak > limit:
         typer.echo(f"leak {report.leak:.3f} is over {limit:g}", err=True)
         raise typer.Exit(1)
@@ -235,10 +247,11 @@ def _show_facts(store: Store, rows: int | None = None) -> None:
     """What is there, how many rows would be read, and what not."""
     for name, value in store.facts.to_dict().items():
         shown: Any = "; ".join(value) if isinstance(value, list) else value
+        label = "normalised by the store" if name == "normalised" else name.replace("_", " ")
         if shown not in (None, ""):
-            typer.echo(f"{name.replace('_', ' ')}: {shown}")
+            typer.echo(f"{label}: {shown}")
     if rows is not None:
-        typer.echo(f"would read: {rows} rows")
+        typer.echo(f"would read: at most {rows} rows")
     typer.echo("nothing is written to the store")
 
 

@@ -138,9 +138,10 @@ def invert(
 
 
 def _require_one(text: str | None, embedding: Path | None) -> None:
+    from unembed.encoders.base import is_blank
     from unembed.errors import EmbeddingError
 
-    if text is not None and not text.strip():
+    if text is not None and is_blank(text):
         raise EmbeddingError("a text with at least one visible character", repr(text), "Type one")
     if (text is None) == (embedding is None):
         actual = "neither" if text is None else "both"

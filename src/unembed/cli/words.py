@@ -15,23 +15,30 @@ from unembed.cli.options import (
     DeviceOption,
     KeyOption,
     SeedOption,
+    SkipBadOption,
     TrustOption,
     VectorColumnOption,
     VectorsOption,
     make_encoder,
+    note_idle,
+    opened,
+    refuse_idle,
 )
+from unembed.cli.options import given as is_given
 
 if TYPE_CHECKING:
-    from unembed.vectors.words import Word
+    from unembed.vectors.words import Word, WordProbe
 
 
 def words(
+    context: typer.Context,
     text: Annotated[
         str | None, typer.Option("--text", help="Embed this, and ask about it.")
     ] = None,
     embedding: VectorsOption = None,
     key: KeyOption = None,
     column: VectorColumnOption = None,
+    skip_bad: SkipBadOption = False,
     top: Annotated[int, typer.Option("--top", min=1, help="Words for each vector.")] = 50,
     names: Annotated[bool, typer.Option("--names", help="Names alone.")] = False,
     common: Annotated[
@@ -71,10 +78,12 @@ def words(
     if len(given) != 1:
         found = " and ".join(given) or "none"
         raise ConfigError("one of --text, --embedding and --fit", found, "Pass one of them")
+    _refuse_idle(context, given[0])
     if fit is not None:
         if out is None:
             raise ConfigError("--out FOLDER with --fit", "none", "Say where the probe is to be")
-        stored = None if column is None else (column, encoder or "unknown")
+        name = key or column
+        stored = None if name is None else (name, encoder or "unknown", skip_bad)
         kind = {"name": encoder or "all-MiniLM-L6-v2", "revision": None, "prompt": None}
 
         def make() -> Any:
@@ -82,8 +91,6 @@ def words(
 
         _fit(fit, text_column, out, limit, seed, stored, make)
         return
-    from unembed.cli.display import show_notes
-    from unembed.vectors.read import VectorFile
     from unembed.vectors.words import WordProbe
 
     reader = WordProbe.from_pretrained(probe or "minilm")
@@ -97,10 +104,50 @@ def words(
         _show(reader.most_probable(model.encode([text]), **choice), [0], as_json)
         return
     assert embedding is not None
-    file = VectorFile(embedding, key or column)
-    for chunk in file.chunks(reader.encoder.dimension):
-        show_notes(file)
-        _show(reader.most_probable(chunk.vectors, **choice), chunk.rows, as_json)
+    _of_file(reader, embedding, key or column, skip_bad, choice, as_json)
+
+
+def _of_file(
+    reader: WordProbe,
+    path: Path,
+    key: str | None,
+    skip_bad: bool,
+    choice: dict[str, Any],
+    as_json: bool,
+) -> None:
+    """The words behind each vector of a file, and what is strange about the vectors."""
+    from unembed.cli.display import show_left_out, show_notes
+    from unembed.vectors.read import VectorFile
+
+    with opened(VectorFile(path, key, skip_bad)) as file:
+        for chunk in file.chunks(reader.encoder.dimension):
+            file.compare(chunk, reader.statistics, reader.encoder.name)
+            show_notes(file)
+            _show(reader.most_probable(chunk.vectors, **choice), chunk.rows, as_json)
+        show_left_out(file.describe_left_out())
+
+
+def _refuse_idle(context: typer.Context, source: str) -> None:
+    """Refuse options that have no effect with the one of --text, --embedding and --fit.
+
+    Raises:
+        ConfigError: One was given.
+    """
+    if source == "--fit":
+        asking = ("top", "names", "common", "probe", "as_json")
+        refuse_idle(context, "without --fit only", source, *asking)
+    else:
+        refuse_idle(context, "with --fit only", source, "out", "text_column", "limit")
+    if source == "--text":
+        files = ("key", "column", "skip_bad")
+        refuse_idle(context, "with --embedding or --fit only", source, *files)
+    if is_given(context, "key"):
+        refuse_idle(context, "without --key only", "--key, which says the same", "column")
+    if source != "--fit":
+        note_idle(context, "nothing is drawn", "seed")
+    if source == "--embedding":
+        idle = ("encoder", "device", "trust_remote_code")
+        note_idle(context, "no text is embedded", *idle)
 
 
 def _fit(
@@ -109,18 +156,16 @@ def _fit(
     out: Path,
     limit: int,
     seed: int,
-    stored: tuple[str, str] | None,
+    stored: tuple[str, str, bool] | None,
     make: Callable[[], Any],
 ) -> None:
     """Learn a probe from texts that are embedded here, or from stored vectors."""
     from unembed.cli.display import StageDisplay
+    from unembed.data.pieces import chunks_of
     from unembed.data.readers import read_texts
-    from unembed.errors import DataError
-    from unembed.files import exists, is_folder
-    from unembed.vectors.words import COUNTED, chunks_of, fit_words
+    from unembed.files import make_folder
+    from unembed.vectors.words import COUNTED, fit_words
 
-    if exists(out) and not is_folder(out):
-        raise DataError(f"a folder at {out}", "a file", "Choose another --out")
     model: Any = None
     corpus: list[str] = []
     if stored is not None:
@@ -129,6 +174,7 @@ def _fit(
         passages = list(read_texts(texts, text_column))
         model, drawn = make(), chunks_of(passages, COUNTED * limit, seed)
         chunks, corpus = drawn[:limit], drawn[limit:]
+    make_folder(out)  # before what takes long
     with StageDisplay() as display:
         if model is not None:
             finished = 0
@@ -155,7 +201,13 @@ def _fit(
 
 
 def _stored_pairs(
-    path: Path, text_column: str, vector_column: str, encoder: str, limit: int, seed: int
+    path: Path,
+    text_column: str,
+    vector_column: str,
+    encoder: str,
+    skip_bad: bool,
+    limit: int,
+    seed: int,
 ) -> tuple[Any, list[str], Any]:
     """Read texts with their stored vectors [N, D] from a file of both, and name what made them.
 
@@ -169,7 +221,7 @@ def _stored_pairs(
     from unembed.encoders.vectors import as_unit_vectors
     from unembed.vectors.read import VectorFile, vector_size
 
-    file = VectorFile(path, vector_column, keep=[text_column])
+    file = VectorFile(path, vector_column, skip_bad, keep=[text_column])
     size = vector_size(file)
     rows = set(np.random.default_rng(seed).permutation(len(file))[:limit].tolist())
     texts: list[str] = []

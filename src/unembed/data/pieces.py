@@ -1,4 +1,4 @@
-"""Passages → pieces: sentences, packed sentences, and cuts, each short enough for the denoiser."""
+"""Passages → pieces, sentences or cuts short enough for the denoiser; or chunks, as of stores."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 from tokenizers import Encoding
 
 from unembed.config import DataSection
 from unembed.encoders.base import is_unicode
+from unembed.errors import DataError
 from unembed.tokenizer import TextTokenizer
 
 # An end mark (Latin, Arabic, Urdu, Indic, Armenian, Ethiopic), closing quotes or brackets
@@ -30,6 +32,8 @@ _TOGETHER = 1 << 20  # characters of all passages whose tokens are in memory at 
 _UNSPACED = re.compile(
     "[\u3041-\u30ff\u31f0-\u31ff\u3400-\u9fff\uf900-\ufaff\uff66-\uff9d\U00020000-\U0003ffff]"
 )
+SHORTEST, LONGEST = 24, 190  # words of a chunk: about 32 and 256 tokens
+_BUCKETS = (24, 48, 96)  # words from which on chunks are drawn in equal shares
 CUTTER = 2  # version of the cuts; 1 ended pieces a token late where tokens carry the space before
 
 
@@ -292,3 +296,34 @@ def _word_start(words: list[bool], first: int, stop: int) -> int:
         if candidate >= len(words) or words[candidate]:
             return candidate
     return stop
+
+
+def chunks_of(passages: Sequence[str], limit: int, seed: int) -> list[str]:
+    """Draw chunks of 24 to 190 words from passages, as many short as middling and long ones.
+
+    Args:
+        passages: Raw texts.
+        limit: Chunks at most; longer passages are cut, shorter left out.
+        seed: Of the draw.
+
+    Raises:
+        DataError: No passage is long enough.
+    """
+    buckets: list[list[str]] = [[] for _ in _BUCKETS]
+    for passage in passages:
+        words = passage.split()
+        for start in range(0, len(words), LONGEST):
+            chunk = words[start : start + LONGEST]
+            if len(chunk) >= SHORTEST:
+                length = sum(len(chunk) >= least for least in _BUCKETS) - 1
+                buckets[length].append(passage if len(chunk) == len(words) else " ".join(chunk))
+    rng = np.random.default_rng(seed)
+    drawn: list[str] = []
+    for place, bucket in enumerate(sorted(buckets, key=len)):  # what one lacks, others may give
+        count = min(len(bucket), (limit - len(drawn)) // (len(buckets) - place))
+        drawn += [bucket[i] for i in rng.permutation(len(bucket))[:count].tolist()]
+    if not drawn:
+        raise DataError(
+            f"passages of at least {SHORTEST} words", "none", "Use longer texts, such as chunks"
+        )
+    return [drawn[i] for i in rng.permutation(len(drawn)).tolist()]

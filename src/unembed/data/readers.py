@@ -249,7 +249,9 @@ def _line_error(path: Path, line: JsonLine) -> DataError:
     if line.fault == "invalid_utf8":
         return _not_utf8(path, line.number, line.detail)
     problem = f"line {line.number} of {path}: {line.detail}"
-    return DataError("one JSON object a line", problem, "Correct the line")
+    is_document = ".json" in path.suffixes and line.number == 1  # over several lines
+    fix = "Write each object as a line (.jsonl)" if is_document else "Correct the line"
+    return DataError("one JSON object a line", problem, fix)
 
 
 def _read_text(path: Path, column: str) -> Iterator[str]:

@@ -16,8 +16,10 @@ import logging
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any, NoReturn, cast
+
+import numpy as np
 
 from unembed.decoding.best_of import BestOf
 from unembed.decoding.euler import Euler, EulerRemask, TwoStage
@@ -80,17 +82,20 @@ class Decoding:
     length: int | None = None
 
     def __post_init__(self) -> None:
-        _require_whole("steps", self.steps, 1, MOST_STEPS)
-        _require_whole("encoder_calls", self.encoder_calls, 0, MOST_CALLS)
+        numbers: dict[str, Any] = {
+            "steps": _whole("steps", self.steps, 1, MOST_STEPS),
+            "encoder_calls": _whole("encoder_calls", self.encoder_calls, 0, MOST_CALLS),
+            "repetition_penalty": _strength("repetition", self.repetition_penalty),
+        }
         if self.length is not None:
-            _require_whole("length", self.length, 1, MOST_TOKENS)
-        _require_strength("repetition", self.repetition_penalty)
+            numbers["length"] = _whole("length", self.length, 1, MOST_TOKENS)
         if self.guidance is not None:
             strengths: Any = self.guidance  # from Python anything may come
-            if not isinstance(strengths, tuple) or len(strengths) != 2:  # noqa: PLR2004
+            if not isinstance(strengths, (tuple, list)) or len(strengths) != 2:  # noqa: PLR2004
                 _refuse("guidance as two strengths, say (0, 1)", strengths, "guidance")
-            for strength in strengths:
-                _require_strength("guidance", strength)
+            numbers["guidance"] = tuple(_strength("guidance", value) for value in strengths)
+        for name, number in numbers.items():  # those of NumPy as Python's, which JSON can write
+            object.__setattr__(self, name, number)
 
     @classmethod
     def of(
@@ -139,6 +144,8 @@ class Decoding:
         Raises:
             ConfigError: Not of that form, or as `of`.
         """
+        if not isinstance(text, str):
+            raise ConfigError(f"a decoding as {FORM}", repr(text), "Correct it")
         name, *settings = text.strip().split(":")
         values: dict[str, Any] = {}
         for setting in settings:
@@ -170,15 +177,19 @@ class Decoding:
             return "vector + encoder's weights"
         return "vector + encoder" if self.encoder_calls else "vector only"
 
-    def check(self, has_encoder: bool) -> None:
+    def check(self, has_encoder: bool, has_corpus: bool = False) -> None:
         """Refuse a strategy that lacks what it needs, before anything is decoded.
 
         Args:
             has_encoder: Whether there is an encoder to call.
+            has_corpus: Whether there are texts to start from.
 
         Raises:
-            ConfigError: The strategy calls the encoder, and there is none or no call is allowed.
+            ConfigError: The strategy calls the encoder, and there is none or no call is allowed;
+                or there is a corpus that it would not look at.
         """
+        if has_corpus and not isinstance(self.strategy, GuidedSearch):
+            raise ConfigError("a corpus with guided-search only", self.name, "Leave corpus out")
         if self.strategy.needs_encoder and (not has_encoder or self.encoder_calls < 1):
             raise ConfigError(
                 f"an encoder and at least 1 encoder call for the strategy {self.name}",
@@ -216,7 +227,12 @@ def as_decoding(decoding: Decoding | str | None, settings: dict[str, Any]) -> De
     """
     if decoding is None:
         plain = {key: value for key, value in settings.items() if key != "options"}
-        return Decoding.of(**plain, **(settings.get("options") or {}))
+        options = settings.get("options") or {}
+        if not isinstance(options, Mapping) or not all(isinstance(key, str) for key in options):
+            _refuse("options as a dict of the strategy's", options, "options")
+        if both := ", ".join(sorted(plain.keys() & options.keys())):
+            _refuse("each option once", f"{both} twice", "options")
+        return Decoding.of(**plain, **options)
     if settings:
         raise ConfigError(
             "either decoding or its keywords", f"both, {', '.join(settings)}", "Leave one out"
@@ -276,6 +292,9 @@ def parse_guidance(text: str) -> tuple[float, float]:
         _refuse("guidance as FIRST/LAST, say 0/1", text, "guidance")
 
 
+_ABSTRACT: dict[type, tuple[type, ...]] = {  # NumPy's numbers are such as well
+    bool: (bool, np.bool_), int: (Integral,), float: (Real,), str: (str,),
+}  # fmt: skip
 _SWITCH = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
 
@@ -284,25 +303,30 @@ def _convert(name: str, value: Any, kind: type) -> Any:
     try:
         if isinstance(value, str):
             return _SWITCH[value.lower()] if kind is bool else kind(value)
-        if isinstance(value, kind) and isinstance(value, bool) == (kind is bool):
-            return value
-        if kind is float and isinstance(value, int) and not isinstance(value, bool):
-            return float(value)
+        if isinstance(value, _ABSTRACT[kind]) and _is_switch(value) == (kind is bool):
+            return kind(value)
     except (ValueError, KeyError, OverflowError):
         pass
     _refuse(f"{name} of type {kind.__name__}", value, f"the option {name}")
 
 
-def _require_whole(name: str, value: Any, low: int, high: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+def _is_switch(value: Any) -> bool:
+    return isinstance(value, _ABSTRACT[bool])
+
+
+def _whole(name: str, value: Any, low: int, high: int) -> int:
+    whole = isinstance(value, Integral) and not _is_switch(value)
+    if not whole or not low <= value <= high:
         expected = f"{name} as a whole number of at least {low} and at most {high}"
         _refuse(expected, value, f"the strategy's {name}")
+    return int(value)
 
 
-def _require_strength(name: str, value: Any) -> None:
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+def _strength(name: str, value: Any) -> float:
+    number = isinstance(value, Real) and not _is_switch(value)
     if not number or not math.isfinite(value) or not 0.0 <= value <= _STRONGEST:
         _refuse(f"{name} of at least 0 and at most {_STRONGEST:g}", value, name)
+    return value if type(value) is int else float(value)
 
 
 def _refuse(expected: str, value: object, what: str) -> NoReturn:
@@ -311,6 +335,20 @@ def _refuse(expected: str, value: object, what: str) -> NoReturn:
 
 def _spell(value: object) -> str:
     return f"{value:g}" if isinstance(value, float) and float(f"{value:g}") == value else str(value)
+
+
+def require_callable(**values: Any) -> None:
+    """Refuse a value, not None, that cannot be called.
+
+    Args:
+        **values: By the name that the error says.
+
+    Raises:
+        ConfigError: One of them cannot.
+    """
+    for name, value in values.items():
+        if value is not None and not callable(value):
+            raise ConfigError(f"{name} as a function", f"{value!r:.80}", f"Correct {name}")
 
 
 def require_whole(**values: tuple[Any, int]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from operator import index
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
@@ -330,7 +331,25 @@ def require_oracle(oracle: Oracle | None, strategy: str) -> Oracle:
     return oracle
 
 
-def mix_seed(seed: int, index: int) -> int:
-    """Make a generator's seed for one vector of a call."""
-    words: Sequence[int] = np.random.SeedSequence([seed, index]).generate_state(2).tolist()
-    return words[0] << 31 | words[1] >> 1
+def mix_seeds(draws: Sequence[tuple[int, int]], count: int) -> list[int]:
+    """Make the generators' seeds for the vectors of a call.
+
+    Args:
+        draws: (seed, index) of each vector, from 0.
+        count: How many vectors.
+
+    Raises:
+        ConfigError: Others than so many pairs of whole numbers.
+    """
+    try:
+        pairs = [tuple(map(index, draw)) for draw in draws]
+    except TypeError:
+        pairs = []
+    if len(pairs) != count or any(len(pair) != 2 or min(pair) < 0 for pair in pairs):  # noqa: PLR2004
+        raise ConfigError(
+            f"draws as a pair (seed, index) for each of {count} vectors",
+            f"{draws!r:.80}",
+            "Correct draws",
+        )
+    states = (np.random.SeedSequence(pair).generate_state(2).tolist() for pair in pairs)
+    return [state[0] << 31 | state[1] >> 1 for state in states]

@@ -56,6 +56,7 @@ _REFUSALS: dict[int | str, dict[str, Any]] = {
         408: "The body took too long to come.",
         411: "The body has no length (Content-Length), but comes in chunks.",
         413: "The body is too large.",
+        415: "A compressed body.",
         422: "A field, a text or a vector that cannot be used.",
         429: "Too many requests from this address; see Retry-After.",
         500: "The server failed.",
@@ -179,6 +180,7 @@ async def queue(demo: Shared) -> list[QueueOut]:
     ]
 
 
+@pages.head("/health", include_in_schema=False)
 @api.get("/health")
 async def health(demo: Shared) -> HealthOut:
     """Tell whether the server answers."""

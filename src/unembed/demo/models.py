@@ -6,7 +6,7 @@ import copy
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -172,12 +172,7 @@ class ServedModel:
     def close(self, seconds: float | None = None) -> bool:
         """See `Worker.close`; the seconds are those of all workers together."""
         self.drain()
-        end = None if seconds is None else time.monotonic() + seconds
-        ends = [
-            worker.close(None if end is None else max(0.0, end - time.monotonic()))
-            for worker in self.workers.values()
-        ]
-        return all(ends)
+        return _close_all(self.workers.values(), seconds)
 
     def run(self, jobs: list[Job]) -> None:
         """Serve jobs with the same decoding, in a worker's thread.
@@ -216,7 +211,16 @@ class ServedModel:
             "embedding": [float(str(value)) for value in vectors[0]],  # shortest that is exact
             "tokens": tokens,
             "truncated": tokens is not None and len(tokens) >= self.inverter.length,
+            "doubt": self._doubt(job),
         }
+
+    def _doubt(self, job: Job) -> str | None:
+        """Say why vectors that came without texts cannot be the encoder's."""
+        fingerprint = self.inverter.fingerprint
+        statistics = None if fingerprint is None else fingerprint.statistics
+        if statistics is None or not isinstance(job.inputs, np.ndarray):
+            return None
+        return statistics.doubt(job.inputs, self.encoder.identity.name)
 
     def _decode(self, jobs: list[Job], vectors: NDArray[np.float32], decoding: Decoding) -> None:
         began = time.perf_counter()
@@ -238,7 +242,8 @@ class ServedModel:
             results = [
                 figures(next(each), text, next(cosines), self.speller) for text in job.originals
             ]
-            job.tell("done", {"results": results, "milliseconds": milliseconds, "seed": job.seed})
+            facts = {"milliseconds": milliseconds, "seed": job.seed, "doubt": self._doubt(job)}
+            job.tell("done", {"results": results, **facts})
 
     def _cosines(
         self, inversions: Sequence[Inversion], vectors: NDArray[np.float32]
@@ -318,12 +323,14 @@ class Demo:
     def close(self, seconds: float | None = None) -> bool:
         """End the workers, within so many seconds; returns whether they all ended."""
         self.drain()
-        end = None if seconds is None else time.monotonic() + seconds
-        ends = [
-            model.close(None if end is None else max(0.0, end - time.monotonic()))
-            for model in self.models.values()
-        ]
-        return all(ends)
+        return _close_all(self.models.values(), seconds)
+
+
+def _close_all(parts: Iterable[Worker | ServedModel], seconds: float | None) -> bool:
+    end = None if seconds is None else time.monotonic() + seconds
+    return all(
+        [part.close(None if end is None else max(0.0, end - time.monotonic())) for part in parts]
+    )
 
 
 def describe_model(model: ServedModel, limits: Limits) -> ModelOut:

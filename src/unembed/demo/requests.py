@@ -37,6 +37,7 @@ from unembed.demo.schemas import (
     WordsRequest,
     invalid,
 )
+from unembed.encoders.base import is_blank
 from unembed.vectors.words import words_of
 
 _PING = 10.0  # seconds without an event after which the connection is kept open by a comment
@@ -56,13 +57,15 @@ async def read_body(request: Request, demo: Demo, schema: type[Body]) -> Body:
     """Read a request's body and check it; a large one in a thread, for the loop serves everybody.
 
     Raises:
-        ProblemError: Not JSON, not declared as JSON, or not what the schema says.
+        ProblemError: Not JSON, compressed, not declared as JSON, or not what the schema says.
         HTTPException: It is too large, or did not come in time.
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     content = await request.body()
     if not _JSON.fullmatch(kind):
         raise ProblemError(422, "expected a body declared with Content-Type: application/json")
+    if request.headers.get("content-encoding", "identity").strip().lower() != "identity":
+        raise ProblemError(415, "expected a body without Content-Encoding")
     # Looked at without parsing, which would take long
     if content.count(b'":') > _MOST_COLONS:
         raise ProblemError(422, f"body: expected at most {_KEYS} keys; found thousands")
@@ -291,7 +294,8 @@ async def words(demo: Demo, body: WordsRequest, request: Request) -> WordsOut:
         )
         for row in rows
     ]
-    return WordsOut(model=model.name, encoder=start["encoder"], words=listed)
+    doubt = start["doubt"]
+    return WordsOut(model=model.name, encoder=start["encoder"], words=listed, doubt=doubt)
 
 
 def invert(demo: Demo, body: InvertRequest, scope: Scope) -> PendingJob:
@@ -330,7 +334,7 @@ def _one_input(
 
 
 def _check_text(text: str, limits: Limits) -> None:
-    if not text.strip():
+    if is_blank(text):
         raise ProblemError(422, "expected a text with at least one visible character")
     if len(text) > limits.text_chars:
         raise ProblemError(
@@ -354,5 +358,7 @@ def _decoding(body: DecodeRequest | InvertRequest, limits: Limits) -> Decoding:
             raise ProblemError(422, f"{name}: expected at most {most}; found {value}")
     if strategy.needs_encoder and calls < 1:
         raise ProblemError(422, f"encoder_calls: expected at least 1 for {body.strategy}; found 0")
+    if body.encoder_calls and not strategy.needs_encoder:
+        raise ProblemError(422, f"encoder_calls: {body.strategy} makes none; leave it out")
     calls = calls if strategy.needs_encoder else 0
     return Decoding(strategy, steps, guidance, encoder_calls=calls)

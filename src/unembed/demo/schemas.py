@@ -206,6 +206,11 @@ class Recovered(BaseModel):
     encoder_calls: int
 
 
+Doubt = Annotated[
+    str | None, Field(description="Why the vectors cannot be the encoder's, where that is so.")
+]
+
+
 class InvertOut(BaseModel):
     """The recovered texts, in the order of the request."""
 
@@ -213,6 +218,7 @@ class InvertOut(BaseModel):
     results: list[Recovered]
     milliseconds: float
     seed: int
+    doubt: Doubt = None
 
 
 class ProbableWord(BaseModel):
@@ -231,6 +237,7 @@ class WordsOut(BaseModel):
     model: str
     encoder: str
     words: list[ProbableWord]
+    doubt: Doubt = None
 
 
 class RandomOut(BaseModel):

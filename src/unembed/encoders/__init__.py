@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -11,9 +12,10 @@ API_PREFIX = "openai:"  # of the name of an encoder behind an API
 _API = ("api_base", "cache", "max_calls", "price")
 _LOCAL = ("backend", "pooling", "prompt_name", "revision")
 _MACHINE = ("compute", "trust_remote_code")
+_KINDS = {"batch_size": int, "truncate_dim": int, "prompt": str, "prompt_name": str, "pooling": str}
 
 
-def load_encoder(name: str = "all-MiniLM-L6-v2", **options: Any) -> Encoder:
+def load_encoder(name: str | Path = "all-MiniLM-L6-v2", **options: Any) -> Encoder:
     """Load an embedding model: the one place where a name becomes an encoder.
 
     Args:
@@ -29,8 +31,12 @@ def load_encoder(name: str = "all-MiniLM-L6-v2", **options: Any) -> Encoder:
     from unembed.errors import ConfigError
     from unembed.files import require_extra
 
+    if not isinstance(name, (str, Path)):
+        raise ConfigError("the name of an encoder", f"{name!r:.80}", "Correct encoder.name")
+    name = str(name)
     is_remote = name.startswith(API_PREFIX)
     given = {key: value for key, value in options.items() if value is not None}
+    _check_options(given)
     for key in _LOCAL if is_remote else _API:
         if key in given:
             kind = "sentence-transformers" if is_remote else f"an API ({API_PREFIX}MODEL)"
@@ -47,3 +53,19 @@ def load_encoder(name: str = "all-MiniLM-L6-v2", **options: Any) -> Encoder:
     for key in _MACHINE:  # of this machine, where nothing is computed
         given.pop(key, None)
     return load_api_encoder(name, **given)
+
+
+def _check_options(options: dict[str, Any]) -> None:
+    """Refuse options that no encoder has, and values of another kind; raises ConfigError."""
+    from unembed.errors import ConfigError
+
+    names = dict.fromkeys((*_KINDS, *_LOCAL, *_API, *_MACHINE))
+    if unknown := [key for key in options if key not in names]:
+        fix = "Leave it out"
+        if "device" in unknown:
+            fix = "Pass compute=unembed.device.choose_compute('cuda')"
+        raise ConfigError(f"options among {', '.join(names)}", ", ".join(unknown), fix)
+    for key, kind in _KINDS.items():
+        value = options.get(key)
+        if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
+            raise ConfigError(f"{key} of type {kind.__name__}", f"{value!r:.80}", f"Correct {key}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -132,10 +133,10 @@ def check_texts(texts: Iterable[str]) -> list[str]:
     Raises:
         EmbeddingError: A lone string, or a text that is none, is empty or only white space.
     """
-    if isinstance(texts, (str, bytes)):  # a string is a sequence of its letters
-        raise EmbeddingError(
-            "a list of texts", f"the lone string {texts!r:.80}", "Put it into a list"
-        )
+    lone = isinstance(texts, (str, bytes))  # a string is a sequence of its letters
+    if lone or not isinstance(texts, Iterable):
+        kind = "the lone string" if lone else type(texts).__name__
+        raise EmbeddingError("a list of texts", f"{kind} {texts!r:.80}", "Put it into a list")
     checked = list(texts)
     for index, text in enumerate(checked):
         if not isinstance(text, str):
@@ -155,6 +156,11 @@ def check_texts(texts: Iterable[str]) -> list[str]:
                 "Correct its encoding",
             )
     return checked
+
+
+def is_blank(text: str) -> bool:
+    """Tell whether a text shows nothing: no character, or only spaces, controls and joiners."""
+    return all(unicodedata.category(sign) in ("Cc", "Cf", "Zl", "Zp", "Zs") for sign in text)
 
 
 def is_unicode(text: str) -> bool:

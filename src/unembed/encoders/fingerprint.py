@@ -98,8 +98,11 @@ def require_encoder(
 
     Raises:
         EncoderError: Its weights, prompt, pooling or truncation differ, or it embeds the probe
-            texts elsewhere.
+            texts elsewhere; or it is none.
     """
+    if not hasattr(encoder, "identity"):
+        actual = f"{type(encoder).__name__} {encoder!r:.80}"
+        raise EncoderError("an encoder", actual, "Load it with unembed.load_encoder")
     identity.require_same(encoder.identity, what, has_vectors=fingerprint is not None)
     if fingerprint is not None:
         fingerprint.require_same(encoder, what)

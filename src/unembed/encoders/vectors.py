@@ -23,7 +23,7 @@ def as_unit_vectors(
 
     Args:
         embeddings: One vector [D] or many [N, D]: NumPy, torch, nested lists, or a pandas Series
-            of vectors.
+            of vectors. Where an array is masked there is no number.
         dimension: Their size D.
         encoder: Name of the encoder that should have made them, for messages.
 
@@ -82,6 +82,9 @@ def _as_floats(embeddings: Any, dimension: int) -> NDArray[np.float64]:
                 "Undo the quantisation first: floats, or whole numbers with a sign",
             )
         vectors: NDArray[np.float64] = array.astype(np.float64)
+        parts = embeddings if isinstance(embeddings, (list, tuple)) else [embeddings]
+        if any(isinstance(part, np.ma.MaskedArray) for part in parts):
+            vectors[np.ma.getmaskarray(np.ma.array(embeddings))] = np.nan
     except (TypeError, ValueError, OverflowError, RuntimeError) as error:  # torch raises the last
         raise EmbeddingError(expected, str(error), "Correct the embeddings") from error
     return vectors

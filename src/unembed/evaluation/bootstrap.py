@@ -203,3 +203,13 @@ def _whole_texts(exact: Figure | None) -> str:
     if exact.mean > 0.5:  # noqa: PLR2004 - more than every other
         return f"{exact.mean:.0%} of the texts whole"
     return f"one text in {round(1 / exact.mean)} whole"
+
+
+def duration(seconds: float) -> str:
+    """About how long, for readers: ``about 20 minutes``."""
+    for unit, size in (("hours", 3600.0), ("minutes", 60.0)):
+        if seconds >= 1.5 * size:
+            return f"about {seconds / size:.0f} {unit}"
+    if seconds > 45.0:  # noqa: PLR2004
+        return "about a minute"
+    return f"about {round(seconds)} seconds" if seconds >= 1.5 else "a second"  # noqa: PLR2004

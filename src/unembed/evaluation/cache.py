@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
 
-from unembed.errors import DataError
+from unembed.errors import ConfigError, DataError
 from unembed.evaluation.metrics import Recovery
 
 FOLDER = "decoded"
@@ -21,6 +21,13 @@ _DIGITS = 12
 def settings_digest(settings: dict[str, Any]) -> str:
     """SHA-256 of plain data, the same for equal data."""
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+
+
+def as_folder(folder: Any) -> Path | None:
+    """The folder to keep things in; raises ConfigError for what is no path."""
+    if folder is not None and not isinstance(folder, (str, Path)):
+        raise ConfigError("folder as a path", f"{folder!r:.80}", "Correct folder")
+    return None if folder is None else Path(folder)
 
 
 class RowCache:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -14,7 +14,9 @@ from numpy.typing import NDArray
 
 from unembed.config import DataSection
 from unembed.data.pairs import Pairs
+from unembed.decoding.settings import require_callable, require_whole
 from unembed.encoders.base import Encoder
+from unembed.errors import ConfigError
 from unembed.evaluation.bootstrap import (
     OTHER_VECTORS,
     RESAMPLES,
@@ -22,9 +24,10 @@ from unembed.evaluation.bootstrap import (
     Tally,
     block_count,
     draw_blocks,
+    duration,
     put_in_words,
 )
-from unembed.evaluation.cache import FOLDER, RowCache
+from unembed.evaluation.cache import FOLDER, RowCache, as_folder
 from unembed.evaluation.metrics import BINS, Recovery, Ruler, make_ruler
 from unembed.evaluation.rows import (
     BATCH,
@@ -43,11 +46,13 @@ from unembed.evaluation.rows import (
 )
 from unembed.evaluation.samples import (
     LABELS,
+    LENGTH,
     Example,
     Passage,
     Sample,
     Samples,
     draw_indices,
+    groups_of,
     make_example,
     paired,
 )
@@ -57,8 +62,7 @@ from unembed.tokenizer import TextTokenizer
 
 _MOST_GROUPS, _COMPARED = 30, 256  # the latter: stored vectors compared with texts embedded here
 _SAME_VECTOR, _FEW_UNLIKE = 0.99, 0.02
-_LENGTHS = ((1, 3), (4, 8), (9, 16), (17, 24), (25, 32))  # tokens, both ends included
-LENGTH, OTHERS = "length", "others"
+OTHERS = "others"
 
 Figures = dict[str, Figure | None]
 
@@ -123,7 +127,7 @@ def evaluate(  # noqa: PLR0913 - the front door; all but the first three have a 
     corpus: Pairs | None = None,
     limit: int | None = 1000,
     seed: int = 0,
-    folder: Path | None = None,
+    folder: str | Path | None = None,
     progress: ProgressFn | None = None,
     announce: Callable[[str], None] | None = None,
 ) -> Evaluation:
@@ -156,7 +160,10 @@ def evaluate(  # noqa: PLR0913 - the front door; all but the first three have a 
         EmbeddingError: Stored vectors that cannot be inverted.
         ConfigError: A strategy that does not exist, or wrong settings of one.
     """
-    attacks = _checked(inverter, encoder, train_pairs, name_attacks(strategy, steps))
+    attacks = _checked(inverter, encoder, train_pairs, corpus, name_attacks(strategy, steps))
+    require_whole(seed=(seed, 0), limit=(1 if limit is None else limit, 1))
+    require_callable(progress=progress, announce=announce)
+    folder = as_folder(folder)
     report = progress or (lambda stage, count, total: None)
     samples = Samples(
         texts if vectors is None else paired(texts, vectors, inverter.dimension),
@@ -206,15 +213,28 @@ def _fill(bench: Bench, rows: list[_Row], samples: Samples, ruler: Ruler) -> lis
 
 
 def _checked(
-    inverter: Inverter, encoder: Encoder | None, pairs: Pairs | None, attacks: dict[str, Attack]
+    inverter: Inverter,
+    encoder: Encoder | None,
+    pairs: Pairs | None,
+    corpus: Pairs | None,
+    attacks: dict[str, Attack],
 ) -> dict[str, Attack]:
     """The attacks; a wrong one is told before the others have taken hours."""
+    if not hasattr(inverter, "require_encoder"):
+        actual = f"{type(inverter).__name__} {inverter!r:.80}"
+        raise ConfigError("an inverter", actual, "Load it with Inverter.from_pretrained")
+    for name, value in (("train_pairs", pairs), ("corpus", corpus)):
+        if not isinstance(value, Pairs | None):
+            raise ConfigError(f"{name} as pairs", f"{value!r:.80}", "Open them with Pairs.open")
     if encoder is not None:
         inverter.require_encoder(encoder)
     if pairs is not None:
         inverter.encoder.require_same(pairs.encoder, "training pairs")
     for attack in attacks.values():
         attack.decoding.check(has_encoder=encoder is not None)
+    names = {attack.decoding.name for attack in attacks.values()}
+    if corpus is not None and "guided-search" not in names:
+        raise ConfigError("a corpus with guided-search only", ", ".join(names), "Leave corpus out")
     return attacks
 
 
@@ -272,16 +292,6 @@ def _forecast(bench: Bench, rows: list[_Row], trial: tuple[int, list[Sample]]) -
             seconds += bench.seconds(part, decoded[row.name], max(0, left))
     times = len([row for row in rows if row.name in decoded])
     return f"{bench.total} texts, each decoded up to {times} times: {duration(seconds)} here"
-
-
-def duration(seconds: float) -> str:
-    """About how long, for readers: ``about 20 minutes``."""
-    for unit, size in (("hours", 3600.0), ("minutes", 60.0)):
-        if seconds >= 1.5 * size:
-            return f"about {seconds / size:.0f} {unit}"
-    if seconds > 45.0:  # noqa: PLR2004
-        return "about a minute"
-    return f"about {round(seconds)} seconds" if seconds >= 1.5 else "a second"  # noqa: PLR2004
 
 
 def cutting(inverter: Inverter) -> DataSection:
@@ -384,16 +394,6 @@ class _Groups:
         return groups
 
 
-def groups_of(sample: Sample) -> Iterator[tuple[str, str]]:
-    """The groups of the breakdowns that a text belongs to."""
-    tokens = len(sample.token_ids)
-    bins = (f"{low}-{high}" for low, high in _LENGTHS if low <= tokens <= high)
-    yield LENGTH, next(bins, f"{_LENGTHS[-1][1] + 1}-")
-    for name in LABELS:
-        if name in sample.labels:
-            yield name, sample.labels[name]
-
-
 def _conclude(
     bench: Bench, rows: list[_Row], examples: list[Example], notes: list[str], stored: bool
 ) -> Evaluation:
@@ -405,17 +405,13 @@ def _conclude(
             breakdowns.setdefault(label, {})[group] = {
                 row.name: row.figures((label, group), weights) for row in rows
             }
-    first = next(iter(bench.attacks.values()))
+    first, alignment = next(iter(bench.attacks.values())), bench.inverter.alignment
     passes = figures[rows[0].name]["passes"]
     settings = {
         "texts": bench.total,
         "encoder": bench.inverter.encoder.to_dict(),
         "vectors": "stored" if stored else "embedded here",
-        **(
-            {}
-            if bench.inverter.alignment is None
-            else {"alignment": bench.inverter.alignment.describe()}
-        ),
+        **({} if alignment is None else {"alignment": alignment.describe()}),
         "strategy": first.decoding.name,
         "passes": None if passes is None else _whole(passes.mean),
         "seed": bench.seed,

@@ -137,7 +137,7 @@ def measure_frontier(  # noqa: PLR0913 - as `evaluate`
             settings |= {"texts": samples.digest, "limit": limit, "seed": seed} | provenance
             with RowCache(folder, f"frontier {name} {bucket}", settings) as journal:
                 search = _Search(
-                    inverter, encoder, attack.decoding, reached, seed, bench.corpus_search
+                    inverter, encoder, attack.decoding, reached, seed, bench.corpus_search(attack)
                 )
                 show = _reporter(report, f"{name}, {bucket} tokens", len(some))
                 values[bucket] = _values(search.recover_all(some, journal, show), some, ruler)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from importlib.metadata import version
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from unembed.data.pairs import CorpusSearch, Pairs, nearest_rows
 from unembed.decoding import Decoding
+from unembed.decoding.settings import as_decoding
 from unembed.decoding.strategy import options_of
 from unembed.denoiser import weights_digest
 from unembed.encoders.base import Encoder
@@ -117,16 +118,14 @@ def name_attacks(strategy: Spec | Sequence[Spec], steps: int | None) -> dict[str
     Raises:
         ConfigError: None, one twice, or not of the right form.
     """
-    single = isinstance(strategy, (str, Decoding, Attack))
-    specs: Sequence[Spec] = [strategy] if single else list(strategy)  # type: ignore[list-item, arg-type]
+    value: Any = strategy  # from Python anything may come
+    specs = value if isinstance(value, Iterable) and not isinstance(value, str) else [value]
     every = [one for item in specs for one in (ALL if item == "all" else (item,))]
     attacks: dict[str, Attack] = {}
     for item in every:
-        if isinstance(item, str):
-            attacks[item.strip()] = Attack.parse(item, steps)
-        else:
-            attack = Attack(item) if isinstance(item, Decoding) else item
-            attacks[str(attack)] = attack
+        attack = item if isinstance(item, (str, Attack)) else Attack(as_decoding(item, {}))
+        parsed = Attack.parse(attack, steps) if isinstance(attack, str) else attack
+        attacks[str(attack).strip()] = parsed
     if not every or len(attacks) < len(every):
         raise ConfigError("different strategies", repr(every), "Correct --strategies")
     return {"inverter": next(iter(attacks.values()))} if len(attacks) == 1 else attacks
@@ -213,10 +212,9 @@ class Bench:
     total: int
     corpus: Pairs | None = None
 
-    @property
-    def corpus_search(self) -> CorpusSearch | None:
+    def corpus_search(self, attack: Attack) -> CorpusSearch | None:
         """What guided search starts from beside the greedy text, where there is a corpus."""
-        if self.corpus is None:
+        if self.corpus is None or attack.decoding.name != "guided-search":
             return None
         self.inverter.encoder.require_same(self.corpus.encoder, "the corpus")
         return CorpusSearch(self.corpus, self.inverter.tokenizer)
@@ -314,7 +312,7 @@ class Bench:
                 first_index=part.first + start,
                 decoding=attack.decoding,
                 encoder=self.encoder if attack.decoding.encoder_calls else None,
-                corpus=self.corpus_search,
+                corpus=self.corpus_search(attack),
             )
             each = (time.perf_counter() - began) * 1000 / len(inversions)
             texts = [inversion.text for inversion in inversions]

@@ -37,7 +37,8 @@ from unembed.files import count_lines, file_format, text_files
 from unembed.tokenizer import TextTokenizer
 from unembed.vectors.read import VectorFile
 
-LABELS = ("domain", "lang")
+LABELS, LENGTH = ("domain", "lang"), "length"
+_LENGTHS = ((1, 3), (4, 8), (9, 16), (17, 24), (25, 32))  # tokens, both ends included
 _REPORT_EVERY = 500
 
 Labels = dict[str, str]
@@ -204,11 +205,26 @@ def _known_of(row: Mapping[str, object]) -> Labels:
     return _without_blanks({name: row.get(name) for name in LABELS})
 
 
-def _as_passages(texts: Iterable[str | Passage]) -> Iterator[Passage]:
-    if isinstance(texts, str):
-        raise DataError("a list of texts", f"the lone string {texts!r:.80}", "Put it into a list")
-    for text in texts:
-        yield Passage(text) if isinstance(text, str) else text
+def _as_passages(texts: Iterable[Any]) -> Iterator[Passage]:
+    if isinstance(texts, str) or not isinstance(texts, Iterable):
+        kind = "the lone string" if isinstance(texts, str) else type(texts).__name__
+        raise DataError("a list of texts", f"{kind} {texts!r:.80}", "Put it into a list")
+    for index, text in enumerate(texts):
+        passage = Passage(text) if isinstance(text, str) else text
+        if not isinstance(passage, Passage) or not isinstance(passage.text, str):
+            actual = f"{text!r:.80} at position {index}"
+            raise DataError("a text", actual, "Leave it out, or make it a string")
+        yield passage
+
+
+def groups_of(sample: Sample) -> Iterator[tuple[str, str]]:
+    """The groups of the breakdowns that a text belongs to."""
+    tokens = len(sample.token_ids)
+    bins = (f"{low}-{high}" for low, high in _LENGTHS if low <= tokens <= high)
+    yield LENGTH, next(bins, f"{_LENGTHS[-1][1] + 1}-")
+    for name in LABELS:
+        if name in sample.labels:
+            yield name, sample.labels[name]
 
 
 class Samples:
@@ -243,7 +259,7 @@ class Samples:
         seed: int = 0,
         report: Callable[[int], None] = lambda count: None,
     ) -> None:
-        self._texts = list(texts) if iter(texts) is texts else texts
+        self._texts = list(texts) if isinstance(texts, Iterator) else texts
         self._tokenizer, self._settings = tokenizer, settings
         stored = 0
         self._counts = array("L")  # pieces of each text

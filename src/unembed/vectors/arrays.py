@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from unembed.errors import EmbeddingError
 from unembed.files import decompression_error, most_decompressed
 from unembed.vectors.numbers import widths
+from unembed.vectors.records import NAMES
 
 _MAGIC = b"\x93NUMPY"
 _HEADER_BYTES = 1 << 16
@@ -192,9 +193,9 @@ def _tensor(file: BinaryIO, key: str | None, path: Path) -> Header:
 
 
 def _array_name(names: list[str], key: str | None, path: Path) -> str:
-    """The array that was asked for, or the only one, or the one of the usual name."""
-    if key is None and len(names) > 1 and "embedding" in names:
-        return "embedding"
+    """The array that was asked for, or the only one, or the one of a usual name."""
+    if key is None and len(names) > 1:
+        key = next((name for name in NAMES if name in names), None)
     name = names[0] if key is None and len(names) == 1 else key
     if name is None or name not in names:
         expected = "one array" if key is None else f"an array {key!r}"

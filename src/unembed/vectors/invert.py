@@ -81,7 +81,11 @@ def invert_text(inverter: Inverter, encoder: Encoder, text: str, **options: Any)
 
 
 def invert_file(
-    inverter: Inverter, source: Path | VectorFile, *, check: Encoder | None = None, **options: Any
+    inverter: Inverter,
+    source: str | Path | VectorFile,
+    *,
+    check: Encoder | None = None,
+    **options: Any,
 ) -> list[Inversion]:
     """Invert the vectors of a file; see `VectorFile` for what it may be.
 
@@ -94,7 +98,7 @@ def invert_file(
     Raises:
         EmbeddingError: The file cannot be read or its vectors cannot be inverted.
     """
-    file = source if isinstance(source, VectorFile) else VectorFile(source)
+    file = source if isinstance(source, VectorFile) else VectorFile(Path(source))
     stream = invert_stream(inverter, file, check=check, **options)
     return [item for _, items in stream for item in items]
 
@@ -214,12 +218,7 @@ def _compare(inverter: Inverter, chunk: Chunk, source: VectorFile) -> None:
     statistics = None if fingerprint is None else fingerprint.statistics
     if alignment is not None:
         statistics, name = alignment.statistics, alignment.name
-    if statistics is None or not chunk.rows or "strange" in source.marks:
-        return
-    doubt = statistics.doubt(chunk.vectors, name)
-    if doubt is not None:
-        source.marks.add("strange")
-        source.note(f"rows {chunk.rows[0]} to {chunk.rows[-1]} of {source.path}: {doubt}")
+    source.compare(chunk, statistics, name)
 
 
 def _with_cosines(

@@ -20,6 +20,9 @@ _UNIT = (0.9, 1.1)  # lengths of rows by which 16 bits are known as halves of un
 _SHOWN_CHARS = 12
 _LETTERS = 64  # of a number and what is around it, at most
 _BASE64 = re.compile(r"[A-Za-z0-9+/_-]+={0,2}")
+_SCALAR = re.compile(r"np\.float\d+\(([^()]*)\)")  # as NumPy 2 writes lists of its numbers
+_CALL = re.compile(r"[a-z.]+\(\s*\[")  # array([...], dtype=float32), tensor([...])
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECASE)
 _PICKLE = b"\x80"
 _FIX = "Save the vectors as float32 with numpy.save"
 _RANGES_FIX = (
@@ -185,8 +188,8 @@ def row_of(value: Any, dimension: int) -> NDArray[Any] | str:
     """Convert one record's vector to numbers, or say why it is none.
 
     Args:
-        value: A list of numbers, ``[1, 2]`` or ``{1, 2}`` as text, base64 or bytes of
-            little-endian floats; any of them inside a list of one.
+        value: A list of numbers, ``[1, 2]``, ``{1, 2}`` or ``1, 2`` as text, base64 or bytes of
+            little-endian floats, an array as JavaScript writes it; any inside a list of one.
         dimension: Size D of the vector.
 
     Returns:
@@ -194,6 +197,7 @@ def row_of(value: Any, dimension: int) -> NDArray[Any] | str:
     """
     while isinstance(value, list) and len(value) == 1 and isinstance(value[0], (list, str, bytes)):
         value = value[0]
+    value = from_javascript(value)
     if isinstance(value, (Reason, np.ndarray)):
         return value
     if value is None:
@@ -211,25 +215,48 @@ def size_of(value: Any) -> int:
     """How many numbers a record's vector has, as far as its spelling tells; else 0."""
     while isinstance(value, list) and len(value) == 1 and isinstance(value[0], (list, str)):
         value = value[0]
+    value = from_javascript(value)
     if isinstance(value, str):
-        inner = value.strip().strip("[](){} \n").replace(",", " ").split()
-        return len(inner) if value.strip().startswith(("[", "{", "(")) else 0
+        return len(_listed(value.strip()) or ())
     return len(value) if isinstance(value, (list, np.ndarray)) else 0
+
+
+def from_javascript(value: Any) -> Any:
+    """A typed array (``{"0": x, "1": y}``) as a list, a Buffer as bytes; all else as it is."""
+    if not isinstance(value, dict):
+        return value
+    if value.get("type") == "Buffer" and isinstance(value.get("data"), list):
+        data = value["data"]
+        whole = all(type(item) is int and 0 <= item < 1 << BITS for item in data)
+        return bytes(data) if whole else value
+    by_place = "0" in value and "1" in value and list(value) == [str(i) for i in range(len(value))]
+    numbers = by_place and not any(isinstance(item, (dict, list, str)) for item in value.values())
+    return list(value.values()) if numbers else value
 
 
 def _or_reason(value: Any) -> NDArray[Any] | str:
     return value if isinstance(value, (np.ndarray, str)) else "no list of numbers"
 
 
-def _from_list(value: list[Any], dimension: int) -> NDArray[np.float64] | str:
+def _are_bytes(value: list[Any]) -> bool:
+    """Tell whether a list holds bytes: of packed bits, where it has an eighth of the numbers."""
+    return all(type(item) is int and -128 <= item <= _LEVELS for item in value) and (  # noqa: PLR2004
+        min(value) >= 0 or max(value) < 128  # noqa: PLR2004
+    )
+
+
+def _from_list(value: list[Any], dimension: int) -> NDArray[Any] | str:
     if value and isinstance(value[0], list):
         return "no list of numbers"
+    if len(value) * BITS == dimension and dimension > BITS and _are_bytes(value):
+        return np.array(value, dtype=np.int8 if min(value) < 0 else np.uint8)
     if len(value) != dimension:
         return f"{len(value)} dimensions instead of {dimension}"
-    if any(isinstance(item, (str, bytes, bool)) for item in value):
+    are_texts = all(isinstance(item, str) for item in value)  # as exports without loss write them
+    if not are_texts and any(isinstance(item, (str, bytes, bool)) for item in value):
         return "no list of numbers"
     try:
-        return np.asarray(value, dtype=np.float64)
+        return np.asarray([float(item) for item in value] if are_texts else value, np.float64)
     except (TypeError, ValueError, OverflowError):
         return "no list of numbers"
 
@@ -237,10 +264,10 @@ def _from_list(value: list[Any], dimension: int) -> NDArray[np.float64] | str:
 def _parsed(text: str, dimension: int) -> NDArray[np.float64] | bytes | str:
     """Numbers of pgvector's, PostgreSQL's or NumPy's spelling, or the bytes that a text spells."""
     text = text.strip()
-    if text.startswith(("[", "{", "(")):
+    numbers = _listed(text)
+    if numbers is not None:
         if "..." in text:
             return "numbers left out with '...'"
-        numbers = text.strip("[](){} \n").replace(",", " ").split()
         if len(numbers) != dimension:
             return f"{len(numbers)} dimensions instead of {dimension}"
         try:
@@ -250,11 +277,22 @@ def _parsed(text: str, dimension: int) -> NDArray[np.float64] | bytes | str:
     try:
         if text.startswith("\\x"):
             return bytes.fromhex(text[2:])
+        if len(text) == dimension and dimension % BITS == 0 and not text.strip("01"):  # pgvector
+            return int(text, 2).to_bytes(dimension // BITS, "big")
         if len(text) > _SHOWN_CHARS and _BASE64.fullmatch(text):
             return base64.b64decode(text.replace("-", "+").replace("_", "/"), validate=True)
     except (ValueError, binascii.Error):
         return "text that is no base64"
     return "no list of numbers"
+
+
+def _listed(text: str) -> list[str] | None:
+    """The parts of a list in brackets, or of numbers without any; None of other text."""
+    if _CALL.match(text) and "]" in text:
+        text = text[text.index("[") : text.rindex("]") + 1]
+    parts = _SCALAR.sub(r"\1", text).strip("[](){} \n").replace(",", " ").split()
+    bare = len(parts) > 1 and _NUMBER.fullmatch(parts[0]) and _NUMBER.fullmatch(parts[-1])
+    return parts if bare or text.startswith(("[", "{", "(")) else None
 
 
 def _from_bytes(data: bytes, dimension: int) -> NDArray[Any] | str:

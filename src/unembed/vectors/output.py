@@ -48,11 +48,17 @@ def require_writable(out: Path, sources: list[Path]) -> None:
 
 
 def named_columns(columns: dict[str, Any]) -> dict[str, Any]:
-    """Kept values as the output has them: plain data, names apart from a recovery's fields."""
-    return {
-        f"source_{name}" if name in FIELDS else name: plain(value)
-        for name, value in columns.items()
-    }
+    """Kept values as the output has them: plain data, names apart from a recovery's fields.
+
+    A name of these gets ``source_`` before it, until it is no other column's.
+    """
+    values = {}
+    for name, value in columns.items():
+        new = name
+        while new in FIELDS or (new != name and new in columns):
+            new = f"source_{new}"
+        values[plain(new)] = plain(value)
+    return values
 
 
 class PartFile:
@@ -170,15 +176,17 @@ def plain(value: Any) -> Any:
     """A value of a kept column as JSON can write it."""
     if isinstance(value, float) and not math.isfinite(value):
         return None  # JSON has no NaN
-    if value is None or isinstance(value, (bool, int, float, str)):
+    if isinstance(value, str):  # half a surrogate pair, as cut-off JSON has it, fits no UTF-8
+        return value.encode("utf-8", "backslashreplace").decode()
+    if value is None or isinstance(value, (bool, int, float)):
         return value
     if isinstance(value, dict):
-        return {str(key): plain(item) for key, item in value.items()}
+        return {plain(str(key)): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [plain(item) for item in value]
     if isinstance(value, bytes):
         return base64.b64encode(value).decode("ascii")
-    return str(value)
+    return plain(str(value))
 
 
 def _write_parquet(path: Path, rows: Any) -> None:

@@ -20,16 +20,17 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from unembed.encoders.vectors import row_peaks
+from unembed.encoders.vectors import VectorStatistics, row_peaks
 from unembed.errors import EmbeddingError
-from unembed.files import exists, is_file, is_folder
+from unembed.files import SIDE_FILES, exists, is_file, is_folder, read_json
 from unembed.vectors.arrays import Npy, Npz, no_array
 from unembed.vectors.numbers import Ranges, Reason, row_of, size_of, to_floats
-from unembed.vectors.records import Json
+from unembed.vectors.records import Json, find_vectors
 from unembed.vectors.tables import Arrow, Csv
 
 CHUNK = 1024
 ROWS_SHOWN = 10
+_SIDE_BYTES = 1 << 20  # of a JSON file beside others that is looked into
 STDIN = "-"
 _SUFFIXES = {
     ".npy": ".npy", ".npz": ".npz", ".safetensors": ".npy",
@@ -108,6 +109,13 @@ class VectorFile:
     notes_shown: list[str] = field(default_factory=list)
     marks: set[str] = field(default_factory=set)
 
+    def __post_init__(self) -> None:
+        for name, value in (("path", self.path), ("keep", self.keep)):  # from Python, as text
+            if isinstance(value, str):
+                object.__setattr__(self, name, Path(value) if name == "path" else (value,))
+        if not isinstance(self.path, Path):
+            raise EmbeddingError("the path of a file of vectors", repr(self.path), "Correct it")
+
     def __len__(self) -> int:
         """Rows, bad ones included; of JSON lines the lines.
 
@@ -130,11 +138,11 @@ class VectorFile:
             _require_file(self.path)
             self._refuse_idle_key([self.path])
             return [self.path]
-        files = sorted(
-            file
-            for file in self.path.rglob("*")
-            if file_kind(file) is not None and file.is_file() and file.name[0] not in "._"
-        )
+        files = sorted(file for file in self.path.rglob("*") if _is_part(file, self.path))
+        if any(file.suffix.lower() != ".json" for file in files):
+            for file in [file for file in files if _describes(file, self.key)]:
+                self.note(f"{file} has no vectors and is passed over")
+                files.remove(file)
         if not files:
             raise EmbeddingError(
                 f"files of vectors in the folder {self.path}",
@@ -186,6 +194,15 @@ class VectorFile:
         """Remember something that the reader of the texts should know, once."""
         if text is not None and text not in self.notes:
             self.notes.append(text)
+
+    def compare(self, chunk: Chunk, statistics: VectorStatistics | None, encoder: str) -> None:
+        """Note vectors that cannot be an encoder's, by what those have in common; once a file."""
+        if statistics is None or not chunk.rows or "strange" in self.marks:
+            return
+        doubt = statistics.doubt(chunk.vectors, encoder)
+        if doubt is not None:
+            self.marks.add("strange")
+            self.note(f"rows {chunk.rows[0]} to {chunk.rows[-1]} of {self.path}: {doubt}")
 
     def _refuse_idle_key(self, files: list[Path]) -> None:
         nameless = [path for path in files if path.suffix.lower() == ".npy"]
@@ -313,6 +330,26 @@ def vector_size(file: VectorFile) -> int:
             f"vectors in {file.path}, as lists of numbers", "none", "Say which column holds them"
         )
     return sizes.most_common(1)[0][0]
+
+
+def _is_part(file: Path, folder: Path) -> bool:
+    """Tell whether a file in a folder holds rows; what a library keeps beside them does not."""
+    hidden = any(part[0] in "._" for part in file.relative_to(folder).parts)
+    side = hidden or file.name in SIDE_FILES
+    if file.name.startswith("cache-"):  # of a Hugging Face dataset: an order, or its rows again
+        side |= is_file(file.with_name("state.json"))
+    return not side and file_kind(file) is not None and file.is_file()
+
+
+def _describes(file: Path, key: str | None) -> bool:
+    """Tell whether a small JSON file is one object without vectors, as stands beside arrays."""
+    if file.suffix.lower() != ".json":
+        return False
+    try:
+        value = read_json(file, _SIDE_BYTES)
+        return isinstance(value, dict) and find_vectors(value, key) is None
+    except (OSError, ValueError, EmbeddingError):
+        return False
 
 
 def file_kind(path: Path) -> str | None:

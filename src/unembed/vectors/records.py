@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -12,18 +13,21 @@ from typing import Any
 from unembed.data.readers import JsonLine, json_lines
 from unembed.errors import EmbeddingError
 from unembed.files import read_lines
-from unembed.vectors.numbers import Reason
+from unembed.vectors.numbers import Reason, from_javascript
 
 NAMES = ("embedding", "vector", "values", "embeddings", "vectors")
 # Where services and stores put the records: OpenAI, its batch files, Qdrant, Elasticsearch, Vespa,
-# Milvus, Vertex, Redis
+# Milvus, Vertex, Redis, Bedrock's batch files, Weaviate
 _INSIDE = ("data", "response", "body", "result", "results", "points", "hits", "embeddings",
            "float", "vectors", "matches", "fields", "rows", "predictions", "items", "documents",
-           "entities", "value", "_source")  # fmt: skip
+           "entities", "value", "_source", "modelOutput", "objects")  # fmt: skip
+_FORMATS = ("float", "data", *NAMES)  # keys of a vector, not names of several
 LINE_BYTES = 16 << 20
 _DOCUMENT_BYTES = 256 << 20
 _VALUES, _BRACKETS, _DEPTH = 16_000_000, 1_000_000, 6
 _MISSING = object()
+_INDEX = ("", "unnamed: 0", "index", "id", "row", "key", "name", "text")
+_NUMBERED = re.compile(r"(.*?)(\d{1,9})(\D*)")
 CORRECT_KEEP = "Correct --keep, or --text-column"
 
 Record = tuple[Any, Any]  # a vector in whatever spelling, and the object it stands in
@@ -38,17 +42,20 @@ def find_vectors(document: Any, key: str | None = None) -> list[Record] | None:
             (``{"data": [{"embedding": [...]}]}``), a line of a batch file
             (``{"response": {"body": ...}}``), a dump (``{"ids": [...], "embeddings": [...]}``).
         key: Path of the vector from a record or from the whole: ``embedding``,
-            ``response.body.data.0.embedding``, ``data.*.embedding``. Found by the usual names
-            if not given.
+            ``response.body.data.0.embedding``, ``data.*.embedding``, ``*`` for all of a list or
+            of an object of vectors by their names. Found by the usual names if not given.
     """
-    document = _records_of_table(document)
+    document = _records_of_table(document, key)
     if key is not None:
         return _by_path(document, key)
     return _search(document, _DEPTH)
 
 
-def _records_of_table(document: Any) -> Any:
-    """Records of a table by columns or by names and rows, as ``DataFrame.to_json`` writes them."""
+def _records_of_table(document: Any, key: str | None) -> Any:
+    """Records of a table by columns or by names and rows, as ``DataFrame.to_json`` writes them.
+
+    One by columns is known by rows that are numbers, or by a column that holds the vectors.
+    """
     if not isinstance(document, dict) or not document:
         return document
     names, rows = document.get("columns"), document.get("data")
@@ -59,9 +66,42 @@ def _records_of_table(document: Any) -> Any:
     if all(isinstance(column, dict) for column in columns):
         rows = list(columns[0])
         same = all(list(column) == rows for column in columns)
-        if rows and same and all(row.isdecimal() for row in rows):
+        vectors = len(columns) > 1 and any(name in document for name in (key, *NAMES))
+        if rows and same and (vectors or all(row.isdecimal() for row in rows)):
             return [{name: column[row] for name, column in document.items()} for row in rows]
     return document
+
+
+def number_columns(
+    names: Sequence[str], dimension: int, others: Sequence[str], first: Sequence[str] | None = None
+) -> list[int]:
+    """Find the D columns of a table with a number a column; none where it cannot be told.
+
+    They are all; or those whose names differ in one number, in its order, wherever they stand
+    (``id, dim_0, …, dim_383, label``); or all behind an index.
+
+    Args:
+        names: Of the columns.
+        dimension: D.
+        others: Names of columns that are none of them.
+        first: The first row of a table without names: one whole number is an index or a label.
+    """
+    places = [place for place, name in enumerate(names) if name not in others]
+    sets: dict[tuple[str, str], dict[int, int]] = {}
+    for place in places:
+        if match := _NUMBERED.fullmatch(names[place]):
+            sets.setdefault((match[1], match[3]), {})[int(match[2])] = place
+    ordered = [[columns[k] for k in sorted(columns)] for columns in sets.values()]
+    whole = [columns for columns in ordered if len(columns) == dimension]
+    if len(whole) == 1:
+        return whole[0]
+    if len(places) == dimension + 1:
+        is_index = names[0].casefold() in _INDEX, False
+        if first is not None:
+            is_index = first[0].isdecimal(), first[-1].isdecimal()
+        places = places[is_index[0] : len(places) - is_index[1]]
+    distinct = {names[place] for place in places}  # not so where a second row has names as well
+    return places if len(places) == len(distinct) == dimension else []
 
 
 def look_up(record: Any, path: str) -> Any:
@@ -88,8 +128,10 @@ def _by_path(document: Any, key: str) -> list[Record] | None:
         named = [(look_up(row, key), row) for row in document]
         if not all(is_missing(value) for value, _ in named):
             return [(None if is_missing(value) else value, row) for value, row in named]
-    head, star, rest = key.partition(".*")
-    value = look_up(document, head)
+    head, star, rest = f".{key}".partition(".*")
+    value = look_up(document, head.removeprefix(".")) if head else document
+    if star and isinstance(value, dict):  # by names: {"id": [...]}
+        value = list(value.values())
     if star and isinstance(value, list):
         rest = rest.removeprefix(".")
         inner = [(look_up(row, rest) if rest else row, row) for row in value]
@@ -106,10 +148,10 @@ def _search(value: Any, depth: int) -> list[Record] | None:
         return _search_list(value, depth)
     if not isinstance(value, dict):
         return None
+    if not isinstance(array := from_javascript(value), dict):
+        return [(array, None)]
     for name in NAMES:
-        inner = value.get(name)
-        if isinstance(inner, dict) and len(inner) == 1:  # a named one: {"vector": {"title": [...]}}
-            [inner] = inner.values()
+        inner = _only_vector(name, value.get(name))
         if _is_vector(inner):
             plural = name in ("embeddings", "vectors")
             return _many(inner, value) if plural else [(inner, value)]
@@ -120,6 +162,25 @@ def _search(value: Any, depth: int) -> list[Record] | None:
     if any(name in value for name in NAMES):  # there, and no vector: null, a number
         return [(next(value[name] for name in NAMES if name in value), value)]
     return _search_named(value)
+
+
+def _only_vector(name: str, inner: Any) -> Any:
+    """The one vector among named ones, ``{"vector": {"title": [...]}}``; anything else as it is.
+
+    Raises:
+        EmbeddingError: There are several.
+    """
+    inner = from_javascript(inner)
+    if not isinstance(inner, dict):
+        return inner
+    if len(inner) == 1:
+        return next(iter(inner.values()))
+    vectors = [k for k, value in inner.items() if isinstance(value, list) and _is_vector(value)]
+    if len(vectors) > 1 and not any(key in _FORMATS for key in inner):
+        names = ", ".join(map(repr, vectors[:20]))
+        fix = f"Pass --key with one of them ({name}.{vectors[0]}), or {name}.* for all"
+        raise EmbeddingError(f"one vector at {name!r} of each record", names, fix)
+    return inner[vectors[0]] if len(vectors) == 1 and vectors[0] not in _FORMATS else inner
 
 
 def _search_named(value: dict[str, Any]) -> list[Record] | None:
@@ -171,7 +232,7 @@ def _is_vector(value: Any) -> bool:
     """Numbers, texts that spell some, or lists of these; not records."""
     if isinstance(value, list):
         return bool(value) and not isinstance(value[0], dict)
-    return isinstance(value, str) and len(value) > 1
+    return isinstance(value, (str, bytes)) and len(value) > 1
 
 
 def _many(value: Any, record: Any) -> list[Record]:
@@ -276,17 +337,22 @@ class Json:
             raise EmbeddingError(
                 f"a key {self.key or 'embedding'!r} in {where}",
                 actual,
-                "Pass --key with the one that holds the vector, or its path: data.0.embedding",
+                "Pass --key with the one that holds the vector, or its path: data.*.embedding",
             )
         return records
 
     def _lines(self) -> Iterator[Record]:
+        several = False
         for line in json_lines(self.path, LINE_BYTES):
             if line.fault == "blank":
                 continue
             try:
                 yield from self._of_line(line)
-            except EmbeddingError:
+                several = True
+            except EmbeddingError as error:
+                if not self.skip_bad and several:  # not all are of another kind: this one is bad
+                    fix = "Leave it out, or pass --skip-bad"
+                    raise EmbeddingError(error.expected, error.found, fix) from error
                 if not self.skip_bad:
                     raise
                 yield Reason("no JSON with the key that was asked for"), None

@@ -19,7 +19,7 @@ from unembed.errors import EmbeddingError
 from unembed.files import decompression_error, most_decompressed
 from unembed.vectors.arrays import arrow_contents
 from unembed.vectors.numbers import Reason, size_of
-from unembed.vectors.records import CORRECT_KEEP, LINE_BYTES, NAMES
+from unembed.vectors.records import CORRECT_KEEP, LINE_BYTES, NAMES, number_columns
 
 # What decoding a column may cost beyond its rows of D numbers; metadata says how many there are
 _EXCESS_VALUES = 8_000_000
@@ -115,13 +115,13 @@ class Arrow:
         """The columns of a table with a number a column, in which none has a usual name."""
         if self.key is not None or any(_path_of(schema, name) for name in NAMES):
             return []
-        others = {*self.keep, "__index_level_0__"}  # pandas
+        others = [*self.keep, "__index_level_0__"]  # pandas
         names = [field.name for field in schema if _is_number(field.type)]
-        names = [name for name in names if name not in others]
-        return names if len(set(names)) == len(names) == dimension else []
+        wide = [names[place] for place in number_columns(names, dimension, others)]
+        return wide if len(set(wide)) == dimension else []
 
     def _column(self, schema: Any) -> list[str]:
-        names = [self.key] if self.key is not None else [*NAMES[:3], *NAMES[3:]]
+        names = [self.key] if self.key is not None else NAMES
         for name in names:
             path = _path_of(schema, name)
             if path is not None:
@@ -376,7 +376,7 @@ class Csv:
             return
         bare = _column_of_vectors(first)
         names = [str(i) for i in range(len(first))] if bare is not None else first
-        columns = self._columns(names, bare, dimension)
+        columns = self._columns(names, bare, dimension, first)
         positions = [
             -1
             if name in self.optional and name not in names
@@ -388,7 +388,9 @@ class Csv:
             vector: Any = (cells[0] or None) if len(cells) == 1 else f"[{','.join(cells)}]"
             yield vector, [row[i] if 0 <= i < len(row) else None for i in positions]
 
-    def _columns(self, names: list[str], bare: int | None, dimension: int) -> list[int]:
+    def _columns(
+        self, names: list[str], bare: int | None, dimension: int, first: list[str]
+    ) -> list[int]:
         if self.key is not None:
             return [self._position(names, self.key, "Pass --column with that of the vectors")]
         for name in NAMES:
@@ -396,8 +398,8 @@ class Csv:
                 return [names.index(name)]
         if bare is not None and bare >= 0:
             return [bare]
-        if len(names) in (dimension, dimension + 1):  # a number a column; an index before them
-            return list(range(len(names) - dimension, len(names)))
+        if wide := number_columns(names, dimension, self.keep, None if bare is None else first):
+            return wide
         raise _no_column(
             self.path, NAMES[0], names, "Pass --column with the one that holds the vectors"
         )
@@ -435,7 +437,7 @@ def _delimiter(line: str) -> str:
 def _column_of_vectors(first: list[str]) -> int | None:
     """Find the vectors' column in a table without a header, -1 for a number a column; else None."""
     for index, cell in enumerate(first):
-        if cell.startswith(("[", "{")):
+        if cell.startswith(("[", "{")) or size_of(cell) > 1:
             return index
     try:
         numbers = [float(cell) for cell in first]

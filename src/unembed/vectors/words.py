@@ -21,17 +21,16 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 from torch import Tensor
 
+from unembed.decoding.settings import require_whole
 from unembed.encoders.base import EncoderIdentity
-from unembed.encoders.vectors import as_unit_vectors
-from unembed.errors import CheckpointError, ConfigError, DataError
+from unembed.encoders.vectors import VectorStatistics, as_unit_vectors
+from unembed.errors import CheckpointError, DataError, EncoderError
 from unembed.files import atomic, read_json, require_weights
 
 FORMAT = 1
 WORDS, WEIGHTS = "words.json", "words.safetensors"
 COMMON = 0.1  # base rate from which on a word says little about a text
 COUNTED = 4  # texts in which words are counted for each one that is embedded
-SHORTEST, LONGEST = 24, 190  # words of a chunk: about 32 and 256 tokens
-_BUCKETS = (24, 48, 96)  # words from which on chunks are drawn in equal shares
 _MOST_WORDS = 18_000
 _LEAST_TEXTS = 8  # that a word must be in to be learned
 _LEAST_PAIRS = 200
@@ -78,6 +77,7 @@ class WordProbe:
         bias: float32 [W].
         base_rates: Share of the training texts that have each word [W].
         trained: Facts about the training, for the record.
+        statistics: What vectors of the encoder have in common, where enough of them were seen.
     """
 
     encoder: EncoderIdentity
@@ -87,6 +87,7 @@ class WordProbe:
     bias: NDArray[np.float32]
     base_rates: NDArray[np.float32]
     trained: dict[str, Any] = field(default_factory=dict, repr=False)
+    statistics: VectorStatistics | None = field(default=None, repr=False)
 
     def __repr__(self) -> str:
         return f"WordProbe({self.encoder.describe()}, {len(self.words)} words)"
@@ -121,8 +122,7 @@ class WordProbe:
         Raises:
             EmbeddingError, ConfigError: See `probabilities`; ``top`` is below 1.
         """
-        if top < 1:
-            raise ConfigError("top of at least 1", str(top), "Correct --top")
+        require_whole(top=(top, 1))
         wanted = np.ones(len(self.words), dtype=bool) if common else self.base_rates < COMMON
         if names:
             wanted &= np.isin(np.arange(len(self.words)), list(self.names))
@@ -147,12 +147,13 @@ class WordProbe:
         Raises:
             CheckpointError: Nothing there, or the files are damaged or do not fit together.
         """
-        shipped = shipped_probes()
-        folder = shipped.get(str(name_or_path), Path(name_or_path))
+        shipped, where = shipped_probes(), str(name_or_path)
+        folder = shipped.get(where, Path(where))
         try:
             data = read_json(folder / WORDS)
             if data["format"] != FORMAT:
                 raise ValueError(f"format {data['format']}")
+            statistics = data.get("statistics")
             tensors = load_file(require_weights(folder / WEIGHTS))
             probe = cls(
                 EncoderIdentity.from_dict(data["encoder"]),
@@ -162,15 +163,18 @@ class WordProbe:
                 tensors["bias"],
                 tensors["base_rates"],
                 data["trained"],
+                None if statistics is None else VectorStatistics.from_dict(statistics),
             )
             count, dimension = len(probe.words), probe.encoder.dimension
             shapes = [probe.weight.shape, probe.bias.shape, probe.base_rates.shape]
             finite = all(np.isfinite(x).all() for x in (probe.weight, probe.bias, probe.base_rates))
             inside = all(0 <= index < count for index in probe.names)
+            if probe.statistics is not None:
+                inside &= probe.statistics.directions.shape[1] == dimension
             if shapes != [(count, dimension), (count,), (count,)] or not finite or not inside:
                 raise ValueError(f"{count} words, tensors {shapes}, finite: {finite}")
         except (OSError, SafetensorError, ValueError, KeyError, TypeError, IndexError,
-                AttributeError, RecursionError) as error:  # fmt: skip
+                AttributeError, RecursionError, EncoderError) as error:  # fmt: skip
             raise CheckpointError(
                 f"a word probe: a shipped one ({', '.join(shipped) or 'none'}) or a folder with "
                 f"{WORDS} and {WEIGHTS}",
@@ -196,6 +200,7 @@ class WordProbe:
         data = {
             "format": FORMAT,
             "encoder": self.encoder.to_dict(),
+            **({} if self.statistics is None else {"statistics": self.statistics.to_dict()}),
             "trained": self.trained,
             "words": self.words,
             "names": self.names,
@@ -238,37 +243,6 @@ def _spelled(text: str) -> list[tuple[str, str, bool]]:
     return words
 
 
-def chunks_of(passages: Sequence[str], limit: int, seed: int) -> list[str]:
-    """Draw chunks of 24 to 190 words from passages, as many short as middling and long ones.
-
-    Args:
-        passages: Raw texts.
-        limit: Chunks at most; longer passages are cut, shorter left out.
-        seed: Of the draw.
-
-    Raises:
-        DataError: No passage is long enough.
-    """
-    buckets: list[list[str]] = [[] for _ in _BUCKETS]
-    for passage in passages:
-        words = passage.split()
-        for start in range(0, len(words), LONGEST):
-            chunk = words[start : start + LONGEST]
-            if len(chunk) >= SHORTEST:
-                length = sum(len(chunk) >= least for least in _BUCKETS) - 1
-                buckets[length].append(passage if len(chunk) == len(words) else " ".join(chunk))
-    rng = np.random.default_rng(seed)
-    drawn: list[str] = []
-    for place, bucket in enumerate(sorted(buckets, key=len)):  # what one lacks, others may give
-        count = min(len(bucket), (limit - len(drawn)) // (len(buckets) - place))
-        drawn += [bucket[i] for i in rng.permutation(len(bucket))[:count].tolist()]
-    if not drawn:
-        raise DataError(
-            f"passages of at least {SHORTEST} words", "none", "Use longer texts, such as chunks"
-        )
-    return [drawn[i] for i in rng.permutation(len(drawn)).tolist()]
-
-
 # Fitting
 
 
@@ -302,9 +276,7 @@ def fit_words(
     Raises:
         DataError: Fewer than 200 pairs, or no word that eight texts have.
     """
-    if len(texts) < _LEAST_PAIRS or len(texts) != len(vectors):
-        found = f"{len(texts)} texts and {len(vectors)} vectors"
-        raise DataError(f"at least {_LEAST_PAIRS} texts with a vector each", found, "Add some")
+    _require_pairs(len(texts), len(vectors))
     order = np.random.default_rng(seed).permutation(len(texts))
     held_out, fitted = np.split(order, [round(_CALIBRATION * len(texts))])
     counted = [*(texts[i] for i in fitted), *corpus]
@@ -342,6 +314,7 @@ def fit_words(
     weight, bias = slope * weight, slope * bias + lift * rates.logit() + offset
     weight *= float(scale)  # as if vectors were neither centred nor scaled
     bias -= weight @ torch.from_numpy(mean)
+    statistics = VectorStatistics.measure(vectors)
     facts = {
         "pairs": len(texts),
         "texts_counted": len(counted),
@@ -351,7 +324,14 @@ def fit_words(
         "held_out_log_loss": {str(key): loss for key, loss in losses.items()},
         "calibration": {"slope": slope, "base_rate": lift, "offset": offset},
     }
-    return WordProbe(encoder, words, names, weight.numpy(), bias.numpy(), rates.numpy(), facts)
+    tensors = weight.numpy(), bias.numpy(), rates.numpy()
+    return WordProbe(encoder, words, names, *tensors, facts, statistics)
+
+
+def _require_pairs(texts: int, vectors: int) -> None:
+    if texts < _LEAST_PAIRS or texts != vectors:
+        actual = f"{texts} texts and {vectors} vectors"
+        raise DataError(f"at least {_LEAST_PAIRS} texts with a vector each", actual, "Add some")
 
 
 def occurrences(texts: Sequence[str], words: Sequence[str]) -> NDArray[np.bool_]:

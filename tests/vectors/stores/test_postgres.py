@@ -47,7 +47,8 @@ def table(connection):
         names.append(quoted)
         for row in rows:
             marks = ", ".join(["%s"] * len(row))
-            connection.execute(f"INSERT INTO {quoted} VALUES ({marks})", row)
+            into = quoted.replace("%", "%%")
+            connection.execute(f"INSERT INTO {into} VALUES ({marks})", row)
         return name, quoted
 
     yield create
@@ -164,7 +165,55 @@ def test_open_store_reports_row_security(server, connection, table):
     name, quoted = table(filled("vector(8)"), rows())
     connection.execute(f"ALTER TABLE {quoted} ENABLE ROW LEVEL SECURITY")
     with open_store(address(server, name)) as store:
-        assert store.facts.row_security.startswith("on, passed over by a superuser")
+        assert store.facts.row_security.startswith("on, passed over by this login: a superuser")
+
+
+@pytest.fixture
+def reader(connection, server):
+    """Addresses of tables for a login that may read what it is granted."""
+    connection.execute("CREATE ROLE reader LOGIN")
+    yield lambda name: address(server.replace("//postgres:@", "//reader@"), name)
+    connection.execute("DROP OWNED BY reader; DROP ROLE reader")
+
+
+def test_open_store_says_that_row_security_binds_a_login(server, connection, table, reader):
+    name, quoted = table(filled("vector(8)"), rows())
+    connection.execute(f"GRANT SELECT ON {quoted} TO reader")
+    connection.execute(f"ALTER TABLE {quoted} ENABLE ROW LEVEL SECURITY")
+    with (
+        open_store(reader(name)) as store,
+        pytest.raises(StoreError, match="row-level security: on and in force: this login sees 0"),
+    ):
+        store.sample(5)
+    connection.execute(f"CREATE POLICY p ON {quoted} FOR SELECT TO reader USING (id < 7)")
+    with open_store(reader(name)) as store:
+        assert store.facts.row_security.startswith("on and in force: this login sees 7 rows")
+        assert len(store.sample(100)) == store.facts.count == 7
+    connection.execute(f'CREATE VIEW {quoted[:-1]}view" AS SELECT * FROM {quoted} WHERE id < 3')
+    with open_store(address(server, name + "view")) as store:
+        assert "a view" in store.facts.row_security
+
+
+def test_open_store_needs_the_right_to_read_a_column(connection, table, reader):
+    name, quoted = table(filled("vector(8)"), rows())
+    connection.execute(f"GRANT SELECT (id, content) ON {quoted} TO reader")
+    with pytest.raises(StoreError, match=r"the right to read embedding.*GRANT SELECT ON"):
+        open_store(reader(name))
+    connection.execute(f"GRANT SELECT (embedding) ON {quoted} TO reader")
+    connection.execute(f"REVOKE SELECT (content) ON {quoted} FROM reader")
+    with open_store(reader(name)) as store:
+        assert store.facts.text is None
+        assert "column content: this login has no right to read it" in store.facts.not_read
+        assert len(store.sample(5)) == 5
+
+
+def test_open_store_takes_a_percent_sign_in_a_name_and_a_space_in_an_option(server, table):
+    name, _ = table('"100% id" int PRIMARY KEY, "%s" vector(8)', [(1, str([1.0] * 8))], "100%s ü")
+    timeout = "&options=-c%20lock_timeout%3D5000"
+    where = address(server, name) + timeout
+    with open_store(where) as store:
+        assert store.sample(5).ids == ["1"]
+        assert [batch.ids for batch in store.batches()] == [["1"]]
 
 
 def test_open_store_says_that_nothing_listens(tmp_path):

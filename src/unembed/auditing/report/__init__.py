@@ -34,6 +34,7 @@ def write_report(report: AuditReport, folder: Path) -> list[Path]:
         for path, text in zip(paths, contents, strict=True):
             with atomic(path) as file:
                 file.write_text(text, encoding="utf-8", errors="backslashreplace")
+                file.chmod(0o600)  # texts that came back: for whoever ran the audit
     except OSError as error:
         raise DataError(f"a folder at {folder}", str(error), "Choose another --out") from error
     return paths

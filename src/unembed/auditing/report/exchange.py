@@ -14,7 +14,7 @@ from unembed.auditing.scoring import ANY, EXACT, Figures
 from unembed.auditing.sensitive import KINDS
 
 _SCHEMA = "https://json.schemastore.org/sarif-2.1.0.json"
-_LEVELS = {"critical": "error", "high": "error", "medium": "warning", "low": "note", "none": "note"}
+_LEVELS = {"critical": "error", "high": "error", "medium": "warning", "low": "note", "none": "none"}
 _SCORES = {"critical": "9.5", "high": "8.0", "medium": "5.5", "low": "3.0", "none": "0.0"}
 _PROBE = "unembed.EmbeddingInversion"
 

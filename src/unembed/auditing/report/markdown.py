@@ -27,7 +27,8 @@ def to_markdown(report: AuditReport) -> str:
     lines = [
         f"# Vector store audit: {_text(report.store.collection)}",
         "",
-        f"Most severe: **{report.severity}**. {_text(headline(report))}",
+        f"Most severe: **{report.severity}**. {_text(headline(report))}"
+        + ("" if report.leak is None else f" Leak, as --fail-over counts it: {report.leak:.3f}."),
         "",
         "## Findings",
         "",
@@ -67,7 +68,7 @@ def to_markdown(report: AuditReport) -> str:
         if groups:
             columns = ("", "", "records", F1, ANY)
             lines += [f"### By {_text(title)}", "", *_table(columns, breakdown(groups)), ""]
-    lines += ["## Records of which most came back", ""]
+    lines += ["## Records of which most came back", ""] if report.records else []
     for record in report.records:
         words = " ".join(f"**{_text(w)}**" if right else _text(w) for w, right in record.words)
         lines += [

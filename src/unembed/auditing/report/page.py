@@ -76,6 +76,7 @@ b { background: var(--right); border-radius: .2em; font-weight: inherit; padding
 th, td { border-bottom: 1px solid var(--line); padding: .3rem .6rem; text-align: left;
   vertical-align: top; }
 td { font-variant-numeric: tabular-nums; overflow-wrap: anywhere; }
+td:first-child { min-width: 9rem; overflow-wrap: normal; }
 code { font-size: .85rem; overflow-wrap: anywhere; }
 @media print { body { background: none; } details, .card { break-inside: avoid; } }
 """
@@ -123,7 +124,7 @@ def _tiles(report: AuditReport) -> Iterator[str]:
     colour = _COLOURS[report.severity]
     yield (
         f'<div class="card"><strong style="color:{colour}">{_text(report.severity)}</strong>'
-        "the most severe finding</div>"
+        f"the most severe finding{_leak(report)}</div>"
     )
     for metric, title in (
         (F1, "overlap of the words (token F1; 1 is all of them)"),
@@ -132,11 +133,21 @@ def _tiles(report: AuditReport) -> Iterator[str]:
     ):
         figure = best_figure(report, metric)
         if figure is not None:
+            most = _number(metric, guess(report, metric))
             yield (
                 f'<div class="card"><strong>{_number(metric, figure.mean)}</strong>{_text(title)}'
-                f"<br><small>guessing: {_number(metric, guess(report, metric))}</small></div>"
+                f"<br><small>guessing: at most {most}</small></div>"
             )
+    if report.leak is None:
+        yield '<div class="card"><strong>not measured</strong>whether text comes back</div>'
     yield "</div>"
+
+
+def _leak(report: AuditReport) -> str:
+    """The number of --fail-over, where there is one."""
+    if report.leak is None:
+        return ""
+    return f"<br><small>leak, as --fail-over counts it: {report.leak:.2f}</small>"
 
 
 def _number(metric: str, value: float) -> str:
@@ -159,7 +170,7 @@ def _charts(report: AuditReport) -> Iterator[str]:
         yield from hurt
         marks = any(guess(report, kind) for kind in KINDS)
         yield "</div><small>In brackets how many there were."
-        yield f"{' The mark: what guessing reaches.' if marks else ''}</small></div>"
+        yield f"{' The mark: the most that guessing reaches.' if marks else ''}</small></div>"
     yield '<div class="card"><h3>Words: token F1</h3><div class="bars">'
     rows = [(name, attack["figures"] or {}, "") for name, attack in report.attacks.items()]
     rows += [(name, table, "floor") for name, table in report.floors.items()]
@@ -262,8 +273,9 @@ def _details(report: AuditReport) -> Iterator[str]:
         group = f"By {report.settings['group_by']}"
         yield from _folded(group, columns, breakdown(report.by_group))
     near = f"Near-duplicates: {report.neighbours.duplicates} pairs in the sample"
-    pairs = ((a, b, f"{c:.3f}") for a, b, c in report.neighbours.examples)
-    yield from _folded(near, ("", "", "cosine"), pairs)
+    pairs = [(a, b, f"{c:.3f}") for a, b, c in report.neighbours.examples]
+    if pairs:
+        yield from _folded(near, ("", "", "cosine"), pairs)
     yield from _folded("The store", ("", ""), facts(report))
 
 

@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Iterator
 from itertools import pairwise
 
+from unembed.auditing.attacks import WORDS
 from unembed.auditing.conclude import CONSTANT, SHUFFLED
 from unembed.auditing.result import AuditReport
 from unembed.auditing.scoring import ANY, F1, MEANS, Figures
@@ -27,15 +28,18 @@ def headline(report: AuditReport) -> str:
     hurt, f1 = best_figure(report, ANY), best_figure(report, F1)
     parts = []
     if hurt is not None:
-        parts.append(f"{hurt.mean:.0%} of the names, numbers and other details that hurt")
+        parts.append(
+            f"{hurt.mean:.0%} of the names, numbers and other details that hurt (guessing: at most "
+            f"{guess(report, ANY):.0%})"
+        )
     if f1 is not None:
         parts.append(
-            f"the words to a token F1 of {f1.mean:.2f} (guessing: {guess(report, F1):.2f})"
+            f"the words to a token F1 of {f1.mean:.2f} (guessing: at most {guess(report, F1):.2f})"
         )
     access = report.attacks[report.strongest]["access"]
     return (
         f"With {access}, an attacker recovers {' and '.join(parts)}. Measured on "
-        f"{report.read['with_text']:,} records."
+        f"{report.attacks[report.strongest]['records']:,} records."
     )
 
 
@@ -76,6 +80,11 @@ def length_note(report: AuditReport) -> str | None:
         "inverter writes. Their token F1 is that of the window of the text it fits best, or of the "
         "whole where that is better, for the floors too; exact match cannot happen; what hurts is "
         "counted over the whole text. An inverter trained on longer texts may recover more."
+        + (
+            f" {WORDS.capitalize()}: those that a linear map gives at least even odds, in no order."
+            if WORDS in report.attacks
+            else ""
+        )
     )
 
 
@@ -88,7 +97,7 @@ def facts(report: AuditReport) -> list[Row]:
     if identity.cosine is not None:
         verdict += f", cosine {identity.cosine:.3f} on {identity.compared} texts embedded again"
     rows = [
-        ("store", f"{store.kind}, {store.collection}; reader tested {store.tested}"),
+        ("store", f"{store.kind}, {store.collection}; this reader was tested {store.tested}"),
         ("rows", f"{store.count:,}; read {read['rows']:,}, with text {read['with_text']:,}"),
         ("left out", left_out or "none"),
         (
@@ -98,7 +107,7 @@ def facts(report: AuditReport) -> list[Row]:
         ),
         (
             "lengths",
-            f"{lowest:g} to {highest:g}, mean {mean:g}; mean vector {identity.mean_length:g} long",
+            f"{lowest:g} to {highest:g}, mean {mean:g}; the mean vector's {identity.mean_length:g}",
         ),
         ("encoder", f"{identity.encoder}: {verdict}"),
         ("what would explain it", identity.differs or ""),

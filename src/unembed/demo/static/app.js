@@ -240,10 +240,10 @@ function watch(started) {
   return heard;
 }
 
-function embed({ embedding, encoder, dimension, tokens, length }) {
+function embed({ embedding, encoder, dimension, tokens, length, doubt }) {
   const most = strip.show(embedding);
   byId("embedding").dataset.state = "shown";
-  const note = `${dimension} numbers from ${encoder}. All that an attacker needs.`;
+  const note = doubt ?? `${dimension} numbers from ${encoder}. All that an attacker needs.`;
   const longer = tokens?.length >= length; // the last position holds the end
   byId("embedding-note").textContent = longer ? `${note} ${CUT}` : note;
   byId("scale-low").textContent = number(-most, 2);

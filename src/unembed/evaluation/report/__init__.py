@@ -11,11 +11,11 @@ from pathlib import Path
 
 from unembed.errors import DataError
 from unembed.evaluation.bootstrap import Figure
-from unembed.evaluation.evaluate import LENGTH, Evaluation, Figures
+from unembed.evaluation.evaluate import Evaluation, Figures
 from unembed.evaluation.frontier import Frontier
 from unembed.evaluation.metrics import ESSENTIAL, KINDS, METRICS
 from unembed.evaluation.report.plots import draw_frontier, draw_plots
-from unembed.evaluation.samples import Example, choose_examples
+from unembed.evaluation.samples import LENGTH, Example, choose_examples
 from unembed.files import atomic, write_json
 
 _MOST_TEXTS = 500

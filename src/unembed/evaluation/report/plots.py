@@ -11,12 +11,13 @@ from typing import Any
 
 from unembed.errors import DataError
 from unembed.evaluation.bootstrap import Figure
-from unembed.evaluation.evaluate import LENGTH, Evaluation, Figures
+from unembed.evaluation.evaluate import Evaluation, Figures
 from unembed.evaluation.frontier import METRICS as FRONTIER_METRICS
 from unembed.evaluation.frontier import Frontier
 from unembed.evaluation.leaked import METRICS as CURVE_METRICS
 from unembed.evaluation.leaked import SHUFFLED, AlignCurve
 from unembed.evaluation.metrics import ESSENTIAL
+from unembed.evaluation.samples import LENGTH
 from unembed.files import atomic, install_line, write_json
 
 _NO_METADATA = {"Date": None, "Creator": None, "Format": None, "Type": None}

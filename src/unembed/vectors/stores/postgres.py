@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from typing import Any
-from urllib.parse import urlencode, urlsplit
+from urllib.parse import quote, urlencode, urlsplit
 
 import numpy as np
 
@@ -33,7 +33,7 @@ _REFUSED = {
     "bit": "bits alone are the signs of a vector: export them, and use `unembed invert --ranges`",
 }
 _TIMEOUT = "10min"  # of one statement
-_FIX = "Start the server, or correct the address and the login"
+_DENIED, _WRONG_LOGIN = "42501", ("28P01", "28000")  # SQLSTATE
 
 
 class PostgresStore(Store):
@@ -51,7 +51,7 @@ class PostgresStore(Store):
         self._sql = sql
         self._fail = (psycopg.Error, OSError)
         self.facts = StoreFacts("pgvector", "")
-        query = f"?{urlencode(address.options)}" if address.options else ""
+        query = f"?{urlencode(address.options, quote_via=quote)}" if address.options else ""
         with self._errors():
             self._connection = psycopg.connect(
                 address.place + query,
@@ -102,7 +102,7 @@ class PostgresStore(Store):
         place = f"{where.hostname or 'this machine'}{where.path}"
         return client_errors(
             f"a readable PostgreSQL table at {place}",
-            _FIX,
+            _fix,
             *self._fail,
             secret=self._address.secret,
         )
@@ -131,9 +131,11 @@ class PostgresStore(Store):
         types = {name: base for name, _, base in columns}
         column = self._column(types, f"{schema}.{table}")
         others = [name for name in types if name != column]
-        text, fields = choose_fields(others, self._address.text, self._address.keep)
+        hidden = self._hidden(schema, table, types, column)
+        readable = [name for name in others if name not in hidden]
+        text, fields = choose_fields(readable, self._address.text, self._address.keep)
         self._identify(schema, table, types)
-        identifier = self._sql.Identifier
+        identifier = self._identifier
         self._names = {"table": identifier(schema, table), "id": self._id}
         declared = next(full for name, full, _ in columns if name == column)
         self.facts = StoreFacts(
@@ -149,7 +151,8 @@ class PostgresStore(Store):
                 f"column {name}: {kind}"
                 for name, kind in types.items()
                 if name != column and kind in (*_ARRAYS, *_REFUSED)
-            ],
+            ]
+            + [f"column {name}: this login has no right to read it" for name in hidden],
         )
         cast = "" if types[column].endswith("[]") else "::real[]"
         parts = [
@@ -187,6 +190,28 @@ class PostgresStore(Store):
     def _exists(self, name: str) -> bool:
         return bool(self._rows("SELECT to_regclass(quote_ident(%s)) IS NOT NULL", [name])[0][0])
 
+    def _hidden(self, schema: str, table: str, types: dict[str, str], column: str) -> list[str]:
+        """Columns that this login may not read; that of the vectors must not be one."""
+        name = self._regclass(schema, table)
+        rows = self._rows(
+            "SELECT c, has_column_privilege(%s::text, c, 'SELECT') FROM unnest(%s::text[]) c",
+            [name, list(types)],
+        )
+        hidden = [each for each, allowed in rows if not allowed]
+        if column in hidden:
+            user = self._connection.info.user
+            raise StoreError(
+                f"the right to read {column} of {schema}.{table}",
+                f"none for the login {user!r}",
+                f"Grant it: GRANT SELECT ON {name} TO {user}",
+            )
+        return hidden
+
+    def _identifier(self, *parts: str) -> Any:
+        """A name for a query that takes values: there a percent sign is written twice."""
+        name = self._sql.Identifier(*parts).as_string(self._connection)
+        return self._sql.SQL(name.replace("%", "%%"))
+
     def _regclass(self, schema: str, table: str) -> str:
         return str(self._sql.Identifier(schema, table).as_string(None))
 
@@ -223,7 +248,7 @@ class PostgresStore(Store):
         if name is not None and name not in types:
             raise StoreError(f"a column {name!r}", ", ".join(types), "Correct ?id=")
         # With the table's name before it, or ORDER BY takes the text of the same name
-        self._id = self._sql.SQL("t.{}").format(self._sql.Identifier(name or "ctid"))
+        self._id = self._sql.SQL("t.{}").format(self._identifier(name or "ctid"))
         self._id_type = re.sub(r"[^\w ]", "", types[name]) if name else "tid"
 
     def _dimension(self, column: str, kind: str, declared: str) -> int:
@@ -237,7 +262,7 @@ class PostgresStore(Store):
             + "({column}) AS d, count(*) FROM {table} WHERE {column} IS NOT NULL "
             "GROUP BY 1 ORDER BY 2 DESC, 1",
             [],
-            column=self._sql.Identifier(column),
+            column=self._identifier(column),
         )
         if len(sizes) > 1:
             listing = ", ".join(f"{rows} × {size}" for size, rows in sizes[:5])
@@ -263,20 +288,21 @@ class PostgresStore(Store):
 
     def _protection(self, schema: str, table: str) -> None:
         name = self._regclass(schema, table)
-        secured, forced, estimate = self._rows(
-            "SELECT relrowsecurity, relforcerowsecurity, reltuples FROM pg_class "
-            "WHERE oid = %s::regclass",
+        kind, secured, active, estimate = self._rows(
+            "SELECT relkind::text, relrowsecurity, row_security_active(oid), reltuples "
+            "FROM pg_class WHERE oid = %s::regclass",
             [name],
         )[0]
-        bypass = self._rows(
-            "SELECT rolsuper OR rolbypassrls FROM pg_roles WHERE rolname = current_user", []
-        )
         everyone = self._rows("SELECT has_table_privilege('public', %s, 'SELECT')", [name])[0][0]
-        rules = "off: every row is visible to this login"
-        if secured:
-            passes = bool(bypass and bypass[0][0]) or not forced
-            rules = f"on{', passed over by a superuser or owner' if passes else ''}; the catalogue "
-            rules += f"estimates {int(estimate)} rows" if estimate >= 0 else "has no estimate"
+        about = f"of about {int(estimate)}" if estimate >= 0 else "of how many is not known"
+        if kind in "vmf":
+            rules = "not visible: a view or foreign table, whose rules lie beneath it"
+        elif not secured:
+            rules = "off: every row is visible to this login"
+        elif active:
+            rules = f"on and in force: this login sees {self.facts.count} rows {about}"
+        else:
+            rules = "on, passed over by this login: a superuser, the owner, or BYPASSRLS"
         self.facts.row_security = rules
         info = self._connection.info
         used = self._connection.pgconn.used_password
@@ -297,6 +323,18 @@ class PostgresStore(Store):
 
     def _value(self, query: str) -> Any:
         return self._rows(query, [])[0][0]
+
+
+def _fix(error: BaseException) -> str:
+    """What to do about an error, by its SQLSTATE."""
+    state = getattr(error, "sqlstate", None)
+    if state == _DENIED:
+        return "Grant it: GRANT SELECT ON the table TO this login"
+    if state in _WRONG_LOGIN or "password" in str(error):
+        return "Correct the login; PGPASSWORD or --ask-password has its password"
+    if state is not None:
+        return "Correct the table, its columns, or the view's own code"
+    return "Start the server or correct the address; the same command goes on"
 
 
 def _array(value: list[Any] | None) -> Any:

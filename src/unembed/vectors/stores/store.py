@@ -6,7 +6,7 @@ import hashlib
 import heapq
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from itertools import islice
@@ -205,9 +205,13 @@ class Store(ABC):
             count, place = count + len(batches[-1]), place + len(chunk)
         if not count:
             reasons = "; ".join(f"{k} × {reason}" for reason, k in self.left_out.items())
+            rules = self.facts.row_security
+            empty = "an empty collection"
+            if rules and "in force" in rules:
+                empty = f"no row; row-level security: {rules}"
             raise StoreError(
                 f"vectors in {self.facts.collection}",
-                reasons or "an empty collection",
+                reasons or empty,
                 "Choose another collection or column",
             )
         return VectorBatch.concatenate([batch for batch in batches if len(batch)])
@@ -382,13 +386,16 @@ def quoted(name: str) -> str:
 
 @contextmanager
 def client_errors(
-    expected: str, fix: str, *kinds: type[BaseException], secret: str | None = None
+    expected: str,
+    fix: str | Callable[[BaseException], str],
+    *kinds: type[BaseException],
+    secret: str | None = None,
 ) -> Iterator[None]:
     """Turn what a store's client raises into one line, without the secret.
 
     Args:
         expected: What should have been: "a PostgreSQL server at HOST".
-        fix: What to do.
+        fix: What to do, or what tells it by the error.
         *kinds: What the client raises.
         secret: A password or key that must not be shown.
     """
@@ -400,4 +407,7 @@ def client_errors(
         message = " ".join(str(error).split()).rstrip(".?!") or type(error).__name__
         if secret:
             message = message.replace(secret, "***")
-        raise StoreError(expected, message[:_SHOWN], fix) from None  # a cause may hold the secret
+        remedy = fix if isinstance(fix, str) else fix(error)
+        raise StoreError(
+            expected, message[:_SHOWN], remedy
+        ) from None  # a cause may hold the secret
