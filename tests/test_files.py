@@ -178,3 +178,9 @@ def test_require_apart_knows_a_file_by_any_name(tmp_path):
         with pytest.raises(DataError, match="an --out outside of"):
             sources.require_apart(tmp_path / "texts.json", tmp_path / name)
     sources.require_apart(tmp_path / "texts.json", tmp_path / "other.json")
+
+
+@pytest.mark.parametrize("value", [None, 3, b"x", ["x"]])
+def test_as_path_refuses_what_is_none(value):
+    with pytest.raises(DataError, match="a path; found"):
+        sources.as_path(value)

@@ -1,6 +1,8 @@
 import copy
+import io
 import json
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -558,9 +560,22 @@ def test_aligned_refuses_what_is_no_alignment(inverter):
         inverter.aligned(5)
 
 
+@pytest.mark.parametrize("value", [(x for x in [1.0]), {1.0}, Path("v.npy"), io.StringIO()])
+def test_invert_refuses_what_is_no_array(inverter, value):
+    with pytest.raises(EmbeddingError, match="which is no array"):
+        inverter.invert(value)
+
+
 def test_invert_refuses_a_tensor_without_data(inverter):
     with pytest.raises(EmbeddingError, match="found Cannot copy out of meta tensor"):
         inverter.invert(torch.empty(2, inverter.encoder.dimension, device="meta"))
+
+
+def test_save_pretrained_refuses_a_storage_that_is_none(inverter, tmp_path):
+    other = copy.copy(inverter)
+    other.storage = "int4"
+    with pytest.raises(CheckpointError, match="storage as a Storage; found 'int4'"):
+        other.save_pretrained(tmp_path / "x")
 
 
 def test_save_pretrained_refuses_a_file_in_the_place_of_the_folder(inverter, tmp_path):

@@ -146,6 +146,8 @@ def save_checkpoint(checkpoint: Checkpoint, folder: Path) -> None:
         CheckpointError: The weights do not fit the format, or the disk refused; what was in the
             folder is as it was.
     """
+    if not isinstance(checkpoint.storage, Storage):
+        raise CheckpointError("storage as a Storage", repr(checkpoint.storage), "Correct storage")
     files = {TOKENIZER: checkpoint.tokenizer.definition.encode()}
     if checkpoint.card is not None:
         files[CARD] = checkpoint.card.encode()

@@ -64,6 +64,13 @@ EXTRAS = {  # the extras of pyproject.toml → packages that are imported
 }
 
 
+def as_path(path: Any) -> Path:
+    """A path, also from text; raises DataError for what is none."""
+    if not isinstance(path, (str, Path)):
+        raise DataError("a path", f"{type(path).__name__} {path!r:.80}", "Correct it")
+    return Path(path)
+
+
 def is_file(path: Path) -> bool:
     """Tell whether a regular file is there; none has a name that no file system takes."""
     return os.path.isfile(path)  # noqa: PTH113 - before 3.14 Path's own raises for such names
@@ -269,12 +276,13 @@ def make_folder(out: Path) -> None:
         raise DataError(f"a folder at {out}", str(error), "Choose another --out") from error
 
 
-def text_files(path: Path) -> list[Path]:
+def text_files(path: str | Path) -> list[Path]:
     """The text files of a path: itself, or those in a folder and its folders, sorted by name.
 
     Raises:
         DataError: Nothing is there, or nothing that holds text.
     """
+    path = as_path(path)
     if is_file(path):
         file_format(path)
         return [path]

@@ -43,7 +43,7 @@ from unembed.encoders.oracle import Corpus, EncoderOracle, OnCall
 from unembed.encoders.pipeline import licence_lines, licence_note
 from unembed.encoders.vectors import as_unit_vectors
 from unembed.errors import CheckpointError
-from unembed.files import exists, is_folder
+from unembed.files import as_path, exists, is_folder
 from unembed.tokenizer import TextTokenizer
 
 DEFAULT = "minilm"
@@ -393,7 +393,7 @@ class Inverter(
         Raises:
             CheckpointError: The weights do not fit the format, or the disk refused.
         """
-        folder = Path(save_directory)
+        folder = as_path(save_directory)
         bare = self.card is None and not (folder / CARD).exists()
         card = str(self.generate_model_card()) if bare else self.card
         parts = (self.denoiser, self.tokenizer, self.encoder, self.diffusion, self.trained, card)
@@ -415,7 +415,7 @@ class Inverter(
         )
 
 
-def export_folder(folder: Path, out: Path) -> None:
+def export_folder(folder: str | Path, out: str | Path) -> None:
     """Write the denoiser of an inverter's folder as ONNX (`unembed.backends.onnx.export_onnx`).
 
     Args:
@@ -426,7 +426,7 @@ def export_folder(folder: Path, out: Path) -> None:
         CheckpointError: Not an inverter's folder, or the file cannot be written.
         ConfigError: The extra is not installed.
     """
-    export_onnx(load_checkpoint(folder).denoiser, folder, out)
+    export_onnx(load_checkpoint(as_path(folder)).denoiser, as_path(folder), as_path(out))
 
 
 def _load(folder: Path) -> Inverter:

@@ -298,3 +298,8 @@ def test_alignment_takes_one_vector_of_any_length(saved):
     x = linear_pairs(1)[0]
     np.testing.assert_allclose(alignment(x[0] * 1e6), alignment(x), atol=1e-6)
     np.testing.assert_allclose(alignment(x[0].tolist()), alignment(x), atol=1e-6)
+
+
+def test_repr_of_an_alignment_has_no_matrix():
+    alignment = fit(*linear_pairs(60))
+    assert repr(alignment) == f"Alignment({alignment.describe()})"

@@ -1,4 +1,5 @@
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -133,16 +134,23 @@ def test_is_blank_of_what_shows_nothing(text, blank):
     assert is_blank(text) is blank
 
 
+def test_load_encoder_takes_a_path_and_a_device_as_text():
+    encoder = load_encoder(Path("all-MiniLM-L6-v2"), compute="cpu")
+    assert encoder.identity.name == "all-MiniLM-L6-v2"
+
+
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
         (None, {}, "the name of an encoder; found None"),
         (3, {}, "the name of an encoder; found 3"),
-        ("x", {"device": "cuda"}, "options among .*; found device. Pass compute="),
+        ("x", {"device": "cuda"}, "options among .*; found device. Pass compute='cuda'"),
         ("x", {"speed": 1}, "options among .*; found speed. Leave it out"),
-        ("x", {"prompt": 3}, "prompt of type str; found 3"),
-        ("x", {"truncate_dim": "a"}, "truncate_dim of type int; found 'a'"),
-        ("openai:x", {"batch_size": True}, "batch_size of type int; found True"),
+        ("x", {"trust_remote_code": "no"}, "trust_remote_code as True or False; found 'no'"),
+        ("x", {"prompt": 3}, "prompt as text; found 3"),
+        ("x", {"truncate_dim": "a"}, "truncate_dim of at least 1; found 'a'"),
+        ("openai:x", {"batch_size": True}, "batch_size of at least 1; found True"),
+        ("x", {"batch_size": 0}, "batch_size of at least 1; found 0"),
     ],
 )
 def test_load_encoder_refuses_arguments_of_another_kind(name, options, message):

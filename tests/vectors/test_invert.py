@@ -10,7 +10,7 @@ import pytest
 from unembed.decoding.strategy import Inversion
 from unembed.encoders.base import FakeEncoder
 from unembed.encoders.vectors import VectorStatistics
-from unembed.errors import EmbeddingError, EncoderError
+from unembed.errors import ConfigError, EmbeddingError, EncoderError
 from unembed.vectors.invert import invert_file, invert_text, invert_to_file
 from unembed.vectors.output import PartFile, named_columns
 from unembed.vectors.read import VectorFile
@@ -306,6 +306,20 @@ def test_part_file_is_written_by_one_process_at_a_time(tmp_path):
 def test_plain_writes_numbers_that_json_lacks_as_null():
     columns = {"a": float("nan"), "b": [float("inf"), 1.5], "text": "x"}
     assert named_columns(columns) == {"a": None, "b": [None, 1.5], "source_text": "x"}
+
+
+@pytest.mark.parametrize("size", [0, "a", 1.5])
+def test_invert_stream_refuses_a_batch_size_that_is_none(inverter, three, tmp_path, size):
+    np.save(tmp_path / "v.npy", three)
+    with pytest.raises(ConfigError, match="batch_size as a whole number of at least 1"):
+        invert_file(inverter, tmp_path / "v.npy", batch_size=size)
+
+
+def test_invert_to_file_takes_paths_as_text(inverter, three, tmp_path):
+    np.save(tmp_path / "v.npy", three)
+    out = tmp_path / "o.jsonl"
+    assert invert_to_file(inverter, str(tmp_path / "v.npy"), str(out), steps=1) == 3
+    assert len(texts_of(out)) == len(invert_file(inverter, str(tmp_path / "v.npy"), steps=1)) == 3
 
 
 def test_named_columns_never_share_a_name():

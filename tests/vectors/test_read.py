@@ -58,8 +58,22 @@ def test_vector_file_every_format_gives_the_same_rows(tmp_path, monkeypatch, nam
 def test_vector_file_takes_a_path_and_a_column_as_text(tmp_path):
     file = VectorFile(str(write(tmp_path / "v.parquet", VECTORS)), keep="other")
     assert next(file.chunks(D)).columns["other"][:2] == [0, 0]
-    with pytest.raises(EmbeddingError, match="the path of a file of vectors; found 3"):
-        VectorFile(3)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"path": 3}, "the path of a file of vectors; found 3"),
+        ({"path": None}, "the path of a file of vectors; found None"),
+        ({"key": 3}, "a key or column as text; found 3"),
+        ({"keep": 3}, "names of columns to keep; found 3"),
+        ({"keep": [3]}, r"names of columns to keep; found \[3\]"),
+        ({"ranges": (0, 1)}, r"Ranges; found \(0, 1\)"),
+    ],
+)
+def test_vector_file_refuses_arguments_of_another_kind(tmp_path, settings, said):
+    with pytest.raises(EmbeddingError, match=said):
+        VectorFile(**{"path": tmp_path, **settings})
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -96,7 +96,7 @@ def test_most_probable_leaves_common_words_out_and_knows_names(probe):
 
 
 def test_a_saved_probe_says_the_same(probe, tmp_path):
-    probe.save(tmp_path / "probe")
+    probe.save(str(tmp_path / "probe"))
     again = WordProbe.from_pretrained(tmp_path / "probe")
     vectors = sums_of_words(100, seed=4)[1]
     assert np.abs(again.probabilities(vectors) - probe.probabilities(vectors)).max() < 0.05
@@ -146,6 +146,16 @@ def test_weights_that_are_not_finite_are_refused(probe, tmp_path):
     broken.save(tmp_path)
     with pytest.raises(CheckpointError, match="finite: False"):
         WordProbe.from_pretrained(tmp_path)
+
+
+def test_fit_words_refuses_what_is_no_identity():
+    with pytest.raises(DataError, match="the identity of an encoder; found 'minilm'"):
+        fit_words("minilm", *sums_of_words(300))
+
+
+def test_fit_words_refuses_what_is_no_text():
+    with pytest.raises(DataError, match="texts; found NoneType, int"):
+        fit_words(IDENTITY, [None, 3] * 150, sums_of_words(300)[1])
 
 
 def test_fit_words_needs_enough_texts():

@@ -25,6 +25,7 @@ from unembed.encoders.vectors import VectorStatistics
 from unembed.errors import DataError
 from unembed.files import (
     MANIFEST_BYTES,
+    as_path,
     file_digest,
     read_json,
     text_files,
@@ -61,7 +62,7 @@ class Pairs:
     tokenizer: TextTokenizer
 
     @classmethod
-    def open(cls, folder: Path, shards: int | None = None) -> Pairs:
+    def open(cls, folder: str | Path, shards: int | None = None) -> Pairs:
         """Map a folder that `prepare_pairs` wrote; also one it is still writing.
 
         Args:
@@ -71,6 +72,7 @@ class Pairs:
         Raises:
             DataError: No manifest, or a shard is missing, damaged or of the wrong shape.
         """
+        folder = as_path(folder)
         manifest = read_manifest(folder)
         manifest = {**manifest, "shards": manifest["shards"][:shards]}
         length = manifest["pieces"]["length"]

@@ -27,7 +27,7 @@ LINE_BYTES = 64 << 20
 _BREAK_UP = "Break it up, or let `unembed prepare --stage 1` pass over it"
 
 
-def read_texts(path: Path, column: str = "text") -> Iterator[str]:
+def read_texts(path: str | Path, column: str = "text") -> Iterator[str]:
     """Yield the texts of a file or folder in order, never holding more than a batch of it.
 
     Args:
@@ -41,7 +41,7 @@ def read_texts(path: Path, column: str = "text") -> Iterator[str]:
             `unembed prepare --stage 1` has not finished.
     """
     files = text_files(path)
-    _refuse_unfinished(path)
+    _refuse_unfinished(Path(path))
     readers: dict[str, Callable[[Path, str], Iterator[str]]] = {
         ".parquet": _read_parquet,
         ".jsonl": _read_jsonl,

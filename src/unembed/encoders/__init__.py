@@ -12,7 +12,7 @@ API_PREFIX = "openai:"  # of the name of an encoder behind an API
 _API = ("api_base", "cache", "max_calls", "price")
 _LOCAL = ("backend", "pooling", "prompt_name", "revision")
 _MACHINE = ("compute", "trust_remote_code")
-_KINDS = {"batch_size": int, "truncate_dim": int, "prompt": str, "prompt_name": str, "pooling": str}
+_TEXTS, _COUNTS = ("prompt", "prompt_name", "pooling"), ("batch_size", "truncate_dim")
 
 
 def load_encoder(name: str | Path = "all-MiniLM-L6-v2", **options: Any) -> Encoder:
@@ -44,8 +44,11 @@ def load_encoder(name: str | Path = "all-MiniLM-L6-v2", **options: Any) -> Encod
                 f"{key} for an encoder of {kind} only", f"it for {name}", "Leave it out"
             )
     if not is_remote:
+        from unembed.device import Compute, choose_compute
         from unembed.encoders import sentence
 
+        if not isinstance(given.get("compute"), Compute | None):
+            given["compute"] = choose_compute(given["compute"], "float32", training=False)
         return sentence.load_encoder(name, **given)
     require_extra("api", "an encoder behind an API")
     from unembed.encoders.api import load_api_encoder
@@ -59,13 +62,17 @@ def _check_options(options: dict[str, Any]) -> None:
     """Refuse options that no encoder has, and values of another kind; raises ConfigError."""
     from unembed.errors import ConfigError
 
-    names = dict.fromkeys((*_KINDS, *_LOCAL, *_API, *_MACHINE))
+    names = dict.fromkeys((*_TEXTS, *_COUNTS, *_LOCAL, *_API, *_MACHINE))
     if unknown := [key for key in options if key not in names]:
         fix = "Leave it out"
         if "device" in unknown:
-            fix = "Pass compute=unembed.device.choose_compute('cuda')"
+            fix = f"Pass compute={options['device']!r}"
         raise ConfigError(f"options among {', '.join(names)}", ", ".join(unknown), fix)
-    for key, kind in _KINDS.items():
-        value = options.get(key)
-        if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
-            raise ConfigError(f"{key} of type {kind.__name__}", f"{value!r:.80}", f"Correct {key}")
+    for key, value in options.items():
+        number = isinstance(value, int) and not isinstance(value, bool) and value > 0
+        if key in _TEXTS and not isinstance(value, str):
+            raise ConfigError(f"{key} as text", f"{value!r:.80}", f"Correct {key}")
+        if key == "trust_remote_code" and not isinstance(value, bool):
+            raise ConfigError(f"{key} as True or False", f"{value!r:.80}", f"Correct {key}")
+        if key in _COUNTS and not number:
+            raise ConfigError(f"{key} of at least 1", f"{value!r:.80}", f"Correct {key}")

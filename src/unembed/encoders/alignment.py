@@ -23,7 +23,7 @@ from safetensors.numpy import load_file, save_file
 from unembed.encoders.base import EncoderIdentity
 from unembed.encoders.vectors import VectorStatistics, as_unit_vectors
 from unembed.errors import CheckpointError, EmbeddingError
-from unembed.files import atomic, is_file, read_json, require_weights
+from unembed.files import as_path, atomic, is_file, read_json, require_weights
 
 Floats = NDArray[np.float64]
 
@@ -37,7 +37,7 @@ _ANCHORS = (0.0, 0.25, 0.5, 0.75, 1.0)
 _LEAST_GAIN = 3.0  # standard errors above the constant output that a map must reach
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Alignment:
     """A map into the space of an inverter's encoder, and what it expects.
 
@@ -76,6 +76,10 @@ class Alignment:
     norms: tuple[float, float, float] | None = None
     left_out: dict[str, int] = field(default_factory=dict)
     statistics: VectorStatistics | None = None
+
+    def __repr__(self) -> str:
+        """Say what it maps, without the numbers."""
+        return f"Alignment({self.describe()})"
 
     @property
     def dimension(self) -> int:
@@ -158,12 +162,13 @@ class Alignment:
             f"pair{'s' if self.pairs > 1 else ''}{score if self.cosines else ''}"
         )
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: str | Path) -> None:
         """Write the map and what it expects as safetensors and JSON.
 
         Raises:
             CheckpointError: The folder cannot be written.
         """
+        folder = as_path(folder)
         settings = {
             "format": FORMAT,
             "kind": "alignment",
@@ -201,7 +206,7 @@ class Alignment:
         Raises:
             CheckpointError: Nothing there, or the files are damaged or do not fit together.
         """
-        folder = Path(folder)
+        folder = as_path(folder)
         if not is_file(folder / SETTINGS):
             raise CheckpointError(
                 f"an alignment, a folder with {SETTINGS}", f"none at {folder}",

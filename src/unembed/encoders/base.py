@@ -133,9 +133,10 @@ def check_texts(texts: Iterable[str]) -> list[str]:
     Raises:
         EmbeddingError: A lone string, or a text that is none, is empty or only white space.
     """
-    lone = isinstance(texts, (str, bytes))  # a string is a sequence of its letters
-    if lone or not isinstance(texts, Iterable):
-        kind = "the lone string" if lone else type(texts).__name__
+    given: Any = texts  # from Python anything may come
+    lone = isinstance(given, (str, bytes))  # a string is a sequence of its letters
+    if lone or not isinstance(given, Iterable):
+        kind = "the lone string" if lone else type(given).__name__
         raise EmbeddingError("a list of texts", f"{kind} {texts!r:.80}", "Put it into a list")
     checked = list(texts)
     for index, text in enumerate(checked):

@@ -69,10 +69,12 @@ def _as_floats(embeddings: Any, dimension: int) -> NDArray[np.float64]:
     if embeddings is None or isinstance(embeddings, (str, bytes)):
         raise EmbeddingError(expected, repr(embeddings)[:80], "Encode texts first")
     try:
-        if hasattr(embeddings, "detach"):  # torch; NumPy has no bfloat16
+        if hasattr(embeddings, "detach") and hasattr(embeddings, "dtype"):  # NumPy lacks bfloat16
             tensor = embeddings.detach().cpu()
             embeddings = tensor.float() if "bfloat16" in str(tensor.dtype) else tensor.numpy()
         array = np.asarray(embeddings)
+        if array.dtype == object and not array.ndim:  # a generator, a set, an answer of a service
+            raise TypeError(f"{type(embeddings).__name__}, which is no array")
         if array.dtype == object:  # a Series of arrays, whole numbers above 2^64
             array = np.asarray([np.asarray(row, dtype=np.float64) for row in array])
         if array.dtype.name != "bfloat16" and array.dtype.kind not in "fi":

@@ -79,7 +79,7 @@ class PassageFile:
         column: Column or key of the text; the columns ``domain`` and ``lang`` are labels.
     """
 
-    path: Path
+    path: str | Path
     column: str = "text"
 
     def __iter__(self) -> Iterator[Passage]:
@@ -205,7 +205,7 @@ def _known_of(row: Mapping[str, object]) -> Labels:
     return _without_blanks({name: row.get(name) for name in LABELS})
 
 
-def _as_passages(texts: Iterable[Any]) -> Iterator[Passage]:
+def _as_passages(texts: Any) -> Iterator[Passage]:
     if isinstance(texts, str) or not isinstance(texts, Iterable):
         kind = "the lone string" if isinstance(texts, str) else type(texts).__name__
         raise DataError("a list of texts", f"{kind} {texts!r:.80}", "Put it into a list")

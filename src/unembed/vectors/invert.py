@@ -13,9 +13,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from unembed.decoding.settings import require_whole
 from unembed.decoding.strategy import Inversion
 from unembed.encoders.base import Encoder
 from unembed.errors import EmbeddingError
+from unembed.files import as_path
 from unembed.inverter import Inverter
 from unembed.vectors.output import PartFile, named_columns, require_writable
 from unembed.vectors.read import Chunk, VectorFile
@@ -98,15 +100,19 @@ def invert_file(
     Raises:
         EmbeddingError: The file cannot be read or its vectors cannot be inverted.
     """
-    file = source if isinstance(source, VectorFile) else VectorFile(Path(source))
+    file = _as_file(source)
     stream = invert_stream(inverter, file, check=check, **options)
     return [item for _, items in stream for item in items]
 
 
+def _as_file(source: Any) -> VectorFile:
+    return source if isinstance(source, VectorFile) else VectorFile(source)
+
+
 def invert_to_file(
     inverter: Inverter,
-    source: VectorFile,
-    out: Path,
+    source: str | Path | VectorFile,
+    out: str | Path,
     *,
     progress: Callable[[str, int, int], None] = lambda stage, count, total: None,
     check: Encoder | None = None,
@@ -135,6 +141,7 @@ def invert_to_file(
         EmbeddingError: The vectors cannot be read or none can be inverted, or ``out`` cannot be
             written or is the source itself, or its ``.part`` is of another call.
     """
+    source, out = _as_file(source), as_path(out)
     require_writable(out, source.parts())
     total = len(source)
     part_file = PartFile(out, _identity(inverter, source, check, options))
@@ -181,7 +188,9 @@ def invert_stream(
     Raises:
         EmbeddingError: The file cannot be read or its vectors cannot be inverted.
         EncoderError: ``check`` is not the inverter's encoder.
+        ConfigError: ``batch_size`` is no whole number of at least 1.
     """
+    require_whole(batch_size=(batch_size, 1))
     if check is not None:
         inverter.require_encoder(check)
     for chunk in _chunks(inverter, source):

@@ -21,7 +21,7 @@ _SHOWN_CHARS = 12
 _LETTERS = 64  # of a number and what is around it, at most
 _BASE64 = re.compile(r"[A-Za-z0-9+/_-]+={0,2}")
 _SCALAR = re.compile(r"np\.float\d+\(([^()]*)\)")  # as NumPy 2 writes lists of its numbers
-_CALL = re.compile(r"[a-z.]+\(\s*\[")  # array([...], dtype=float32), tensor([...])
+_CALL = re.compile(r"[A-Za-z.]+\(\s*\[")  # array([...], dtype=float32), tensor([...])
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECASE)
 _PICKLE = b"\x80"
 _FIX = "Save the vectors as float32 with numpy.save"

@@ -115,6 +115,13 @@ class VectorFile:
                 object.__setattr__(self, name, Path(value) if name == "path" else (value,))
         if not isinstance(self.path, Path):
             raise EmbeddingError("the path of a file of vectors", repr(self.path), "Correct it")
+        if not isinstance(self.key, str | None):
+            raise EmbeddingError("a key or column as text", repr(self.key), "Correct key")
+        if not isinstance(self.ranges, Ranges | None):
+            raise EmbeddingError("Ranges", repr(self.ranges), "Make them with Ranges.parse")
+        are_names = isinstance(self.keep, (list, tuple))
+        if not are_names or not all(isinstance(name, str) for name in self.keep):
+            raise EmbeddingError("names of columns to keep", repr(self.keep), "Correct keep")
 
     def __len__(self) -> int:
         """Rows, bad ones included; of JSON lines the lines.

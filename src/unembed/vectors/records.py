@@ -17,10 +17,11 @@ from unembed.vectors.numbers import Reason, from_javascript
 
 NAMES = ("embedding", "vector", "values", "embeddings", "vectors")
 # Where services and stores put the records: OpenAI, its batch files, Qdrant, Elasticsearch, Vespa,
-# Milvus, Vertex, Redis, Bedrock's batch files, Weaviate
+# Milvus, Vertex, Redis, Bedrock's batch files, DashScope, Weaviate
 _INSIDE = ("data", "response", "body", "result", "results", "points", "hits", "embeddings",
            "float", "vectors", "matches", "fields", "rows", "predictions", "items", "documents",
-           "entities", "value", "_source", "modelOutput", "objects")  # fmt: skip
+           "entities", "value", "_source", "modelOutput", "output",
+           "objects")  # fmt: skip
 _FORMATS = ("float", "data", *NAMES)  # keys of a vector, not names of several
 LINE_BYTES = 16 << 20
 _DOCUMENT_BYTES = 256 << 20

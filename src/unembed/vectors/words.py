@@ -25,7 +25,7 @@ from unembed.decoding.settings import require_whole
 from unembed.encoders.base import EncoderIdentity
 from unembed.encoders.vectors import VectorStatistics, as_unit_vectors
 from unembed.errors import CheckpointError, DataError, EncoderError
-from unembed.files import atomic, read_json, require_weights
+from unembed.files import as_path, atomic, read_json, require_weights
 
 FORMAT = 1
 WORDS, WEIGHTS = "words.json", "words.safetensors"
@@ -183,12 +183,13 @@ class WordProbe:
             ) from error
         return probe
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: str | Path) -> None:
         """Write the probe into a folder: weights in int8 with a scale for each word, and JSON.
 
         Raises:
             CheckpointError: The disk refused.
         """
+        folder = as_path(folder)
         scale = np.abs(self.weight).max(axis=1) / _LARGEST
         scale[scale == 0] = 1.0
         tensors = {
@@ -276,7 +277,7 @@ def fit_words(
     Raises:
         DataError: Fewer than 200 pairs, or no word that eight texts have.
     """
-    _require_pairs(len(texts), len(vectors))
+    _require_pairs(encoder, texts, len(vectors))
     order = np.random.default_rng(seed).permutation(len(texts))
     held_out, fitted = np.split(order, [round(_CALIBRATION * len(texts))])
     counted = [*(texts[i] for i in fitted), *corpus]
@@ -328,10 +329,15 @@ def fit_words(
     return WordProbe(encoder, words, names, *tensors, facts, statistics)
 
 
-def _require_pairs(texts: int, vectors: int) -> None:
-    if texts < _LEAST_PAIRS or texts != vectors:
-        actual = f"{texts} texts and {vectors} vectors"
+def _require_pairs(encoder: Any, texts: Sequence[Any], vectors: int) -> None:
+    if not isinstance(encoder, EncoderIdentity):
+        raise DataError("the identity of an encoder", f"{encoder!r:.80}", "Pass encoder.identity")
+    if len(texts) < _LEAST_PAIRS or len(texts) != vectors:
+        actual = f"{len(texts)} texts and {vectors} vectors"
         raise DataError(f"at least {_LEAST_PAIRS} texts with a vector each", actual, "Add some")
+    kinds = {type(text).__name__ for text in texts if not isinstance(text, str)}
+    if kinds:
+        raise DataError("texts", ", ".join(sorted(kinds)), "Leave them out, or make them strings")
 
 
 def occurrences(texts: Sequence[str], words: Sequence[str]) -> NDArray[np.bool_]:

@@ -16,7 +16,7 @@ from unembed.evaluation.frontier import Frontier
 from unembed.evaluation.metrics import ESSENTIAL, KINDS, METRICS
 from unembed.evaluation.report.plots import draw_frontier, draw_plots
 from unembed.evaluation.samples import LENGTH, Example, choose_examples
-from unembed.files import atomic, write_json
+from unembed.files import as_path, atomic, write_json
 
 _MOST_TEXTS = 500
 
@@ -58,7 +58,7 @@ show();
 """
 
 
-def write_report(evaluation: Evaluation, folder: Path) -> None:
+def write_report(evaluation: Evaluation, folder: str | Path) -> None:
     """Write ``report.json``, ``report.md``, ``report.html`` and ``plots/`` (PNG and SVG).
 
     Without matplotlib the plots are missing, and the notes of the report say so.
@@ -70,6 +70,7 @@ def write_report(evaluation: Evaluation, folder: Path) -> None:
     Raises:
         DataError: The folder cannot be written.
     """
+    folder = as_path(folder)
     try:
         (folder / "plots").mkdir(parents=True, exist_ok=True)
         plots, missing = draw_plots(evaluation, folder / "plots")
