@@ -187,3 +187,16 @@ def test_both_kernels_of_attention_agree(length):
     products = attention(q.requires_grad_(), k, v)
     assert products.requires_grad and not fused.requires_grad
     torch.testing.assert_close(products.detach(), fused, rtol=0.02, atol=0.02)
+
+
+def test_denoiser_without_values_draws_none(monkeypatch):
+    """`normal_` on the meta device loads torch's compiler, which takes seconds."""
+
+    def draw(*args, **kwargs):
+        raise AssertionError("drawn")
+
+    monkeypatch.setattr(torch.nn.init, "normal_", draw)
+    with torch.device("meta"):
+        assert Denoiser(TINY).token_table.weight.is_meta
+    with pytest.raises(AssertionError, match="drawn"):
+        Denoiser(TINY)

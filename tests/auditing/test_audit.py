@@ -244,6 +244,12 @@ def test_audit_refuses_a_field_that_no_row_has(texts, encoder, inverter, tmp_pat
         audit(path, to=inverter, encoder=encoder, group_by="tenant")
 
 
+@pytest.mark.parametrize("store", [None, 3, [[1.0]]])
+def test_audit_refuses_what_is_no_store(store, inverter):
+    with pytest.raises(ConfigError, match="an open store or the address of one"):
+        audit(store, to=inverter)
+
+
 @pytest.mark.parametrize("bad", [{"sample": 0}, {"decoding": "nothing"}])
 def test_audit_refuses_wrong_settings(store, inverter, bad):
     with pytest.raises(ConfigError):

@@ -278,6 +278,12 @@ def test_recommendation_names_the_conditions(report):
     assert "rotation" in second and "lookup with 80 leaked pairs" in second
 
 
+def test_recommendation_says_that_no_pairs_were_tried(records, inverter):
+    report = defend(records, defences="rotation", attackers="U", to=inverter, **SMALL)
+    assert "nobody was asked who knows texts with" in report.recommendation()[1]
+    assert not any("pairs" in note for note in report.notes)
+
+
 def test_recommendation_where_nothing_is_within_the_budget(report):
     tight = replace(report, rows=[report.rows[0]])
     assert isinstance(tight, DefenceReport)

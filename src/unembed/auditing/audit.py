@@ -96,7 +96,7 @@ def audit(  # noqa: PLR0913 - the front door; all but the first have a default
         ConfigError: A setting that does not exist or does not go with the others.
     """
     settings: dict[str, Any] = {
-        "store": name or (str(store) if isinstance(store, (str, Path)) else store.facts.collection),
+        "store": name or _name(store),
         "sample": sample,
         "seed": seed,
         "decoding": str(decoding),
@@ -124,6 +124,17 @@ def audit(  # noqa: PLR0913 - the front door; all but the first have a default
     if folder is not None:
         shutil.rmtree(folder / UNFINISHED, ignore_errors=True)
     return result
+
+
+def _name(store: Store | str | Path) -> str:
+    """What the report calls a store: its address, or the collection of an open one."""
+    if isinstance(store, Store):
+        return store.facts.collection
+    if not isinstance(store, (str, Path)):
+        raise ConfigError(
+            "an open store or the address of one", type(store).__name__, "See docs/audit.md"
+        )
+    return str(store)
 
 
 def _command(settings: dict[str, Any]) -> str:

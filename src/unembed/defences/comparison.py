@@ -120,7 +120,7 @@ def defend(  # noqa: PLR0913 - the front door; all but the first have a default
     required = [each for each in selection if not (lenient and str(each) in ALL)]
     try_out(required, records.vectors, encoder is not None)
     run = Comparison(records, inverter, encoder, unfinished_folder(folder), progress, seed)
-    run.split(held_out, max(pairs))
+    run.split(held_out, max(pairs) if "R" in names else 0)
     run.read_corpus(corpus, corpus_column, overlap)
     run.plan(names, sorted(set(pairs)), as_decoding(decoding, {}), minutes)
     run.set_queries(queries)

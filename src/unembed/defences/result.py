@@ -138,6 +138,11 @@ class DefenceReport:
         )
         if best is None or best.f1(best.without_pairs).mean >= self.rows[0].f1().mean:
             return f"{general}; whatever is chosen, keep the vectors as safe as the texts."
+        if not pairs:
+            return (
+                f"{general}; {best.defence} rests on a secret, and nobody was asked who knows "
+                "texts with their stored vectors, which such defences fall to (--attackers R)."
+            )
         alone, broken = best.f1(best.without_pairs), best.f1()
         return (
             f"{general}; while no text is known together with its stored vector, {best.defence} "
