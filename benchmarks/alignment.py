@@ -16,8 +16,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
+from unembed.baselines.algen import fit_pseudo_inverse
 from unembed.encoders.alignment import Alignment, PairSums, fit_alignment
 from unembed.encoders.base import EncoderIdentity
 from unembed.encoders.sentence import load_encoder
@@ -26,24 +26,14 @@ from unembed.evaluation.report.plots import curve_table
 from unembed.inverter import Inverter
 
 
-def published(inverter: Inverter, x: NDArray[np.float32], y: NDArray[np.float32]) -> Alignment:
-    """ALGEN's map (arXiv 2502.11308): W = pinv(XᵀX) XᵀY, no means, no penalty."""
-    wide = x.astype(np.float64)
-    matrix = np.linalg.pinv(wide.T @ wide) @ (wide.T @ y)
-    return _bare(matrix.astype(np.float32), len(x), inverter.encoder)
-
-
-def _bare(matrix: NDArray[np.float32], pairs: int, target: EncoderIdentity) -> Alignment:
-    """A map without means."""
-    source, own = (np.zeros(size, np.float32) for size in matrix.shape)
-    return Alignment("linear", matrix, source, own, pairs, None, None, {}, 0.0, target)
-
-
 def recipes(options: argparse.Namespace) -> None:
     """Both recipes on the same nested pairs and the same held-out texts."""
     inverter = Inverter.from_pretrained("minilm").to("cpu", options.dtype)
     encoder = load_encoder("all-MiniLM-L6-v2")
-    for name, fit in (("published", partial(published, inverter)), ("ours", None)):
+    for name, fit in (
+        ("published", partial(fit_pseudo_inverse, target=inverter.encoder)),
+        ("ours", None),
+    ):
         if options.only not in (None, name):
             continue
         leaked, held_out = (LeakedPairs(Path(p)) for p in (options.leaked, options.held_out))
@@ -86,7 +76,9 @@ def inverting(options: argparse.Namespace) -> None:
     random = np.random.default_rng(0)
     x = random.standard_normal((64, 1536)).astype(np.float32)
     matrix = random.standard_normal((1536, 384)).astype(np.float32)
-    aligned = inverter.aligned(_bare(matrix, 1, inverter.encoder))
+    means = np.zeros(len(matrix), np.float32), np.zeros(matrix.shape[1], np.float32)
+    plain = Alignment("linear", matrix, *means, 1, None, None, {}, 0.0, inverter.encoder)
+    aligned = inverter.aligned(plain)
     vectors = aligned.map_vectors(x)
     times: dict[str, list[float]] = {"plain": [], "aligned": []}
     for _ in range(options.rounds + 1):

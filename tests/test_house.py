@@ -25,6 +25,7 @@ IMPORTS = {
     "__main__": "cli",
     "auditing": "data decoding encoders errors evaluation files inverter tokenizer vectors",
     "backends": "denoiser device diffusion errors files",
+    "baselines": "checkpoints decoding diffusion encoders files tokenizer",
     "checkpoints": "denoiser encoders errors files tokenizer",
     "cli": "auditing backends checkpoints config data decoding defences demo device encoders "
     "errors evaluation files inverter tokenizer training vectors",

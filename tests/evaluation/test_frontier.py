@@ -120,7 +120,7 @@ def test_write_frontier_writes_table_figures_and_picture(measure, tmp_path):
 
 def test_draw_takes_each_length_with_its_share(inverter, passages):
     samples = frontier.Samples(passages, inverter.tokenizer, frontier.cutting(inverter))
-    chosen, shares = frontier._draw(samples, 32, 2, 0)
+    chosen, shares = frontier.draw_by_length(samples, 32, 2, 0)
     sizes = np.array([len(sample.token_ids) for sample in samples])
     for name, some in chosen.items():
         low, high = (int(end) for end in name.split("-"))

@@ -12,6 +12,7 @@ The same value goes into the command line, Python, evaluation, demo and benchmar
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import logging
 import math
 from collections.abc import Mapping
@@ -40,6 +41,8 @@ STRATEGIES: dict[str, type[Strategy]] = {
     "residual": Residual,
     "guided-search": GuidedSearch,
 }
+# Strategies of other systems, whose modules stand on this one: imported when they are asked for
+PEERS = {"zero2text": ("unembed.baselines.zero2text", "Zero2Text")}
 DEFAULT_STEPS = 8  # as good as one a position, and four times as fast (docs/results.md)
 MOST_STEPS = 4096
 MOST_CALLS = 1_000_000
@@ -166,9 +169,9 @@ class Decoding:
     def name(self) -> str:
         """The strategy's name; of one that is not registered, its class's."""
         kind = type(self.strategy)
-        return next(
-            (name for name, strategy in STRATEGIES.items() if strategy is kind), kind.__name__
-        )
+        names = {strategy: name for name, strategy in STRATEGIES.items()}
+        peers = {place: name for name, place in PEERS.items()}
+        return names.get(kind) or peers.get((kind.__module__, kind.__name__), kind.__name__)
 
     @property
     def threat_model(self) -> str:
@@ -250,13 +253,13 @@ def make_strategy(name: str, options: Mapping[str, Any]) -> Strategy:
     """Make the strategy registered under a name, with its options.
 
     Args:
-        name: A key of `STRATEGIES`.
+        name: A key of `STRATEGIES` or `PEERS`.
         options: Name → value, of the option's type or as text.
 
     Raises:
         ConfigError: No such strategy or option, or a value of the wrong type or out of range.
     """
-    if name not in STRATEGIES:
+    if name not in (*STRATEGIES, *PEERS):
         _refuse(f"a strategy among {', '.join(STRATEGIES)}", name, "the strategy")
     defaults = {item.name: item.default for item in strategy_fields(name)}
     values: dict[str, Any] = {}
@@ -271,12 +274,20 @@ def make_strategy(name: str, options: Mapping[str, Any]) -> Strategy:
         if current in values:
             _refuse(f"the option {current} once", options, "the option")
         values[current] = _convert(key, value, type(defaults[current]))
-    return STRATEGIES[name](**values)
+    return _strategy_type(name)(**values)
+
+
+def _strategy_type(name: str) -> type[Strategy]:
+    if name in STRATEGIES:
+        return STRATEGIES[name]
+    module, kind = PEERS[name]
+    peer: type[Strategy] = getattr(importlib.import_module(module), kind)
+    return peer
 
 
 def strategy_fields(name: str) -> tuple[dataclasses.Field[Any], ...]:
     """The options of a strategy, as `unembed.decoding.strategy.option` declares them."""
-    return dataclasses.fields(cast(Any, STRATEGIES[name]))
+    return dataclasses.fields(cast(Any, _strategy_type(name)))
 
 
 def parse_guidance(text: str) -> tuple[float, float]:

@@ -196,6 +196,14 @@ class Oracle(Protocol):
         """
         ...
 
+    def ids_of(self, texts: Sequence[str]) -> list[list[int]]:
+        """Tokenise texts that were not written in token ids."""
+        ...
+
+    def target(self, row: int) -> NDArray[np.float32]:
+        """Look up the target vector [D] of a row, as the encoder's numbers are: on the CPU."""
+        ...
+
     def starts(self, row: int) -> Sequence[Sequence[int]]:
         """Give token ids of texts like that of one vector, nearest first, if a corpus has them."""
         ...

