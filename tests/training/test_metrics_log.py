@@ -1,4 +1,5 @@
 import csv
+import importlib
 import json
 import subprocess
 import sys
@@ -122,7 +123,11 @@ def scalars(folder) -> dict[str, list[tuple[int, float]]]:
     }
 
 
-def test_tensorboard_shows_the_records_and_forgets_what_was_cut(tmp_path):
+def test_tensorboard_shows_the_records_and_forgets_what_was_cut(tmp_path, monkeypatch):
+    # Files of one second are read in the order of this number, as text: 9 behind 10
+    writer = "tensorboard.summary.writer.event_file_writer"
+    counter = importlib.import_module(writer).AtomicCounter(0)
+    monkeypatch.setattr(f"{writer}._global_uid", counter)
     log = MetricsLog(tmp_path / METRICS, 0, tensorboard=True)
     for record in (training(2), validation(2), training(4), training(6)):
         log.write(record)
