@@ -14,7 +14,7 @@ from unembed.data.pairs import Pairs
 from unembed.data.readers import count_texts, read_texts
 from unembed.encoders.alignment import Alignment
 from unembed.errors import ConfigError, DataError, UnembedError
-from unembed.files import EXTRAS, atomic, has_extra, install_line, require_extra
+from unembed.files import EXTRAS, atomic, has_extra, install_line, make_folder, require_extra
 from unembed.training.curves import read_run
 from unembed.training.export import inverter_from_run
 from unembed.vectors.output import PartFile, require_writable
@@ -189,3 +189,14 @@ def test_require_apart_knows_a_file_by_any_name(tmp_path):
 def test_as_path_refuses_what_is_none(value):
     with pytest.raises(DataError, match="a path; found"):
         sources.as_path(value)
+
+
+def test_make_folder_only_tries_one_that_is_not_kept(tmp_path):
+    make_folder(tmp_path / "a" / "b", keep=False)
+    assert not (tmp_path / "a").exists()
+    make_folder(tmp_path / "a")
+    make_folder(tmp_path / "a", keep=False)
+    assert (tmp_path / "a").is_dir()
+    (tmp_path / "file").touch()
+    with pytest.raises(DataError, match="Choose another --out"):
+        make_folder(tmp_path / "file" / "b", keep=False)

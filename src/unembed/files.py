@@ -265,14 +265,19 @@ def require_apart(source: Path, out: Path) -> None:
         raise DataError(f"an --out outside of {source}", str(out), "Choose another --out")
 
 
-def make_folder(out: Path) -> None:
+def make_folder(out: Path, *, keep: bool = True) -> None:
     """Create a folder for what a command writes, unless it is there.
+
+    With ``keep`` false it is only tried, before what takes long, and none is left behind.
 
     Raises:
         DataError: It cannot be.
     """
+    missing = [] if keep else [p for p in (out, *out.parents) if not os.path.lexists(p)]
     try:
         out.mkdir(parents=True, exist_ok=True)
+        for path in missing:
+            path.rmdir()
     except (OSError, ValueError) as error:
         raise DataError(f"a folder at {out}", str(error), "Choose another --out") from error
 
@@ -293,11 +298,8 @@ def text_files(path: str | Path) -> list[Path]:
         raise DataError("a text file", f"nothing at {path}", "Correct the path")
     files = sorted(file for file in path.rglob("*") if _is_text_file(file, path))
     if not files:
-        raise DataError(
-            f"a text file in the folder {path}",
-            f"none that ends in {_KINDS}",
-            "Choose another folder",
-        )
+        ending = f"none that ends in {_KINDS}"
+        raise DataError(f"a text file in the folder {path}", ending, "Choose another folder")
     return files
 
 

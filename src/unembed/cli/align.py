@@ -134,7 +134,7 @@ def align(
     else:
         settings = {"name": source, **(api if from_api else {})}
         leaked = _texts(context, pairs, texts, column, settings, device, trust_remote_code)
-    make_folder(out)  # before what takes long
+    make_folder(out, keep=False)  # before what takes long
     inverter = make_inverter(to, None, device)
     where = encoder_settings(inverter, encoder)
     where |= {} if from_api and not where["name"].startswith(API_PREFIX) else api

@@ -174,7 +174,7 @@ def _fit(
         passages = list(read_texts(texts, text_column))
         model, drawn = make(), chunks_of(passages, COUNTED * limit, seed)
         chunks, corpus = drawn[:limit], drawn[limit:]
-    make_folder(out)  # before what takes long
+    make_folder(out, keep=False)  # before what takes long
     with StageDisplay() as display:
         if model is not None:
             finished = 0
