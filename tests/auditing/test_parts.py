@@ -13,15 +13,13 @@ from unembed.auditing.scoring import ANY, EXACT, F1, Record, Scorer, figures
 from unembed.auditing.sensitive import (
     Masker,
     PatternsAndPresidio,
-    count_recovered,
     find_sensitive,
     make_finder,
     mask,
-    speller,
 )
 from unembed.encoders.pipeline import variant
 from unembed.evaluation.bootstrap import Figure
-from unembed.evaluation.metrics import Recovery
+from unembed.evaluation.metrics import Recovery, count_recovered, speller
 from unembed.vectors.stores.store import StoreFacts
 
 TEXT = (

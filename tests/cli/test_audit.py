@@ -1,7 +1,6 @@
 """`audit` and `read` as commands: exit codes, one line for each fault, nothing written."""
 
 import json
-import sys
 
 import numpy as np
 import pyarrow as pa
@@ -9,7 +8,6 @@ import pyarrow.parquet as pq
 import pytest
 
 from unembed.auditing import audit as module
-from unembed.cli import main as cli
 from unembed.encoders.base import FakeEncoder
 
 TEXTS = [
@@ -21,23 +19,11 @@ TEXTS = [
 
 
 @pytest.fixture
-def run(monkeypatch, capfd, tmp_path):
-    """Run a command: returns exit code, standard output, standard error."""
+def run(run, monkeypatch, tmp_path):
+    """Run a command in the folder of the test, where the fake encoder is found by its name."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(module, "load_encoder", lambda name, **options: FakeEncoder())
-
-    def command(*arguments):
-        monkeypatch.setattr(sys, "argv", ["unembed", *map(str, arguments)])
-        capfd.readouterr()
-        try:
-            cli.main()
-            code = 0
-        except SystemExit as stop:
-            code = stop.code
-        out, err = capfd.readouterr()
-        return code, out, err
-
-    return command
+    return run
 
 
 @pytest.fixture

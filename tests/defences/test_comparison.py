@@ -12,12 +12,13 @@ from unembed.defences import comparison as front
 from unembed.defences.attackers import parse_attackers
 from unembed.defences.comparison import defend
 from unembed.defences.defence import Defence, parse_defence, unit
-from unembed.defences.leak import F1, UNFINISHED
+from unembed.defences.leak import F1
 from unembed.defences.records import Queries, Records
 from unembed.defences.report import picture, to_markdown, to_page, write_report
 from unembed.defences.result import DefenceReport
 from unembed.defences.utility import NDCG, OVERLAP, RECALL
 from unembed.errors import ConfigError, DataError
+from unembed.evaluation.cache import UNFINISHED
 
 SMALL = {"held_out": 40, "pairs": (10, 80), "seed": 0}
 

@@ -33,7 +33,8 @@ from unembed.decoding import Decoding
 from unembed.encoders import load_encoder
 from unembed.encoders.alignment import Alignment
 from unembed.encoders.base import Encoder
-from unembed.errors import ConfigError, DataError, StoreError, UnembedError
+from unembed.errors import ConfigError, StoreError, UnembedError
+from unembed.evaluation.cache import UNFINISHED, unfinished_folder
 from unembed.inverter import Inverter
 from unembed.vectors.stores.address import open_store
 from unembed.vectors.stores.store import Store, VectorBatch
@@ -41,7 +42,6 @@ from unembed.vectors.words import WordProbe, shipped_probes
 
 _CALLED_ROWS = 32  # records the encoder is called for
 _LEAST_PAIRS = 4
-UNFINISHED = ".unfinished"  # folder of recoveries, removed at the end
 
 
 def audit(  # noqa: PLR0913 - the front door; all but the first have a default
@@ -113,7 +113,7 @@ def audit(  # noqa: PLR0913 - the front door; all but the first have a default
             keep = () if group_by is None else (group_by,)
             store = stack.enter_context(open_store(store, text_column=text_column, keep=keep))
         inverter = Inverter.from_pretrained(to) if isinstance(to, str) else to
-        run = _Run(store, inverter, settings, _unfinished(folder), progress)
+        run = _Run(store, inverter, settings, unfinished_folder(folder), progress)
         run.load_encoders(encoder)
         run.read(sample, seed, group_by)
         if corpus is not None:
@@ -144,17 +144,6 @@ def _command(settings: dict[str, Any]) -> str:
         if value and name not in ("store", "decoding", "show_pii"):
             words += [f"--{name.replace('_', '-')}", str(value)]
     return shlex.join(words)
-
-
-def _unfinished(folder: Path | None) -> Path | None:
-    """Where recoveries lie until all are there: unmasked, so for nobody else to read."""
-    if folder is None:
-        return None
-    try:
-        (folder / UNFINISHED).mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError as error:
-        raise DataError(f"a folder at {folder}", str(error), "Choose another --out") from error
-    return folder / UNFINISHED
 
 
 class _Run:

@@ -9,9 +9,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unembed.auditing.sensitive import KINDS, Finder, count_recovered, speller
+from unembed.auditing.sensitive import KINDS, Finder
 from unembed.evaluation.bootstrap import Figure, draw_blocks
-from unembed.evaluation.metrics import Recovery, exact_match, token_set_f1
+from unembed.evaluation.metrics import (
+    Recovery,
+    count_recovered,
+    exact_match,
+    speller,
+    token_set_f1,
+    windows_of,
+)
 from unembed.files import has_extra
 from unembed.tokenizer import TextTokenizer
 
@@ -98,7 +105,8 @@ class Scorer:
 
     def measure(self, record: Record, recovery: Recovery) -> dict[str, Any]:
         """Numbers of one record: a value a metric, and for each kind (recovered, in all)."""
-        windows = self._windows(record.token_ids)
+        ids = record.token_ids
+        windows = [*([ids] if len(ids) > self._longest else []), *windows_of(ids, self._longest)]
         scores = [token_set_f1(window, recovery.token_ids) for window in windows]
         best = int(np.argmax(scores))
         values: dict[str, Any] = {
@@ -111,13 +119,6 @@ class Scorer:
             values[ROUGE] = self._rouge.score(reference, recovery.text)["rougeL"].fmeasure
         values |= count_recovered(record.spans, recovery.text, self._pattern)
         return values
-
-    def _windows(self, ids: list[int]) -> list[list[int]]:
-        size = self._longest
-        if len(ids) <= size:
-            return [ids]
-        starts = [*range(0, len(ids) - size, max(1, size // 2)), len(ids) - size]
-        return [ids, *(ids[start : start + size] for start in starts)]
 
     def _pattern(self, span: str) -> str:
         if span not in self._patterns:

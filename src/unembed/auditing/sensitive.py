@@ -9,7 +9,6 @@ from typing import Any
 
 from unembed.evaluation.metrics import find_spans
 from unembed.files import has_extra
-from unembed.tokenizer import TextTokenizer
 
 KINDS = (
     "names",
@@ -138,39 +137,6 @@ class PatternsAndPresidio:
             elif not any(span in other or other in span for other in own):
                 spans.setdefault(kind, set()).add(span)
         return {kind: spans[kind] for kind in KINDS if kind in spans}
-
-
-def count_recovered(
-    spans: Mapping[str, set[str]], recovered: str, spell: Callable[[str], str]
-) -> dict[str, tuple[int, int]]:
-    """For each kind how many of the spans stand in a recovery, and how many there were.
-
-    Compared without case, accents and white space, as the inverter's tokenizer spells them; a span
-    must not run on into a longer word.
-
-    Args:
-        spans: Of the original.
-        recovered: What came back.
-        spell: Of `speller`.
-    """
-    folded, counts = recovered.casefold(), {}
-    for kind, texts in spans.items():
-        patterns = list(filter(None, map(spell, sorted(texts))))
-        if patterns:
-            hits = sum(re.search(pattern, folded) is not None for pattern in patterns)
-            counts[kind] = (hits, len(patterns))
-    return counts
-
-
-def speller(tokenizer: TextTokenizer) -> Callable[[str], str]:
-    """A span → the pattern of it, as the tokenizer spells it; empty where it spells nothing."""
-
-    def pattern(span: str) -> str:
-        (spelled,) = tokenizer.decode(tokenizer.encode([span]))
-        signs = [re.escape(sign) for sign in "".join(spelled.split()).casefold()]
-        return r"(?<!\w)" + r"\s*".join(signs) + r"(?!\w)" if signs else ""
-
-    return pattern
 
 
 class Masker:

@@ -44,7 +44,6 @@ from unembed.defences.leak import (
     array_digest,
     cached_array,
     identify,
-    unfinished_folder,
 )
 from unembed.defences.records import Queries, Records, own_queries
 from unembed.defences.result import NEEDS_PAIRS, DefenceReport, DefenceRow
@@ -53,6 +52,7 @@ from unembed.defences.utility import OVERLAP, Ranking, rank, relative_loss, util
 from unembed.encoders.base import Encoder, is_unicode
 from unembed.errors import ConfigError, DataError, UnembedError
 from unembed.evaluation.bootstrap import Figure, summarise
+from unembed.evaluation.cache import unfinished_folder
 from unembed.evaluation.metrics import Recovery
 from unembed.inverter import Inverter
 

@@ -14,15 +14,19 @@ from numpy.typing import NDArray
 from unembed.decoding import Decoding
 from unembed.defences.defence import Vectors
 from unembed.denoiser import weights_digest
-from unembed.errors import DataError
 from unembed.evaluation.bootstrap import Figure, summarise
 from unembed.evaluation.cache import RowCache
-from unembed.evaluation.metrics import Recovery, exact_match, span_recalls, token_set_f1
+from unembed.evaluation.metrics import (
+    Recovery,
+    exact_match,
+    span_recalls,
+    token_set_f1,
+    windows_of,
+)
 from unembed.evaluation.rows import derangement
 from unembed.files import atomic
 from unembed.inverter import Inverter
 
-UNFINISHED = ".unfinished"  # folder of recoveries and estimates, removed at the end
 F1, EXACT, DETAILS = "token F1", "exact match", "names and numbers"
 METRICS = (F1, EXACT, DETAILS)
 STAGE = "attacking"
@@ -39,17 +43,6 @@ def array_digest(*arrays: NDArray[Any]) -> str:
         digest.update(f"{array.dtype}{array.shape}".encode())
         digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()
-
-
-def unfinished_folder(folder: Path | None) -> Path | None:
-    """Where recoveries lie until all are there: for nobody else to read."""
-    if folder is None:
-        return None
-    try:
-        (folder / UNFINISHED).mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError as error:
-        raise DataError(f"a folder at {folder}", str(error), "Choose another --out") from error
-    return folder / UNFINISHED
 
 
 def cached_array(
@@ -160,7 +153,7 @@ class LeakMeter:
         """Token F1, exact match, and the share of a text's names and numbers that came back."""
         scores: Scores = {name: [] for name in METRICS}
         for text, ids, recovery in zip(self.texts, self.token_ids, recoveries, strict=True):
-            windows = self._windows(ids)
+            windows = windows_of(ids, self.inverter.length - 1)
             scores[F1].append(max(token_set_f1(w, recovery.token_ids) for w in windows))
             scores[EXACT].append(exact_match(ids, recovery.token_ids))
             shares = span_recalls(text, recovery.text, self.inverter.tokenizer).values()
@@ -170,13 +163,6 @@ class LeakMeter:
     def shuffled(self, recoveries: Sequence[Recovery]) -> Scores:
         """The same of the recovery of another text: what knowing nothing of the vector gives."""
         return self.score([recoveries[row] for row in derangement(len(recoveries)).tolist()])
-
-    def _windows(self, ids: list[int]) -> list[list[int]]:
-        size = self.inverter.length - 1
-        if len(ids) <= size:
-            return [ids]
-        starts = [*range(0, len(ids) - size, max(1, size // 2)), len(ids) - size]
-        return [ids[start : start + size] for start in starts]
 
 
 def identify(

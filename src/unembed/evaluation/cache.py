@@ -15,6 +15,7 @@ from unembed.errors import ConfigError, DataError
 from unembed.evaluation.metrics import Recovery
 
 FOLDER = "decoded"
+UNFINISHED = ".unfinished"  # folder of an audit's or a comparison's recoveries, removed at the end
 _DIGITS = 12
 
 
@@ -28,6 +29,21 @@ def as_folder(folder: Any) -> Path | None:
     if folder is not None and not isinstance(folder, (str, Path)):
         raise ConfigError("folder as a path", f"{folder!r:.80}", "Correct folder")
     return None if folder is None else Path(folder)
+
+
+def unfinished_folder(folder: Path | None) -> Path | None:
+    """Create the folder of recoveries until all are there: unmasked, so for nobody else to read.
+
+    Raises:
+        DataError: It cannot be.
+    """
+    if folder is None:
+        return None
+    try:
+        (folder / UNFINISHED).mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"a folder at {folder}", str(error), "Choose another --out") from error
+    return folder / UNFINISHED
 
 
 class RowCache:

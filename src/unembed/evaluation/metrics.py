@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -310,16 +310,33 @@ def span_recalls(original: str, recovered: str, tokenizer: TextTokenizer) -> dic
     Returns:
         Only the kinds that the original has.
     """
-    folded, recalls = recovered.casefold(), {}
-    for kind, spans in find_spans(original).items():
-        patterns = list(filter(None, map(_speller(tokenizer), spans)))
+    counts = count_recovered(find_spans(original), recovered, speller(tokenizer))
+    return {kind: hits / total for kind, (hits, total) in counts.items()}
+
+
+def count_recovered(
+    spans: Mapping[str, set[str]], recovered: str, spell: Callable[[str], str]
+) -> dict[str, tuple[int, int]]:
+    """For each kind how many of the spans stand in a recovery, and how many there were.
+
+    Compared without case, accents and white space, as the inverter's tokenizer spells them; a span
+    must not run on into a longer word.
+
+    Args:
+        spans: Of the original.
+        recovered: What came back.
+        spell: Of `speller`.
+    """
+    folded, counts = recovered.casefold(), {}
+    for kind, texts in spans.items():
+        patterns = list(filter(None, map(spell, sorted(texts))))
         if patterns:
             hits = sum(re.search(pattern, folded) is not None for pattern in patterns)
-            recalls[kind] = hits / len(patterns)
-    return recalls
+            counts[kind] = (hits, len(patterns))
+    return counts
 
 
-def _speller(tokenizer: TextTokenizer) -> Callable[[str], str]:
+def speller(tokenizer: TextTokenizer) -> Callable[[str], str]:
     """A span → the pattern of it, as the tokenizer spells it; empty if it spells nothing."""
 
     def pattern(span: str) -> str:
@@ -328,3 +345,11 @@ def _speller(tokenizer: TextTokenizer) -> Callable[[str], str]:
         return r"(?<!\w)" + r"\s*".join(signs) + r"(?!\w)" if signs else ""
 
     return pattern
+
+
+def windows_of(ids: list[int], size: int) -> list[list[int]]:
+    """Cut a text into half overlapping windows of some tokens; whole where it is no longer."""
+    if len(ids) <= size:
+        return [ids]
+    starts = [*range(0, len(ids) - size, max(1, size // 2)), len(ids) - size]
+    return [ids[start : start + size] for start in starts]
