@@ -23,7 +23,7 @@ FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 IMPORTS = {
     "__init__": "auditing defences encoders errors evaluation inverter vectors",
     "__main__": "cli",
-    "auditing": "data decoding encoders errors evaluation files inverter tokenizer vectors",
+    "auditing": "decoding encoders errors evaluation files inverter tokenizer vectors",
     "backends": "denoiser device diffusion errors files",
     "baselines": "checkpoints decoding diffusion encoders files tokenizer",
     "checkpoints": "denoiser encoders errors files tokenizer",

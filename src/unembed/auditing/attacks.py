@@ -10,13 +10,13 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from unembed.data.readers import read_texts
 from unembed.decoding import Decoding
 from unembed.encoders.alignment import PairSums, fit_alignment
-from unembed.encoders.base import Encoder, EncoderIdentity, is_unicode
+from unembed.encoders.base import Encoder, EncoderIdentity
 from unembed.encoders.vectors import as_unit_vectors
 from unembed.evaluation.cache import RowCache
 from unembed.evaluation.metrics import Recovery
+from unembed.evaluation.samples import corpus_texts
 from unembed.inverter import Inverter
 from unembed.vectors.words import WordProbe
 
@@ -24,7 +24,6 @@ Vectors = NDArray[np.float32]
 Progress = Callable[[str, int, int], None]
 
 _BATCH = 64
-_MOST_CORPUS = 200_000  # texts of an auditor's corpus that are embedded
 _LIKELY = 0.5  # probability from which a word is named
 
 VECTOR_ONLY = "the vectors, and knowledge of which encoder made them"
@@ -167,17 +166,12 @@ class Corpus:
 
     @classmethod
     def read(cls, path: Path, column: str, encoder: Encoder, progress: Progress) -> Corpus:
-        """Read and embed the texts of a file, as `unembed.data.readers.read_texts` reads them.
+        """Read and embed the texts of a file, as `corpus_texts` reads them.
 
         Raises:
             DataError: The file cannot be read.
         """
-        texts = []
-        for text in read_texts(path, column):
-            if text.strip() and is_unicode(text):
-                texts.append(text)
-            if len(texts) >= _MOST_CORPUS:
-                break
+        texts = corpus_texts(path, column)
         done = 0
         parts = []
         for start in range(0, len(texts), 1024):

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from unembed.data.readers import read_texts, require_texts
+from unembed.data.readers import require_texts
 from unembed.decoding import Decoding
 from unembed.decoding.settings import as_decoding
 from unembed.defences.attackers import (
@@ -49,15 +49,15 @@ from unembed.defences.records import Queries, Records, own_queries
 from unembed.defences.result import NEEDS_PAIRS, DefenceReport, DefenceRow
 from unembed.defences.retrain import retrain
 from unembed.defences.utility import OVERLAP, Ranking, rank, relative_loss, utilities
-from unembed.encoders.base import Encoder, is_unicode
+from unembed.encoders.base import Encoder
 from unembed.errors import ConfigError, DataError, UnembedError
 from unembed.evaluation.bootstrap import Figure, summarise
 from unembed.evaluation.cache import unfinished_folder
 from unembed.evaluation.metrics import Recovery
+from unembed.evaluation.samples import corpus_texts
 from unembed.inverter import Inverter
 
 _LEAST_RECORDS = 8
-_MOST_CORPUS = 200_000  # texts of a corpus that are embedded
 _OWN_QUERIES = 200
 _RERANKED = "leak is that of the codes: the float vectors must lie elsewhere"
 
@@ -219,7 +219,7 @@ class Comparison:
             self.public = self.records.part(self.rest)
             self.corpus = self.records.part(np.concatenate([self.rest, share]))
             return
-        texts = [t for t in read_texts(path, column) if t.strip() and is_unicode(t)][:_MOST_CORPUS]
+        texts = corpus_texts(path, column)
         vectors = self._encode(texts, "embedding the corpus") if texts else None
         if vectors is None:
             raise DataError("texts of a corpus, and the encoder", f"{path}", "Correct --corpus")

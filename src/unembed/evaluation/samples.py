@@ -12,7 +12,7 @@ from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import chain, repeat
+from itertools import chain, islice, repeat
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,7 @@ from unembed.vectors.read import VectorFile
 LABELS, LENGTH = ("domain", "lang"), "length"
 _LENGTHS = ((1, 3), (4, 8), (9, 16), (17, 24), (25, 32))  # tokens, both ends included
 _REPORT_EVERY = 500
+_MOST_CORPUS = 200_000
 
 Labels = dict[str, str]
 
@@ -434,3 +435,13 @@ def choose_examples(
         places = generator.choice(third, size=min(per_third, len(third)), replace=False)
         thirds[name] = [order[place] for place in sorted(places, key=lambda p: order[p].index)]
     return thirds
+
+
+def corpus_texts(path: Path, column: str) -> list[str]:
+    """Read the first 200,000 texts of a file that can be embedded, such as an attacker may have.
+
+    Raises:
+        DataError: The file cannot be read.
+    """
+    usable = (text for text in read_texts(path, column) if text.strip() and is_unicode(text))
+    return list(islice(usable, _MOST_CORPUS))
