@@ -8,10 +8,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from unembed.auditing.attacks import WORDS
-from unembed.auditing.audit import UNFINISHED, audit
+from unembed.auditing.audit import audit
 from unembed.auditing.conclude import CONSTANT, NEAREST, SHUFFLED
 from unembed.auditing.report import write_report
-from unembed.errors import ConfigError, DataError, StoreError
+from unembed.errors import ConfigError, DataError, StoreError, UnembedError
+from unembed.evaluation.cache import UNFINISHED
+from unembed.vectors.stores.address import open_store
 from unembed.vectors.words import fit_words
 
 from .conftest import write
@@ -244,12 +246,6 @@ def test_audit_refuses_a_field_that_no_row_has(texts, encoder, inverter, tmp_pat
         audit(path, to=inverter, encoder=encoder, group_by="tenant")
 
 
-@pytest.mark.parametrize("store", [None, 3, [[1.0]]])
-def test_audit_refuses_what_is_no_store(store, inverter):
-    with pytest.raises(ConfigError, match="an open store or the address of one"):
-        audit(store, to=inverter)
-
-
 @pytest.mark.parametrize("bad", [{"sample": 0}, {"decoding": "nothing"}])
 def test_audit_refuses_wrong_settings(store, inverter, bad):
     with pytest.raises(ConfigError):
@@ -279,3 +275,72 @@ def test_to_dict_is_plain_data(report):
     data = report.to_dict()
     assert json.loads(json.dumps(data))["schema"] == 1
     assert replace(report, findings=[]).severity == "none"
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"sample": "4"}, "sample as a whole number of at least 1; found '4'"),
+        ({"sample": True}, "sample as a whole number"),
+        ({"seed": 1.5}, "seed as a whole number"),
+        ({"align_from_store": -1}, "align_from_store as a whole number of at least 0"),
+        ({"encoder_calls": None}, "encoder_calls as a whole number"),
+        ({"to": None}, "an inverter; found NoneType"),
+        ({"encoder": 3}, "an encoder, or its name; found int 3"),
+        ({"decoding": 3}, "a Decoding, or the text of one"),
+        ({"align": 3}, "a map, or the folder of one; found 3"),
+        ({"align_from_store": 2, "fit_align": 3}, "fit_align as a function"),
+        ({"corpus": ["a text"]}, "corpus as a path"),
+        ({"corpus": ""}, "corpus as a path; found ''"),
+        ({"corpus_column": 3}, "corpus_column as text"),
+        ({"probe": "nope"}, "a word probe: .*found nope"),
+        ({"group_by": 3}, "group_by as text"),
+        ({"text_column": 3}, "text_column as text"),
+        ({"show_pii": "no"}, "show_pii as True or False; found 'no'"),
+        ({"folder": 3}, "folder as a path"),
+        ({"progress": 3}, "progress as a function"),
+        ({"name": 3}, "name as text"),
+        ({"command": 3}, "command as text"),
+    ],
+)
+def test_audit_refuses_settings_of_another_kind(store, inverter, setting, message):
+    with pytest.raises(UnembedError, match=message):
+        audit(store, **{"to": inverter, "sample": 4, **setting})
+
+
+@pytest.mark.parametrize("store", [None, 3, [1.0], np.ones((2, 3)), "", " ", b"x"])
+def test_audit_refuses_what_is_no_store(store, inverter):
+    with pytest.raises(UnembedError, match=r"expected (an open store|a store)"):
+        audit(store, to=inverter)
+
+
+def test_audit_takes_numbers_of_numpy_and_paths_as_text(store, inverter, tmp_path):
+    plain = audit(store, to=inverter, sample=10, seed=3)
+    numbers = {"sample": np.int64(10), "seed": np.int32(3)}
+    other = audit(str(store), to=inverter, folder=str(tmp_path), **numbers)
+    assert json.dumps(other.to_dict()["records"]) == json.dumps(plain.to_dict()["records"])
+    assert json.dumps(other.settings), "a number of NumPy's is in the settings"
+    audit(store, to=inverter, sample=4, seed=1 << 70)  # a seed of any size
+
+
+def test_audit_of_an_open_store_needs_the_field_to_group_by(store, inverter):
+    with open_store(store) as opened, pytest.raises(ConfigError, match="opened with the field 'te"):
+        audit(opened, to=inverter, sample=4, group_by="tenant")
+    with open_store(store) as opened, pytest.raises(ConfigError, match="text_column with the add"):
+        audit(opened, to=inverter, sample=4, text_column="text")
+    with open_store(store, keep="tenant") as opened:
+        report = audit(opened, to=inverter, sample=20, group_by="tenant")
+    assert set(report.by_group) == {"north", "south"}
+
+
+def test_audit_notes_a_column_of_texts_that_holds_none(store, inverter, report):
+    bare = audit(store, to=inverter, sample=4, text_column="embedding")
+    assert bare.leak is None
+    assert any("'embedding' was taken for that of the texts" in note for note in bare.notes)
+    assert not any("was taken for" in note for note in report.notes)
+
+
+def test_write_report_refuses_what_is_no_report(report, tmp_path):
+    with pytest.raises(DataError, match="the report of an audit; found None"):
+        write_report(None, tmp_path)
+    assert all(path.is_file() for path in write_report(report, str(tmp_path / "as-text")))

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import unembed
 from unembed.defences import comparison as front
@@ -17,7 +18,7 @@ from unembed.defences.records import Queries, Records
 from unembed.defences.report import picture, to_markdown, to_page, write_report
 from unembed.defences.result import DefenceReport
 from unembed.defences.utility import NDCG, OVERLAP, RECALL
-from unembed.errors import ConfigError, DataError
+from unembed.errors import ConfigError, DataError, UnembedError
 from unembed.evaluation.cache import UNFINISHED
 
 SMALL = {"held_out": 40, "pairs": (10, 80), "seed": 0}
@@ -245,20 +246,20 @@ def test_defend_refuses_what_it_cannot_measure(records, inverter):
     cut = Records(records.ids, records.texts, records.vectors[:, :7])
     with pytest.raises(DataError, match="vectors of 32 dimensions"):
         defend(cut, to=inverter)
-    with pytest.raises(ConfigError, match="--budget from 0 to 1; found 2"):
+    with pytest.raises(ConfigError, match="budget as a number from 0 to 1; found 2"):
         defend(records, budget=2, to=inverter)
     with pytest.raises(ConfigError, match="the encoder, to embed texts again for pii"):
         defend(records, defences="pii", attackers="U", to=inverter, **SMALL)
     nobody = Queries(records.vectors[:2], [frozenset(["x"]), frozenset(["y"])])
     with pytest.raises(DataError, match="queries whose `relevant` names ids of records"):
         defend(records, queries=nobody, to=inverter, **SMALL)
-    with pytest.raises(ConfigError, match="minutes above 0 for A2; found nan"):
+    with pytest.raises(ConfigError, match=r"minutes as a number .*found nan"):
         defend(records, minutes=float("nan"), to=inverter, **SMALL)
 
 
 def test_defend_notes_what_cannot_run_of_all(records, inverter, monkeypatch):
     short = [parse_defence("none"), parse_defence("pii")]
-    monkeypatch.setattr(front, "parse_defences", lambda text: short)
+    monkeypatch.setattr(front, "as_defences", lambda text: short)
     report = defend(records, defences="all", attackers="U", to=inverter, **SMALL)
     assert [r.defence for r in report.rows] == ["none"]
     assert any(note.startswith("pii: not measured, expected the encoder") for note in report.notes)
@@ -323,3 +324,141 @@ def test_write_report_writes_no_secret(report, tmp_path):
 
 def test_the_front_door_has_defend():
     assert unembed.defend is defend and unembed.Defence is Defence
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"defences": None}, "defences, or their names; found NoneType"),
+        ({"defences": [parse_defence("int8"), parse_defence("int8")]}, "int8 twice"),
+        ({"defences": [Defence]}, "a defence, or its name; found .*Make one of it"),
+        ({"defences": [3]}, "a defence, or its name; found 3"),
+        ({"attackers": None}, "attackers of U, A1, A2, R, L or all; found None"),
+        ({"pairs": 3}, "pairs as some whole numbers; found 3"),
+        ({"pairs": []}, "pairs as some whole numbers; found none"),
+        ({"pairs": "10"}, "pairs as some whole numbers"),
+        ({"pairs": [8, 1.5]}, r"pairs\[1\] as a whole number"),
+        ({"pairs": [True]}, r"pairs\[0\] as a whole number"),
+        ({"budget": "a"}, "budget as a number from 0 to 1; found 'a'"),
+        ({"budget": True}, "budget as a number from 0 to 1"),
+        ({"overlap": None}, "overlap as a number from 0 to 1"),
+        ({"minutes": float("nan")}, "minutes as a number"),
+        ({"held_out": 2.0}, "held_out as a whole number"),
+        ({"corpus": 3}, "corpus as a path"),
+        ({"corpus_column": 3}, "corpus_column as text"),
+        ({"to": 3}, "an inverter; found int 3"),
+        ({"encoder": 3}, "an encoder, or its name"),
+        ({"decoding": 3}, "a Decoding, or the text of one"),
+        ({"decoding": "best-of:encoder_calls=2"}, "no encoder"),
+        ({"seed": -1}, "seed as a whole number"),
+        ({"folder": 3}, "folder as a path"),
+        ({"progress": 3}, "progress as a function"),
+        ({"queries": ["a question"]}, "queries; found list"),
+        ({"queries": Queries(np.ones((2, 9)))}, "dimensions"),
+        ({"queries": Queries(np.ones((0, 32)))}, "queries; found none"),
+        ({"queries": Queries(np.ones((2, 32)), [{"r1"}])}, "one relevant for each query"),
+    ],
+)
+def test_defend_refuses_settings_of_another_kind(records, inverter, setting, message):
+    with pytest.raises(UnembedError, match=message):
+        defend(records, **{"defences": "int8", "to": inverter, **setting})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda r: None, "records with a text and a vector each; found NoneType"),
+        (lambda r: r.vectors, "records with a text and a vector each; found ndarray"),
+        (lambda r: replace(r, texts=r.texts[:-1]), "160 ids, 159 texts and 160 vectors"),
+        (lambda r: replace(r, texts=[None, *r.texts[1:]]), "no text at 0"),
+        (lambda r: replace(r, texts=[*r.texts[:-1], r.texts[0]]), "text of a row before at 159"),
+        (lambda r: replace(r, vectors=r.vectors * np.nan), "NaN or infinity in vector 0"),
+        (lambda r: replace(r, vectors=r.vectors[0]), r"found shape \[32\]"),
+    ],
+)
+def test_defend_refuses_records_that_are_none(records, inverter, change, message):
+    with pytest.raises(UnembedError, match=message):
+        defend(change(records), defences="int8", to=inverter)
+
+
+def test_defend_takes_vectors_of_any_kind_and_names_in_a_list(records, inverter, tmp_path):
+    plain = defend(records, defences="int8", attackers="U", to=inverter, **SMALL)
+    others = [
+        replace(records, vectors=3 * torch.from_numpy(records.vectors).double()),
+        replace(
+            records, vectors=records.vectors.astype(">f8").tolist(), texts=tuple(records.texts)
+        ),
+    ]
+    for other in others:
+        report = defend(
+            other,
+            defences=["int8"],
+            attackers=["U"],
+            to=inverter,
+            folder=str(tmp_path),
+            progress=None,
+            **{**SMALL, "pairs": np.array([80, 10]), "held_out": np.int64(40)},
+        )
+        assert report.settings == plain.settings
+        for one, two in zip(report.rows, plain.rows, strict=True):
+            assert one.f1().mean == pytest.approx(two.f1().mean, abs=0.02)
+
+
+class InPlace(Defence):
+    """Changes what it is given."""
+
+    def apply(self, vectors, random):
+        """Halve the vectors where they stand."""
+        vectors *= 0.5
+        return vectors
+
+
+class Rewriter(Defence):
+    """Gives other texts than it should."""
+
+    def __init__(self, texts):
+        self.texts = texts
+
+    def rewrite(self, texts):
+        """Whatever it was told to."""
+        return self.texts
+
+    def apply(self, vectors, random):
+        """The same vectors."""
+        return vectors
+
+
+class Loud(InPlace):
+    """Noise of no number."""
+
+    def apply(self, vectors, random):
+        """The same vectors."""
+        return vectors
+
+    def sigma(self, dimension):
+        """No number."""
+        return "much"
+
+
+@pytest.mark.parametrize(
+    ("defence", "message"),
+    [
+        (InPlace(), "InPlace to be applied; found ValueError: .*read-only"),
+        (Rewriter([3]), "Rewriter to give a text for each of 1"),
+        (Rewriter([]), "Rewriter to give a text for each of 1"),
+        (Rewriter("a text"), "Rewriter to give a text for each of 1"),
+        (Loud(), "sigma as a number of at least 0; found 'much'"),
+    ],
+)
+def test_defend_lets_no_defence_spoil_the_rows_of_others(
+    records, inverter, encoder, defence, message
+):
+    before = records.vectors.copy()
+    with pytest.raises(ConfigError, match=message):
+        defend(records, defences=[defence], to=inverter, encoder=encoder, **SMALL)
+    assert (records.vectors == before).all()
+
+
+def test_defend_report_is_written_for_a_report_only(tmp_path):
+    with pytest.raises(DataError, match="the report of defend; found None"):
+        write_report(None, tmp_path)

@@ -1,6 +1,8 @@
 """Each defence does what it says; it is parsed, saved and loaded; secrets are the owner's alone."""
 
+import copy
 import json
+import pickle
 import sys
 from dataclasses import dataclass
 
@@ -30,7 +32,7 @@ from unembed.defences.pii import (
 from unembed.defences.product import ProductQuantisation
 from unembed.defences.quantise import Binary, Int8
 from unembed.defences.rotate import Permutation, Rotation
-from unembed.errors import ConfigError, DataError
+from unembed.errors import ConfigError, DataError, UnembedError
 
 RANDOM = np.random.default_rng
 
@@ -188,8 +190,8 @@ def test_every_shipped_defence_is_among_all():
         ("gaussian:sigma=0.1", "a setting of gaussian (cosine); found 'sigma'"),
         ("gaussian:cosine=high", "cosine of gaussian as float; found 'high'"),
         ("gaussian:cosine=1.2", "cosine above 0, up to 1; found 1.2"),
-        ("pii:finder=luck", "finder of pii: forms or presidio; found luck"),
-        ("cut:method=svd", "method of cut: pca or matryoshka; found svd"),
+        ("pii:finder=luck", "finder of pii: forms or presidio; found 'luck'"),
+        ("cut:method=svd", "method of cut: pca or matryoshka; found 'svd'"),
         ("no_such_module:Mine", "ModuleNotFoundError"),
         ("json:loads", "a class 'loads' in json that derives from unembed.Defence"),
     ],
@@ -269,3 +271,33 @@ def test_a_defence_needs_apply_alone(vectors):
     assert str(negative) == "Negative"
     assert np.array_equal(negative.query(vectors), -vectors)
     assert negative.bytes_each(48) == 192
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Gaussian(cosine="0.9"), "cosine above 0, up to 1; found '0.9'"),
+        (lambda: Gaussian(cosine=None), "cosine above 0"),
+        (lambda: Cut(keep=True), "keep above 0"),
+        (lambda: Cut(method=3), "method of cut: pca or matryoshka; found 3"),
+        (lambda: ProductQuantisation(parts=1.5), "parts as a whole number"),
+        (lambda: ProductQuantisation(parts="8"), "parts as a whole number"),
+        (lambda: Binary(rerank=None), "rerank as a whole number"),
+        (lambda: ReplacePii(finder=3), "finder of pii: .*found 3"),
+        (lambda: parse_defence(None), "the name of a defence, with its settings; found NoneType"),
+        (lambda: parse_defences(["int8"]), "the name of a defence"),
+        (lambda: load_defence(None), "a path; found NoneType"),
+        (lambda: Int8().save("nowhere"), "int8 fitted to vectors; found no scale. Call fit"),
+        (lambda: Rotation().apply(np.ones((1, 4)), None), "rotation fitted to vectors"),
+    ],
+)
+def test_defence_says_what_is_of_another_kind_or_not_fitted(make, message):
+    with pytest.raises(UnembedError, match=message):
+        make()
+
+
+def test_defence_not_fitted_has_no_other_attributes_and_can_be_copied():
+    defence = Rotation()
+    assert not hasattr(defence, "nothing")
+    assert copy.deepcopy(defence) == pickle.loads(pickle.dumps(defence)) == defence
+    assert str(Cut(keep=np.float32(0.25))) == "cut:keep=0.25"

@@ -13,7 +13,8 @@ from unembed.defences.defence import NoDefence
 from unembed.defences.quantise import Binary
 from unembed.defences.records import Queries, read_queries, read_records
 from unembed.defences.utility import OVERLAP, labelled, overlap, rank, utilities
-from unembed.errors import DataError, StoreError
+from unembed.errors import DataError, StoreError, UnembedError
+from unembed.vectors.stores.address import open_store
 
 
 def write(path, **columns):
@@ -174,3 +175,42 @@ def test_labelled_gives_the_ndcg_of_one_relevant_record(records):
     assert values["nDCG@10"] == pytest.approx([1 / np.log2(4), 0.0])
     assert values["recall@10"] == [1.0, 0.0]
     assert list(utilities(ids, queries, plain)(plain)) == ["nDCG@10", "recall@10", OVERLAP]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"sample": "4"}, "sample as a whole number of at least 1"),
+        ({"sample": 0}, "sample as a whole number of at least 1"),
+        ({"seed": None}, "seed as a whole number"),
+        ({"wanted": "r1"}, "wanted as ids in a set; found 'r1'"),
+        ({"wanted": None}, "wanted as ids in a set"),
+        ({"id_column": 3}, "as text; found 3"),
+    ],
+)
+def test_read_records_refuses_settings_of_another_kind(file, options, message):
+    with pytest.raises(UnembedError, match=message):
+        read_records(file, **options)
+
+
+def test_read_records_of_an_open_store_needs_the_field_of_the_ids(file):
+    with open_store(file) as store, pytest.raises(UnembedError, match="opened with the field 'id'"):
+        read_records(store, id_column="id")
+    assert len(read_records(file, np.int64(4), np.int64(2), wanted=[101])) == 4
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"path": None}, "a path; found NoneType"),
+        ({"dimension": "32"}, "dimension as a whole number"),
+        ({"most": 0}, "most as a whole number of at least 1"),
+        ({"column": 3}, "column as text"),
+        ({"column": "vectors"}, "a column 'vectors' in .*found 'id', 'text', 'embedding'"),
+    ],
+)
+def test_read_queries_refuses_settings_of_another_kind(file, encoder, change, message):
+    values = {"path": str(file), "encoder": encoder, "dimension": 32}
+    assert len(read_queries(**values).vectors) == 60
+    with pytest.raises(UnembedError, match=message):
+        read_queries(**{**values, **change})

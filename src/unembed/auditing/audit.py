@@ -30,12 +30,20 @@ from unembed.auditing.result import AuditReport
 from unembed.auditing.scoring import make_records
 from unembed.auditing.sensitive import make_finder
 from unembed.decoding import Decoding
-from unembed.encoders import load_encoder
+from unembed.decoding.settings import (
+    as_decoding,
+    require_callable,
+    require_path,
+    require_text,
+    require_whole,
+)
+from unembed.encoders import as_encoder, load_encoder
 from unembed.encoders.alignment import Alignment
 from unembed.encoders.base import Encoder
 from unembed.errors import ConfigError, StoreError, UnembedError
-from unembed.evaluation.cache import UNFINISHED, unfinished_folder
+from unembed.evaluation.cache import as_folder, unfinished_folder
 from unembed.inverter import Inverter
+from unembed.vectors.invert import as_inverter
 from unembed.vectors.stores.address import open_store
 from unembed.vectors.stores.store import Store, VectorBatch
 from unembed.vectors.words import WordProbe, shipped_probes
@@ -49,8 +57,8 @@ def audit(  # noqa: PLR0913 - the front door; all but the first have a default
     *,
     sample: int = 1000,
     seed: int = 0,
-    to: Inverter | str = "minilm",
-    encoder: Encoder | str | None = None,
+    to: Inverter | str | Path = "minilm",
+    encoder: Encoder | str | Path | None = None,
     decoding: Decoding | str = "greedy",
     align: Align | Path | str | None = None,
     align_from_store: int = 0,
@@ -62,7 +70,7 @@ def audit(  # noqa: PLR0913 - the front door; all but the first have a default
     group_by: str | None = None,
     text_column: str | None = None,
     show_pii: bool = False,
-    folder: Path | None = None,
+    folder: Path | str | None = None,
     progress: Progress | None = None,
     name: str | None = None,
     command: str | None = None,
@@ -95,35 +103,71 @@ def audit(  # noqa: PLR0913 - the front door; all but the first have a default
         StoreError: The store cannot be read, or its vectors fit no attack.
         ConfigError: A setting that does not exist or does not go with the others.
     """
-    settings: dict[str, Any] = {
-        "store": name or _name(store),
-        "sample": sample,
-        "seed": seed,
-        "decoding": str(decoding),
-        "corpus": str(corpus or ""),
-        "align": str(align) if isinstance(align, (str, Path)) else "",
-        "align_from_store": align_from_store,
-        "encoder_calls": encoder_calls,
-        "group_by": group_by,
-        "show_pii": show_pii,
-    }
+    numbers = _numbers(sample, seed, align_from_store, encoder_calls)
+    sample, seed, pairs, calls = numbers.values()
+    require_text(text_column=text_column, corpus_column=corpus_column, group_by=group_by)
+    require_text(name=name, command=command)
+    require_path(corpus=corpus, probe=probe, folder=folder)
+    require_callable(progress=progress, fit_align=fit_align)
+    decoding = decoding if isinstance(decoding, str) else as_decoding(decoding, {})
+    settings = _settings(name or _name(store), numbers, decoding, corpus, align)
+    settings |= {"group_by": group_by, "show_pii": _as_switch(show_pii)}
     settings["command"] = command or _command(settings)
     with ExitStack() as stack:
         if isinstance(store, (str, Path)):
             keep = () if group_by is None else (group_by,)
             store = stack.enter_context(open_store(store, text_column=text_column, keep=keep))
-        inverter = Inverter.from_pretrained(to) if isinstance(to, str) else to
-        run = _Run(store, inverter, settings, unfinished_folder(folder), progress)
+        elif text_column is not None:
+            fix = "Pass it to open_store"
+            raise ConfigError("text_column with the address of a store", "an open store", fix)
+        kept_in = unfinished_folder(as_folder(folder))
+        run = _Run(store, as_inverter(to), settings, kept_in, progress)
         run.load_encoders(encoder)
         run.read(sample, seed, group_by)
         if corpus is not None:
             run.read_corpus(Path(corpus), corpus_column)
-        run.plan(decoding, seed, encoder_calls, probe)
-        run.plan_alignment(decoding, seed, align, (align_from_store, fit_align))
+        run.plan(decoding, seed, calls, probe)
+        run.plan_alignment(decoding, seed, align, (pairs, fit_align))
         result = run.attack()
-    if folder is not None:
-        shutil.rmtree(folder / UNFINISHED, ignore_errors=True)
+    if kept_in is not None:
+        shutil.rmtree(kept_in, ignore_errors=True)
     return result
+
+
+def _numbers(sample: Any, seed: Any, align_from_store: Any, encoder_calls: Any) -> dict[str, int]:
+    least = {
+        "sample": (sample, 1),
+        "seed": (seed, 0),
+        "align_from_store": (align_from_store, 0),
+        "encoder_calls": (encoder_calls, 0),
+    }
+    return dict(zip(least, require_whole(**least), strict=True))
+
+
+def _settings(
+    store: str, numbers: dict[str, int], decoding: Decoding | str, corpus: Any, align: Any
+) -> dict[str, Any]:
+    """How the audit is made, for the report; raises ConfigError for a map that is none."""
+    by_name = isinstance(align, (str, Path))
+    if not (align is None or by_name or hasattr(align, "describe")):
+        fix = "Load it with Alignment.load"
+        raise ConfigError("a map, or the folder of one", f"{align!r:.80}", fix)
+    return {
+        "store": store,
+        "sample": numbers["sample"],
+        "seed": numbers["seed"],
+        "decoding": str(decoding),
+        "corpus": str(corpus or ""),
+        "align": str(align) if by_name else "",
+        "align_from_store": numbers["align_from_store"],
+        "encoder_calls": numbers["encoder_calls"],
+    }
+
+
+def _as_switch(show_pii: Any) -> bool:
+    if not isinstance(show_pii, bool):
+        raise ConfigError("show_pii as True or False", f"{show_pii!r:.80}", "Correct show_pii")
+    return show_pii
 
 
 def _name(store: Store | str | Path) -> str:
@@ -166,11 +210,10 @@ class _Run:
         self.home: Encoder | None = None  # of the inverter's space
         self.victim: Encoder | None = None  # of the store's vectors
 
-    def load_encoders(self, encoder: Encoder | str | None) -> None:
+    def load_encoders(self, encoder: Encoder | str | Path | None) -> None:
         """The encoder of the store, if it is named, and that of the inverter."""
         identity = self.inverter.encoder
-        if isinstance(encoder, str):
-            encoder = load_encoder(encoder)
+        encoder = as_encoder(encoder)
         if encoder is not None and encoder.identity.key == identity.key:
             self.home = self.victim = encoder
             return
@@ -186,13 +229,18 @@ class _Run:
 
     def read(self, sample: int, seed: int, group_by: str | None) -> None:
         """Draw the sample, find what hurts in it, and say whose vectors they are."""
-        if sample < 1:
-            raise ConfigError("a sample of at least 1 row", str(sample), "Correct --sample")
         rows = min(sample, self.store.facts.count)
         self.progress("reading the store", 0, rows)
         self.batch: VectorBatch = self.store.sample(sample, seed)
         self.progress("reading the store", rows, rows)
+        if group_by is not None and group_by not in self.batch.payload:
+            fix = "Open it with open_store(…, keep=[group_by])"
+            raise ConfigError(f"a store opened with the field {group_by!r}", "one without", fix)
         self.groups = None if group_by is None else self.batch.payload[group_by]
+        texts = self.batch.texts
+        if texts is not None and not any(text and text.strip() for text in texts):
+            field = f"the field {self.store.facts.text!r}"
+            self.notes.append(f"{field} was taken for that of the texts, and no row read has one")
         if self.groups is not None and not any(value is not None for value in self.groups):
             raise StoreError(
                 f"values of the field {group_by!r}", "none in the rows read", "Correct --group-by"
@@ -229,7 +277,7 @@ class _Run:
         self, decoding: Decoding | str, seed: int, encoder_calls: int, probe: Path | str | None
     ) -> None:
         """The attacks without a map."""
-        decoding = Decoding.parse(decoding) if isinstance(decoding, str) else decoding
+        decoding = as_decoding(decoding, {})
         decoding.check(has_encoder=decoding.encoder_calls > 0)
         if self.batch.vectors.shape[1] == self.inverter.encoder.dimension:
             self.attacks.append(inversion(self.inverter, decoding, seed, encoder=self.home))
@@ -242,12 +290,13 @@ class _Run:
     def _plan_words(self, probe: Path | str | None) -> None:
         """The words of texts longer than the inverter writes, where there is a probe for them."""
         longest = self.inverter.length - 1
+        own = None if probe is None else WordProbe.from_pretrained(probe)
         rows = [record.row for record in self.records if len(record.token_ids) > longest]
         identity = self.inverter.encoder if self.victim is None else self.victim.identity
         if not rows or self.batch.vectors.shape[1] != identity.dimension:
             return
-        for name in shipped_probes() if probe is None else (probe,):
-            words = WordProbe.from_pretrained(name)
+        probes = map(WordProbe.from_pretrained, shipped_probes()) if own is None else [own]
+        for words in probes:
             if words.encoder.key == identity.key:
                 self.attacks.append(word_probe(self.inverter, words, rows))
             elif probe is not None:
@@ -282,7 +331,7 @@ class _Run:
         from_store: tuple[int, FitAlign | None],
     ) -> None:
         """The attack through a map: one that is given, or one made from some rows of the store."""
-        decoding = Decoding.parse(decoding) if isinstance(decoding, str) else decoding
+        decoding = as_decoding(decoding, {})
         pairs, fit = from_store
         if isinstance(align, (str, Path)):
             align = Alignment.load(align)

@@ -8,14 +8,15 @@ secret part of a defence, nor a held-out vector as the encoder made it.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from unembed.decoding.settings import require_whole
 from unembed.defences.defence import Defence, Vectors, unit
 from unembed.defences.product import ProductQuantisation
 from unembed.defences.rotate import Permutation
@@ -100,19 +101,33 @@ class Attacker(Protocol):
         ...
 
 
-def parse_attackers(text: str) -> list[str]:
-    """Names of attackers, ``all`` for those of ``ATTACKERS``.
+def parse_attackers(text: str | Sequence[str]) -> list[str]:
+    """Names of attackers, with commas or in a list, ``all`` for those of ``ATTACKERS``.
 
     Raises:
         ConfigError: An unknown one, or none.
     """
-    names = [n for w in text.split(",") for n in (ATTACKERS if w.strip() == "all" else [w.strip()])]
+    words = text.split(",") if isinstance(text, str) else text
+    if not isinstance(words, (list, tuple)) or not all(isinstance(word, str) for word in words):
+        fix = "Correct --attackers"
+        raise ConfigError("attackers of U, A1, A2, R, L or all", f"{text!r:.80}", fix)
+    names = [n for w in words for n in (ATTACKERS if w.strip() == "all" else [w.strip()])]
     unknown = [name for name in names if name not in (*ATTACKERS, "A2")]
     if unknown or not names:
         raise ConfigError("attackers of U, A1, A2, R, L or all", repr(text), "Correct --attackers")
     if names == ["L"]:
         names = ["U", "L"]
     return list(dict.fromkeys(names))
+
+
+def parse_pairs(pairs: Any) -> list[int]:
+    """Counts of leaked pairs, each once, ascending; raises ConfigError for what is none."""
+    if not isinstance(pairs, Iterable) or isinstance(pairs, (str, bytes)):
+        raise ConfigError("pairs as some whole numbers", f"{pairs!r:.80}", "Correct pairs")
+    counts = require_whole(**{f"pairs[{i}]": (count, 1) for i, count in enumerate(pairs)})
+    if not counts:
+        raise ConfigError("pairs as some whole numbers", "none", "Correct pairs")
+    return sorted(set(counts))
 
 
 def fit_width(stored: Vectors, dimension: int) -> Vectors:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import copy
-import math
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,14 @@ import numpy as np
 
 from unembed.data.readers import require_texts
 from unembed.decoding import Decoding
-from unembed.decoding.settings import as_decoding
+from unembed.decoding.settings import (
+    as_decoding,
+    require_callable,
+    require_number,
+    require_path,
+    require_text,
+    require_whole,
+)
 from unembed.defences.attackers import (
     Attacker,
     Case,
@@ -25,15 +31,13 @@ from unembed.defences.attackers import (
     fit_width,
     mean_cosine,
     parse_attackers,
+    parse_pairs,
 )
 from unembed.defences.defence import (
     ALL,
     Defence,
     Vectors,
-    fit_and_apply,
-    parse_defences,
-    try_out,
-    with_none,
+    as_defences,
 )
 from unembed.defences.leak import (
     F1,
@@ -45,20 +49,23 @@ from unembed.defences.leak import (
     cached_array,
     identify,
 )
-from unembed.defences.records import Queries, Records, own_queries
+from unembed.defences.records import Queries, Records, as_queries, as_records, own_queries
 from unembed.defences.result import NEEDS_PAIRS, DefenceReport, DefenceRow
 from unembed.defences.retrain import retrain
 from unembed.defences.utility import OVERLAP, Ranking, rank, relative_loss, utilities
+from unembed.defences.write import fit_and_apply, rewritten, try_out
+from unembed.encoders import as_encoder
 from unembed.encoders.base import Encoder
-from unembed.errors import ConfigError, DataError, UnembedError
+from unembed.errors import DataError, UnembedError
 from unembed.evaluation.bootstrap import Figure, summarise
-from unembed.evaluation.cache import unfinished_folder
+from unembed.evaluation.cache import as_folder, unfinished_folder
 from unembed.evaluation.metrics import Recovery
 from unembed.evaluation.samples import corpus_texts
 from unembed.inverter import Inverter
+from unembed.vectors.invert import as_inverter
 
-_LEAST_RECORDS = 8
 _OWN_QUERIES = 200
+_LEAST_MINUTES, _MOST_MINUTES = 1e-6, 1e6
 _RERANKED = "leak is that of the codes: the float vectors must lie elsewhere"
 
 
@@ -66,21 +73,21 @@ def defend(  # noqa: PLR0913 - the front door; all but the first have a default
     records: Records,
     *,
     queries: Queries | None = None,
-    defences: str | Sequence[Defence] = "all",
-    attackers: str = "all",
-    pairs: Sequence[int] = (10, 100, 1000),
+    defences: str | Sequence[Defence | str] = "all",
+    attackers: str | Sequence[str] = "all",
+    pairs: Iterable[int] = (10, 100, 1000),
     budget: float = 0.02,
     held_out: int = 200,
-    corpus: Path | None = None,
+    corpus: Path | str | None = None,
     corpus_column: str = "text",
     overlap: float = 0.1,
     minutes: float = 5.0,
-    to: Inverter | str = "minilm",
-    encoder: Encoder | None = None,
+    to: Inverter | str | Path = "minilm",
+    encoder: Encoder | str | Path | None = None,
     decoding: Decoding | str = "greedy",
     seed: int = 0,
-    folder: Path | None = None,
-    progress: Progress = lambda stage, done, total: None,
+    folder: Path | str | None = None,
+    progress: Progress | None = None,
 ) -> DefenceReport:
     """Measure leak and utility of every defence against attackers who know of it.
 
@@ -107,63 +114,59 @@ def defend(  # noqa: PLR0913 - the front door; all but the first have a default
         progress: Called with (stage, done, total).
 
     Raises:
-        DataError: Too few records, or vectors that the inverter does not read.
-        ConfigError: An unknown defence or attacker, or a number out of range.
+        DataError: Too few records, or records, queries or a corpus that are none.
+        EmbeddingError: Vectors that the inverter does not read.
+        EncoderError: An encoder that is not the inverter's.
+        ConfigError: An unknown defence or attacker, a number out of range, a value of another kind.
     """
-    selection = parse_defences(defences) if isinstance(defences, str) else with_none(defences)
     lenient = isinstance(defences, str) and "all" in defences.split(",")
-    inverter = Inverter.from_pretrained(to) if isinstance(to, str) else to
-    names = parse_attackers(attackers)
-    _check(records, inverter, budget, overlap, pairs, held_out, minutes, queries)
-    if corpus is not None:
-        require_texts(corpus, corpus_column)
+    selection, names = as_defences(defences), parse_attackers(attackers)
+    counts = parse_pairs(pairs)
+    held_out, seed = require_whole(held_out=(held_out, 1), seed=(seed, 0))
+    budget, overlap = require_number(budget=(budget, 0.0, 1.0), overlap=(overlap, 0.0, 1.0))
+    (minutes,) = require_number(minutes=(minutes, _LEAST_MINUTES, _MOST_MINUTES))
+    require_path(corpus=corpus)
+    require_text(corpus_column=corpus_column)
+    require_callable(progress=progress)
+    keep_in, source = as_folder(folder), None if corpus is None else Path(corpus)
+    inverter, decoding = as_inverter(to), as_decoding(decoding, {})
+    decoding.check(has_encoder=False)
+    records, queries, model = _inputs(records, queries, encoder, inverter)
+    if source is not None:
+        require_texts(source, corpus_column)
     required = [each for each in selection if not (lenient and str(each) in ALL)]
-    try_out(required, records.vectors, encoder is not None)
-    run = Comparison(records, inverter, encoder, unfinished_folder(folder), progress, seed)
-    run.split(held_out, max(pairs) if "R" in names else 0)
-    run.read_corpus(corpus, corpus_column, overlap)
-    run.plan(names, sorted(set(pairs)), as_decoding(decoding, {}), minutes)
+    try_out(required, records.vectors, model is not None)
+    run = Comparison(
+        records, inverter, model, unfinished_folder(keep_in), progress or _silent, seed
+    )
+    run.split(held_out, max(counts) if "R" in names else 0)
+    run.read_corpus(source, corpus_column, overlap)
+    run.plan(names, counts, decoding, minutes)
     run.set_queries(queries)
     rows = run.rows(selection, lenient)
-    settings = run.settings(pairs, names, corpus, overlap, decoding)
+    settings = run.settings(counts, names, source, overlap, decoding)
     report = DefenceReport(rows, run.floors, run.access, run.metric, budget, settings, run.notes)
     if run.folder is not None:
         shutil.rmtree(run.folder, ignore_errors=True)
     return report
 
 
-def _check(
-    records: Records,
-    inverter: Inverter,
-    budget: float,
-    overlap: float,
-    pairs: Sequence[int],
-    held_out: int,
-    minutes: float,
-    queries: Queries | None,
-) -> None:
-    for name, value in (("--budget", budget), ("--overlap", overlap)):
-        if not 0.0 <= value <= 1.0:
-            raise ConfigError(f"{name} from 0 to 1", f"{value:g}", f"Correct {name}")
-    if not pairs or min(pairs) < 1 or held_out < 1:
-        raise ConfigError("pairs and held-out records of 1 or more", f"{pairs}", "Correct --pairs")
-    if not 0.0 < minutes < math.inf:
-        raise ConfigError("minutes above 0 for A2", f"{minutes:g}", "Correct --minutes")
-    if len(records) < _LEAST_RECORDS:
-        raise DataError(
-            f"at least {_LEAST_RECORDS} records with a text and a vector",
-            f"{len(records)}",
-            "Choose another file",
-        )
-    if records.vectors.shape[1] != inverter.encoder.dimension:
-        raise DataError(
-            f"vectors of {inverter.encoder.dimension} dimensions, which the inverter of "
-            f"{inverter.encoder.name} reads",
-            f"{records.vectors.shape[1]}",
-            "Pass --checkpoint with an inverter of that encoder",
-        )
+def _inputs(
+    records: Any, queries: Any, encoder: Any, inverter: Inverter
+) -> tuple[Records, Queries | None, Encoder | None]:
+    """What a caller hands over, checked before anything takes long."""
+    records = as_records(records, inverter.encoder)
     if queries is not None:
+        queries = as_queries(queries, inverter.encoder)
         queries.among(records.ids)
+    model = as_encoder(encoder)
+    if model is not None:
+        inverter.require_encoder(model)
+    return records, queries, model
+
+
+def _silent(stage: str, done: int, total: int) -> None:
+    """Nobody is told how far it is."""
 
 
 class Comparison:
@@ -284,11 +287,11 @@ class Comparison:
 
     def settings(
         self,
-        pairs: Sequence[int],
+        pairs: list[int],
         names: list[str],
         corpus: Path | None,
         overlap: float,
-        decoding: Decoding | str,
+        decoding: Decoding,
     ) -> dict[str, Any]:
         """How the comparison was made, for the report."""
         return {
@@ -297,7 +300,7 @@ class Comparison:
             "held_out": len(self.held_out),
             "queries": len(self.queries.vectors),
             "labels": self.queries.relevant is not None,
-            "pairs": sorted(set(pairs)),
+            "pairs": pairs,
             "attackers": ",".join(names),
             "corpus": "" if corpus is None else corpus.name,
             "overlap": overlap if corpus is None else None,
@@ -385,7 +388,7 @@ class Comparison:
 
     def _clean(self, defence: Defence) -> Vectors:
         """The encoder's vectors of what the defence embeds."""
-        texts = defence.rewrite(self.records.texts)
+        texts = rewritten(defence, self.records.texts)
         if texts is None:
             return self.records.vectors
         vectors = self._encode(texts, f"embedding for {defence}")

@@ -38,7 +38,9 @@ class Cut(Defence):
     def __post_init__(self) -> None:
         require_share("keep", self.keep)
         if self.method not in METHODS:
-            raise ConfigError(f"method of cut: {' or '.join(METHODS)}", self.method, "Correct it")
+            raise ConfigError(
+                f"method of cut: {' or '.join(METHODS)}", repr(self.method), "Correct it"
+            )
 
     def fit(self, vectors: Vectors, random: np.random.Generator) -> None:
         """Find the directions, float32 [D, D']."""

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import copy
 import importlib
 import importlib.util
 import json
 import os
 import sys
-import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
+from numbers import Integral
 from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar
@@ -23,11 +21,10 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from unembed.errors import ConfigError, DataError, UnembedError
-from unembed.files import atomic
+from unembed.files import as_path, atomic
 
 Vectors = NDArray[np.float32]
 
-_TRIED = 1000  # vectors that a defence is first tried on
 _MODE = 0o600  # of a file of secrets
 _ENDINGS = (".defence.json", ".defence.safetensors", ".secret.safetensors")
 SHIPPED = {  # name → module of `unembed.defences` and class; in the order of tables
@@ -92,6 +89,14 @@ class Defence(ABC):
     def fit(self, vectors: Vectors, random: np.random.Generator) -> None:  # noqa: B027 - optional
         """Learn from the store's unit vectors [N, D] and draw secrets; does nothing by default."""
 
+    def __getattr__(self, name: str) -> Any:
+        """Say of an array that `fit` sets that it is not there yet."""
+        if name in type(self).fitted:
+            raise ConfigError(
+                f"{self} fitted to vectors", f"no {name}", "Call fit before, or load_defence"
+            )
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
     @abstractmethod
     def apply(self, vectors: Vectors, random: np.random.Generator) -> Vectors:
         """Turn unit vectors [n, D] into what the store searches, float32 [n, D']."""
@@ -119,7 +124,7 @@ class Defence(ABC):
         """Bytes of one stored vector of D' numbers."""
         return int(self.codes(np.zeros((1, dimension), np.float32)).nbytes)
 
-    def save(self, path: Path) -> list[Path]:
+    def save(self, path: str | Path) -> list[Path]:
         """Write settings and fitted arrays beside ``path``; secrets apart, for the owner alone.
 
         Returns:
@@ -129,6 +134,7 @@ class Defence(ABC):
         Raises:
             DataError: They cannot be written.
         """
+        path = as_path(path)
         public = {k: getattr(self, k) for k in self.fitted if k not in self.secrets}
         secret = {k: getattr(self, k) for k in self.secrets}
         settings = {"format": 1, "defence": str(self), "about": self.describe()}
@@ -159,7 +165,7 @@ def load_defence(path: str | Path, own: type[Defence] | None = None) -> Defence:
         DataError: Nothing there, or the files are damaged.
         ConfigError: A defence that is neither shipped nor ``own``.
     """
-    description, *arrays = beside(Path(path))
+    description, *arrays = beside(as_path(path))
     try:
         settings = json.loads(description.read_text(encoding="utf-8"))
         name, *words = settings["defence"].split(":")
@@ -182,7 +188,7 @@ def load_defence(path: str | Path, own: type[Defence] | None = None) -> Defence:
             str(error),
             "Write it with `unembed defend VECTORS --write DEFENCE --out COPY`",
         ) from error
-    missing = [name for name in defence.fitted if not hasattr(defence, name)]
+    missing = [name for name in defence.fitted if name not in vars(defence)]
     if missing:
         raise DataError(
             f"{', '.join(missing)} of {defence}", "no file that has them", "Copy its files again"
@@ -216,6 +222,7 @@ def parse_defence(text: str) -> Defence:
     Raises:
         ConfigError: No such defence or setting, or a value out of range.
     """
+    _require_name(text)
     name, *words = text.strip().split(":")
     if name in SHIPPED:
         kind = _shipped_class(name)
@@ -226,6 +233,12 @@ def parse_defence(text: str) -> Defence:
             f"a defence ({', '.join(SHIPPED)}, all) or module:Class", repr(text), "Correct it"
         )
     return _make(kind, name, words)
+
+
+def _require_name(text: Any) -> None:
+    if not isinstance(text, str):
+        wanted = "the name of a defence, with its settings"
+        raise ConfigError(wanted, f"{type(text).__name__} {text!r:.80}", "Correct it")
 
 
 def _shipped_class(name: str) -> type[Defence]:
@@ -302,92 +315,48 @@ def parse_defences(text: str) -> list[Defence]:
     Raises:
         ConfigError: As `parse_defence`, or one stands twice.
     """
+    _require_name(text)
     names = [
         part for word in text.split(",") for part in (ALL if word.strip() == "all" else [word])
     ]
     if not any(name.strip() for name in names):
         raise ConfigError("defences, or all", repr(text), "Correct --defences")
-    defences = with_none([parse_defence(name) for name in names if name.strip()])
-    labels = [str(defence) for defence in defences]
+    return as_defences([parse_defence(name) for name in names if name.strip()])
+
+
+def as_defence(defence: Any) -> Defence:
+    """The defence that a caller hands over, made where it is a name.
+
+    Raises:
+        ConfigError: It is something else, or cannot be made.
+    """
+    if isinstance(defence, str):
+        return parse_defence(defence)
+    if not isinstance(defence, Defence):
+        fix = "Make one of it: Class()" if isinstance(defence, type) else "See docs/defences.md"
+        raise ConfigError("a defence, or its name", f"{defence!r:.80}", fix)
+    return defence
+
+
+def as_defences(defences: Any) -> list[Defence]:
+    """The defences that a caller hands over, names of some among them; undefended vectors first.
+
+    Raises:
+        ConfigError: Something that is none, or one stands twice.
+    """
+    if isinstance(defences, str):
+        return parse_defences(defences)
+    if isinstance(defences, Defence):
+        defences = [defences]
+    if not isinstance(defences, Iterable) or isinstance(defences, (bytes, Mapping)):
+        actual = f"{type(defences).__name__} {defences!r:.80}"
+        raise ConfigError("defences, or their names", actual, "See docs/defences.md")
+    rows = [as_defence(each) for each in defences]
+    labels = [str(each) for each in rows]
     twice = {label for label in labels if labels.count(label) > 1}
     if twice:
         raise ConfigError("each defence once", f"{', '.join(twice)} twice", "Correct --defences")
-    return defences
-
-
-def with_none(defences: Sequence[Defence]) -> list[Defence]:
-    """The defences with the undefended vectors first."""
-    others = [defence for defence in defences if not isinstance(defence, NoDefence)]
-    return [NoDefence(), *others]
-
-
-def fit_and_apply(defence: Defence, vectors: Vectors, seed: int) -> Vectors:
-    """Fit a defence to unit vectors [N, D] and turn them into what the store holds, [N, D'].
-
-    Raises:
-        ConfigError: A user's own defence fails, or gives something else than N finite vectors.
-    """
-    number = zlib.crc32(str(defence).encode())  # each draws numbers of its own
-    with _own_faults(defence, "applied"):
-        defence.fit(vectors, np.random.default_rng([seed, 6, number]))
-        stored = np.asarray(defence.apply(vectors, np.random.default_rng([seed, 7, number])))
-    _require_vectors(defence, "vectors", stored, len(vectors))
-    return stored.astype(np.float32)
-
-
-def try_out(defences: Sequence[Defence], vectors: Vectors, encodes: bool = True) -> None:
-    """Use a copy of each defence once, on a text and the first of unit vectors [N, D].
-
-    Args:
-        defences: Not fitted; they stay as they are.
-        vectors: Of the store.
-        encodes: Whether there is an encoder, for those that change texts.
-
-    Raises:
-        ConfigError: One fails, gives something else than it should, or needs an encoder.
-    """
-    few = vectors[:_TRIED]
-    for defence in defences:
-        trial = copy.deepcopy(defence)
-        with _own_faults(defence, "used on a text"):
-            rewrites = trial.rewrite(["a text"]) is not None
-        if rewrites and not encodes:
-            raise ConfigError(
-                f"the encoder, to embed texts again for {defence}",
-                "none here",
-                "Pass --encoder, or leave the defence out",
-            )
-        stored = fit_and_apply(trial, few, 0)
-        with _own_faults(defence, "used on queries and inverted"):
-            queries, inverse = np.asarray(trial.query(few)), trial.invert(stored)
-            trial.bytes_each(stored.shape[1])
-            trial.sigma(few.shape[1])
-        _require_vectors(defence, "queries", queries, len(few), stored.shape[1])
-        if inverse is not None:
-            _require_vectors(defence, "inverses", inverse, *few.shape)
-
-
-@contextmanager
-def _own_faults(defence: Defence, use: str) -> Iterator[None]:
-    try:
-        yield
-    except UnembedError:
-        raise
-    except Exception as error:  # a user's own class
-        raise ConfigError(
-            f"{defence} to be {use}", f"{type(error).__name__}: {error}", "Correct it"
-        ) from error
-
-
-def _require_vectors(
-    defence: Defence, what: str, rows: NDArray[Any], count: int, width: int | None = None
-) -> None:
-    """Refuse what is no array of that many finite rows."""
-    size = "" if width is None else f" of {width} numbers"
-    fits = rows.ndim == 2 and len(rows) == count and width in (None, rows.shape[1])  # noqa: PLR2004
-    if not fits or rows.dtype.kind not in "fiub" or not np.isfinite(rows).all():
-        fault = "NaN or infinity" if fits else f"shape {list(rows.shape)}"
-        raise ConfigError(f"{defence} to give {count} finite {what}{size}", fault, "Correct it")
+    return [NoDefence(), *(each for each in rows if not isinstance(each, NoDefence))]
 
 
 def require_share(name: str, value: float, low: float = 0.0, high: float = 1.0) -> None:
@@ -396,8 +365,10 @@ def require_share(name: str, value: float, low: float = 0.0, high: float = 1.0) 
     Raises:
         ConfigError: It is.
     """
-    if not low < value <= high:
-        raise ConfigError(f"{name} above {low:g}, up to {high:g}", f"{value:g}", "Correct it")
+    number: Any = value  # from Python anything may come
+    real = isinstance(number, (float, Integral, np.floating)) and not isinstance(number, bool)
+    if not real or not low < number <= high:
+        raise ConfigError(f"{name} above {low:g}, up to {high:g}", f"{value!r:.80}", "Correct it")
 
 
 def unit(rows: NDArray[Any]) -> Vectors:

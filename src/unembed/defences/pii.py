@@ -45,7 +45,9 @@ class ReplacePii(Defence):
 
     def __post_init__(self) -> None:
         if self.finder not in FINDERS:
-            raise ConfigError(f"finder of pii: {' or '.join(FINDERS)}", self.finder, "Correct it")
+            raise ConfigError(
+                f"finder of pii: {' or '.join(FINDERS)}", repr(self.finder), "Correct it"
+            )
 
     def rewrite(self, texts: Sequence[str]) -> list[str]:
         """The texts with what was found replaced.

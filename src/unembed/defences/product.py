@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from unembed.decoding.settings import require_whole
 from unembed.defences.defence import Defence, Vectors
 from unembed.errors import ConfigError
 from unembed.files import require_extra
@@ -30,8 +31,7 @@ class ProductQuantisation(Defence):
     parts: int = 48
 
     def __post_init__(self) -> None:
-        if self.parts < 1:
-            raise ConfigError("parts of pq of 1 or more", str(self.parts), "Correct it")
+        (self.parts,) = require_whole(parts=(self.parts, 1))
 
     def fit(self, vectors: Vectors, random: np.random.Generator) -> None:
         """Learn the centroids, float32 [parts, C, D / parts]; C is 256 where N allows."""

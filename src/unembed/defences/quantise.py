@@ -8,8 +8,8 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from unembed.decoding.settings import require_whole
 from unembed.defences.defence import Defence, Vectors
-from unembed.errors import ConfigError
 
 _STEPS = 254  # codes -127 to 127
 
@@ -58,8 +58,7 @@ class Binary(Defence):
     rerank: int = 0
 
     def __post_init__(self) -> None:
-        if self.rerank < 0:
-            raise ConfigError("rerank of 0 or more", str(self.rerank), "Correct it")
+        (self.rerank,) = require_whole(rerank=(self.rerank, 0))
 
     def apply(self, vectors: Vectors, random: np.random.Generator) -> Vectors:
         """Signs, scaled to unit length; their products rank as Hamming distances do."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Iterable, Iterator, Sequence, Set
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,15 +13,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unembed.data.readers import csv_rows, json_lines, open_parquet, parquet_batches
+from unembed.decoding.settings import require_text, require_whole
 from unembed.defences.defence import Vectors
-from unembed.encoders.base import Encoder, is_unicode
-from unembed.encoders.vectors import row_peaks, to_unit_length
-from unembed.errors import DataError, StoreError
-from unembed.files import file_format
+from unembed.encoders.base import Encoder, EncoderIdentity, is_unicode
+from unembed.encoders.vectors import as_unit_vectors, row_peaks, to_unit_length
+from unembed.errors import ConfigError, DataError, StoreError
+from unembed.files import as_path, file_format
 from unembed.vectors.stores.address import open_store
 from unembed.vectors.stores.store import BATCH, Store, VectorBatch
 
 ID, TEXT, RELEVANT = "id", "text", "relevant"
+_LEAST_RECORDS = 8
+_ROUNDING = 1e-6  # of a unit vector's numbers
 _DRAWN = 2  # times the sample, in place of rows that have no text, or one that came before
 _TABLES = (".parquet", ".jsonl", ".csv", ".tsv")
 
@@ -85,6 +88,80 @@ class Queries:
         return Queries(self.vectors[keep], [self.relevant[i] & there for i in keep])
 
 
+def as_records(records: Any, encoder: EncoderIdentity) -> Records:
+    """Check records that a caller hands over: a text and a vector each, no text twice.
+
+    Args:
+        records: Vectors of any length and float format, ids that are no text as well.
+        encoder: The inverter's.
+
+    Raises:
+        DataError: Something else, too few, texts that are none or stand twice.
+        EmbeddingError: Vectors that are none of the dimension.
+    """
+    if not isinstance(records, Records):
+        actual = f"{type(records).__name__} {records!r:.80}"
+        raise DataError(
+            "records with a text and a vector each", actual, "Read them with read_records(STORE)"
+        )
+    ids, texts = [str(name) for name in records.ids], list[Any](records.texts)
+    vectors = _unit(records.vectors, encoder, "records")
+    if not len(ids) == len(texts) == len(vectors):
+        counts = f"{len(ids)} ids, {len(texts)} texts and {len(vectors)} vectors"
+        raise DataError("an id, a text and a vector for each record", counts, "Correct records")
+    if len(ids) < _LEAST_RECORDS:
+        wanted = f"at least {_LEAST_RECORDS} records with a text and a vector"
+        raise DataError(wanted, f"{len(ids)}", "Choose another file")
+    seen = set[str]()
+    for place, text in enumerate(texts):
+        fault = _fault(text if isinstance(text, str) else None, seen)
+        if fault is not None:
+            raise DataError(
+                "a text of its own for each record", f"{fault} at {place}", "Leave it out"
+            )
+    return Records(ids, [str(text) for text in texts], vectors, records.left_out)
+
+
+def as_queries(queries: Any, encoder: EncoderIdentity) -> Queries:
+    """Check queries that a caller hands over.
+
+    Args:
+        queries: Vectors of any length; labels as any collections of ids.
+        encoder: The inverter's.
+
+    Raises:
+        DataError: Something else, or labels for some of them only.
+        EmbeddingError: Vectors that are none of the dimension.
+    """
+    if not isinstance(queries, Queries):
+        actual = f"{type(queries).__name__} {queries!r:.80}"
+        raise DataError("queries", actual, "Read them with read_queries, or make Queries(vectors)")
+    vectors = _unit(queries.vectors, encoder, "queries")
+    if not len(vectors):
+        raise DataError("queries", "none", "Leave queries out")
+    labels = None if queries.relevant is None else [_labels(each) for each in queries.relevant]
+    for name, rows in (("relevant", labels), ("own", queries.own)):
+        if rows is not None and len(rows) != len(vectors):
+            found = f"{len(vectors)} queries and {len(rows)}"
+            raise DataError(f"one {name} for each query", found, f"Correct {name}")
+    return Queries(vectors, labels, queries.own)
+
+
+def _unit(vectors: Any, encoder: EncoderIdentity, what: str) -> Vectors:
+    """Vectors [N, D] of unit length; those that are so already keep every bit."""
+    shape = np.shape(vectors)
+    if len(shape) != 2 or shape[1] != encoder.dimension:  # noqa: PLR2004 - [N, D]
+        raise DataError(
+            f"{what} with vectors of {encoder.dimension} dimensions, which the inverter of "
+            f"{encoder.name} reads",
+            f"shape {list(shape)}",
+            "Pass --checkpoint with an inverter of that encoder",
+        )
+    units = as_unit_vectors(vectors, encoder.dimension, encoder.name)
+    same = isinstance(vectors, np.ndarray) and vectors.dtype == np.float32
+    return vectors if same and np.allclose(vectors, units, rtol=0, atol=_ROUNDING) else units
+
+
 def own_queries(records: Records, count: int, seed: int) -> Queries:
     """Some of the records as queries for their neighbours, without labels."""
     rows = np.random.default_rng([seed, 5]).permutation(len(records))[:count]
@@ -114,7 +191,11 @@ def read_records(
 
     Raises:
         StoreError: The store cannot be read, or has no texts.
+        ConfigError: A sample or seed that is no whole number, or a field the store was not opened
+            with.
     """
+    sample, seed = require_whole(sample=(sample, 1), seed=(seed, 0))
+    wanted = _as_ids(wanted)
     with ExitStack() as stack:
         if not isinstance(store, Store):
             store, id_column = open_records(store, id_column=id_column)
@@ -126,6 +207,7 @@ def read_records(
                 "none under a usual name",
                 "Name their column with --text-column",
             )
+        _require_field(store, id_column)
         there = _wanted(store, id_column, wanted)
         drawn = store.sample(_DRAWN * sample, seed)
     reasons, seen = Counter(store.left_out), set[str]()
@@ -167,6 +249,18 @@ def open_records(
     return open_store(address, keep=[ID], **options), ID
 
 
+def _as_ids(wanted: Any) -> frozenset[str]:
+    if not isinstance(wanted, Iterable) or isinstance(wanted, (str, bytes)):
+        raise ConfigError("wanted as ids in a set", f"{wanted!r:.80}", "Correct wanted")
+    return frozenset(map(str, wanted))
+
+
+def _require_field(store: Store, name: str | None) -> None:
+    if name is not None and name not in store.fields:
+        fix = "Open it with open_records(…, id_column=…)"
+        raise ConfigError(f"a store opened with the field {name!r}", "one without", fix)
+
+
 def _wanted(store: Store, id_column: str | None, wanted: Set[str]) -> list[VectorBatch]:
     """The rows of some ids, as far as they are there."""
     if not wanted:
@@ -201,7 +295,7 @@ def _fault(text: str | None, seen: set[str]) -> str | None:
 
 
 def read_queries(
-    path: Path,
+    path: str | Path,
     encoder: Encoder | None,
     dimension: int,
     *,
@@ -223,7 +317,11 @@ def read_queries(
 
     Raises:
         DataError: The file cannot be read, or has neither; or some queries have labels only.
+        ConfigError: A number that is none, or a name that is no text.
     """
+    path = as_path(path)
+    dimension, most = require_whole(dimension=(dimension, 1), most=(most, 1))
+    require_text(column=column, text_column=text_column)
     rows = []
     for row in _rows(path):
         rows.append(row)
@@ -233,6 +331,9 @@ def read_queries(
         raise DataError(f"queries in {path}", "none", "Choose another --queries")
     names = [column] if column else ["embedding", "vector"]
     name = next((n for n in names if n in rows[0]), None)
+    if column is not None and name is None:
+        there = ", ".join(map(repr, rows[0]))
+        raise DataError(f"a column {column!r} in {path}", there, "Correct column")
     if name is not None:
         vectors = _as_vectors(path, [row.get(name) for row in rows], dimension)
     else:
@@ -273,9 +374,10 @@ def _as_vectors(path: Path, values: Sequence[Any], dimension: int) -> Vectors:
 
 
 def _labels(value: Any) -> frozenset[str]:
-    if value is None or value == "":
+    if value is None or (isinstance(value, str) and value == ""):
         return frozenset()
-    return frozenset(map(str, value)) if isinstance(value, list) else frozenset([str(value)])
+    many = isinstance(value, (list, tuple, Set, np.ndarray))
+    return frozenset(map(str, value)) if many else frozenset([str(value)])
 
 
 def _rows(path: Path) -> Iterator[dict[str, Any]]:

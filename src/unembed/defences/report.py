@@ -14,7 +14,7 @@ from unembed.defences.utility import NDCG, OVERLAP, RECALL
 from unembed.errors import DataError
 from unembed.evaluation.bootstrap import Figure
 from unembed.evaluation.report import escape_markdown
-from unembed.files import atomic, make_folder, write_json
+from unembed.files import as_path, atomic, make_folder, write_json
 
 FILES = ("report.html", "report.md", "report.json")
 
@@ -61,12 +61,15 @@ WHAT_COMES_BACK = (
 )
 
 
-def write_report(report: DefenceReport, folder: Path) -> list[Path]:
+def write_report(report: DefenceReport, folder: str | Path) -> list[Path]:
     """Write every form of a report.
 
     Raises:
         DataError: The folder cannot be written.
     """
+    if not isinstance(report, DefenceReport):
+        raise DataError("the report of defend", f"{report!r:.80}", "Make it with unembed.defend")
+    folder = as_path(folder)
     make_folder(folder)
     try:
         for name, text in ((FILES[0], to_page(report)), (FILES[1], to_markdown(report))):

@@ -58,6 +58,23 @@ def load_encoder(name: str | Path = "all-MiniLM-L6-v2", **options: Any) -> Encod
     return load_api_encoder(name, **given)
 
 
+def as_encoder(encoder: Any, **options: Any) -> Encoder | None:
+    """The encoder that a caller hands over, loaded where it is a name; None for None.
+
+    Raises:
+        EncoderError: It is something else, or cannot be loaded.
+    """
+    from unembed.errors import EncoderError
+
+    if isinstance(encoder, (str, Path)):
+        return load_encoder(encoder, **options)
+    if encoder is not None and not hasattr(encoder, "identity"):
+        actual = f"{type(encoder).__name__} {encoder!r:.80}"
+        raise EncoderError("an encoder, or its name", actual, "Load it with unembed.load_encoder")
+    model: Encoder | None = encoder
+    return model
+
+
 def _check_options(options: dict[str, Any]) -> None:
     """Refuse options that no encoder has, and values of another kind; raises ConfigError."""
     from unembed.errors import ConfigError

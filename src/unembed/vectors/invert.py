@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unembed.decoding.settings import require_whole
+from unembed.decoding.settings import require_callable, require_whole
 from unembed.decoding.strategy import Inversion
 from unembed.encoders.base import Encoder
-from unembed.errors import EmbeddingError
+from unembed.errors import ConfigError, EmbeddingError
 from unembed.files import as_path
 from unembed.inverter import Inverter
 from unembed.vectors.output import PartFile, named_columns, require_writable
@@ -49,6 +49,22 @@ class RoundTrip:
     seconds: float
 
 
+def as_inverter(inverter: Any) -> Inverter:
+    """The inverter that a caller hands over, loaded where it is a name or a folder.
+
+    Raises:
+        ConfigError: It is something else.
+        CheckpointError: It cannot be loaded.
+    """
+    if isinstance(inverter, (str, Path)):
+        return Inverter.from_pretrained(inverter)
+    if not hasattr(inverter, "invert") or isinstance(inverter, type):
+        actual = f"{type(inverter).__name__} {inverter!r:.80}"
+        raise ConfigError("an inverter", actual, "Load it with Inverter.from_pretrained")
+    network: Inverter = inverter
+    return network
+
+
 def invert_text(inverter: Inverter, encoder: Encoder, text: str, **options: Any) -> RoundTrip:
     """Encode a text, invert the vector, encode the recovery and compare.
 
@@ -62,6 +78,7 @@ def invert_text(inverter: Inverter, encoder: Encoder, text: str, **options: Any)
         EncoderError: The inverter belongs to another encoder.
         EmbeddingError: The text is empty.
     """
+    inverter = as_inverter(inverter)
     inverter.require_encoder(encoder)
     vector = encoder.encode([text])
     began = time.perf_counter()
@@ -100,8 +117,7 @@ def invert_file(
     Raises:
         EmbeddingError: The file cannot be read or its vectors cannot be inverted.
     """
-    file = _as_file(source)
-    stream = invert_stream(inverter, file, check=check, **options)
+    stream = invert_stream(as_inverter(inverter), _as_file(source), check=check, **options)
     return [item for _, items in stream for item in items]
 
 
@@ -114,7 +130,7 @@ def invert_to_file(
     source: str | Path | VectorFile,
     out: str | Path,
     *,
-    progress: Callable[[str, int, int], None] = lambda stage, count, total: None,
+    progress: Callable[[str, int, int], None] | None = None,
     check: Encoder | None = None,
     **options: Any,
 ) -> int:
@@ -141,7 +157,8 @@ def invert_to_file(
         EmbeddingError: The vectors cannot be read or none can be inverted, or ``out`` cannot be
             written or is the source itself, or its ``.part`` is of another call.
     """
-    source, out = _as_file(source), as_path(out)
+    inverter, source, out = as_inverter(inverter), _as_file(source), as_path(out)
+    require_callable(progress=progress)
     require_writable(out, source.parts())
     total = len(source)
     part_file = PartFile(out, _identity(inverter, source, check, options))
@@ -155,7 +172,8 @@ def invert_to_file(
                 for i, (row, item) in enumerate(zip(chunk.rows, inversions, strict=False))
             ]
             part_file.write([row for row in rows if row["row"] > last_row])
-            progress("inverting", chunk.read, total)
+            if progress is not None:
+                progress("inverting", chunk.read, total)
         part_file.finish()
     except OSError as error:
         raise EmbeddingError(

@@ -2,12 +2,12 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from unembed.errors import StoreError
+from unembed.errors import DataError, StoreError, UnembedError
 from unembed.vectors.stores import export as module
 from unembed.vectors.stores.address import open_store
 from unembed.vectors.stores.export import export_store
 
-from .conftest import TENANTS, TEXTS, VECTORS
+from .conftest import TENANTS, TEXTS, VECTORS, digest
 from .test_files import write
 
 
@@ -57,3 +57,28 @@ def test_export_store_refuses_parts_of_another_store(tmp_path):
             export_store(store, tmp_path / "out.parquet")
         with pytest.raises(StoreError, match=r"ending in \.parquet"):
             export_store(store, tmp_path / "out.csv")
+
+
+def test_export_store_never_writes_over_what_it_reads(tmp_path):
+    source = write(tmp_path / "v.parquet")
+    (tmp_path / "linked.parquet").symlink_to(source)
+    before = digest(source)
+    for out in (source, tmp_path / "linked.parquet", str(source)):
+        with open_store(source) as store, pytest.raises(DataError, match="an --out outside of"):
+            export_store(store, out)
+    with open_store(tmp_path) as store, pytest.raises(DataError, match="an --out outside of"):
+        export_store(store, tmp_path / "new.parquet")  # it would be read as a part the next time
+    assert digest(source) == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["linked.parquet", "v.parquet"]
+
+
+def test_export_store_refuses_what_is_no_store_or_path(tmp_path):
+    source = write(tmp_path / "v.parquet")
+    with pytest.raises(UnembedError, match="an open store; found str"):
+        export_store(str(source), tmp_path / "out.parquet")
+    with open_store(source) as store:
+        with pytest.raises(UnembedError, match="a path; found NoneType"):
+            export_store(store, None)
+        with pytest.raises(UnembedError, match="progress as a function"):
+            export_store(store, tmp_path / "out.parquet", 3)
+        assert export_store(store, str(tmp_path / "out.parquet"), None) == 30

@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 from safetensors.numpy import save_file
 
-from unembed.errors import StoreError
+from unembed.errors import StoreError, UnembedError
 from unembed.vectors.stores.address import open_store
 
 from .conftest import TENANTS, TEXTS, VECTORS, check_contract, counting, digest, read_all
@@ -106,3 +106,49 @@ def test_sample_of_an_empty_file_is_an_error(tmp_path):
     np.save(tmp_path / "none.npy", np.empty((0, 8), dtype=np.float32))
     with open_store(tmp_path / "none.npy") as store, pytest.raises(StoreError, match="empty"):
         store.sample(5)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"address": None}, "a store: .*found NoneType"),
+        ({"address": " "}, "a store: .*found str ' '"),
+        ({"keep": [3]}, r"keep\[0\] as text"),
+        ({"column": 3}, "column as text"),
+        ({"ask": 3}, "ask as a function"),
+    ],
+)
+def test_open_store_refuses_settings_of_another_kind(tmp_path, options, message):
+    values = {"address": write(tmp_path / "v.parquet"), **options}
+    with pytest.raises(UnembedError, match=message):
+        open_store(**values)
+
+
+@pytest.mark.parametrize("query", ["dimension=many", "colum=vector", "dimension=-8"])
+def test_open_store_refuses_options_that_files_do_not_have(tmp_path, query):
+    path = write(tmp_path / "v.parquet")
+    with pytest.raises(StoreError, match=f"behind the path of files; found '{query}'"):
+        open_store(f"{path}?{query}")
+    assert open_store(f"{path}?dimension=8").facts.dimension == 8
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".parquet"])
+def test_fetch_and_sample_take_no_rows_for_others(tmp_path, suffix):
+    path = tmp_path / f"v{suffix}"
+    if suffix == ".npy":
+        np.save(path, VECTORS)
+    else:
+        write(path)
+    with open_store(path, keep="tenant" if suffix == ".parquet" else ()) as store:
+        assert store.fetch([3, "4", "-1", "x", "99"]).ids == ["3", "4"]
+        assert len(store.fetch([])) == 0
+        with pytest.raises(StoreError, match="in a list"):
+            store.fetch("12")
+        with pytest.raises(StoreError, match="the id of a row"):
+            list(store.batches(after="-5"))
+        for sample in (0, "2", 2.5):
+            with pytest.raises(UnembedError, match="sample as a whole number"):
+                store.sample(sample)
+        with pytest.raises(UnembedError, match="size as a whole number"):
+            list(store.batches(size=0))
+        assert store.sample(3, np.int64(7)).ids == store.sample(3, 7).ids

@@ -10,17 +10,20 @@ from unembed.auditing.report.markdown import to_markdown
 from unembed.auditing.report.page import to_page
 from unembed.auditing.result import AuditReport
 from unembed.errors import DataError
-from unembed.files import atomic, make_folder
+from unembed.files import as_path, atomic, make_folder
 
 FILES = ("report.html", "report.md", "report.json", "report.sarif", "report.garak.jsonl")
 
 
-def write_report(report: AuditReport, folder: Path) -> list[Path]:
+def write_report(report: AuditReport, folder: str | Path) -> list[Path]:
     """Write every form of a report; the same audit writes the same bytes.
 
     Raises:
         DataError: The folder cannot be written.
     """
+    if not isinstance(report, AuditReport):
+        raise DataError("the report of an audit", f"{report!r:.80}", "Make it with unembed.audit")
+    folder = as_path(folder)
     make_folder(folder)
     contents = (
         to_page(report),

@@ -7,8 +7,10 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
+from unembed.decoding.settings import require_callable, require_text
 from unembed.errors import StoreError
 from unembed.files import require_extra
 from unembed.vectors.read import file_kind
@@ -113,19 +115,27 @@ def open_store(
 
     Raises:
         StoreError: No such store, or it cannot be read.
-        ConfigError: Its client is not installed.
+        ConfigError: Its client is not installed, or a name is no text.
     """
-    where = parse_address(
+    where: Any = address  # from Python anything may come
+    if not isinstance(where, (str, Path)) or not str(where).strip():
+        found = f"{type(address).__name__} {address!r:.80}"
+        raise StoreError(f"a store: {_FORMS}", found, "Correct the address")
+    require_text(collection=collection, column=column, text_column=text_column)
+    require_callable(ask=ask)
+    keep = [keep] if isinstance(keep, str) else list(keep or ())
+    require_text(**{f"keep[{place}]": name for place, name in enumerate(keep)})
+    place = parse_address(
         str(address), collection=collection, column=column, text=text_column, keep=keep
     )
-    module, extra, variables = _READERS[where.kind]
+    module, extra, variables = _READERS[place.kind]
     if extra is not None:
-        require_extra(extra, f"reading {where.kind}")
+        require_extra(extra, f"reading {place.kind}")
     secret = next((os.environ[name] for name in variables if os.environ.get(name)), None)
     if secret is None and ask is not None and variables:
-        secret = ask(f"password or key for {where.place}")
+        secret = ask(f"password or key for {place.place}")
     reader = importlib.import_module(f"unembed.vectors.stores.{module}")
-    store: Store = reader.open_store(replace(where, secret=secret))
+    store: Store = reader.open_store(replace(place, secret=secret))
     return store
 
 

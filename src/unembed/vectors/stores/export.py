@@ -9,17 +9,18 @@ from pathlib import Path
 from typing import Any
 
 from unembed.data.readers import open_parquet
+from unembed.decoding.settings import require_callable
 from unembed.errors import StoreError
-from unembed.files import atomic
+from unembed.files import as_path, atomic, require_apart
 from unembed.vectors.output import plain
-from unembed.vectors.stores.store import Store, VectorBatch
+from unembed.vectors.stores.store import Store, VectorBatch, require_store
 
 _ROWS = 10_000  # of a part
 _HEAD = "store.json"
 
 
 def export_store(
-    store: Store, out: Path, progress: Callable[[int, int], None] = lambda done, total: None
+    store: Store, out: str | Path, progress: Callable[[int, int], None] | None = None
 ) -> int:
     """Write all vectors of a store with ids, texts and the fields that were asked for.
 
@@ -36,11 +37,16 @@ def export_store(
 
     Raises:
         StoreError: The store cannot be read, or ``out`` cannot be written.
+        DataError: ``out`` is what is read, or lies in it.
     """
+    store, out = require_store(store), as_path(out)
+    require_callable(progress=progress)
     if out.suffix != ".parquet" or not out.parent.is_dir():
         raise StoreError(
             "an --out in a folder that exists, ending in .parquet", str(out), "Choose another --out"
         )
+    if store.place is not None:
+        require_apart(store.place, out)
     folder = out.with_name(out.name + ".part")
     done, last = _begin(folder, store)
     number = len(list(folder.glob("*.parquet")))
@@ -49,7 +55,8 @@ def export_store(
             with atomic(folder / f"{number:06}.parquet") as part:
                 _write(part, batch, store)
             number, done = number + 1, done + len(batch)
-        progress(done, store.facts.count)
+        if progress is not None:
+            progress(done, store.facts.count)
     if number == 0:
         reasons = "; ".join(f"{k} × {r}" for r, k in store.left_out.items())
         shutil.rmtree(folder)

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from unembed.data.readers import open_parquet
+from unembed.decoding.settings import require_whole
 from unembed.errors import StoreError, UnembedError
 from unembed.files import read_lines
 from unembed.vectors.arrays import Npy, Npz
@@ -44,6 +45,11 @@ class FileStore(Store):
 
     def __init__(self, address: Address) -> None:
         super().__init__(address)
+        size = address.options.get("dimension", "1")
+        if not size.isdecimal() or address.options.keys() - {"dimension"}:
+            query = "&".join(f"{name}={value}" for name, value in address.options.items())
+            wanted = "column=, text= and dimension=NUMBER behind the path of files"
+            raise StoreError(wanted, repr(query), "Correct the address")
         self._file = VectorFile(address.path, address.column, skip_bad=True)
         try:
             parts = self._file.parts()
@@ -73,10 +79,18 @@ class FileStore(Store):
 
     def ids(self, after: str | None = None) -> Iterator[str]:
         """Rows, as text."""
-        return map(str, range(0 if after is None else int(after) + 1, self.facts.count))
+        return map(str, range(_row(after) + 1, self.facts.count))
 
     def fetch(self, ids: Sequence[str]) -> VectorBatch:
         """Rows by their number; see `Store.fetch`."""
+        if isinstance(ids, str):
+            raise StoreError("ids of rows, as many as are wanted", repr(ids), "Pass them in a list")
+        last = self.facts.count - 1
+        ids = [str(name) for name in ids if str(name).isdecimal() and int(name) <= last]
+        if not ids:
+            nothing = {name: list[Any]() for name in self._address.keep}
+            none = np.zeros((0, self.facts.dimension), np.float32)
+            return VectorBatch([], none, [] if self.facts.text else None, nothing)
         if not self._seeks:
             chosen = set(ids)
             batches = [
@@ -95,7 +109,8 @@ class FileStore(Store):
         """All rows in order; see `Store.batches`."""
         self.left_out.clear()
         self._file.left_out.clear()
-        first = -1 if after is None else int(after)
+        require_whole(size=(size, 1))
+        first = _row(after)
         for chunk in self._file.chunks(self.facts.dimension):
             for start in range(0, len(chunk.rows), size):
                 part = chunk.part(start, start + size)
@@ -107,6 +122,7 @@ class FileStore(Store):
 
     def sample(self, n: int, seed: int = 0) -> VectorBatch:
         """Draw rows; see `Store.sample`."""
+        n, seed = require_whole(sample=(n, 1), seed=(seed, 0))
         if self._seeks:
             return super().sample(n, seed)
         names = draw_ids(self.ids(), 2 * n, seed)
@@ -126,6 +142,15 @@ class FileStore(Store):
             None if texts is None else [t if isinstance(t, str) else None for t in texts],
             columns,
         )
+
+
+def _row(after: str | None) -> int:
+    """Number of the row behind which a run goes on; -1 for the beginning."""
+    if after is None:
+        return -1
+    if not str(after).isdecimal():
+        raise StoreError("the id of a row, its number", repr(after), "Correct after")
+    return int(after)
 
 
 def open_store(address: Address) -> FileStore:

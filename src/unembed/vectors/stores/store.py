@@ -10,12 +10,15 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from unembed.errors import StoreError, UnembedError
+from unembed.decoding.settings import require_whole
+from unembed.errors import ConfigError, StoreError, UnembedError
+from unembed.files import exists
 from unembed.vectors.numbers import row_of, to_floats
 
 if TYPE_CHECKING:
@@ -175,6 +178,7 @@ class Store(ABC):
         Raises:
             StoreError: The store cannot be read, or went away.
         """
+        require_whole(size=(size, 1))
         self.left_out.clear()
         names = self.ids(after)
         while chunk := list(islice(names, size)):
@@ -195,7 +199,9 @@ class Store(ABC):
 
         Raises:
             StoreError: The store cannot be read, or holds no usable vector.
+            ConfigError: ``n`` is no whole number of at least 1, or the seed none of at least 0.
         """
+        n, seed = require_whole(sample=(n, 1), seed=(seed, 0))
         self.left_out.clear()
         names = draw_ids(self.ids(), _MOST_READ * n, seed)
         batches, count, place = [], 0, 0
@@ -215,6 +221,12 @@ class Store(ABC):
                 "Choose another collection or column",
             )
         return VectorBatch.concatenate([batch for batch in batches if len(batch)])
+
+    @property
+    def place(self) -> Path | None:
+        """File or folder that is read; None where it is none of this machine."""
+        path = Path(self._address.place)
+        return path if exists(path) else None
 
     @property
     def fields(self) -> list[str]:
@@ -256,6 +268,14 @@ class Store(ABC):
             strings,
             {name: [values[row] for row in good] for name, values in (payload or {}).items()},
         )
+
+
+def require_store(store: Any) -> Store:
+    """Return an open store; raises ConfigError for anything else."""
+    if not isinstance(store, Store):
+        actual = f"{type(store).__name__} {store!r:.80}"
+        raise ConfigError("an open store", actual, "Open one with open_store(address)")
+    return store
 
 
 def as_float32(
@@ -320,7 +340,7 @@ def arrow_rows(column: Any, dimension: int) -> Any:
 
 def draw_ids(ids: Iterable[str], n: int, seed: int) -> list[str]:
     """The n ids with the lowest hash of (seed, id), lowest first; memory for n of them."""
-    key = seed.to_bytes(8, "big", signed=True)
+    key = (seed % (1 << 64)).to_bytes(8, "big")
 
     def rank(name: str) -> tuple[bytes, str]:
         text = name.encode("utf-8", "surrogatepass")
