@@ -12,7 +12,7 @@ from unembed.config import Config, load_config, shipped_configs, validate_config
 from unembed.denoiser import DenoiserSizes
 from unembed.encoders.api import load_api_encoder
 from unembed.encoders.sentence import load_encoder
-from unembed.errors import ConfigError
+from unembed.errors import ConfigError, UnembedError
 
 PACKAGE = Path(unembed.__file__).parent
 SHIPPED = sorted((PACKAGE / "configs").rglob("*.yaml"))
@@ -286,3 +286,11 @@ def test_load_config_refuses_a_hostile_override(value):
     with pytest.raises(ConfigError) as caught:
         load_config("minilm", [f"training.steps={value}"])
     assert len(str(caught.value)) < 1000
+
+
+def test_load_config_refuses_what_is_no_path_or_override():
+    for name in (None, 3, {"training": {}}, ""):
+        with pytest.raises(UnembedError, match="a path; found"):
+            load_config(name)
+    with pytest.raises(ConfigError, match=r"section.key=value; found 3"):
+        load_config("minilm", [3])

@@ -17,7 +17,13 @@ from unembed.denoiser import Denoiser
 from unembed.encoders.base import FakeEncoder
 from unembed.encoders.fingerprint import make_fingerprint
 from unembed.encoders.vectors import as_unit_vectors
-from unembed.errors import CheckpointError, ConfigError, EmbeddingError, EncoderError
+from unembed.errors import (
+    CheckpointError,
+    ConfigError,
+    EmbeddingError,
+    EncoderError,
+    UnembedError,
+)
 from unembed.inverter import Inverter, shipped_inverters
 
 
@@ -556,7 +562,7 @@ def test_from_pretrained_refuses_options_that_nothing_would_come_of(options):
 
 
 def test_aligned_refuses_what_is_no_alignment(inverter):
-    with pytest.raises(CheckpointError, match="an alignment, or its folder; found int"):
+    with pytest.raises(CheckpointError, match="a map, or its folder; found int"):
         inverter.aligned(5)
 
 
@@ -582,3 +588,25 @@ def test_save_pretrained_refuses_a_file_in_the_place_of_the_folder(inverter, tmp
     (tmp_path / "file").write_text("x")
     with pytest.raises(CheckpointError):
         inverter.save_pretrained(tmp_path / "file")
+
+
+@pytest.mark.parametrize(
+    ("place", "options", "message"),
+    [
+        ("", {}, "a path; found str ''"),
+        ("a\0b", {}, "null byte"),
+        ("n" * 300, {}, "name too long"),
+        ("there", {"push_to_hub": "no"}, "push_to_hub as True or False; found 'no'"),
+        ("there", {"storage": "int8"}, "push_to_hub=True; found storage without it"),
+    ],
+)
+def test_save_pretrained_refuses_places_and_options(inverter, tmp_path, place, options, message):
+    with pytest.raises(UnembedError, match=message):
+        inverter.save_pretrained(str(tmp_path / place) if place else "", **options)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("strategy", ["greedy", None, Decoding])
+def test_decoding_refuses_what_is_no_strategy(strategy):
+    with pytest.raises(ConfigError, match=r"a strategy; found .* Make one with Decoding.of"):
+        Decoding(strategy)

@@ -78,7 +78,7 @@ class Storage:
     @property
     def shard_bytes(self) -> int:
         """The shard size in bytes; 0 if it is no size."""
-        match = _SIZE.fullmatch(self.shard_size.strip().upper())
+        match = _SIZE.fullmatch(str(self.shard_size).strip().upper())
         return round(float(match[1]) * 1000 ** _UNITS.index(match[2])) if match else 0
 
 
@@ -367,9 +367,9 @@ def save_weights(
         max_shard_size=storage.shard_bytes,
         filename_pattern="model{suffix}.safetensors",
     )
-    old = [*folder.glob(_SHARDS), folder / WEIGHTS, folder / INDEX]
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        old = [*folder.glob(_SHARDS), folder / WEIGHTS, folder / INDEX]
         with ExitStack() as stack:  # all are whole before the first takes its place
             files = dict(make_files(split.is_sharded))
             if split.is_sharded:
@@ -387,7 +387,7 @@ def save_weights(
         for path in old:
             if path.name not in files and path.name not in split.filename_to_tensors:
                 path.unlink(missing_ok=True)
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, ValueError) as error:  # the last: a name with a NUL
         raise CheckpointError(
             f"room to save {folder}", str(error), "Free some space, or choose another folder"
         ) from error

@@ -12,7 +12,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from unembed.errors import ConfigError
-from unembed.files import is_file, read_bounded
+from unembed.files import as_path, is_file, read_bounded
 
 _MOST_BYTES = 1 << 16  # of a configuration file
 _SHOWN = 200  # letters of a value in a message
@@ -306,7 +306,7 @@ def load_config(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Conf
         ConfigError: No such file, not YAML, an unknown key, a wrong type or a value out of range.
     """
     shipped = shipped_configs()
-    path = shipped.get(str(name_or_path), Path(name_or_path))
+    path = shipped.get(str(name_or_path), as_path(name_or_path))
     if not is_file(path):
         raise ConfigError(
             f"a configuration file or one of {', '.join(shipped)}",
@@ -428,7 +428,7 @@ def _allowed(schema: dict[str, Any]) -> str:
 
 
 def _apply(data: dict[str, Any], override: str) -> None:
-    key, separator, text = override.partition("=")
+    key, separator, text = str(override).partition("=")
     *sections, last = key.split(".")
     if not separator or not sections or not all((*sections, last)):
         expected = "an override of the form section.key=value"

@@ -67,7 +67,7 @@ EXTRAS = {  # the extras of pyproject.toml → packages that are imported
 
 def as_path(path: Any) -> Path:
     """A path, also from text; raises DataError for what is none."""
-    if not isinstance(path, (str, Path)):
+    if not isinstance(path, (str, Path)) or path == "":
         raise DataError("a path", f"{type(path).__name__} {path!r:.80}", "Correct it")
     return Path(path)
 

@@ -31,7 +31,7 @@ from unembed.decoding.logits import (
     with_callback,
     with_processors,
 )
-from unembed.decoding.settings import as_decoding, require_callable, require_whole
+from unembed.decoding.settings import as_decoding, require_callable, require_switch, require_whole
 from unembed.decoding.strategy import Inversion, OnStep, mix_seeds
 from unembed.denoiser import Denoiser
 from unembed.device import Compute, choose_compute
@@ -47,6 +47,7 @@ from unembed.files import as_path, exists, is_folder
 from unembed.tokenizer import TextTokenizer
 
 DEFAULT = "minilm"
+_OF_THE_MIXIN = {"config", "model_card_kwargs"}  # its `push_to_hub` saves with these
 _HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "revision", "token")
 
 
@@ -180,8 +181,7 @@ class Inverter(
         value: object = alignment if path is None else Alignment.load(path)
         if value is not None:
             if not isinstance(value, Alignment):
-                kind = type(value).__name__
-                raise CheckpointError("an alignment, or its folder", kind, "Correct align")
+                raise CheckpointError("a map, or its folder", type(value).__name__, "Correct align")
             value.require_target(self.encoder)
         inverter = copy.copy(self)
         vars(inverter).update(vars(self), alignment=value)  # its fast form is shared
@@ -314,8 +314,7 @@ class Inverter(
 
     def _inversions(self, decoded: Decoded) -> list[Inversion]:
         rows = decoded.tokens.tolist()
-        nothing: list[float | None] = [None] * len(rows)
-        cosines = nothing if decoded.cosines is None else decoded.cosines.tolist()
+        cosines = [None] * len(rows) if decoded.cosines is None else decoded.cosines.tolist()
         inversions = []
         for text, row, probabilities, passes, calls, order, cosine in zip(
             self.tokenizer.decode(rows),
@@ -393,15 +392,17 @@ class Inverter(
         Raises:
             CheckpointError: The weights do not fit the format, or the disk refused.
         """
-        folder = as_path(save_directory)
-        bare = self.card is None and not (folder / CARD).exists()
+        folder, push = as_path(save_directory), kwargs.pop("push_to_hub", False)
+        require_switch(push_to_hub=push)
+        if not push and (idle := ", ".join(kwargs.keys() - _OF_THE_MIXIN)):
+            raise CheckpointError("push_to_hub=True", f"{idle} without it", "Leave it out")
+        bare = self.card is None and not exists(folder / CARD)
         card = str(self.generate_model_card()) if bare else self.card
         parts = (self.denoiser, self.tokenizer, self.encoder, self.diffusion, self.trained, card)
         save_checkpoint(Checkpoint(*parts, self.fingerprint, self.storage, self.curves), folder)
-        if not kwargs.pop("push_to_hub", False):
+        if not push:
             return None
-        name = kwargs.pop("repo_id", None) or folder.name
-        return str(self.push_to_hub(repo_id=name, **kwargs))
+        return str(self.push_to_hub(repo_id=kwargs.pop("repo_id", None) or folder.name, **kwargs))
 
     def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
         """Return the card given at construction, or a short one from the facts at hand."""

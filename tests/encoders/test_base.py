@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from unembed.encoders import load_encoder
 from unembed.encoders.base import Encoder, EncoderIdentity, FakeEncoder, check_texts, is_blank
-from unembed.errors import ConfigError, EmbeddingError, EncoderError
+from unembed.errors import ConfigError, DataError, EmbeddingError, EncoderError
+from unembed.evaluation.samples import paired
 
 TEXTS = ["the cat sleeps.", "a red dog runs at the river", "password leaks!", "xyzzy", "?"]
 IDENTITY = EncoderIdentity("some-model", "abc", 8, "0123456789abcdef" * 4, "passage: ")
@@ -156,3 +157,13 @@ def test_load_encoder_takes_a_path_and_a_device_as_text():
 def test_load_encoder_refuses_arguments_of_another_kind(name, options, message):
     with pytest.raises(ConfigError, match=message):
         load_encoder(name, **options)
+
+
+@pytest.mark.parametrize("texts", [{"a": "a text"}, pytest.param("table", id="table")])
+def test_encode_refuses_tables_whose_names_it_would_embed(encoder, texts):
+    if texts == "table":
+        texts = pytest.importorskip("pandas").DataFrame({"text": ["a text"]})
+    with pytest.raises(EmbeddingError, match="Pass the column or the values"):
+        encoder.encode(texts)
+    with pytest.raises(DataError, match="Pass the column with the texts"):
+        paired(texts, [], 32)

@@ -1,8 +1,17 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
+import torch
 
 from unembed.encoders.base import FakeEncoder
-from unembed.encoders.fingerprint import PROBES, Fingerprint, make_fingerprint, preflight
+from unembed.encoders.fingerprint import (
+    PROBES,
+    Fingerprint,
+    make_fingerprint,
+    preflight,
+    require_encoder,
+)
 from unembed.errors import EncoderError
 
 
@@ -18,6 +27,13 @@ class Faulty(FakeEncoder):
         self.calls += 1
         vectors = super().encode(texts, progress)
         return np.asarray(self.fault(vectors, self.calls), dtype=np.float32)
+
+
+class Own(Faulty):
+    """One that a user wrote: what it gives need be no array."""
+
+    def encode(self, texts, progress=None):
+        return self.fault(FakeEncoder.encode(self, texts, progress), 0)
 
 
 def turned(vectors, amount):
@@ -120,3 +136,24 @@ def test_preflight_an_official_pipeline_that_disagrees_fails(encoder):
 def test_probes_differ_in_length_and_writing():
     assert len({len(text) for text in PROBES}) == len(PROBES)
     assert any(not text.isascii() for text in PROBES)
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        (lambda v, n: v.tolist(), r"NumPy array \[N, D\]; found shape .* list"),
+        (lambda v, n: torch.from_numpy(v), "found shape .* Tensor"),
+        (lambda v, n: None, "NoneType"),
+        (lambda v, n: v[0], r"found shape \[32\], ndarray"),
+        (lambda v, n: 7 * v, "an encoder of unit vectors; found lengths from 7 to 7"),
+    ],
+)
+def test_require_same_refuses_an_encoder_that_gives_something_else(encoder, fault, message):
+    with pytest.raises(EncoderError, match=message):
+        make_fingerprint(encoder).require_same(Own(fault), "pairs")
+
+
+def test_require_encoder_refuses_what_has_no_identity_or_cannot_encode(encoder):
+    for other in (SimpleNamespace(identity=3), SimpleNamespace(identity=encoder.identity), None):
+        with pytest.raises(EncoderError, match="an encoder; found"):
+            require_encoder(other, encoder.identity, None, "vectors")

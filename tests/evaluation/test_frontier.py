@@ -127,3 +127,21 @@ def test_draw_takes_each_length_with_its_share(inverter, passages):
         assert len(some) == min(2, int(((sizes >= low) & (sizes <= high)).sum()))
         assert all(low <= len(sample.token_ids) <= high for sample in some)
         assert shares[name] == pytest.approx(((sizes >= low) & (sizes <= high)).mean())
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"marks": []}, "marks: numbers of encoder calls; found none"),
+        ({"marks": [-1, 2]}, r"marks\[0\] as a whole number of at least 0"),
+        ({"marks": ["2"]}, r"marks\[0\] as a whole number"),
+        ({"limit": 0}, "limit as a whole number of at least 1"),
+        ({"seed": "a"}, "seed as a whole number"),
+        ({"folder": 3}, "folder as a path"),
+        ({"progress": 3}, "progress as a function"),
+        ({"corpus": "x"}, "corpus as pairs"),
+    ],
+)
+def test_measure_frontier_refuses_settings_of_another_kind(measure, setting, message):
+    with pytest.raises(ConfigError, match=message):
+        measure(**setting)

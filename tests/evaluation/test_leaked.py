@@ -12,7 +12,7 @@ from unembed.data.pairs import Pairs
 from unembed.encoders.alignment import RIDGE
 from unembed.encoders.fingerprint import PROBES
 from unembed.encoders.vectors import typical_rows
-from unembed.errors import DataError, EmbeddingError, EncoderError
+from unembed.errors import DataError, EmbeddingError, EncoderError, UnembedError
 from unembed.evaluation.leaked import (
     CONSTANT,
     NOISE,
@@ -347,3 +347,31 @@ def test_write_curve_without_matplotlib_says_so(curve, tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "matplotlib", None)
     write_curve(curve, tmp_path / "out")
     assert "matplotlib is not installed" in (tmp_path / "out" / "curve.md").read_text()
+
+
+def test_align_pairs_refuses_what_is_of_another_kind(inverter, encoder, texts, tmp_path):
+    file = write(tmp_path / "pairs.parquet", texts, unseen(encoder, texts))
+    leaked = LeakedPairs(str(file))  # a path as text is one
+    assert align_pairs(inverter, encoder, leaked).pairs == len(texts)
+    for settings, message in (
+        ({"leaked": str(file)}, "leaked pairs; found"),
+        ({"leaked": LeakedPairs(None)}, "a path; found NoneType"),
+        ({"inverter": None}, "an inverter; found NoneType"),
+        ({"limit": 0}, "limit as a whole number of at least 1"),
+        ({"seed": -1}, "seed as a whole number"),
+        ({"name": 3}, "name as text"),
+    ):
+        values = {"inverter": inverter, "encoder": encoder, "leaked": leaked, **settings}
+        with pytest.raises(UnembedError, match=message):
+            align_pairs(**values)
+
+
+def test_align_pairs_gives_a_map_that_can_be_compared_and_hashed(
+    inverter, encoder, texts, tmp_path
+):
+    leaked = LeakedPairs(write(tmp_path / "pairs.parquet", texts, unseen(encoder, texts)))
+    one, two = (align_pairs(inverter, encoder, leaked) for _ in range(2))
+    assert one == one
+    assert one != two
+    assert len({one, two}) == 2
+    assert one.digest == two.digest

@@ -11,7 +11,7 @@ from unembed.decoding.strategy import Inversion
 from unembed.encoders.base import FakeEncoder
 from unembed.encoders.vectors import VectorStatistics
 from unembed.errors import ConfigError, EmbeddingError, EncoderError
-from unembed.vectors.invert import invert_file, invert_text, invert_to_file
+from unembed.vectors.invert import invert_file, invert_stream, invert_text, invert_to_file
 from unembed.vectors.output import PartFile, named_columns
 from unembed.vectors.read import VectorFile
 
@@ -384,3 +384,23 @@ def test_invert_file_notes_vectors_of_another_encoder(inverter, three, tmp_path)
         source = VectorFile(tmp_path / "v.npy")
         invert_file(known, source)
         assert len(source.notes) == notes
+
+
+def test_invert_stream_and_its_callers_refuse_what_is_no_inverter(inverter, three, tmp_path):
+    np.save(tmp_path / "v.npy", three)
+    calls = (
+        lambda inverter: invert_text(inverter, FakeEncoder(), "a text"),
+        lambda inverter: invert_file(inverter, tmp_path / "v.npy"),
+        lambda inverter: invert_to_file(inverter, tmp_path / "v.npy", tmp_path / "o.jsonl"),
+        lambda inverter: list(invert_stream(inverter, tmp_path / "v.npy")),
+    )
+    for call in calls:
+        for other in (None, 3, FakeEncoder(), type(inverter)):
+            with pytest.raises(ConfigError, match="an inverter; found"):
+                call(other)
+    assert len(list(invert_stream(inverter, str(tmp_path / "v.npy")))) == 1
+    with pytest.raises(ConfigError, match="after as a whole number"):
+        list(invert_stream(inverter, tmp_path / "v.npy", after="a"))
+    with pytest.raises(ConfigError, match="progress as a function"):
+        invert_to_file(inverter, tmp_path / "v.npy", tmp_path / "o.jsonl", progress=3)
+    assert invert_to_file(inverter, tmp_path / "v.npy", tmp_path / "o.jsonl", progress=None) == 3

@@ -183,3 +183,10 @@ def test_fit_words_measures_what_the_vectors_have_in_common(probe):
     vectors = sums_of_words(400, seed=5)[1]
     assert probe.statistics.doubt(vectors, "sums") is None
     assert WordProbe.from_pretrained().statistics.directions.shape == (64, 384)
+
+
+@pytest.mark.parametrize("switch", ["common", "names"])
+def test_most_probable_refuses_switches_that_are_none(switch):
+    probe = WordProbe.from_pretrained("minilm")
+    with pytest.raises(ConfigError, match=f"{switch} as True or False; found 'no'"):
+        probe.most_probable(np.ones(384), **{switch: "no"})

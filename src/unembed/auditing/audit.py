@@ -34,6 +34,7 @@ from unembed.decoding.settings import (
     as_decoding,
     require_callable,
     require_path,
+    require_switch,
     require_text,
     require_whole,
 )
@@ -107,11 +108,12 @@ def audit(  # noqa: PLR0913 - the front door; all but the first have a default
     sample, seed, pairs, calls = numbers.values()
     require_text(text_column=text_column, corpus_column=corpus_column, group_by=group_by)
     require_text(name=name, command=command)
+    require_switch(show_pii=show_pii)
     require_path(corpus=corpus, probe=probe, folder=folder)
     require_callable(progress=progress, fit_align=fit_align)
     decoding = decoding if isinstance(decoding, str) else as_decoding(decoding, {})
     settings = _settings(name or _name(store), numbers, decoding, corpus, align)
-    settings |= {"group_by": group_by, "show_pii": _as_switch(show_pii)}
+    settings |= {"group_by": group_by, "show_pii": bool(show_pii)}
     settings["command"] = command or _command(settings)
     with ExitStack() as stack:
         if isinstance(store, (str, Path)):
@@ -162,12 +164,6 @@ def _settings(
         "align_from_store": numbers["align_from_store"],
         "encoder_calls": numbers["encoder_calls"],
     }
-
-
-def _as_switch(show_pii: Any) -> bool:
-    if not isinstance(show_pii, bool):
-        raise ConfigError("show_pii as True or False", f"{show_pii!r:.80}", "Correct show_pii")
-    return show_pii
 
 
 def _name(store: Store | str | Path) -> str:

@@ -86,6 +86,9 @@ class Decoding:
     length: int | None = None
 
     def __post_init__(self) -> None:
+        if isinstance(self.strategy, (str, type)) or not callable(self.strategy):
+            fix = "Make one with Decoding.of(NAME)"
+            raise ConfigError("a strategy", f"{self.strategy!r:.80}", fix)
         numbers: dict[str, Any] = {
             "steps": _whole("steps", self.steps, 1, MOST_STEPS),
             "encoder_calls": _whole("encoder_calls", self.encoder_calls, 0, MOST_CALLS),
@@ -395,6 +398,20 @@ def require_number(**values: tuple[Any, float, float]) -> tuple[float, ...]:
             span = f"from {low:g} to {high:g}" if math.isfinite(high) else f"of at least {low:g}"
             raise ConfigError(f"{name} as a number {span}", f"{value!r:.80}", f"Correct {name}")
     return tuple(float(value) for value, _, _ in values.values())
+
+
+def require_switch(**values: Any) -> None:
+    """Refuse a value that is neither True nor False.
+
+    Args:
+        **values: By the name that the error says.
+
+    Raises:
+        ConfigError: One of them is.
+    """
+    for name, value in values.items():
+        if not isinstance(value, (bool, np.bool_)):
+            raise ConfigError(f"{name} as True or False", f"{value!r:.80}", f"Correct {name}")
 
 
 def require_path(**values: Any) -> None:

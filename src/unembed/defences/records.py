@@ -29,7 +29,7 @@ _DRAWN = 2  # times the sample, in place of rows that have no text, or one that 
 _TABLES = (".parquet", ".jsonl", ".csv", ".tsv")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Records:
     """Records of a store.
 
@@ -54,7 +54,7 @@ class Records:
         return Records(names, texts, self.vectors[rows])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Queries:
     """What users ask.
 

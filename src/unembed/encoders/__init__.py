@@ -68,7 +68,7 @@ def as_encoder(encoder: Any, **options: Any) -> Encoder | None:
 
     if isinstance(encoder, (str, Path)):
         return load_encoder(encoder, **options)
-    if encoder is not None and not hasattr(encoder, "identity"):
+    if encoder is not None and not (hasattr(encoder, "identity") and hasattr(encoder, "encode")):
         actual = f"{type(encoder).__name__} {encoder!r:.80}"
         raise EncoderError("an encoder, or its name", actual, "Load it with unembed.load_encoder")
     model: Encoder | None = encoder

@@ -37,7 +37,7 @@ _ANCHORS = (0.0, 0.25, 0.5, 0.75, 1.0)
 _LEAST_GAIN = 3.0  # standard errors above the constant output that a map must reach
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class Alignment:
     """A map into the space of an inverter's encoder, and what it expects.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import unicodedata
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -138,6 +138,9 @@ def check_texts(texts: Iterable[str]) -> list[str]:
     if lone or not isinstance(given, Iterable):
         kind = "the lone string" if lone else type(given).__name__
         raise EmbeddingError("a list of texts", f"{kind} {texts!r:.80}", "Put it into a list")
+    if isinstance(given, Mapping) or hasattr(given, "columns"):  # their names would be embedded
+        fix = "Pass the column or the values that hold the texts"
+        raise EmbeddingError("a list of texts", f"{type(given).__name__} {texts!r:.80}", fix)
     checked = list(texts)
     for index, text in enumerate(checked):
         if not isinstance(text, str):

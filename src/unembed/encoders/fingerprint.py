@@ -27,6 +27,7 @@ PROBES = (
 # bfloat16 against float32 leaves cosines above 0.999; another prompt or adapter falls far below.
 LEAST_COSINE = 0.995
 _UNIT_TOLERANCE = 1e-3
+_LENGTHS = 0.02  # off 1 at most, also in half precision; NaN is for the comparison to refuse
 _DECIMALS = 2
 _REPEATS = 10  # of one text, for the noise of an API
 
@@ -74,7 +75,12 @@ class Fingerprint:
         Raises:
             EncoderError: A probe's vector has a cosine below 0.995 to the one kept here.
         """
-        worst = least_cosine(self.vectors, probe_vectors(encoder))
+        vectors = probe_vectors(encoder)
+        lengths = np.linalg.norm(vectors.astype(np.float64), axis=1)
+        if np.abs(lengths - 1).max() > _LENGTHS:
+            found = f"lengths from {lengths.min():.3g} to {lengths.max():.3g}"
+            raise EncoderError("an encoder of unit vectors", found, "Scale what it gives")
+        worst = least_cosine(self.vectors, vectors)
         if not worst >= LEAST_COSINE:
             raise EncoderError(
                 f"{what} of an encoder with the fingerprint {self.sha256[:12]}",
@@ -100,7 +106,8 @@ def require_encoder(
         EncoderError: Its weights, prompt, pooling or truncation differ, or it embeds the probe
             texts elsewhere; or it is none.
     """
-    if not hasattr(encoder, "identity"):
+    mine = isinstance(getattr(encoder, "identity", None), EncoderIdentity)
+    if not mine or not hasattr(encoder, "encode"):
         actual = f"{type(encoder).__name__} {encoder!r:.80}"
         raise EncoderError("an encoder", actual, "Load it with unembed.load_encoder")
     identity.require_same(encoder.identity, what, has_vectors=fingerprint is not None)
@@ -207,8 +214,20 @@ def _fingerprint(vectors: NDArray[np.float32]) -> Fingerprint:
 
 
 def probe_vectors(encoder: Encoder) -> NDArray[np.float32]:
-    """Vectors of the probe texts, [P, D]."""
-    return encoder.encode(PROBES)
+    """Vectors of the probe texts, [P, D].
+
+    Raises:
+        EncoderError: The encoder is one of the user's own and gives something else.
+    """
+    vectors: Any = encoder.encode(PROBES)
+    if not isinstance(vectors, np.ndarray) or vectors.ndim != 2:  # noqa: PLR2004 - [P, D]
+        kind = f"shape {list(np.shape(vectors))}, {type(vectors).__name__}"
+        raise EncoderError(
+            "an encoder whose encode gives unit vectors as a NumPy array [N, D]",
+            kind,
+            "Convert what it gives, and scale it to length 1",
+        )
+    return vectors
 
 
 def _official_check(encoder: Encoder, texts: Sequence[str], vectors: NDArray[np.float32]) -> Check:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from unembed.config import DataSection
 from unembed.data.pairs import Pairs
 from unembed.decoding.settings import require_callable, require_whole
+from unembed.encoders import as_encoder
 from unembed.encoders.base import Encoder
 from unembed.errors import ConfigError
 from unembed.evaluation.bootstrap import (
@@ -59,6 +60,7 @@ from unembed.evaluation.samples import (
 from unembed.files import locked
 from unembed.inverter import Inverter
 from unembed.tokenizer import TextTokenizer
+from unembed.vectors.invert import as_inverter
 
 _MOST_GROUPS, _COMPARED = 30, 256  # the latter: stored vectors compared with texts embedded here
 _SAME_VECTOR, _FEW_UNLIKE = 0.99, 0.02
@@ -160,6 +162,7 @@ def evaluate(  # noqa: PLR0913 - the front door; all but the first three have a 
         EmbeddingError: Stored vectors that cannot be inverted.
         ConfigError: A strategy that does not exist, or wrong settings of one.
     """
+    inverter, encoder = as_inverter(inverter), as_encoder(encoder)
     attacks = _checked(inverter, encoder, train_pairs, corpus, name_attacks(strategy, steps))
     require_whole(seed=(seed, 0), limit=(1 if limit is None else limit, 1))
     require_callable(progress=progress, announce=announce)
@@ -220,9 +223,6 @@ def _checked(
     attacks: dict[str, Attack],
 ) -> dict[str, Attack]:
     """The attacks; a wrong one is told before the others have taken hours."""
-    if not hasattr(inverter, "require_encoder"):
-        actual = f"{type(inverter).__name__} {inverter!r:.80}"
-        raise ConfigError("an inverter", actual, "Load it with Inverter.from_pretrained")
     for name, value in (("train_pairs", pairs), ("corpus", corpus)):
         if not isinstance(value, Pairs | None):
             raise ConfigError(f"{name} as pairs", f"{value!r:.80}", "Open them with Pairs.open")

@@ -17,16 +17,18 @@ from numpy.typing import NDArray
 from unembed.data.pairs import Pairs
 from unembed.decoding import Decoding
 from unembed.decoding.sequential import Sequential
+from unembed.decoding.settings import require_callable, require_whole
 from unembed.encoders.base import Encoder
 from unembed.encoders.oracle import Corpus
 from unembed.errors import ConfigError
 from unembed.evaluation.bootstrap import Figure, draw_blocks
-from unembed.evaluation.cache import RowCache, settings_digest
+from unembed.evaluation.cache import RowCache, as_folder, settings_digest
 from unembed.evaluation.evaluate import cutting
 from unembed.evaluation.metrics import COLUMNS, Recovery, Ruler, make_ruler
 from unembed.evaluation.rows import Attack, Bench, ProgressFn, Spec, cosines_of, name_attacks
 from unembed.evaluation.samples import Passage, Sample, Samples
 from unembed.inverter import Inverter
+from unembed.vectors.invert import as_inverter
 
 MARKS = (0, 2, 7, 15, 31, 53, 117, 245, 457)  # those of Vec2Text's frontier, and none
 METRICS = ("exact match", "token-set F1", "BLEU (sentence)", "cosine")
@@ -88,7 +90,7 @@ def measure_frontier(  # noqa: PLR0913 - as `evaluate`
     limit: int = PER_LENGTH,
     seed: int = 0,
     corpus: Pairs | None = None,
-    folder: Path | None = None,
+    folder: str | Path | None = None,
     progress: ProgressFn | None = None,
 ) -> Frontier:
     """Measure what a strategy has recovered after each of some numbers of encoder calls.
@@ -112,7 +114,15 @@ def measure_frontier(  # noqa: PLR0913 - as `evaluate`
         DataError: Too few texts, or the folder holds something else.
         EncoderError: The inverter belongs to another encoder.
     """
+    inverter, folder = as_inverter(inverter), as_folder(folder)
     inverter.require_encoder(encoder)
+    require_whole(limit=(limit, 1), seed=(seed, 0))
+    marks = sorted(require_whole(**{f"marks[{i}]": (mark, 0) for i, mark in enumerate(marks)}))
+    if not marks:
+        raise ConfigError("marks: numbers of encoder calls", "none", "Leave marks out")
+    require_callable(progress=progress)
+    if not isinstance(corpus, Pairs | None):
+        raise ConfigError("corpus as pairs", f"{corpus!r:.80}", "Open them with Pairs.open")
     report = progress or (lambda stage, done, total: None)
     specs = [strategy] if isinstance(strategy, (str, Decoding, Attack)) else list(strategy)
     attacks = {

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from unembed.data.pairs import MANIFEST, Pairs
 from unembed.data.readers import read_texts
 from unembed.decoding import Decoding
+from unembed.decoding.settings import require_text, require_whole
 from unembed.denoiser import weights_digest
 from unembed.encoders.alignment import Alignment, PairSums, fit_alignment
 from unembed.encoders.base import Encoder, is_unicode
@@ -25,7 +26,9 @@ from unembed.errors import DataError, EmbeddingError
 from unembed.evaluation.bootstrap import Figure, summarise
 from unembed.evaluation.metrics import token_set_f1, word_f1
 from unembed.evaluation.rows import ProgressFn, derangement
+from unembed.files import as_path
 from unembed.inverter import Inverter
+from unembed.vectors.invert import as_inverter
 from unembed.vectors.read import VectorFile, vector_size
 
 _CHUNK, _POOL = 1024, 4096
@@ -42,8 +45,7 @@ Fit = Callable[[NDArray[np.float32], NDArray[np.float32]], Alignment]  # x, y â†
 class LeakedPairs:
     """Texts and their vectors of one encoder, in a file or in a folder of prepared pairs.
 
-    A row without a usable text or vector is left out and counted, and so is one whose text came
-    before; whatever is read is either handed out or counted.
+    A row without a usable text or vector, or with a text that came before, is left out and counted.
 
     Attributes:
         path: What `VectorFile` reads, with texts beside the vectors, or a folder that
@@ -131,7 +133,7 @@ class LeakedPairs:
 
     @property
     def _is_prepared(self) -> bool:
-        return self.encoder is None and (self.path / MANIFEST).is_file()
+        return self.encoder is None and (as_path(self.path) / MANIFEST).is_file()
 
     def _fault(self, text: Any, vector: NDArray[Any], seen: dict[bytes, bytes]) -> str | None:
         """Say why a pair is not used; remember the others by 8 bytes of text and of vector."""
@@ -195,29 +197,32 @@ def align_pairs(
 ) -> Alignment:
     """Embed the texts of leaked pairs with the inverter's encoder and fit the map between.
 
-    Pairs are gone through once, a chunk in memory at a time.
-
     Args:
         inverter: Whose space the map leads to.
         encoder: The inverter's; needed here only, not for inverting.
         leaked: The pairs.
         name: Of the encoder that made the vectors, for messages.
         limit: Only the first so many usable pairs; of texts alone, so many typical ones.
-        seed: Of this choice, and of the pairs on which maps are compared, of more than 2,048.
+        seed: Of this choice, and of the pairs that maps are compared on.
         progress: Called with (stage, pairs done, 0).
 
     Raises:
         EmbeddingError: No usable pair.
         EncoderError: The encoder is not the inverter's.
     """
+    if not isinstance(leaked, LeakedPairs):
+        raise EmbeddingError("leaked pairs", f"{leaked!r:.80}", "Make LeakedPairs of their file")
+    inverter = as_inverter(inverter)
     inverter.require_encoder(encoder)
+    require_whole(limit=(1 if limit is None else limit, 1), seed=(seed, 0))
+    require_text(name=name)
     if leaked.encoder is not None and limit is not None:
         progress("choosing the texts", 0, 0)
         leaked.choose(encoder, limit, seed)
     sums, lengths = PairSums(seed), list[NDArray[np.float64]]()
     for texts, vectors in leaked.blocks(limit):
         lengths.append(np.linalg.norm(vectors, axis=1))
-        sums.add(_units(vectors), encoder.encode(texts))
+        sums.add(to_unit_length(vectors, row_peaks(vectors)), encoder.encode(texts))
         progress("embedding the texts", sums.count, 0)
     norms = np.concatenate(lengths)
     return fit_alignment(
@@ -229,10 +234,6 @@ def align_pairs(
         left_out=dict(leaked.left_out),
         statistics=VectorStatistics.measure(sums.x),
     )
-
-
-def _units(vectors: NDArray[np.float64]) -> NDArray[np.float32]:
-    return to_unit_length(vectors, row_peaks(vectors))
 
 
 @dataclass(frozen=True)
@@ -389,7 +390,7 @@ def _draw(pairs: LeakedPairs, most: int, seed: list[int]) -> tuple[list[str], ND
     random = np.random.default_rng(seed)
     texts, vectors, keys = list[str](), np.empty((0, 0), np.float32), np.empty(0)
     for more, rows in pairs.blocks():
-        units = _units(rows)
+        units = to_unit_length(rows, row_peaks(rows))
         vectors = np.concatenate([vectors, units]) if len(texts) else units
         texts, keys = texts + more, np.concatenate([keys, random.random(len(more))])
         order = np.argsort(keys, kind="stable")[:most]

@@ -207,9 +207,11 @@ def _known_of(row: Mapping[str, object]) -> Labels:
 
 
 def _as_passages(texts: Any) -> Iterator[Passage]:
-    if isinstance(texts, str) or not isinstance(texts, Iterable):
+    table = isinstance(texts, Mapping) or hasattr(texts, "columns")  # names would be its texts
+    if isinstance(texts, str) or table or not isinstance(texts, Iterable):
         kind = "the lone string" if isinstance(texts, str) else type(texts).__name__
-        raise DataError("a list of texts", f"{kind} {texts!r:.80}", "Put it into a list")
+        fix = "Pass the column with the texts" if table else "Put it into a list"
+        raise DataError("a list of texts", f"{kind} {texts!r:.80}", fix)
     for index, text in enumerate(texts):
         passage = Passage(text) if isinstance(text, str) else text
         if not isinstance(passage, Passage) or not isinstance(passage.text, str):

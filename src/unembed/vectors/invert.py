@@ -117,7 +117,7 @@ def invert_file(
     Raises:
         EmbeddingError: The file cannot be read or its vectors cannot be inverted.
     """
-    stream = invert_stream(as_inverter(inverter), _as_file(source), check=check, **options)
+    stream = invert_stream(inverter, source, check=check, **options)
     return [item for _, items in stream for item in items]
 
 
@@ -185,8 +185,8 @@ def invert_to_file(
 
 
 def invert_stream(
-    inverter: Inverter,
-    source: VectorFile,
+    inverter: Inverter | str | Path,
+    source: str | Path | VectorFile,
     *,
     check: Encoder | None = None,
     after: int = -1,
@@ -208,7 +208,8 @@ def invert_stream(
         EncoderError: ``check`` is not the inverter's encoder.
         ConfigError: ``batch_size`` is no whole number of at least 1.
     """
-    require_whole(batch_size=(batch_size, 1))
+    inverter, source = as_inverter(inverter), _as_file(source)
+    require_whole(batch_size=(batch_size, 1), after=(after, -1))
     if check is not None:
         inverter.require_encoder(check)
     for chunk in _chunks(inverter, source):

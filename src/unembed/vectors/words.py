@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 from torch import Tensor
 
-from unembed.decoding.settings import require_whole
+from unembed.decoding.settings import require_switch, require_whole
 from unembed.encoders.base import EncoderIdentity
 from unembed.encoders.vectors import VectorStatistics, as_unit_vectors
 from unembed.errors import CheckpointError, DataError, EncoderError
@@ -123,6 +123,7 @@ class WordProbe:
             EmbeddingError, ConfigError: See `probabilities`; ``top`` is below 1.
         """
         require_whole(top=(top, 1))
+        require_switch(common=common, names=names)
         wanted = np.ones(len(self.words), dtype=bool) if common else self.base_rates < COMMON
         if names:
             wanted &= np.isin(np.arange(len(self.words)), list(self.names))
