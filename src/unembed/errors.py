@@ -6,6 +6,8 @@ message as one line and exits with code 2; the Python API raises the exception.
 
 from __future__ import annotations
 
+from types import UnionType
+
 _MOST_CHARS = 1000  # of each part of a message
 
 
@@ -53,3 +55,13 @@ class CheckpointError(UnembedError):
 
 class TrainingError(UnembedError):
     """Training cannot start or must not go on."""
+
+
+def require_kind(value: object, kind: type | UnionType, what: str, fix: str) -> None:
+    """Refuse a value that is no instance of a class.
+
+    Raises:
+        ConfigError: It is none.
+    """
+    if not isinstance(value, kind):
+        raise ConfigError(what, f"{type(value).__name__} {value!r:.80}", fix)

@@ -289,6 +289,7 @@ def test_to_dict_is_plain_data(report):
         ({"encoder": 3}, "an encoder, or its name; found int 3"),
         ({"decoding": 3}, "a Decoding, or the text of one"),
         ({"align": 3}, "a map, or the folder of one; found 3"),
+        ({"align": Rotation}, "a map, or the folder of one"),
         ({"align_from_store": 2, "fit_align": 3}, "fit_align as a function"),
         ({"corpus": ["a text"]}, "corpus as a path"),
         ({"corpus": ""}, "corpus as a path; found ''"),
@@ -326,7 +327,7 @@ def test_audit_takes_numbers_of_numpy_and_paths_as_text(store, inverter, tmp_pat
 def test_audit_of_an_open_store_needs_the_field_to_group_by(store, inverter):
     with open_store(store) as opened, pytest.raises(ConfigError, match="opened with the field 'te"):
         audit(opened, to=inverter, sample=4, group_by="tenant")
-    with open_store(store) as opened, pytest.raises(ConfigError, match="text_column with the add"):
+    with open_store(store) as opened, pytest.raises(ConfigError, match="text_column with an add"):
         audit(opened, to=inverter, sample=4, text_column="text")
     with open_store(store, keep="tenant") as opened:
         report = audit(opened, to=inverter, sample=20, group_by="tenant")
@@ -344,3 +345,9 @@ def test_write_report_refuses_what_is_no_report(report, tmp_path):
     with pytest.raises(DataError, match="the report of an audit; found None"):
         write_report(None, tmp_path)
     assert all(path.is_file() for path in write_report(report, str(tmp_path / "as-text")))
+
+
+@pytest.mark.parametrize("align", [None, 3, np.eye(32)])
+def test_audit_refuses_what_fit_align_gives_and_is_no_map(store, inverter, align):
+    with pytest.raises(ConfigError, match="fit_align to give a map"):
+        audit(store, to=inverter, align_from_store=8, fit_align=lambda x, y: align)

@@ -357,6 +357,8 @@ def test_the_front_door_has_defend():
         ({"queries": Queries(np.ones((2, 9)))}, "dimensions"),
         ({"queries": Queries(np.ones((0, 32)))}, "queries; found none"),
         ({"queries": Queries(np.ones((2, 32)), [{"r1"}])}, "one relevant for each query"),
+        ({"queries": Queries(np.ones((2, 32)), 3)}, "relevant in a list; found int 3"),
+        ({"queries": Queries(np.ones((2, 32)), None, [0, 160])}, "own: rows of 160 records"),
     ],
 )
 def test_defend_refuses_settings_of_another_kind(records, inverter, setting, message):
@@ -371,6 +373,8 @@ def test_defend_refuses_settings_of_another_kind(records, inverter, setting, mes
         (lambda r: r.vectors, "records with a text and a vector each; found ndarray"),
         (lambda r: replace(r, texts=r.texts[:-1]), "160 ids, 159 texts and 160 vectors"),
         (lambda r: replace(r, texts=[None, *r.texts[1:]]), "no text at 0"),
+        (lambda r: replace(r, texts=None), "texts of records in a list; found NoneType"),
+        (lambda r: replace(r, ids=3), "ids of records in a list; found int 3"),
         (lambda r: replace(r, texts=[*r.texts[:-1], r.texts[0]]), "text of a row before at 159"),
         (lambda r: replace(r, vectors=r.vectors * np.nan), "NaN or infinity in vector 0"),
         (lambda r: replace(r, vectors=r.vectors[0]), r"found shape \[32\]"),
@@ -428,6 +432,14 @@ class Rewriter(Defence):
         return vectors
 
 
+class Nothing(Defence):
+    """Leaves no number."""
+
+    def apply(self, vectors, random):
+        """Rows without numbers."""
+        return vectors[:, :0]
+
+
 class Loud(InPlace):
     """Noise of no number."""
 
@@ -447,6 +459,7 @@ class Loud(InPlace):
         (Rewriter([3]), "Rewriter to give a text for each of 1"),
         (Rewriter([]), "Rewriter to give a text for each of 1"),
         (Rewriter("a text"), "Rewriter to give a text for each of 1"),
+        (Nothing(), r"Nothing to give .* finite vectors; found shape \[160, 0\]"),
         (Loud(), "sigma as a number of at least 0; found 'much'"),
     ],
 )

@@ -284,6 +284,7 @@ def test_a_defence_needs_apply_alone(vectors):
         (lambda: ProductQuantisation(parts="8"), "parts as a whole number"),
         (lambda: Binary(rerank=None), "rerank as a whole number"),
         (lambda: ReplacePii(finder=3), "finder of pii: .*found 3"),
+        (lambda: replace_spans(None), "a text; found NoneType"),
         (lambda: parse_defence(None), "the name of a defence, with its settings; found NoneType"),
         (lambda: parse_defences(["int8"]), "the name of a defence"),
         (lambda: load_defence(None), "a path; found NoneType"),
@@ -301,3 +302,30 @@ def test_defence_not_fitted_has_no_other_attributes_and_can_be_copied():
     assert not hasattr(defence, "nothing")
     assert copy.deepcopy(defence) == pickle.loads(pickle.dumps(defence)) == defence
     assert str(Cut(keep=np.float32(0.25))) == "cut:keep=0.25"
+
+
+@dataclass
+class Odd(Defence):
+    """Settings of every kind, one without a default."""
+
+    amount: float
+    whole: int | None = None
+    switch: bool = True
+
+    def apply(self, vectors, random):
+        """The same vectors."""
+        return vectors
+
+
+@pytest.mark.parametrize(
+    "defence", [Odd(2.0), Odd(0.5, 3, False), Odd(1, None, True), Odd("much", 7)]
+)
+def test_load_defence_gives_a_users_settings_of_every_kind(defence, tmp_path):
+    defence.save(str(tmp_path / "copy"))
+    assert load_defence(tmp_path / "copy", Odd) == defence
+
+
+def test_load_defence_refuses_another_format(tmp_path):
+    (tmp_path / "copy.defence.json").write_text('{"format": 99, "defence": "int8"}')
+    with pytest.raises(DataError, match="format 99, of another version"):
+        load_defence(tmp_path / "copy")

@@ -364,6 +364,11 @@ def test_align_pairs_refuses_what_is_of_another_kind(inverter, encoder, texts, t
         values = {"inverter": inverter, "encoder": encoder, "leaked": leaked, **settings}
         with pytest.raises(UnembedError, match=message):
             align_pairs(**values)
+    for mine, held in ((str(file), leaked), (leaked, texts)):
+        with pytest.raises(UnembedError, match="leaked pairs; found"):
+            align_curve(inverter, encoder, mine, held, limit=5)
+    with pytest.raises(UnembedError, match="an inverter; found NoneType"):
+        align_curve(None, encoder, leaked, leaked)
 
 
 def test_align_pairs_gives_a_map_that_can_be_compared_and_hashed(

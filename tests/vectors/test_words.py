@@ -190,3 +190,9 @@ def test_most_probable_refuses_switches_that_are_none(switch):
     probe = WordProbe.from_pretrained("minilm")
     with pytest.raises(ConfigError, match=f"{switch} as True or False; found 'no'"):
         probe.most_probable(np.ones(384), **{switch: "no"})
+
+
+def test_word_probes_compare_by_identity_not_by_their_numbers():
+    one, two = (WordProbe.from_pretrained("minilm") for _ in range(2))
+    assert one == one
+    assert one != two

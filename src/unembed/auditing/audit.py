@@ -120,8 +120,9 @@ def audit(  # noqa: PLR0913 - the front door; all but the first have a default
             keep = () if group_by is None else (group_by,)
             store = stack.enter_context(open_store(store, text_column=text_column, keep=keep))
         elif text_column is not None:
-            fix = "Pass it to open_store"
-            raise ConfigError("text_column with the address of a store", "an open store", fix)
+            raise ConfigError(
+                "text_column with an address", "an open store", "Pass it to open_store"
+            )
         kept_in = unfinished_folder(as_folder(folder))
         run = _Run(store, as_inverter(to), settings, kept_in, progress)
         run.load_encoders(encoder)
@@ -151,7 +152,8 @@ def _settings(
 ) -> dict[str, Any]:
     """How the audit is made, for the report; raises ConfigError for a map that is none."""
     by_name = isinstance(align, (str, Path))
-    if not (align is None or by_name or hasattr(align, "describe")):
+    is_map = hasattr(align, "describe") and not isinstance(align, type)
+    if not (align is None or by_name or is_map):
         fix = "Load it with Alignment.load"
         raise ConfigError("a map, or the folder of one", f"{align!r:.80}", fix)
     return {
@@ -371,12 +373,16 @@ class _Run:
         known, rest = split_pairs(len(self.records), pairs, seed)
         texts = [self.records[place].text for place in known]
         rows = [self.records[place].row for place in known]
+        align: Any = fit(self.batch.vectors[rows], self.home.encode(texts))
+        if not callable(align) or not hasattr(align, "describe"):
+            wanted = "fit_align to give a map, which has describe and can be called"
+            raise ConfigError(wanted, f"{align!r:.80}", "Return an Alignment")
         attack = inversion(
             self.inverter,
             decoding,
             seed,
             encoder=self.home,
-            align=fit(self.batch.vectors[rows], self.home.encode(texts)),
+            align=align,
             access=WITH_PAIRS.format(n=len(known)),
             name="inverter through pairs of the store",
         )

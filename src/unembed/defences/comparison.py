@@ -157,7 +157,7 @@ def _inputs(
     """What a caller hands over, checked before anything takes long."""
     records = as_records(records, inverter.encoder)
     if queries is not None:
-        queries = as_queries(queries, inverter.encoder)
+        queries = as_queries(queries, inverter.encoder, len(records))
         queries.among(records.ids)
     model = as_encoder(encoder)
     if model is not None:

@@ -9,7 +9,8 @@ import os
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from contextlib import suppress
+from dataclasses import MISSING, dataclass, fields, is_dataclass
 from numbers import Integral
 from pathlib import Path
 from types import ModuleType
@@ -25,6 +26,8 @@ from unembed.files import as_path, atomic
 
 Vectors = NDArray[np.float32]
 
+_FORMAT = 1
+_SWITCH = {"true": True, "false": False}
 _MODE = 0o600  # of a file of secrets
 _ENDINGS = (".defence.json", ".defence.safetensors", ".secret.safetensors")
 SHIPPED = {  # name → module of `unembed.defences` and class; in the order of tables
@@ -137,7 +140,7 @@ class Defence(ABC):
         path = as_path(path)
         public = {k: getattr(self, k) for k in self.fitted if k not in self.secrets}
         secret = {k: getattr(self, k) for k in self.secrets}
-        settings = {"format": 1, "defence": str(self), "about": self.describe()}
+        settings = {"format": _FORMAT, "defence": str(self), "about": self.describe()}
         description, open_to_all, key = beside(path)
         paths = [description]
         try:
@@ -168,6 +171,8 @@ def load_defence(path: str | Path, own: type[Defence] | None = None) -> Defence:
     description, *arrays = beside(as_path(path))
     try:
         settings = json.loads(description.read_text(encoding="utf-8"))
+        if settings.get("format", _FORMAT) != _FORMAT:
+            raise ValueError(f"format {settings['format']!r:.40}, of another version of unembed")
         name, *words = settings["defence"].split(":")
         if own is not None and name == own.__name__:
             defence = _make(own, name, words)
@@ -269,12 +274,25 @@ def _value(name: str, key: str, text: str, known: dict[str, Any]) -> Any:
         there = ", ".join(known) or "none"
         raise ConfigError(f"a setting of {name} ({there})", repr(key), "Correct --defences")
     kind: Callable[[str], Any] = type(known[key])
+    if known[key] is None or known[key] is MISSING:
+        return _literal(text)
     try:
-        return kind(text)
-    except ValueError:
+        return _SWITCH[text.lower()] if kind is bool else kind(text)
+    except (ValueError, TypeError, KeyError):
         raise ConfigError(
             f"{key} of {name} as {kind.__name__}", repr(text), "Correct --defences"
         ) from None
+
+
+def _literal(text: str) -> Any:
+    """A value of a setting without a default: None, a number, a switch, else the text itself."""
+    words: dict[str, Any] = {"none": None, **_SWITCH}
+    if text.lower() in words:
+        return words[text.lower()]
+    for kind in (int, float):
+        with suppress(ValueError):
+            return kind(text)
+    return text
 
 
 def _user_class(name: str, cls: str) -> type[Defence]:

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from unembed.defences.defence import Defence, Vectors
-from unembed.errors import ConfigError
+from unembed.errors import ConfigError, require_kind
 from unembed.evaluation.metrics import find_spans
 from unembed.files import require_extra
 
@@ -69,6 +69,7 @@ class ReplacePii(Defence):
 
 def replace_spans(text: str) -> str:
     """Replace names, numbers, e-mail addresses and URLs of a text by ``<NAME>`` and so on."""
+    require_kind(text, str, "a text", "Leave out what is none")
     spans = find_spans(text)
     for kind, placeholder in _PLACEHOLDERS.items():
         for span in sorted(spans[kind], key=len, reverse=True):

@@ -17,7 +17,7 @@ from unembed.decoding.settings import require_text, require_whole
 from unembed.defences.defence import Vectors
 from unembed.encoders.base import Encoder, EncoderIdentity, is_unicode
 from unembed.encoders.vectors import as_unit_vectors, row_peaks, to_unit_length
-from unembed.errors import ConfigError, DataError, StoreError
+from unembed.errors import ConfigError, DataError, StoreError, require_kind
 from unembed.files import as_path, file_format
 from unembed.vectors.stores.address import open_store
 from unembed.vectors.stores.store import BATCH, Store, VectorBatch
@@ -104,6 +104,8 @@ def as_records(records: Any, encoder: EncoderIdentity) -> Records:
         raise DataError(
             "records with a text and a vector each", actual, "Read them with read_records(STORE)"
         )
+    for name, column in (("ids", records.ids), ("texts", records.texts)):
+        require_kind(column, Iterable, f"{name} of records in a list", f"Correct {name}")
     ids, texts = [str(name) for name in records.ids], list[Any](records.texts)
     vectors = _unit(records.vectors, encoder, "records")
     if not len(ids) == len(texts) == len(vectors):
@@ -122,12 +124,13 @@ def as_records(records: Any, encoder: EncoderIdentity) -> Records:
     return Records(ids, [str(text) for text in texts], vectors, records.left_out)
 
 
-def as_queries(queries: Any, encoder: EncoderIdentity) -> Queries:
+def as_queries(queries: Any, encoder: EncoderIdentity, records: int) -> Queries:
     """Check queries that a caller hands over.
 
     Args:
         queries: Vectors of any length; labels as any collections of ids.
         encoder: The inverter's.
+        records: How many there are.
 
     Raises:
         DataError: Something else, or labels for some of them only.
@@ -139,11 +142,16 @@ def as_queries(queries: Any, encoder: EncoderIdentity) -> Queries:
     vectors = _unit(queries.vectors, encoder, "queries")
     if not len(vectors):
         raise DataError("queries", "none", "Leave queries out")
-    labels = None if queries.relevant is None else [_labels(each) for each in queries.relevant]
+    labels = None
+    if queries.relevant is not None:
+        require_kind(queries.relevant, Iterable, "relevant in a list", "Correct relevant")
+        labels = [_labels(each) for each in queries.relevant]
     for name, rows in (("relevant", labels), ("own", queries.own)):
         if rows is not None and len(rows) != len(vectors):
             found = f"{len(vectors)} queries and {len(rows)}"
             raise DataError(f"one {name} for each query", found, f"Correct {name}")
+    if queries.own is not None and not all(0 <= row < records for row in queries.own):
+        raise DataError(f"own: rows of {records} records", f"{queries.own}", "Correct own")
     return Queries(vectors, labels, queries.own)
 
 

@@ -114,6 +114,7 @@ def _require_vectors(
     """Refuse what is no array of that many finite rows."""
     size = "" if width is None else f" of {width} numbers"
     fits = rows.ndim == 2 and len(rows) == count and width in (None, rows.shape[1])  # noqa: PLR2004
+    fits = fits and rows.size > 0
     if not fits or rows.dtype.kind not in "fiub" or not np.isfinite(rows).all():
         fault = "NaN or infinity" if fits else f"shape {list(rows.shape)}"
         raise ConfigError(f"{defence} to give {count} finite {what}{size}", fault, "Correct it")

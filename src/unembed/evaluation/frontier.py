@@ -20,7 +20,7 @@ from unembed.decoding.sequential import Sequential
 from unembed.decoding.settings import require_callable, require_whole
 from unembed.encoders.base import Encoder
 from unembed.encoders.oracle import Corpus
-from unembed.errors import ConfigError
+from unembed.errors import ConfigError, require_kind
 from unembed.evaluation.bootstrap import Figure, draw_blocks
 from unembed.evaluation.cache import RowCache, as_folder, settings_digest
 from unembed.evaluation.evaluate import cutting
@@ -121,8 +121,7 @@ def measure_frontier(  # noqa: PLR0913 - as `evaluate`
     if not marks:
         raise ConfigError("marks: numbers of encoder calls", "none", "Leave marks out")
     require_callable(progress=progress)
-    if not isinstance(corpus, Pairs | None):
-        raise ConfigError("corpus as pairs", f"{corpus!r:.80}", "Open them with Pairs.open")
+    require_kind(corpus, Pairs | None, "corpus as pairs", "Open them with Pairs.open")
     report = progress or (lambda stage, done, total: None)
     specs = [strategy] if isinstance(strategy, (str, Decoding, Attack)) else list(strategy)
     attacks = {

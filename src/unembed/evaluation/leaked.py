@@ -22,7 +22,7 @@ from unembed.encoders.alignment import Alignment, PairSums, fit_alignment
 from unembed.encoders.base import Encoder, is_unicode
 from unembed.encoders.fingerprint import make_fingerprint
 from unembed.encoders.vectors import VectorStatistics, row_peaks, to_unit_length, typical_rows
-from unembed.errors import DataError, EmbeddingError
+from unembed.errors import DataError, EmbeddingError, require_kind
 from unembed.evaluation.bootstrap import Figure, summarise
 from unembed.evaluation.metrics import token_set_f1, word_f1
 from unembed.evaluation.rows import ProgressFn, derangement
@@ -210,8 +210,7 @@ def align_pairs(
         EmbeddingError: No usable pair.
         EncoderError: The encoder is not the inverter's.
     """
-    if not isinstance(leaked, LeakedPairs):
-        raise EmbeddingError("leaked pairs", f"{leaked!r:.80}", "Make LeakedPairs of their file")
+    require_kind(leaked, LeakedPairs, "leaked pairs", "Make LeakedPairs of their file")
     inverter = as_inverter(inverter)
     inverter.require_encoder(encoder)
     require_whole(limit=(1 if limit is None else limit, 1), seed=(seed, 0))
@@ -315,7 +314,7 @@ def align_curve(  # noqa: PLR0913 - all but the first four have a default
         EmbeddingError: Pairs that cannot be used, or of two dimensions.
         DataError: Fewer than two held-out texts.
     """
-    inverter = inverter.aligned(None)
+    inverter = as_inverter(inverter).aligned(None)
     texts, x_test = _draw(held_out, limit, [seed, 1])
     if len(texts) < 2:  # noqa: PLR2004 - shuffled needs another text
         raise DataError("at least 2 held-out texts", f"{len(texts)}", "Choose another file")
@@ -387,6 +386,7 @@ def _fitted(inverter: Inverter) -> Fit:
 
 def _draw(pairs: LeakedPairs, most: int, seed: list[int]) -> tuple[list[str], NDArray[np.float32]]:
     """Some of the pairs in a random order, all alike likely; only so many are in memory."""
+    require_kind(pairs, LeakedPairs, "leaked pairs", "Make LeakedPairs of their file")
     random = np.random.default_rng(seed)
     texts, vectors, keys = list[str](), np.empty((0, 0), np.float32), np.empty(0)
     for more, rows in pairs.blocks():

@@ -49,7 +49,7 @@ _DAMAGE = (OSError, EOFError, ValueError, TypeError, KeyError, IndexError, Attri
 Rows = tuple[NDArray[np.float64], dict[int, str], dict[str, list[Any]]]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Chunk:
     """Chunk of the vectors of a file.
 

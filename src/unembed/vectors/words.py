@@ -65,7 +65,7 @@ class Word:
     is_name: bool
 
 
-@dataclass
+@dataclass(eq=False)
 class WordProbe:
     """P(word w occurs | vector v) = σ(weight_w · v + bias_w), of unit vectors of one encoder.
 

@@ -6,7 +6,7 @@ from html.parser import HTMLParser
 import pytest
 
 from unembed.data.pairs import Pairs
-from unembed.errors import DataError
+from unembed.errors import ConfigError, DataError
 from unembed.evaluation.bootstrap import Figure
 from unembed.evaluation.evaluate import evaluate
 from unembed.evaluation.metrics import METRICS
@@ -182,3 +182,8 @@ def test_write_report_a_place_that_cannot_be_written_is_refused(evaluation, tmp_
     (tmp_path / "taken").write_text("mine", encoding="utf-8")
     with pytest.raises(DataError, match="a folder at"):
         write_report(evaluation, tmp_path / "taken")
+
+
+def test_write_report_refuses_what_is_no_evaluation(tmp_path):
+    with pytest.raises(ConfigError, match="an evaluation; found NoneType"):
+        write_report(None, tmp_path)

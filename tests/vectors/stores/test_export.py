@@ -82,3 +82,12 @@ def test_export_store_refuses_what_is_no_store_or_path(tmp_path):
         with pytest.raises(UnembedError, match="progress as a function"):
             export_store(store, tmp_path / "out.parquet", 3)
         assert export_store(store, str(tmp_path / "out.parquet"), None) == 30
+
+
+@pytest.mark.parametrize("head", ["{", "[]", ""])
+def test_export_store_refuses_a_damaged_beginning(tmp_path, head):
+    (tmp_path / "out.parquet.part").mkdir()
+    (tmp_path / "out.parquet.part" / "store.json").write_text(head)
+    store = open_store(write(tmp_path / "v.parquet"))
+    with pytest.raises(StoreError, match="the beginning of the same export"):
+        export_store(store, tmp_path / "out.parquet")

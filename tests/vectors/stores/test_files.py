@@ -152,3 +152,8 @@ def test_fetch_and_sample_take_no_rows_for_others(tmp_path, suffix):
         with pytest.raises(UnembedError, match="size as a whole number"):
             list(store.batches(size=0))
         assert store.sample(3, np.int64(7)).ids == store.sample(3, 7).ids
+
+
+def test_open_store_takes_a_name_with_a_question_mark(tmp_path):
+    path = write(tmp_path / "v.parquet").rename(tmp_path / "what?.parquet")
+    assert open_store(path).facts.count == len(VECTORS)

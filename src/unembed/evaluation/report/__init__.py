@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from html import escape
 from pathlib import Path
 
-from unembed.errors import DataError
+from unembed.errors import DataError, require_kind
 from unembed.evaluation.bootstrap import Figure
 from unembed.evaluation.evaluate import Evaluation, Figures
 from unembed.evaluation.frontier import Frontier
@@ -70,6 +70,7 @@ def write_report(evaluation: Evaluation, folder: str | Path) -> None:
     Raises:
         DataError: The folder cannot be written.
     """
+    require_kind(evaluation, Evaluation, "an evaluation", "Make it with unembed.evaluate")
     folder = as_path(folder)
     try:
         (folder / "plots").mkdir(parents=True, exist_ok=True)

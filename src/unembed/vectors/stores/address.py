@@ -12,7 +12,7 @@ from urllib.parse import parse_qsl, urlsplit
 
 from unembed.decoding.settings import require_callable, require_text
 from unembed.errors import StoreError
-from unembed.files import require_extra
+from unembed.files import exists, require_extra
 from unembed.vectors.read import file_kind
 from unembed.vectors.stores.store import Store
 
@@ -156,6 +156,8 @@ def parse_address(
     scheme, colon, _ = address.partition("://")
     scheme = scheme.lower() if colon else ""
     bare, _, query = address.partition("?")
+    if not colon and exists(Path(address)):  # a name with a question mark in it
+        bare, query = address, ""
     options = dict(parse_qsl(query, keep_blank_values=True))
     _refuse_secrets(address if colon else "", options)
     chosen = {name: options.pop(name, None) for name in _OURS if name != "dimension"}

@@ -82,7 +82,11 @@ def _begin(folder: Path, store: Store) -> tuple[int, str | None]:
                 file.write_text(json.dumps(head), encoding="utf-8")
     except OSError as error:
         raise StoreError(f"a folder at {folder}", str(error), "Choose another --out") from error
-    if json.loads((folder / _HEAD).read_text(encoding="utf-8")) != head:
+    try:
+        same = json.loads((folder / _HEAD).read_text(encoding="utf-8")) == head
+    except (OSError, ValueError):
+        same = False
+    if not same:
         raise StoreError(
             f"the beginning of the same export in {folder}",
             "one of another store",

@@ -40,7 +40,7 @@ _MOST_READ = 2  # times the sample, where rows without a usable vector are repla
 _SHOWN = 300  # characters of a client's own message
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class VectorBatch:
     """Some rows of a store.
 
