@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import shutil
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -34,7 +33,7 @@ from unembed.encoders import load_encoder
 from unembed.encoders.alignment import Alignment
 from unembed.encoders.base import Encoder
 from unembed.errors import ConfigError, StoreError, UnembedError
-from unembed.evaluation.cache import UNFINISHED, unfinished_folder
+from unembed.evaluation.cache import unfinished_folder
 from unembed.inverter import Inverter
 from unembed.vectors.stores.address import open_store
 from unembed.vectors.stores.store import Store, VectorBatch
@@ -113,17 +112,15 @@ def audit(  # noqa: PLR0913 - the front door; all but the first have a default
             keep = () if group_by is None else (group_by,)
             store = stack.enter_context(open_store(store, text_column=text_column, keep=keep))
         inverter = Inverter.from_pretrained(to) if isinstance(to, str) else to
-        run = _Run(store, inverter, settings, unfinished_folder(folder), progress)
+        kept = stack.enter_context(unfinished_folder(folder))
+        run = _Run(store, inverter, settings, kept, progress)
         run.load_encoders(encoder)
         run.read(sample, seed, group_by)
         if corpus is not None:
             run.read_corpus(Path(corpus), corpus_column)
         run.plan(decoding, seed, encoder_calls, probe)
         run.plan_alignment(decoding, seed, align, (align_from_store, fit_align))
-        result = run.attack()
-    if folder is not None:
-        shutil.rmtree(folder / UNFINISHED, ignore_errors=True)
-    return result
+        return run.attack()
 
 
 def _name(store: Store | str | Path) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-import shutil
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -119,17 +118,15 @@ def defend(  # noqa: PLR0913 - the front door; all but the first have a default
         require_texts(corpus, corpus_column)
     required = [each for each in selection if not (lenient and str(each) in ALL)]
     try_out(required, records.vectors, encoder is not None)
-    run = Comparison(records, inverter, encoder, unfinished_folder(folder), progress, seed)
-    run.split(held_out, max(pairs) if "R" in names else 0)
-    run.read_corpus(corpus, corpus_column, overlap)
-    run.plan(names, sorted(set(pairs)), as_decoding(decoding, {}), minutes)
-    run.set_queries(queries)
-    rows = run.rows(selection, lenient)
-    settings = run.settings(pairs, names, corpus, overlap, decoding)
-    report = DefenceReport(rows, run.floors, run.access, run.metric, budget, settings, run.notes)
-    if run.folder is not None:
-        shutil.rmtree(run.folder, ignore_errors=True)
-    return report
+    with unfinished_folder(folder) as kept:
+        run = Comparison(records, inverter, encoder, kept, progress, seed)
+        run.split(held_out, max(pairs) if "R" in names else 0)
+        run.read_corpus(corpus, corpus_column, overlap)
+        run.plan(names, sorted(set(pairs)), as_decoding(decoding, {}), minutes)
+        run.set_queries(queries)
+        rows = run.rows(selection, lenient)
+        settings = run.settings(pairs, names, corpus, overlap, decoding)
+    return DefenceReport(rows, run.floors, run.access, run.metric, budget, settings, run.notes)
 
 
 def _check(
