@@ -1,3 +1,5 @@
+import os
+
 import pytest
 import torch
 
@@ -40,6 +42,16 @@ def test_cpu_speedup_the_speed_of_bfloat16_is_measured_once(monkeypatch):
     first = device._cpu_speedup()
     monkeypatch.setattr(device.time, "perf_counter", lambda: pytest.fail("measured again"))
     assert device._cpu_speedup() == first > 0
+
+
+@pytest.mark.parametrize(("given", "limit"), [(None, "128"), ("7", "7")])
+def test_choose_compute_bounds_the_kernels_that_onednn_keeps(monkeypatch, given, limit):
+    name = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
+    monkeypatch.setenv(name, given or "")
+    if given is None:
+        monkeypatch.delenv(name)
+    choose_compute("cpu", "float32")
+    assert os.environ[name] == limit
 
 
 @pytest.mark.parametrize("name", ["toaster", "", "cuda:99", "meta:x"])

@@ -32,8 +32,8 @@ IMPORTS = {
     "config": "errors files",
     "data": "config encoders errors files tokenizer",
     "decoding": "diffusion errors",
-    "defences": "data decoding denoiser diffusion encoders errors evaluation files inverter "
-    "training vectors",
+    "defences": "auditing data decoding denoiser diffusion encoders errors evaluation files "
+    "inverter training vectors",
     "demo": "decoding encoders errors evaluation inverter tokenizer vectors",
     "denoiser": "errors",
     "device": "errors",

@@ -163,3 +163,9 @@ def test_from_transformers_a_text_ends_with_the_separator_or_else_the_end_of_seq
 def test_from_transformers_a_slow_tokenizer_is_refused():
     with pytest.raises(EncoderError, match="fast tokenizer"):
         from_transformers(SimpleNamespace(mask_token_id=1))
+
+
+def test_from_transformers_is_still_found_in_its_former_place():
+    from unembed.encoders import tokenizer as former
+
+    assert former.from_transformers is from_transformers

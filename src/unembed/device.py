@@ -17,6 +17,9 @@ from unembed.errors import ConfigError
 _PLAINLY_FASTER, _HOPELESS = 1.5, 5
 _PROBE_SIZE, _PROBE_ROUNDS = 384, 5
 _FORMATS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+# oneDNN keeps a kernel of some megabytes for each shape, 1,024 of them unless told otherwise: a
+# training run, whose number of masked positions differs from step to step, came to 10 GB.
+_KERNEL_CACHE, _KERNELS = "ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128"
 _FLOAT16_UNITS = (7, 0)  # CUDA capability from which there are tensor cores
 
 
@@ -62,6 +65,7 @@ def choose_compute(device: str = "auto", dtype: str = "auto", *, training: bool 
     Raises:
         ConfigError: The device or the format does not exist here.
     """
+    os.environ.setdefault(_KERNEL_CACHE, _KERNELS)  # read at the process's first product
     if device == "auto":
         device = _best_device()
     dtype = str(dtype).removeprefix("torch.")

@@ -12,7 +12,7 @@ from unembed.auditing.audit import audit
 from unembed.auditing.conclude import CONSTANT, NEAREST, SHUFFLED
 from unembed.auditing.report import write_report
 from unembed.errors import ConfigError, DataError, StoreError, UnembedError
-from unembed.evaluation.cache import UNFINISHED
+from unembed.evaluation.cache import UNFINISHED, unfinished_folder
 from unembed.vectors.stores.address import open_store
 from unembed.vectors.words import fit_words
 
@@ -88,6 +88,14 @@ def test_audit_goes_on_after_a_kill_to_the_same_report(store, inverter, tmp_path
     assert calls == [20, 20, 1], "the first batch was not decoded again"
     assert again == whole
     assert list(tmp_path.iterdir()) == [], "recovered texts stay in the folder"
+
+
+def test_audit_refuses_a_folder_that_another_audit_writes_to(store, inverter, tmp_path):
+    with (
+        unfinished_folder(tmp_path),
+        pytest.raises(DataError, match=r"another process writing to it"),
+    ):
+        audit(store, to=inverter, sample=20, folder=tmp_path)
 
 
 def test_audit_without_texts_claims_no_recovery(bare_report):

@@ -9,7 +9,7 @@ from torch import nn
 
 import unembed.backends.cpu
 from tests.fakes import preset
-from unembed.backends.cpu import ConvertedDenoiser, PackedDenoiser, PackedLinear, fast_form
+from unembed.backends.cpu import PackedDenoiser, PackedLinear, fast_form
 from unembed.denoiser import Denoiser
 from unembed.device import Compute
 
@@ -59,7 +59,7 @@ def test_fast_form_shares_the_parameters(denoiser):
 def test_fast_form_in_bfloat16_leaves_the_network_alone(denoiser):
     expected = denoiser(*inputs())
     form = fast_form(denoiser, Compute(CPU, torch.bfloat16))
-    assert isinstance(form, ConvertedDenoiser)
+    assert isinstance(form, PackedDenoiser)
     with torch.autocast("cpu", torch.bfloat16):
         logits = form(*inputs())
     assert logits.dtype == torch.float32 and not torch.equal(logits, expected)
@@ -96,6 +96,18 @@ def test_packed_linear_is_a_linear_layer(monkeypatch, shape, bias, here):
     torch.testing.assert_close(packed(x), F.linear(x, weight, offset))
     wide = torch.randn(*shape[:-1], 96, generator=torch.Generator().manual_seed(1))
     torch.testing.assert_close(packed(wide[..., ::2]), F.linear(wide[..., ::2], weight, offset))
+
+
+@pytest.mark.parametrize("rows", [1, 7, 300])
+@torch.no_grad()
+def test_packed_linear_in_bfloat16_differs_by_rounding_only(rows):
+    weight, offset = layer(48, 130)
+    packed = PackedLinear(weight, offset, torch.bfloat16)
+    x = torch.randn(rows, 48, generator=torch.Generator().manual_seed(1))
+    product = packed(x)
+    assert product.dtype == packed.weight.dtype == torch.bfloat16
+    exact = F.linear(x.bfloat16().float(), weight.bfloat16().float(), offset.bfloat16().float())
+    torch.testing.assert_close(product.float(), exact, rtol=1e-2, atol=1e-1)
 
 
 @pytest.mark.parametrize("sizes", [(384, 1536), (1536, 384), (64, 128), (16, 64)])

@@ -266,13 +266,11 @@ def run_attack(
     recoveries: dict[int, Recovery] = {}
     with RowCache(folder, attack.name, attack.settings) as cache:
         for part in _parts(rows):
-            names = [ids[row] for row in part]
-            items = cache.read(names)
-            if len(items) < len(part):
-                missing = part[len(items) :]
-                fresh = attack.recover(unit[missing], missing[0])
-                cache.append(names[len(items) :], fresh)
-                items = [*items, *fresh]
+
+            def recover(done: int, part: list[int] = part) -> list[Recovery]:
+                return attack.recover(unit[part[done:]], part[done])
+
+            items = cache.complete([ids[row] for row in part], recover)
             recoveries |= dict(zip(part, items, strict=True))
             progress(attack.name, len(recoveries), len(rows))
     return recoveries

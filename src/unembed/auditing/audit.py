@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import shutil
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -120,21 +119,21 @@ def audit(  # noqa: PLR0913 - the front door; all but the first have a default
             keep = () if group_by is None else (group_by,)
             store = stack.enter_context(open_store(store, text_column=text_column, keep=keep))
         elif text_column is not None:
-            raise ConfigError(
-                "text_column with an address", "an open store", "Pass it to open_store"
-            )
-        kept_in = unfinished_folder(as_folder(folder))
-        run = _Run(store, as_inverter(to), settings, kept_in, progress)
+            raise _text_column_of_an_open_store()
+        kept = stack.enter_context(unfinished_folder(as_folder(folder)))
+        run = _Run(store, as_inverter(to), settings, kept, progress)
         run.load_encoders(encoder)
         run.read(sample, seed, group_by)
         if corpus is not None:
             run.read_corpus(Path(corpus), corpus_column)
         run.plan(decoding, seed, calls, probe)
         run.plan_alignment(decoding, seed, align, (pairs, fit_align))
-        result = run.attack()
-    if kept_in is not None:
-        shutil.rmtree(kept_in, ignore_errors=True)
-    return result
+        return run.attack()
+
+
+def _text_column_of_an_open_store() -> ConfigError:
+    fix = "Pass it to open_store"
+    return ConfigError("text_column with an address", "an open store", fix)
 
 
 def _numbers(sample: Any, seed: Any, align_from_store: Any, encoder_calls: Any) -> dict[str, int]:

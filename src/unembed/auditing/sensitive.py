@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -102,21 +103,35 @@ def make_finder(use_presidio: bool = True) -> tuple[Finder, str]:
         return find_sensitive, own
     try:
         import spacy
-        from presidio_analyzer import AnalyzerEngine
-        from presidio_analyzer.nlp_engine import NlpEngineProvider
 
         models = [name for name in spacy.util.get_installed_models() if name.startswith("en_")]
         if not models:
             return find_sensitive, f"{own} (Presidio is there, but no English model of spaCy)"
-        settings = {
-            "nlp_engine_name": "spacy",
-            "models": [{"lang_code": "en", "model_name": models[0]}],
-        }
-        engine = NlpEngineProvider(nlp_configuration=settings).create_engine()
-        analyzer = AnalyzerEngine(nlp_engine=engine, supported_languages=["en"])
+        analyzer = start_presidio(models[0])
     except (ImportError, OSError, ValueError) as error:
         return find_sensitive, f"{own} (Presidio did not start: {error})"
     return PatternsAndPresidio(analyzer), f"{own} and Presidio ({models[0]})"
+
+
+def start_presidio(model: str) -> Any:
+    """Start Presidio's recognisers for English; nothing is downloaded.
+
+    Args:
+        model: Name or folder of a spaCy model that is installed: Presidio would fetch another.
+
+    Raises:
+        ImportError: The extra ``pii`` is not installed.
+        OSError: The model cannot be read.
+        ValueError: It is none that Presidio takes.
+    """
+    from presidio_analyzer import AnalyzerEngine
+    from presidio_analyzer.nlp_engine import NlpEngineProvider
+
+    logging.getLogger("tldextract").setLevel(logging.CRITICAL)  # offline it has a list of its own
+    models = [{"lang_code": "en", "model_name": model}]
+    settings = {"nlp_engine_name": "spacy", "models": models}
+    engine = NlpEngineProvider(nlp_configuration=settings).create_engine()
+    return AnalyzerEngine(nlp_engine=engine, supported_languages=["en"])
 
 
 @dataclass(frozen=True)

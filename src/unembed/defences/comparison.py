@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import shutil
 from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
@@ -136,19 +135,15 @@ def defend(  # noqa: PLR0913 - the front door; all but the first have a default
         require_texts(source, corpus_column)
     required = [each for each in selection if not (lenient and str(each) in ALL)]
     try_out(required, records.vectors, model is not None)
-    run = Comparison(
-        records, inverter, model, unfinished_folder(keep_in), progress or _silent, seed
-    )
-    run.split(held_out, max(counts) if "R" in names else 0)
-    run.read_corpus(source, corpus_column, overlap)
-    run.plan(names, counts, decoding, minutes)
-    run.set_queries(queries)
-    rows = run.rows(selection, lenient)
-    settings = run.settings(counts, names, source, overlap, decoding)
-    report = DefenceReport(rows, run.floors, run.access, run.metric, budget, settings, run.notes)
-    if run.folder is not None:
-        shutil.rmtree(run.folder, ignore_errors=True)
-    return report
+    with unfinished_folder(keep_in) as kept:
+        run = Comparison(records, inverter, model, kept, progress or _silent, seed)
+        run.split(held_out, max(counts) if "R" in names else 0)
+        run.read_corpus(source, corpus_column, overlap)
+        run.plan(names, counts, decoding, minutes)
+        run.set_queries(queries)
+        rows = run.rows(selection, lenient)
+        settings = run.settings(counts, names, source, overlap, decoding)
+    return DefenceReport(rows, run.floors, run.access, run.metric, budget, settings, run.notes)
 
 
 def _inputs(

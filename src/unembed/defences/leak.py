@@ -123,20 +123,17 @@ class LeakMeter:
     def _through(self, cache: RowCache, model: Inverter, vectors: Vectors) -> list[Recovery]:
         recoveries: list[Recovery] = []
         for start in range(0, len(vectors), _BATCH):
-            names = self.ids[start : start + _BATCH]
-            items = cache.read(names)
-            if len(items) < len(names):
-                begin = start + len(items)
-                rows = vectors[begin : start + len(names)]
-                fresh = [
-                    Recovery(item.text, item.token_ids)
-                    for item in model.invert(
-                        rows, decoding=self.decoding, seed=self.seed, first_index=begin
-                    )
-                ]
-                cache.append(names[len(items) :], fresh)
-                items = [*items, *fresh]
-            recoveries += items
+
+            def recover(done: int, start: int = start) -> list[Recovery]:
+                inversions = model.invert(
+                    vectors[start + done : start + _BATCH],
+                    decoding=self.decoding,
+                    seed=self.seed,
+                    first_index=start + done,
+                )
+                return [Recovery(item.text, item.token_ids) for item in inversions]
+
+            recoveries += cache.complete(self.ids[start : start + _BATCH], recover)
             self.progress(STAGE, self.done + len(recoveries), self.planned)
         self.done += len(recoveries)
         return recoveries

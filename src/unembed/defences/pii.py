@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
+from unembed.auditing.sensitive import start_presidio
 from unembed.defences.defence import Defence, Vectors
 from unembed.errors import ConfigError, require_kind
 from unembed.evaluation.metrics import find_spans
@@ -109,8 +109,6 @@ def presidio_replacer(model: str) -> Callable[[str], str]:
     """
     require_extra("pii", "pii:finder=presidio", "use pii, which finds by form")
     import spacy
-    from presidio_analyzer import AnalyzerEngine
-    from presidio_analyzer.nlp_engine import NlpEngineProvider
 
     if not (spacy.util.is_package(model) or Path(model).is_dir()):  # Presidio would download it
         raise ConfigError(
@@ -118,11 +116,7 @@ def presidio_replacer(model: str) -> Callable[[str], str]:
             "that it is not installed",
             f"Run `python -m spacy download {model}`, or name another: pii:model=...",
         )
-    logging.getLogger("tldextract").setLevel(logging.CRITICAL)  # offline it has a list of its own
-    models = [{"lang_code": "en", "model_name": model}]
-    settings = {"nlp_engine_name": "spacy", "models": models}
-    engine = NlpEngineProvider(nlp_configuration=settings).create_engine()
-    analyzer = AnalyzerEngine(nlp_engine=engine, supported_languages=["en"])
+    analyzer = start_presidio(model)
 
     def replace(text: str) -> str:
         results: list[Any] = analyzer.analyze(

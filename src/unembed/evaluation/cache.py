@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Sequence
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
@@ -13,6 +15,7 @@ from typing import Any, BinaryIO
 
 from unembed.errors import ConfigError, DataError
 from unembed.evaluation.metrics import Recovery
+from unembed.files import locked
 
 FOLDER = "decoded"
 UNFINISHED = ".unfinished"  # folder of an audit's or a comparison's recoveries, removed at the end
@@ -31,19 +34,29 @@ def as_folder(folder: Any) -> Path | None:
     return None if folder is None else Path(folder)
 
 
-def unfinished_folder(folder: Path | None) -> Path | None:
-    """Create the folder of recoveries until all are there: unmasked, so for nobody else to read.
+@contextmanager
+def unfinished_folder(folder: Path | None) -> Iterator[Path | None]:
+    """Keep recoveries in a folder until all are there: it goes when the block ends well.
+
+    They are unmasked, so it is for nobody else to read, and for one process at a time.
+
+    Args:
+        folder: Of the report; nothing is kept when None.
 
     Raises:
-        DataError: It cannot be.
+        DataError: It cannot be made, or another process is writing to it.
     """
     if folder is None:
-        return None
+        yield None
+        return
+    kept = folder / UNFINISHED
     try:
-        (folder / UNFINISHED).mkdir(mode=0o700, parents=True, exist_ok=True)
+        kept.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise DataError(f"a folder at {folder}", str(error), "Choose another --out") from error
-    return folder / UNFINISHED
+    with locked(kept):
+        yield kept
+    shutil.rmtree(kept, ignore_errors=True)
 
 
 class RowCache:
@@ -128,6 +141,22 @@ class RowCache:
             line = json.dumps({"original": original, **asdict(recovery)}, ensure_ascii=False)
             self._file.write(line.encode() + b"\n")
         self._file.flush()
+
+    def complete(
+        self, originals: Sequence[str], recover: Callable[[int], list[Recovery]]
+    ) -> list[Recovery]:
+        """The recoveries of the next texts: those on the disk, and the rest, which it keeps.
+
+        Args:
+            originals: The texts.
+            recover: Recovers the texts from the given one on.
+        """
+        recoveries = self.read(originals)
+        done = len(recoveries)
+        if done < len(originals):
+            recoveries += recover(done)
+            self.append(originals[done:], recoveries[done:])
+        return recoveries
 
     def _wrong(self, actual: str) -> DataError:
         return DataError(
