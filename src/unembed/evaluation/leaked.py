@@ -295,8 +295,7 @@ def align_curve(  # noqa: PLR0913 - all but the first four have a default
 ) -> AlignCurve:
     """Measure what 1, 10, … leaked pairs give away of held-out vectors.
 
-    The pairs are drawn with the seed, each number a part of the next, and none of their texts is
-    held out. Every figure has the same held-out texts.
+    The pairs are drawn with the seed, each number a part of the next; none of them is held out.
 
     Args:
         inverter: Reads vectors of its own encoder.
@@ -315,6 +314,7 @@ def align_curve(  # noqa: PLR0913 - all but the first four have a default
         DataError: Fewer than two held-out texts.
     """
     inverter = as_inverter(inverter).aligned(None)
+    require_kind(leaked, LeakedPairs, "leaked pairs", "Make LeakedPairs of their file")
     texts, x_test = _draw(held_out, limit, [seed, 1])
     if len(texts) < 2:  # noqa: PLR2004 - shuffled needs another text
         raise DataError("at least 2 held-out texts", f"{len(texts)}", "Choose another file")
