@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from unembed.backends.cpu import PackedDenoiser
 from unembed.denoiser import (
     Block,
     Denoiser,
@@ -200,3 +201,38 @@ def test_denoiser_without_values_draws_none(monkeypatch):
         assert Denoiser(TINY).token_table.weight.is_meta
     with pytest.raises(AssertionError, match="drawn"):
         Denoiser(TINY)
+
+
+@torch.no_grad()
+def test_output_states_are_guided_but_where_all_is_masked(trained):
+    guided = Denoiser(replace(TINY, guidance=0.5)).eval()
+    weights = {name: torch.randn_like(x) for name, x in guided.unconditional.state_dict().items()}
+    guided.load_state_dict(
+        trained.state_dict() | {f"unconditional.{name}": x for name, x in weights.items()}
+    )
+    tokens, embedding, t = inputs()
+    t[1] = 1.0
+    h = trained.hidden_states(tokens, embedding, t)
+    condition = (embedding * 4.0)[:, None].expand(-1, 8, -1)  # the root of 16
+    without = guided.unconditional(torch.cat([h, condition], dim=-1))
+    expected = h + 0.5 * (h - without)
+    expected[1] = h[1]
+    torch.testing.assert_close(guided.output_states(tokens, embedding, t), expected)
+    torch.testing.assert_close(guided.hidden_states(tokens, embedding, t), h)
+
+    positions = torch.rand(3, 8, generator=torch.Generator().manual_seed(2)) < 0.5
+    of_some = guided.output_states(tokens, embedding, t, positions)
+    torch.testing.assert_close(of_some, expected[positions])
+    index = positions.flatten().nonzero()[:, 0]
+    torch.testing.assert_close(guided.output_states(tokens, embedding, t, index), of_some)
+    logits = F.linear(of_some, guided.token_table.weight, guided.output_bias)
+    torch.testing.assert_close(guided(tokens, embedding, t, positions), logits)
+    packed = PackedDenoiser(guided)(tokens, embedding, t, positions)
+    torch.testing.assert_close(packed, logits, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("strength", [-1.0, 11.0, "strong", True])
+def test_denoiser_sizes_refuse_a_guidance_that_is_none(strength):
+    with pytest.raises(CheckpointError, match="guidance"):
+        DenoiserSizes.from_dict(TINY.to_dict() | {"guidance": strength})
+    assert DenoiserSizes.from_dict(TINY.to_dict() | {"guidance": 0.4}).guidance == 0.4

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from unembed.errors import CheckpointError
 
 _TIMESTEP_FEATURES = 256
+_STRONGEST = 10.0  # guidance
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class DenoiserSizes:
         heads: Attention heads; must divide ``hidden``.
         feed_forward: Inner width of each block's feed-forward layer.
         feedback: Whether it is also told the embedding of a hypothesis.
+        guidance: Strength w of the guidance that `Denoiser.output_states` adds.
     """
 
     vocab_size: int
@@ -50,10 +52,11 @@ class DenoiserSizes:
     heads: int = 12
     feed_forward: int = 3072
     feedback: bool = False
+    guidance: float = 0.0
 
-    def to_dict(self) -> dict[str, int]:
+    def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
-        return {name: size for name, size in asdict(self).items() if size is not False}
+        return {name: size for name, size in asdict(self).items() if size}
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> DenoiserSizes:
@@ -70,10 +73,13 @@ class DenoiserSizes:
                 str(error),
                 "Use the config.json saved beside the weights",
             ) from error
-        numbers = {k: v for k, v in asdict(sizes).items() if k != "feedback"}
+        numbers = {k: v for k, v in asdict(sizes).items() if k not in ("feedback", "guidance")}
         bad = {k: v for k, v in numbers.items() if type(v) is not int or v < 1}
         if not isinstance(data.get("feedback", False), bool):
             bad["feedback"] = data["feedback"]
+        strength = data.get("guidance", 0.0)
+        if type(strength) not in (int, float) or not 0.0 <= strength <= _STRONGEST:
+            bad["guidance"] = strength
         if bad or sizes.hidden % sizes.heads:
             raise CheckpointError(
                 "positive sizes, with heads dividing hidden",
@@ -168,6 +174,8 @@ class Denoiser(nn.Module):
         self.output_bias = nn.Parameter(torch.zeros(sizes.vocab_size))
         if sizes.feedback:  # to the condition, and to the output as `embedding_shift`
             self.feedback = nn.Linear(2 * sizes.embedding_dim, 2 * hidden, bias=False)
+        if sizes.guidance:  # [h, e] → h without e; fitted after training
+            self.unconditional = nn.Linear(hidden + sizes.embedding_dim, hidden)
         self._initialise()
 
     def _initialise(self) -> None:
@@ -233,6 +241,31 @@ class Denoiser(nn.Module):
             shift, scale = shift[:, None], scale[:, None]  # [B, 1, H]
         return modulate(self.norm_out(x), shift[rows], scale[rows])
 
+    def output_states(
+        self, tokens: Tensor, embedding: Tensor, t: Tensor, positions: Tensor | None = None
+    ) -> Tensor:
+        """Compute hidden states as `hidden_states`, pushed away from those without the embedding.
+
+        h + w (h - U [h, e]), with the strength w in the sizes: classifier-free guidance (Ho and
+        Salimans, 2022, arXiv 2207.12598, eq. 6) in one pass, since logits are linear in h, and h
+        without the embedding nearly is in h and e (`unembed.training.export.fit_guidance`). None
+        where all is masked: there it says how long the text is, and guidance makes it longer.
+        """
+        h = self.hidden_states(tokens, embedding, t, positions)
+        if not self.sizes.guidance:
+            return h
+        width, length = self.sizes.embedding_dim, tokens.shape[1]
+        scaled = embedding[:, :width] * width**0.5  # [B, D]
+        w = self.sizes.guidance * (t < 1.0).to(h)[:, None]  # [B, 1]
+        if positions is None:
+            scaled, w = scaled[:, None].expand(-1, length, -1), w[:, None]
+        else:
+            flat = positions.flatten()
+            index = flat.nonzero()[:, 0] if flat.dtype == torch.bool else flat
+            scaled, w = scaled[index // length], w[index // length]
+        unconditional: Tensor = self.unconditional(torch.cat([h, scaled.to(h)], dim=-1))
+        return h + w * (h - unconditional)
+
     def forward(
         self, tokens: Tensor, embedding: Tensor, t: Tensor, positions: Tensor | None = None
     ) -> Tensor:
@@ -251,7 +284,7 @@ class Denoiser(nn.Module):
         Returns:
             [B, L, V], or [M, V] for the M positions, in row-major order.
         """
-        h = self.hidden_states(tokens, embedding, t, positions)  # [B, L, H] or [M, H]
+        h = self.output_states(tokens, embedding, t, positions)  # [B, L, H] or [M, H]
         if torch.is_grad_enabled() or h.device.type != "cpu":
             return F.linear(h, self.token_table.weight, self.output_bias)
         with torch.autocast("cpu", enabled=False):  # what is drawn from them should be no coarser

@@ -232,6 +232,12 @@ def test_start_from_makes_a_longer_and_deeper_run_start_as_the_inverter(pairs, t
     with torch.no_grad():
         both = torch.cat([embedding, torch.randn(embedding.shape)], dim=1)
         torch.testing.assert_close(told(tokens, both, t), inverter.denoiser(tokens, embedding, t))
+    guided = Denoiser(replace(inverter.denoiser.sizes, guidance=0.4))
+    inverter.denoiser = guided
+    inverter.save_pretrained(tmp_path / "guided")
+    again = Denoiser(replace(guided.sizes, guidance=0.0))
+    start_from(str(tmp_path / "guided"), again, Pairs.open(pairs))
+    assert torch.equal(again.blocks[0].qkv.weight.half(), guided.blocks[0].qkv.weight.half())
     with pytest.raises(CheckpointError, match="length and layers may be larger"):
         start_from(
             str(tmp_path / "inverter"),

@@ -2,6 +2,7 @@ import json
 import re
 import sys
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -10,14 +11,21 @@ from safetensors.torch import load_file
 
 from unembed.checkpoints import Storage
 from unembed.config import Config
+from unembed.data.pairs import Pairs
 from unembed.device import choose_compute
 from unembed.encoders.base import FakeEncoder
-from unembed.errors import CheckpointError, DataError
+from unembed.errors import CheckpointError, ConfigError, DataError
 from unembed.evaluation.evaluate import evaluate
 from unembed.inverter import Inverter
 from unembed.training import loop
 from unembed.training.checkpoint import BEST, read_state
-from unembed.training.export import export_run, figures_table, inverter_from_run
+from unembed.training.export import (
+    GUIDANCE,
+    export_run,
+    figures_table,
+    fit_guidance,
+    inverter_from_run,
+)
 
 CPU = choose_compute("cpu", "float32")
 
@@ -29,6 +37,38 @@ def run(_prepared, tiny_config, tmp_path_factory):
     settings["training"]["tensorboard"] = False
     loop.train(Config.model_validate(settings), _prepared, folder, CPU)
     return folder
+
+
+def test_export_run_fits_guidance_on_pairs(_prepared, tiny_config, tmp_path):
+    """What it takes for the states without the embedding is nearer to them than the others are."""
+    settings = tiny_config.model_dump()
+    settings["training"] |= {"tensorboard": False, "condition_dropout": 0.5, "lr": 0.01}
+    settings["training"] |= {"steps": 60, "eval_every": 60, "save_every": 60}
+    loop.train(Config.model_validate(settings), _prepared, tmp_path / "run", CPU)
+    pairs = Pairs.open(_prepared)
+    export_run(tmp_path / "run", tmp_path / "out", pairs=pairs)
+    inverter = Inverter.from_pretrained(tmp_path / "out")
+    plain = inverter_from_run(tmp_path / "run").denoiser.eval()
+    assert inverter.denoiser.sizes.guidance == GUIDANCE
+    ids, vectors = (torch.from_numpy(x) for x in pairs.rows(np.arange(8)))
+    tokens = ids.long()
+    tokens[:, ::2] = inverter.spec.mask_id
+    e, t = torch.nn.functional.normalize(vectors.float(), dim=1), torch.full((8,), 0.5)
+    with torch.no_grad():
+        given, missing = (plain.hidden_states(tokens, x, t) for x in (e, torch.zeros_like(e)))
+        guided = inverter.denoiser.output_states(tokens, e, t)
+    expected = given + GUIDANCE * (given - missing)
+    assert (guided - expected).square().mean() < 0.5 * (given - expected).square().mean()
+    inverter.save_pretrained(tmp_path / "again")
+    assert Inverter.from_pretrained(tmp_path / "again").denoiser.sizes.guidance == GUIDANCE
+    with pytest.raises(ConfigError, match="for the first time"):
+        fit_guidance(inverter, pairs)
+
+
+def test_export_run_refuses_to_fit_guidance_without_condition_dropout(run, _prepared, tmp_path):
+    with pytest.raises(ConfigError, match="condition_dropout above 0"):
+        export_run(run, tmp_path / "out", pairs=Pairs.open(_prepared))
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.fixture(scope="module")

@@ -57,7 +57,7 @@ class PackedDenoiser:
 
     def __call__(self, tokens: Tensor, embedding: Tensor, t: Tensor, positions: Tensor) -> Tensor:
         """Predict as `Denoiser.forward` does."""
-        logits: Tensor = self._output(self._network.hidden_states(tokens, embedding, t, positions))
+        logits: Tensor = self._output(self._network.output_states(tokens, embedding, t, positions))
         return logits if self._bias is None else logits.float().add_(self._bias)
 
 

@@ -41,8 +41,10 @@ FiguresOption = Annotated[
 CardOption = Annotated[
     Path | None, typer.Option("--card", help="Model card (Markdown) in place of the one made.")
 ]
-
-
+GuidanceOption = Annotated[
+    Path | None,
+    typer.Option("--data", help="The run's pairs: fits guidance, which makes texts nearer."),
+]
 OnnxOption = Annotated[
     Path | None,
     typer.Option("--onnx", help="Also write the denoiser as ONNX (OUT/denoiser.onnx is used)."),
@@ -162,12 +164,14 @@ def export(
     evaluation: FiguresOption = None,
     card: CardOption = None,
     onnx: OnnxOption = None,
+    data: GuidanceOption = None,
     quiet: QuietOption = False,
     verbose: VerboseOption = False,
 ) -> None:
     """Turn a training run into the folder that `invert` loads: averaged weights, card, curves."""
     from unembed.backends.onnx import require_onnx
     from unembed.checkpoints import Storage
+    from unembed.data.pairs import Pairs
     from unembed.inverter import export_folder
     from unembed.training.export import export_run
 
@@ -179,7 +183,9 @@ def export(
             require_place(onnx, "--onnx", ".onnx")
     storage = Storage(weights, shard_size)
     text = _read_card(card) if card is not None else None
-    _notes(export_run(run, out, which=which, storage=storage, card=text, evaluation=evaluation))
+    pairs = None if data is None else Pairs.open(data)
+    options: dict[str, Any] = {"storage": storage, "card": text, "evaluation": evaluation}
+    _notes(export_run(run, out, which=which, pairs=pairs, **options))
     if onnx is not None:
         export_folder(out, onnx)
     typer.echo(f"inverter in {out}")

@@ -409,6 +409,7 @@ def start_from(name: str, denoiser: Denoiser, pairs: Pairs) -> None:
 
     The run may be of longer texts and of more blocks than the inverter: positions it lacks start as
     its last one, and blocks it lacks as the identity. Feedback that it lacks says nothing at first.
+    Its guidance is left out: that is fitted to trained weights.
 
     Args:
         name: Shipped name, folder or Hub repository.
@@ -424,7 +425,7 @@ def start_from(name: str, denoiser: Denoiser, pairs: Pairs) -> None:
     ours, theirs = denoiser.sizes, inverter.denoiser.sizes
     length, layers = max(theirs.length, ours.length), max(theirs.layers, ours.layers)
     feedback = ours.feedback or theirs.feedback
-    enlarged = replace(theirs, length=length, layers=layers, feedback=feedback)
+    enlarged = replace(theirs, length=length, layers=layers, feedback=feedback, guidance=0.0)
     for what, expected, actual in (
         ("sizes", ours, enlarged),
         ("a tokenizer with digest", pairs.tokenizer.digest, inverter.tokenizer.digest),
@@ -440,4 +441,5 @@ def start_from(name: str, denoiser: Denoiser, pairs: Pairs) -> None:
     positions = weights[_POSITIONS]  # [L', H]
     repeats = positions[-1:].expand(ours.length - len(positions), -1)
     weights[_POSITIONS] = torch.cat([positions, repeats])
+    weights = {name: x for name, x in weights.items() if not name.startswith("unconditional.")}
     denoiser.load_state_dict({**denoiser.state_dict(), **weights})

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 import yaml
 
 from unembed.checkpoints import CURVES, Storage, is_inverter
-from unembed.data.pairs import TOKENIZER
+from unembed.data.pairs import TOKENIZER, Pairs
 from unembed.denoiser import Denoiser, DenoiserSizes, parameter_counts
 from unembed.encoders.base import EncoderIdentity
 from unembed.encoders.fingerprint import Fingerprint
@@ -29,6 +31,8 @@ _STATES = re.compile(r"best|latest|milestone-\d+")
 _OURS = re.compile(r"\..*|model.*|tokenizer\.json")
 _CARD_METRICS = ("token accuracy", "exact match", "token-set F1", "informative recall", "cosine")
 _SHORT = 12  # characters of a digest that are shown
+GUIDANCE = 0.4  # strength: more words and nearer; beyond 0.5 fewer words again
+_FITTED_AT_ONCE, _RIDGE = 100, 0.1  # pairs; added to the squares
 _MINUTES, _HOURS = 120, 7200  # seconds above which a time is given in minutes, in hours
 
 
@@ -40,6 +44,8 @@ def export_run(
     storage: Storage | None = None,
     card: str | None = None,
     evaluation: Path | None = None,
+    pairs: Pairs | None = None,
+    guidance: float = GUIDANCE,
 ) -> list[str]:
     """Write the inverter's folder of a run: averaged weights, tokenizer, card and curves.
 
@@ -50,6 +56,8 @@ def export_run(
         storage: Number format and shard size; float16 if not given.
         card: Model card (Markdown) in place of the one made from the run.
         evaluation: What `unembed evaluate --out` wrote, for the card's table of figures.
+        pairs: The run's; guidance is fitted on some of them. None leaves it out.
+        guidance: Its strength.
 
     Returns:
         Notes on what is missing, and why.
@@ -63,6 +71,8 @@ def export_run(
     _require_own_folder(out)
     inverter = inverter_from_run(run, which)
     inverter.storage = storage or Storage()
+    if pairs is not None:
+        fit_guidance(inverter, pairs, guidance)
     figures = None if evaluation is None else read_evaluation(evaluation, inverter.encoder)
     notes: list[str] = []
     try:
@@ -135,6 +145,66 @@ def inverter_from_run(run: Path, which: str = "best") -> Inverter:
         },
         fingerprint=None if fingerprint is None else Fingerprint.from_dict(fingerprint),
     )
+
+
+@torch.no_grad()
+def fit_guidance(
+    inverter: Inverter, pairs: Pairs, strength: float = GUIDANCE, count: int = 4000, seed: int = 0
+) -> None:
+    """Fit what `Denoiser.output_states` takes for the hidden states without the embedding.
+
+    Ridge regression from the states with it, and the embedding, to those without: over sequences
+    masked by the forward process but for their end and padding, which decoding fixes first. States
+    whose embedding was left out stay as they are.
+
+    Args:
+        inverter: Trained with condition dropout; gets a denoiser with guidance.
+        pairs: The run's, or others of its tokenizer and encoder.
+        strength: w in h + w (h - U [h, e]).
+        count: Pairs.
+        seed: Of the pairs and masks drawn.
+
+    Raises:
+        ConfigError: The denoiser was trained without condition dropout, or has guidance already.
+    """
+    settings = inverter.trained.get("config", {}).get("training", {})
+    if not settings.get("condition_dropout") or inverter.denoiser.sizes.guidance:
+        raise ConfigError(
+            "a run with training.condition_dropout above 0, exported for the first time",
+            f"condition_dropout {settings.get('condition_dropout')}, guidance "
+            f"{inverter.denoiser.sizes.guidance}",
+            "Leave --data out",
+        )
+    inverter.encoder.require_same(pairs.encoder, "the pairs that guidance is fitted on")
+    plain, spec = inverter.denoiser.cpu().eval(), inverter.spec
+    rng, generator = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
+    rows = np.sort(rng.choice(len(pairs), min(count, len(pairs)), replace=False))
+    width = plain.sizes.hidden + plain.sizes.embedding_dim + 1
+    xx = torch.zeros(width, width, dtype=torch.float64)
+    xy = torch.zeros(width, plain.sizes.hidden, dtype=torch.float64)
+    for start in range(0, len(rows), _FITTED_AT_ONCE):
+        ids, vectors = pairs.rows(rows[start : start + _FITTED_AT_ONCE])
+        x0 = torch.from_numpy(ids.astype(np.int64))
+        e = F.normalize(torch.from_numpy(vectors.astype(np.float32)), dim=1)
+        # Masks
+        ratio = torch.rand(len(x0), 1, generator=generator)
+        masked = torch.rand(x0.shape, generator=generator) < ratio
+        masked &= (x0 != spec.end_id) & (x0 != spec.pad_id)
+        xt = torch.where(masked, spec.mask_id, x0)
+        t = spec.schedule.timestep(masked.float().mean(dim=1))
+        # States with the embedding and without
+        given = plain.hidden_states(xt, e, t, masked)
+        missing = plain.hidden_states(xt, torch.zeros_like(e), t, masked)
+        scaled = (e * e.shape[1] ** 0.5)[masked.nonzero()[:, 0]]
+        for h, condition in ((given, scaled), (missing, torch.zeros_like(scaled))):
+            x = torch.cat([h, condition, torch.ones(len(h), 1)], dim=1).double()
+            xx += x.T @ x
+            xy += x.T @ missing.double()
+    solution = torch.linalg.solve(xx + _RIDGE * torch.eye(width, dtype=xx.dtype), xy).float()
+    guided = Denoiser(replace(plain.sizes, guidance=strength))
+    weights = {"unconditional.weight": solution[:-1].T, "unconditional.bias": solution[-1]}
+    guided.load_state_dict({**plain.state_dict(), **weights})
+    inverter.denoiser = guided.eval()
 
 
 # The model card
@@ -248,11 +318,12 @@ def _figures(inverter: Inverter, evaluation: Mapping[str, Any] | None) -> str:
 def _network(inverter: Inverter) -> str:
     sizes = inverter.denoiser.sizes
     beside, vocabulary = parameter_counts(inverter.denoiser)
+    guidance = f", and guidance of strength {sizes.guidance:g}" if sizes.guidance else ""
     return (
         f"## Network\n\n{sizes.layers} blocks, hidden size {sizes.hidden}, {sizes.heads} heads, "
         f"feed-forward {sizes.feed_forward}, length {sizes.length}, {sizes.vocab_size:,} tokens "
         f"with one table for input and output: {beside / 1e6:.3g} M parameters beside the "
-        f"vocabulary, {vocabulary / 1e6:.3g} M of it. Weights stored as "
+        f"vocabulary, {vocabulary / 1e6:.3g} M of it{guidance}. Weights stored as "
         f"{inverter.storage.number_format}, averaged over training.\n"
     )
 
