@@ -24,7 +24,9 @@ def test_the_page_s_commands_run(tiny_config, passages, tmp_path, monkeypatch, c
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(unembed.__dict__, "load_encoder", lambda name, **settings: FakeEncoder())
     config = tmp_path / "tiny.yaml"
-    config.write_text(yaml.safe_dump(tiny_config.model_dump()), encoding="utf-8")
+    settings = tiny_config.model_dump()
+    settings["training"]["condition_dropout"] = 0.1  # as in minilm: guidance takes it
+    config.write_text(yaml.safe_dump(settings), encoding="utf-8")
     for name in ("texts.txt", "held-out.txt"):
         (tmp_path / name).write_text("\n".join(passages[:20]), encoding="utf-8")
     commands = [line for block in blocks("") for line in block.splitlines()]
@@ -44,7 +46,8 @@ def test_the_page_s_commands_run(tiny_config, passages, tmp_path, monkeypatch, c
     for name in ("curves.png", "compare.svg", "runs/minilm/metrics.csv", "my-inverter/curves.png"):
         assert (tmp_path / name).stat().st_size > 0, name
     assert list((tmp_path / "runs" / "minilm" / "tensorboard").iterdir())
-    assert Inverter.from_pretrained(tmp_path / "my-inverter").storage.number_format == "int8"
+    inverter = Inverter.from_pretrained(tmp_path / "my-inverter")
+    assert inverter.storage.number_format == "int8" and inverter.denoiser.sizes.guidance
     assert "## Figures\n\n| |" in (tmp_path / "my-inverter" / "README.md").read_text("utf-8")
 
 
