@@ -31,7 +31,7 @@ from unembed.decoding.logits import (
     with_callback,
     with_processors,
 )
-from unembed.decoding.settings import as_decoding, require_callable, require_switch, require_whole
+from unembed.decoding.settings import as_decoding
 from unembed.decoding.strategy import Inversion, OnStep, mix_seeds
 from unembed.denoiser import Denoiser
 from unembed.device import Compute, choose_compute
@@ -42,7 +42,7 @@ from unembed.encoders.fingerprint import Fingerprint, require_encoder
 from unembed.encoders.oracle import Corpus, EncoderOracle, OnCall
 from unembed.encoders.pipeline import licence_lines, licence_note
 from unembed.encoders.vectors import as_unit_vectors
-from unembed.errors import CheckpointError
+from unembed.errors import CheckpointError, require_callable, require_switch, require_whole
 from unembed.files import as_path, exists, is_folder
 from unembed.tokenizer import TextTokenizer
 

@@ -29,18 +29,20 @@ from unembed.auditing.result import AuditReport
 from unembed.auditing.scoring import make_records
 from unembed.auditing.sensitive import make_finder
 from unembed.decoding import Decoding
-from unembed.decoding.settings import (
-    as_decoding,
+from unembed.decoding.settings import as_decoding
+from unembed.encoders import as_encoder, load_encoder
+from unembed.encoders.alignment import Alignment
+from unembed.encoders.base import Encoder
+from unembed.errors import (
+    ConfigError,
+    StoreError,
+    UnembedError,
     require_callable,
     require_path,
     require_switch,
     require_text,
     require_whole,
 )
-from unembed.encoders import as_encoder, load_encoder
-from unembed.encoders.alignment import Alignment
-from unembed.encoders.base import Encoder
-from unembed.errors import ConfigError, StoreError, UnembedError
 from unembed.evaluation.cache import as_folder, unfinished_folder
 from unembed.inverter import Inverter
 from unembed.vectors.invert import as_inverter

@@ -15,7 +15,6 @@ import dataclasses
 import importlib
 import logging
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from numbers import Integral, Real
@@ -350,93 +349,3 @@ def _refuse(expected: str, value: object, what: str) -> NoReturn:
 
 def _spell(value: object) -> str:
     return f"{value:g}" if isinstance(value, float) and float(f"{value:g}") == value else str(value)
-
-
-def require_callable(**values: Any) -> None:
-    """Refuse a value, not None, that cannot be called.
-
-    Args:
-        **values: By the name that the error says.
-
-    Raises:
-        ConfigError: One of them cannot.
-    """
-    for name, value in values.items():
-        if value is not None and not callable(value):
-            raise ConfigError(f"{name} as a function", f"{value!r:.80}", f"Correct {name}")
-
-
-def require_whole(**values: tuple[Any, int]) -> tuple[int, ...]:
-    """Refuse a value that is no whole number, or below its least; return them as Python's.
-
-    Args:
-        **values: (value, least) by the name that the error says.
-
-    Raises:
-        ConfigError: One of them is.
-    """
-    for name, (value, low) in values.items():
-        if not isinstance(value, Integral) or _is_switch(value) or value < low:
-            raise ConfigError(
-                f"{name} as a whole number of at least {low}", f"{value!r:.80}", f"Correct {name}"
-            )
-    return tuple(int(value) for value, _ in values.values())
-
-
-def require_number(**values: tuple[Any, float, float]) -> tuple[float, ...]:
-    """Refuse a value that is no number, or out of its range; return them as Python's.
-
-    Args:
-        **values: (value, least, largest) by the name that the error says.
-
-    Raises:
-        ConfigError: One of them is.
-    """
-    for name, (value, low, high) in values.items():
-        number = isinstance(value, Real) and not _is_switch(value)
-        if not number or not low <= value <= high:
-            span = f"from {low:g} to {high:g}" if math.isfinite(high) else f"of at least {low:g}"
-            raise ConfigError(f"{name} as a number {span}", f"{value!r:.80}", f"Correct {name}")
-    return tuple(float(value) for value, _, _ in values.values())
-
-
-def require_switch(**values: Any) -> None:
-    """Refuse a value that is neither True nor False.
-
-    Args:
-        **values: By the name that the error says.
-
-    Raises:
-        ConfigError: One of them is.
-    """
-    for name, value in values.items():
-        if not isinstance(value, (bool, np.bool_)):
-            raise ConfigError(f"{name} as True or False", f"{value!r:.80}", f"Correct {name}")
-
-
-def require_path(**values: Any) -> None:
-    """Refuse a value, not None, that is no path, or the empty one.
-
-    Args:
-        **values: By the name that the error says.
-
-    Raises:
-        ConfigError: One of them is.
-    """
-    for name, value in values.items():
-        if value is not None and not (isinstance(value, (str, os.PathLike)) and str(value)):
-            raise ConfigError(f"{name} as a path", f"{value!r:.80}", f"Correct {name}")
-
-
-def require_text(**values: Any) -> None:
-    """Refuse a value, not None, that is no text.
-
-    Args:
-        **values: By the name that the error says.
-
-    Raises:
-        ConfigError: One of them is none.
-    """
-    for name, value in values.items():
-        if value is not None and not isinstance(value, str):
-            raise ConfigError(f"{name} as text", f"{value!r:.80}", f"Correct {name}")

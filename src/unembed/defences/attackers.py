@@ -16,13 +16,12 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from unembed.decoding.settings import require_whole
 from unembed.defences.defence import Defence, Vectors, unit
 from unembed.defences.product import ProductQuantisation
 from unembed.defences.rotate import Permutation
 from unembed.encoders.alignment import Alignment, PairSums, fit_alignment
 from unembed.encoders.base import EncoderIdentity
-from unembed.errors import ConfigError
+from unembed.errors import ConfigError, require_whole
 
 Floats = NDArray[np.float64]
 Estimate = Callable[[Vectors], Vectors]

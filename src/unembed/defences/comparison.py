@@ -12,14 +12,7 @@ import numpy as np
 
 from unembed.data.readers import require_texts
 from unembed.decoding import Decoding
-from unembed.decoding.settings import (
-    as_decoding,
-    require_callable,
-    require_number,
-    require_path,
-    require_text,
-    require_whole,
-)
+from unembed.decoding.settings import as_decoding
 from unembed.defences.attackers import (
     Attacker,
     Case,
@@ -55,7 +48,15 @@ from unembed.defences.utility import OVERLAP, Ranking, rank, relative_loss, util
 from unembed.defences.write import fit_and_apply, rewritten, try_out
 from unembed.encoders import as_encoder
 from unembed.encoders.base import Encoder
-from unembed.errors import DataError, UnembedError
+from unembed.errors import (
+    DataError,
+    UnembedError,
+    require_callable,
+    require_number,
+    require_path,
+    require_text,
+    require_whole,
+)
 from unembed.evaluation.bootstrap import Figure, summarise
 from unembed.evaluation.cache import as_folder, unfinished_folder
 from unembed.evaluation.metrics import Recovery

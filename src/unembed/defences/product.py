@@ -8,9 +8,8 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from unembed.decoding.settings import require_whole
 from unembed.defences.defence import Defence, Vectors
-from unembed.errors import ConfigError
+from unembed.errors import ConfigError, require_whole
 from unembed.files import require_extra
 
 _BITS = 8  # of a code

@@ -8,8 +8,8 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from unembed.decoding.settings import require_whole
 from unembed.defences.defence import Defence, Vectors
+from unembed.errors import require_whole
 
 _STEPS = 254  # codes -127 to 127
 

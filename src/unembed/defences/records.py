@@ -13,11 +13,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unembed.data.readers import csv_rows, json_lines, open_parquet, parquet_batches
-from unembed.decoding.settings import require_text, require_whole
 from unembed.defences.defence import Vectors
 from unembed.encoders.base import Encoder, EncoderIdentity, is_unicode
 from unembed.encoders.vectors import as_unit_vectors, row_peaks, to_unit_length
-from unembed.errors import ConfigError, DataError, StoreError, require_kind
+from unembed.errors import (
+    ConfigError,
+    DataError,
+    StoreError,
+    require_kind,
+    require_text,
+    require_whole,
+)
 from unembed.files import as_path, file_format
 from unembed.vectors.stores.address import open_store
 from unembed.vectors.stores.store import BATCH, Store, VectorBatch

@@ -14,11 +14,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unembed.decoding.settings import require_callable, require_number
 from unembed.defences.defence import Defence, Vectors, as_defence, beside
 from unembed.defences.records import ID
 from unembed.encoders.vectors import row_peaks, to_unit_length
-from unembed.errors import ConfigError, DataError, StoreError, UnembedError
+from unembed.errors import (
+    ConfigError,
+    DataError,
+    StoreError,
+    UnembedError,
+    require_callable,
+    require_number,
+)
 from unembed.files import as_path, atomic
 from unembed.vectors.stores.export import spell
 from unembed.vectors.stores.store import Store, VectorBatch, require_store

@@ -14,10 +14,9 @@ from numpy.typing import NDArray
 
 from unembed.config import DataSection
 from unembed.data.pairs import Pairs
-from unembed.decoding.settings import require_callable, require_whole
 from unembed.encoders import as_encoder
 from unembed.encoders.base import Encoder
-from unembed.errors import ConfigError
+from unembed.errors import ConfigError, require_callable, require_whole
 from unembed.evaluation.bootstrap import (
     OTHER_VECTORS,
     RESAMPLES,

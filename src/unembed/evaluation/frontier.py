@@ -17,10 +17,9 @@ from numpy.typing import NDArray
 from unembed.data.pairs import Pairs
 from unembed.decoding import Decoding
 from unembed.decoding.sequential import Sequential
-from unembed.decoding.settings import require_callable, require_whole
 from unembed.encoders.base import Encoder
 from unembed.encoders.oracle import Corpus
-from unembed.errors import ConfigError, require_kind
+from unembed.errors import ConfigError, require_callable, require_kind, require_whole
 from unembed.evaluation.bootstrap import Figure, draw_blocks
 from unembed.evaluation.cache import RowCache, as_folder, settings_digest
 from unembed.evaluation.evaluate import cutting

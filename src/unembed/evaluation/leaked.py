@@ -16,13 +16,12 @@ from numpy.typing import NDArray
 from unembed.data.pairs import MANIFEST, Pairs
 from unembed.data.readers import read_texts
 from unembed.decoding import Decoding
-from unembed.decoding.settings import require_text, require_whole
 from unembed.denoiser import weights_digest
 from unembed.encoders.alignment import Alignment, PairSums, fit_alignment
 from unembed.encoders.base import Encoder, is_unicode
 from unembed.encoders.fingerprint import make_fingerprint
 from unembed.encoders.vectors import VectorStatistics, row_peaks, to_unit_length, typical_rows
-from unembed.errors import DataError, EmbeddingError, require_kind
+from unembed.errors import DataError, EmbeddingError, require_kind, require_text, require_whole
 from unembed.evaluation.bootstrap import Figure, summarise
 from unembed.evaluation.metrics import token_set_f1, word_f1
 from unembed.evaluation.rows import ProgressFn, derangement

@@ -13,10 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unembed.decoding.settings import require_callable, require_whole
 from unembed.decoding.strategy import Inversion
 from unembed.encoders.base import Encoder
-from unembed.errors import ConfigError, EmbeddingError
+from unembed.errors import ConfigError, EmbeddingError, require_callable, require_whole
 from unembed.files import as_path
 from unembed.inverter import Inverter
 from unembed.vectors.output import PartFile, named_columns, require_writable

@@ -21,10 +21,9 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 from torch import Tensor
 
-from unembed.decoding.settings import require_switch, require_whole
 from unembed.encoders.base import EncoderIdentity
 from unembed.encoders.vectors import VectorStatistics, as_unit_vectors
-from unembed.errors import CheckpointError, DataError, EncoderError
+from unembed.errors import CheckpointError, DataError, EncoderError, require_switch, require_whole
 from unembed.files import as_path, atomic, read_json, require_weights
 
 FORMAT = 1

@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
-from unembed.decoding.settings import require_callable, require_text
-from unembed.errors import StoreError
+from unembed.errors import StoreError, require_callable, require_text
 from unembed.files import exists, require_extra
 from unembed.vectors.read import file_kind
 from unembed.vectors.stores.store import Store

@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from unembed.data.readers import open_parquet
-from unembed.decoding.settings import require_callable
-from unembed.errors import StoreError
+from unembed.errors import StoreError, require_callable
 from unembed.files import as_path, atomic, require_apart
 from unembed.vectors.output import plain
 from unembed.vectors.stores.store import Store, VectorBatch, require_store

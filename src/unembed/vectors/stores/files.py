@@ -14,8 +14,7 @@ from typing import Any
 import numpy as np
 
 from unembed.data.readers import open_parquet
-from unembed.decoding.settings import require_whole
-from unembed.errors import StoreError, UnembedError
+from unembed.errors import StoreError, UnembedError, require_whole
 from unembed.files import read_lines
 from unembed.vectors.arrays import Npy, Npz
 from unembed.vectors.numbers import Reason, to_floats

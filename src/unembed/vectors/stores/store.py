@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unembed.decoding.settings import require_whole
-from unembed.errors import ConfigError, StoreError, UnembedError
+from unembed.errors import ConfigError, StoreError, UnembedError, require_whole
 from unembed.files import exists
 from unembed.vectors.numbers import row_of, to_floats
 
