@@ -94,6 +94,13 @@ def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     return torch.addcmul(shift, x, 1 + scale)
 
 
+def flat_index(positions: Tensor | None) -> Tensor | None:
+    """Flat indices [M] of positions, which may be boolean [B, L]; None, all, stays None."""
+    if positions is None or positions.dtype != torch.bool:
+        return positions
+    return positions.flatten().nonzero()[:, 0]
+
+
 def timestep_features(t: Tensor) -> Tensor:
     """Sinusoids of t [B] in [0, 1], geometric frequencies up to 1000 → [B, 256]."""
     half = _TIMESTEP_FEATURES // 2
@@ -225,9 +232,7 @@ class Denoiser(nn.Module):
                 for x, y in zip((condition, shift_of_embedding), extra.chunk(2, dim=1), strict=True)
             )
         condition = F.silu(condition)  # [B, H]
-        index = positions
-        if positions is not None and positions.dtype == torch.bool:
-            index = positions.flatten().nonzero()[:, 0]  # [M]
+        index = flat_index(positions)  # [M]
 
         x = self.token_table(tokens) + self.positions[: tokens.shape[1]]  # [B, L, H]
         for block in self.blocks[:-1]:
@@ -251,17 +256,16 @@ class Denoiser(nn.Module):
         without the embedding nearly is in h and e (`unembed.training.export.fit_guidance`). None
         where all is masked: there it says how long the text is, and guidance makes it longer.
         """
-        h = self.hidden_states(tokens, embedding, t, positions)
+        index = flat_index(positions)
+        h = self.hidden_states(tokens, embedding, t, index)
         if not self.sizes.guidance:
             return h
         width, length = self.sizes.embedding_dim, tokens.shape[1]
         scaled = embedding[:, :width] * width**0.5  # [B, D]
         w = self.sizes.guidance * (t < 1.0).to(h)[:, None]  # [B, 1]
-        if positions is None:
+        if index is None:
             scaled, w = scaled[:, None].expand(-1, length, -1), w[:, None]
         else:
-            flat = positions.flatten()
-            index = flat.nonzero()[:, 0] if flat.dtype == torch.bool else flat
             scaled, w = scaled[index // length], w[index // length]
         unconditional: Tensor = self.unconditional(torch.cat([h, scaled.to(h)], dim=-1))
         return h + w * (h - unconditional)

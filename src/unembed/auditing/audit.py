@@ -128,8 +128,9 @@ def audit(  # noqa: PLR0913 - the front door; all but the first have a default
         run.read(sample, seed, group_by)
         if corpus is not None:
             run.read_corpus(Path(corpus), corpus_column)
-        run.plan(decoding, seed, calls, probe)
-        run.plan_alignment(decoding, seed, align, (pairs, fit_align))
+        parsed = as_decoding(decoding, {})
+        run.plan(parsed, seed, calls, probe)
+        run.plan_alignment(parsed, seed, align, (pairs, fit_align))
         return run.attack()
 
 
@@ -273,10 +274,9 @@ class _Run:
         self.corpus = Corpus.read(path, column, self.victim, self.progress)
 
     def plan(
-        self, decoding: Decoding | str, seed: int, encoder_calls: int, probe: Path | str | None
+        self, decoding: Decoding, seed: int, encoder_calls: int, probe: Path | str | None
     ) -> None:
         """The attacks without a map."""
-        decoding = as_decoding(decoding, {})
         decoding.check(has_encoder=decoding.encoder_calls > 0)
         if self.batch.vectors.shape[1] == self.inverter.encoder.dimension:
             self.attacks.append(inversion(self.inverter, decoding, seed, encoder=self.home))
@@ -324,13 +324,12 @@ class _Run:
 
     def plan_alignment(
         self,
-        decoding: Decoding | str,
+        decoding: Decoding,
         seed: int,
         align: Align | Path | str | None,
         from_store: tuple[int, FitAlign | None],
     ) -> None:
         """The attack through a map: one that is given, or one made from some rows of the store."""
-        decoding = as_decoding(decoding, {})
         pairs, fit = from_store
         if isinstance(align, (str, Path)):
             align = Alignment.load(align)

@@ -184,8 +184,10 @@ def export(
     storage = Storage(weights, shard_size)
     text = _read_card(card) if card is not None else None
     pairs = None if data is None else Pairs.open(data)
-    options: dict[str, Any] = {"storage": storage, "card": text, "evaluation": evaluation}
-    _notes(export_run(run, out, which=which, pairs=pairs, **options))
+    notes = export_run(
+        run, out, which=which, storage=storage, card=text, evaluation=evaluation, pairs=pairs
+    )
+    _notes(notes)
     if onnx is not None:
         export_folder(out, onnx)
     typer.echo(f"inverter in {out}")

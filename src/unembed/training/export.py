@@ -16,6 +16,7 @@ import yaml
 from unembed.checkpoints import CURVES, Storage, is_inverter
 from unembed.data.pairs import TOKENIZER, Pairs
 from unembed.denoiser import Denoiser, DenoiserSizes, parameter_counts
+from unembed.diffusion import draw_masks
 from unembed.encoders.base import EncoderIdentity
 from unembed.encoders.fingerprint import Fingerprint
 from unembed.encoders.pipeline import licence_lines, licence_note
@@ -187,8 +188,8 @@ def fit_guidance(
         x0 = torch.from_numpy(ids.astype(np.int64))
         e = F.normalize(torch.from_numpy(vectors.astype(np.float32)), dim=1)
         # Masks
-        ratio = torch.rand(len(x0), 1, generator=generator)
-        masked = torch.rand(x0.shape, generator=generator) < ratio
+        ratio = torch.rand(len(x0), generator=generator)
+        masked = draw_masks((len(x0), x0.shape[1]), ratio, generator)
         masked &= (x0 != spec.end_id) & (x0 != spec.pad_id)
         xt = torch.where(masked, spec.mask_id, x0)
         t = spec.schedule.timestep(masked.float().mean(dim=1))
