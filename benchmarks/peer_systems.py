@@ -26,11 +26,10 @@ from unembed.device import choose_compute
 from unembed.encoders.alignment import PairSums, fit_alignment
 from unembed.encoders.base import Encoder
 from unembed.encoders.sentence import load_encoder
-from unembed.evaluation.evaluate import cutting
 from unembed.evaluation.frontier import PER_LENGTH, draw_by_length
 from unembed.evaluation.metrics import Recovery
 from unembed.evaluation.rows import cosines_of, derangement, nearest_pairs, unconditional
-from unembed.evaluation.samples import PassageFile, Sample, Samples
+from unembed.evaluation.samples import PassageFile, Sample, Samples, cutting
 from unembed.inverter import Inverter
 from unembed.training.export import inverter_from_run
 
@@ -45,8 +44,9 @@ class Systems:
         self.texts, self.pairs_folder, self.work, self.dtype = texts, pairs, work, dtype
         self.encoder: Encoder = load_encoder(compute=choose_compute("cpu", "float32"))
         self.shipped = Inverter.from_pretrained("minilm").to("cpu", dtype)
-        samples = Samples(PassageFile(texts), self.shipped.tokenizer, cutting(self.shipped))
-        chosen, self.shares = draw_by_length(samples, self.shipped.length, PER_LENGTH, 0)
+        cut = cutting(self.shipped)
+        samples = Samples(PassageFile(texts), self.shipped.tokenizer, cut)
+        chosen, self.shares = draw_by_length(samples, cut.length, PER_LENGTH, 0)
         turns = zip(*chosen.values(), strict=True)  # the first 64 are 16 of each length
         self.samples = [sample for turn in turns for sample in turn]
         self.buckets = [name for _ in range(PER_LENGTH) for name in chosen]

@@ -7,9 +7,10 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 
-from unembed.decoding.strategy import Inversion
+from unembed.decoding.strategy import Inversion, SequenceSpec
 from unembed.denoiser import DenoiserSizes
 from unembed.device import choose_compute
+from unembed.diffusion import LogLinear
 from unembed.encoders.vectors import as_unit_vectors
 from unembed.vectors.words import WordProbe
 
@@ -123,7 +124,8 @@ class LookupInverter:
     def __init__(self, encoder, config, texts):
         self.encoder, self.alignment = encoder.identity, None
         self.tokenizer = encoder.tokenizer
-        self.length = config.data.length
+        self.length, ids = config.data.length, self.tokenizer
+        self.spec = SequenceSpec(self.length, ids.mask_id, LogLinear(), ids.end_id, ids.pad_id)
         self.compute = self.search_compute = choose_compute("cpu", "float32")
         self.diffusion = {"schedule": "log-linear", "rate": 5.0}
         self.trained = {"config": config.model_dump()}

@@ -167,13 +167,16 @@ def test_denoiser_feedback_says_nothing_at_first_and_nothing_where_there_is_no_h
         {"colour": 3},
         {"length": 1.5},
         {"feedback": 1},
+        {"prefix": 8},
+        {"prefix": -1},
+        {"prefix": 2.0},
     ],
 )
 def test_denoiser_sizes_bad_sizes_are_refused(change):
     with pytest.raises(CheckpointError):
         DenoiserSizes.from_dict({**TINY.to_dict(), **change})
     assert DenoiserSizes.from_dict(TINY.to_dict()) == TINY
-    told = replace(TINY, feedback=True)
+    told = replace(TINY, feedback=True, prefix=4)
     assert DenoiserSizes.from_dict(told.to_dict()) == told
     assert "feedback" not in TINY.to_dict(), "folders of plain networks stay as they were"
 

@@ -25,13 +25,13 @@ IMPORTS = {
     "__main__": "cli",
     "auditing": "decoding encoders errors evaluation files inverter tokenizer vectors",
     "backends": "denoiser device diffusion errors files",
-    "baselines": "checkpoints decoding diffusion encoders files tokenizer",
+    "baselines": "checkpoints decoding device diffusion encoders files tokenizer",
     "checkpoints": "denoiser encoders errors files tokenizer",
     "cli": "auditing backends checkpoints config data decoding defences demo device encoders "
     "errors evaluation files inverter tokenizer training vectors",
     "config": "errors files",
     "data": "config encoders errors files tokenizer",
-    "decoding": "diffusion errors",
+    "decoding": "diffusion errors tokenizer",
     "defences": "auditing data decoding denoiser diffusion encoders errors evaluation files "
     "inverter training vectors",
     "demo": "decoding encoders errors evaluation inverter tokenizer vectors",

@@ -111,14 +111,10 @@ class DataSection(Section):
     vocabulary: VocabularySection = VocabularySection()
 
     @model_validator(mode="after")
-    def _rules_belong_to_a_segmenter(self) -> DataSection:
+    def _settings_go_together(self) -> DataSection:
         if self.segmenter == "regex" and self.language != "en":
             rules = "is for segmenter sentencex; regex has one set of rules"
             raise ValueError(f"language ({self.language}) {rules}")
-        return self
-
-    @model_validator(mode="after")
-    def _a_piece_fits(self) -> DataSection:
         if self.min_tokens >= self.length:
             most = f"must be at most length - 1 ({self.length - 1})"
             raise ValueError(f"min_tokens ({self.min_tokens}) {most}")
@@ -133,6 +129,7 @@ class DenoiserSection(Section):
         layers: Transformer blocks.
         heads: Attention heads; must divide ``hidden``.
         feed_forward: Width of each block's feed-forward layer.
+        prefix: Positions at the beginning that three of four steps train on alone; 0: none does.
         token_table: Start the token table from the encoder's word embeddings, or at random.
     """
 
@@ -140,6 +137,7 @@ class DenoiserSection(Section):
     layers: Positive = 8
     heads: Positive = 12
     feed_forward: Positive = 3072
+    prefix: Annotated[int, Field(ge=0)] = 0
     token_table: Literal["encoder", "random"] = "encoder"
 
     @model_validator(mode="after")

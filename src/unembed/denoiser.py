@@ -42,6 +42,8 @@ class DenoiserSizes:
         feed_forward: Inner width of each block's feed-forward layer.
         feedback: Whether it is also told the embedding of a hypothesis.
         guidance: Strength w of the guidance that `Denoiser.output_states` adds.
+        prefix: Positions at the beginning that it was also trained on alone, and all L on texts
+            that go on behind them only; 0: always on all.
     """
 
     vocab_size: int
@@ -53,6 +55,7 @@ class DenoiserSizes:
     feed_forward: int = 3072
     feedback: bool = False
     guidance: float = 0.0
+    prefix: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
@@ -73,13 +76,16 @@ class DenoiserSizes:
                 str(error),
                 "Use the config.json saved beside the weights",
             ) from error
-        numbers = {k: v for k, v in asdict(sizes).items() if k not in ("feedback", "guidance")}
+        options = ("feedback", "guidance", "prefix")
+        numbers = {k: v for k, v in asdict(sizes).items() if k not in options}
         bad = {k: v for k, v in numbers.items() if type(v) is not int or v < 1}
         if not isinstance(data.get("feedback", False), bool):
             bad["feedback"] = data["feedback"]
         strength = data.get("guidance", 0.0)
         if type(strength) not in (int, float) or not 0.0 <= strength <= _STRONGEST:
             bad["guidance"] = strength
+        if type(sizes.prefix) is not int or (not bad and not 0 <= sizes.prefix < sizes.length):
+            bad["prefix"] = sizes.prefix
         if bad or sizes.hidden % sizes.heads:
             raise CheckpointError(
                 "positive sizes, with heads dividing hidden",

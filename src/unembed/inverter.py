@@ -23,7 +23,7 @@ from unembed.checkpoints import (
     save_checkpoint,
     shipped_inverters,
 )
-from unembed.decoding import Decoded, Decoding, SequenceSpec
+from unembed.decoding import Decoding, SequenceSpec
 from unembed.decoding.logits import (
     Guidance,
     LogitsProcessor,
@@ -31,6 +31,7 @@ from unembed.decoding.logits import (
     with_callback,
     with_processors,
 )
+from unembed.decoding.prefix import split_by_prefix
 from unembed.decoding.settings import as_decoding
 from unembed.decoding.strategy import Inversion, OnStep, mix_seeds
 from unembed.denoiser import Denoiser
@@ -140,7 +141,8 @@ class Inverter(
         ids = self.tokenizer
         schedule = make_schedule(self.diffusion["schedule"], self.diffusion["rate"])
         numbers = self.length, ids.mask_id, schedule, ids.end_id, ids.pad_id
-        return SequenceSpec(*numbers, feedback=self.denoiser.sizes.feedback)
+        sizes = self.denoiser.sizes
+        return SequenceSpec(*numbers, feedback=sizes.feedback, prefix=sizes.prefix)
 
     def to(self, device: Compute | str, dtype: str | None = None) -> Inverter:
         """Move to a device (``"cuda"``, ``"cpu"``, ``"auto"``); returns itself.
@@ -260,30 +262,32 @@ class Inverter(
             self.require_encoder(target)
         if draws is None:
             draws = [(seed, first_index + row) for row in range(len(vectors))]
-        seeds = mix_seeds(draws, len(vectors))
+        seeds, ids = mix_seeds(draws, len(vectors)), self.tokenizer
         compute = self.compute if target is None else self.search_compute
         spec, denoiser = self.spec.with_length(decoding.length), self._processed(decoding, compute)
         if before_pass is not None:
             denoiser = with_callback(denoiser, before_pass)
-        results: list[Inversion] = []
+        results: dict[int, Inversion] = {}
         for start in range(0, len(vectors), batch_size):
-            part, stop = vectors[start : start + batch_size], start + batch_size
-            how = decoding.encoder_calls, on_call, corpus, start
-            oracle = None if target is None else EncoderOracle(target, self.tokenizer, part, *how)
+            batch = torch.from_numpy(vectors[start : start + batch_size]).to(compute.device)
             with compute.autocast():
-                decoded = decoding.strategy(
-                    denoiser,
-                    torch.from_numpy(part).to(compute.device),
-                    spec,
-                    steps=decoding.steps,
-                    generators=[torch.Generator().manual_seed(k) for k in seeds[start:stop]],
-                    on_step=on_step,
-                    oracle=oracle,
-                )
-            if decoding.guidance is not None:
-                decoded = replace(decoded, passes=2 * decoded.passes)
-            results.extend(self._inversions(decoded))
-        return results
+                for part in split_by_prefix(denoiser, batch, spec, on_step):
+                    indices = [start + row for row in part.rows]
+                    how = vectors[indices], decoding.encoder_calls, on_call, corpus, indices
+                    decoded = decoding.strategy(
+                        denoiser,
+                        batch[part.rows],
+                        part.spec,
+                        steps=decoding.steps,
+                        generators=[torch.Generator().manual_seed(seeds[k]) for k in indices],
+                        on_step=part.on_step,
+                        oracle=None if target is None else EncoderOracle(target, ids, *how),
+                    )
+                    spent = decoded.passes + part.passes
+                    passes = spent if decoding.guidance is None else 2 * spent
+                    inversions = replace(decoded, passes=passes).inversions(ids)
+                    results.update(zip(indices, inversions, strict=True))
+        return [results[index] for index in range(len(vectors))]
 
     def warm_up(self) -> None:
         """Put the network into its fast form now, before several threads ask for it at once."""
@@ -311,25 +315,6 @@ class Inverter(
         if compute not in self._fast or self._fast[compute][0] != version:
             self._fast[compute] = version, fast_form(self.denoiser, compute)
         return self._fast[compute][1]
-
-    def _inversions(self, decoded: Decoded) -> list[Inversion]:
-        rows = decoded.tokens.tolist()
-        cosines = [None] * len(rows) if decoded.cosines is None else decoded.cosines.tolist()
-        inversions = []
-        for text, row, probabilities, passes, calls, order, cosine in zip(
-            self.tokenizer.decode(rows),
-            rows,
-            decoded.confidences.tolist(),
-            decoded.passes.tolist(),
-            decoded.encoder_calls.tolist(),
-            decoded.order.tolist(),
-            cosines,
-            strict=True,
-        ):
-            content = self.tokenizer.content_positions(row)
-            ids, confidences, turns = ([x[i] for i in content] for x in (row, probabilities, order))
-            inversions.append(Inversion(text, ids, confidences, passes, calls, turns, cosine))
-        return inversions
 
     # Loading and saving
 

@@ -141,6 +141,24 @@ class TextTokenizer:
             contents.append([ids[i] for i in self.content_positions(ids)])
         return self._text_of(contents)
 
+    def pieces(self, ids: Sequence[int]) -> list[str]:
+        """The characters that each token adds to the decoded text, spaces included.
+
+        A token that ends inside a character adds nothing; the one that completes it adds it.
+        """
+        pieces, before = [], ""
+        for decoded in self.decode([ids[: stop + 1] for stop in range(len(ids))]):
+            text = decoded.rstrip("\ufffd")
+            if before.startswith(text):  # half a character can take finished ones with it
+                pieces.append("")
+                continue
+            shared = 0
+            while shared < min(len(before), len(text)) and before[shared] == text[shared]:
+                shared += 1
+            pieces.append(text[shared:])
+            before = text
+        return pieces
+
     def _text_of(self, contents: Sequence[list[int]]) -> list[str]:
         if self.source_ids is not None:
             contents = [[self.source_ids[token] for token in ids] for ids in contents]

@@ -1,16 +1,19 @@
+import copy
 import json
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from unembed.data.pairs import Pairs
 from unembed.decoding import Decoding
+from unembed.denoiser import Denoiser
 from unembed.encoders.base import FakeEncoder
 from unembed.errors import ConfigError, DataError, EncoderError
 from unembed.evaluation.evaluate import evaluate, groups_of
 from unembed.evaluation.metrics import ESSENTIAL, METRICS, token_set_f1
-from unembed.evaluation.samples import Passage, Sample
+from unembed.evaluation.samples import Passage, Sample, cutting
 
 GREEDY = {
     "decoding": "greedy:steps=3",
@@ -354,3 +357,20 @@ def test_evaluate_a_wrong_strategy_is_refused_before_any_is_tried(
             progress=lambda *stage: said.append(stage),
         )
     assert said == []
+
+
+def test_cutting_is_that_of_training_or_of_a_prefix_or_as_long_as_asked(inverter):
+    trained = inverter.trained["config"]["data"]
+    assert cutting(inverter).model_dump() == trained
+    assert cutting(inverter, 6).length == 7
+    assert (cutting(inverter, 2).length, cutting(inverter, 2).min_tokens) == (3, 2)
+    with pytest.raises(ConfigError, match="1 to 11 tokens, what this inverter writes; found 12"):
+        cutting(inverter, 12)
+    other = copy.copy(inverter)
+    other.denoiser = Denoiser(replace(inverter.denoiser.sizes, prefix=8))
+    assert (cutting(other).length, cutting(other, 11).length) == (8, 12)
+
+
+def test_evaluate_measures_pieces_of_at_most_so_many_tokens(lookup, encoder, passages):
+    report = evaluate(lookup, encoder, passages, max_tokens=5, limit=None)
+    assert set(report.breakdowns["length"]) <= {"1-3", "4-8"}

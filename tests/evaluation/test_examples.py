@@ -7,7 +7,6 @@ from unembed.evaluation.samples import (
     choose_examples,
     draw_indices,
     make_example,
-    pieces_of,
 )
 
 from .. import architectures
@@ -32,7 +31,7 @@ def test_pieces_of_pieces_join_to_the_text_in_every_script(name):
     for text in architectures.TEXTS:
         (ids,) = tokenizer.encode([text])
         (whole,) = tokenizer.decode([ids])
-        pieces = pieces_of(ids, tokenizer)
+        pieces = tokenizer.pieces(ids)
         assert len(pieces) == len(ids)
         assert "".join(pieces) == whole
 

@@ -58,6 +58,12 @@ def make_config(**training) -> Config:
     )
 
 
+def with_prefix(prefix: int, **training) -> Config:
+    config = make_config(**training)
+    denoiser = config.denoiser.model_copy(update={"prefix": prefix})
+    return config.model_copy(update={"denoiser": denoiser})
+
+
 def records(run: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (run / loop.METRICS).read_text().splitlines()]
 

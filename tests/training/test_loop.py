@@ -16,12 +16,13 @@ from unembed.data.pairs import Pairs
 from unembed.diffusion import diffusion_loss
 from unembed.encoders.base import FakeEncoder
 from unembed.errors import CheckpointError, TrainingError
+from unembed.inverter import Inverter
 from unembed.training import loop
 from unembed.training import step as step_module
 from unembed.training.checkpoint import BEST, LATEST, read_state
 from unembed.training.export import inverter_from_run
 
-from .helpers import CPU, make_config, records, same_tensors, stop_after
+from .helpers import CPU, make_config, records, same_tensors, stop_after, with_prefix
 
 
 def test_train_a_resumed_run_equals_an_uninterrupted_one_exactly(pairs, tmp_path):
@@ -428,3 +429,15 @@ def test_train_between_logs_the_host_never_asks_the_device(pairs, monkeypatch):
     loss = loop.train_step(this, 1)
     assert asked == []
     assert float(loss) > 0.0 and asked  # the spies do see a question
+
+
+def test_train_with_a_prefix_resumes_exactly_and_exports_it(pairs, tmp_path):
+    config = with_prefix(5)
+    loop.train(config, pairs, tmp_path / "whole", CPU)
+    loop.train(config, pairs, tmp_path / "cut", CPU, should_stop=stop_after(5))
+    loop.train(config, pairs, tmp_path / "cut", CPU, resume=True)
+    assert same_tensors(tmp_path / "whole" / LATEST, tmp_path / "cut" / LATEST)
+    inverter = inverter_from_run(tmp_path / "whole", "latest")
+    assert inverter.spec.prefix == 5 and inverter.length == 12
+    inverter.save_pretrained(tmp_path / "saved")
+    assert Inverter.from_pretrained(tmp_path / "saved").spec.prefix == 5

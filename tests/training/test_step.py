@@ -8,8 +8,21 @@ from pydantic import ValidationError
 
 from tests.fakes import preset
 from unembed.config import TrainingSection
+from unembed.data.pairs import Pairs
 from unembed.denoiser import Denoiser
-from unembed.training.step import EMA, learning_rate, make_optimizer, step_generator, training_rows
+from unembed.errors import TrainingError
+from unembed.training import loop
+from unembed.training.distributed import Processes
+from unembed.training.step import (
+    EMA,
+    draw_batch,
+    learning_rate,
+    make_optimizer,
+    step_generator,
+    training_rows,
+)
+
+from .helpers import CPU, with_prefix
 
 # The optimiser and its schedule
 
@@ -119,3 +132,29 @@ def test_step_generator_draws_the_same_again_and_others_do_not():
     assert torch.equal(draw(0, 5), draw(0, 5))
     assert not torch.equal(draw(0, 5), draw(0, 6))
     assert not torch.equal(draw(0, 5), draw(1, 5))
+
+
+def test_draw_batch_of_a_prefix_is_short_but_where_texts_go_on(pairs, tmp_path):
+    config = with_prefix(5, batch_size=6)
+    opened = Pairs.open(pairs)
+    processes = Processes(CPU, False)
+    state = loop.initial_state(config, opened, processes, None)
+    pad_id, widths = opened.tokenizer.pad_id, []
+    for step in range(40):
+        generator = step_generator(0, step)
+        batch, embedding = draw_batch(state, 6 * step, generator)
+        again, same = draw_batch(state, 6 * step, step_generator(0, step))
+        assert torch.equal(batch.xt, again.xt) and torch.equal(embedding, same)
+        widths.append(batch.xt.shape[1])
+        if widths[-1] == 12:
+            assert (batch.xt[:, 5] != pad_id).all(), "all of these go on"
+    assert set(widths) == {5, 12}
+    assert 5 < widths.count(12) < 16
+    assert min(state.long_rows) >= 16, "none that is held out"
+
+
+def test_make_state_needs_texts_that_go_on_behind_the_prefix(pairs):
+    opened = Pairs.open(pairs)
+    for prefix in (11, 12, 100):
+        with pytest.raises(TrainingError, match=rf"of at least denoiser\.prefix = {prefix} tokens"):
+            loop.initial_state(with_prefix(prefix), opened, Processes(CPU, False), None)

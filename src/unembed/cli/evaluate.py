@@ -83,6 +83,10 @@ LimitOption = Annotated[
         "--limit", min=2, help="Pieces to evaluate (1000); with --frontier of each length (64)."
     ),
 ]
+MaxTokensOption = Annotated[
+    int | None,
+    typer.Option("--max-tokens", min=1, help="Longest pieces of the texts; 31 if not set."),
+]
 
 # What nobody means as the name of a folder
 _FILES = (".csv", ".html", ".jsonl", ".md", ".npy", ".parquet", ".pdf", ".tsv", ".txt", ".yaml")
@@ -97,6 +101,7 @@ def evaluate(
     corpus: CorpusOption = None,
     frontier: FrontierOption = False,
     limit: LimitOption = None,
+    max_tokens: MaxTokensOption = None,
     column: ColumnOption = None,
     text_column: TextColumnOption = None,
     ranges: RangesOption = None,
@@ -145,7 +150,7 @@ def evaluate(
     model = _encoder(context, inverter, needed, where, device, trust_remote_code)
 
     # The curve of leaked pairs, the frontier of encoder calls, or the report
-    task = _Task(inverter, model, limit, out, folder, as_json)
+    task = _Task(inverter, model, limit, out, folder, as_json, max_tokens)
     if counts:
         options = {"decoding": read_decoding(strategy, steps=steps), "seed": seed}
         return _curve(task, (leaked, embedding), (text_column or "text", column), counts, options)
@@ -166,6 +171,7 @@ class _Task:
     out: Path | None
     folder: Path | None
     as_json: bool
+    max_tokens: int | None = None
 
     @property
     def way_on(self) -> str:
@@ -192,6 +198,7 @@ def _report(task: _Task, texts: tuple[Any, str, Any], pairs: Any, decoding: dict
             passages,
             train_pairs=pairs,
             limit=task.limit or 1000,
+            max_tokens=task.max_tokens,
             folder=task.folder,
             progress=display.update,
             announce=display.say,
@@ -254,7 +261,9 @@ def _curve(
 
 def _searching(context: typer.Context, strategy: str) -> str:
     """The strategy of a frontier, guided search unless told; what it does not take is refused."""
-    refuse_idle(context, "without --frontier only", "--frontier", "embedding", "train_pairs")
+    refuse_idle(
+        context, "without --frontier only", "--frontier", "embedding", "train_pairs", "max_tokens"
+    )
     return "guided-search" if strategy == "greedy" else strategy
 
 
@@ -301,6 +310,7 @@ def _held_out(
         idle = ("text_column", "ranges", "skip_bad")
         refuse_idle(context, "with --embedding only", "--texts alone", *idle)
         return _passages(texts, column)
+    refuse_idle(context, "with --texts alone only", "--embedding", "max_tokens")
     return None if texts is None else _passages(texts, text_column)
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from unembed.diffusion import DenoiserFn, Schedule
 from unembed.errors import ConfigError
+from unembed.tokenizer import TextTokenizer
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class SequenceSpec:
         content: Tokens before the end, from 1 to L - 1, where that number is given; else None.
         feedback: Whether the denoiser takes the embedding of a hypothesis beside the target,
             [B, 2 D].
+        prefix: Positions that are enough for texts which end in them; 0: all are always decoded.
     """
 
     length: int
@@ -40,6 +42,7 @@ class SequenceSpec:
     pad_id: int | None = None
     content: int | None = None
     feedback: bool = False
+    prefix: int = 0
 
     @property
     def has_end(self) -> bool:
@@ -139,6 +142,26 @@ class Decoded:
     def __post_init__(self) -> None:
         if not len(self.encoder_calls):
             object.__setattr__(self, "encoder_calls", torch.zeros_like(self.passes))
+
+    def inversions(self, tokenizer: TextTokenizer) -> list[Inversion]:
+        """Read the texts."""
+        rows = self.tokens.tolist()
+        cosines = [None] * len(rows) if self.cosines is None else self.cosines.tolist()
+        inversions = []
+        for text, row, probabilities, passes, calls, order, cosine in zip(
+            tokenizer.decode(rows),
+            rows,
+            self.confidences.tolist(),
+            self.passes.tolist(),
+            self.encoder_calls.tolist(),
+            self.order.tolist(),
+            cosines,
+            strict=True,
+        ):
+            content = tokenizer.content_positions(row)
+            ids, confidences, turns = ([x[i] for i in content] for x in (row, probabilities, order))
+            inversions.append(Inversion(text, ids, confidences, passes, calls, turns, cosine))
+        return inversions
 
 
 @dataclass(frozen=True)

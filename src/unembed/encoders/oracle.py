@@ -39,7 +39,7 @@ class EncoderOracle:
         budget: Calls allowed for each vector.
         on_call: Called after every text that was embedded, in their order.
         corpus: Gives what `starts` says.
-        first: Index of the first vector for ``on_call``.
+        indices: Of the vectors, for ``on_call``; 0 to B - 1 when not given.
     """
 
     def __init__(
@@ -50,10 +50,11 @@ class EncoderOracle:
         budget: int,
         on_call: OnCall | None = None,
         corpus: Corpus | None = None,
-        first: int = 0,
+        indices: Sequence[int] | None = None,
     ) -> None:
         self._encoder, self._tokenizer, self._targets = encoder, tokenizer, targets
-        self._budget, self._on_call, self._first = budget, on_call, first
+        self._budget, self._on_call = budget, on_call
+        self._indices = range(len(targets)) if indices is None else indices
         self._starts = [[] for _ in targets] if corpus is None else corpus(targets)
         self._gradients = [0] * len(targets)
         self._cosines: list[dict[str, float]] = [{} for _ in targets]
@@ -124,7 +125,7 @@ class EncoderOracle:
         for (row, text), place in new.items():
             before[row] += 1
             if self._on_call is not None:
-                self._on_call(self._first + row, ids[place], self._cosines[row][text], before[row])
+                self._on_call(self._indices[row], ids[place], self._cosines[row][text], before[row])
         cosines = [
             self._cosines[row].get(text, _UNPAID) if text else _INVISIBLE for row, text in queries
         ]

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unembed.config import DataSection
 from unembed.data.pairs import Pairs
 from unembed.encoders import as_encoder
 from unembed.encoders.base import Encoder
@@ -51,6 +50,7 @@ from unembed.evaluation.samples import (
     Passage,
     Sample,
     Samples,
+    cutting,
     draw_indices,
     groups_of,
     make_example,
@@ -127,6 +127,7 @@ def evaluate(  # noqa: PLR0913 - the front door; all but the first three have a 
     train_pairs: Pairs | None = None,
     corpus: Pairs | None = None,
     limit: int | None = 1000,
+    max_tokens: int | None = None,
     seed: int = 0,
     folder: str | Path | None = None,
     progress: ProgressFn | None = None,
@@ -150,6 +151,7 @@ def evaluate(  # noqa: PLR0913 - the front door; all but the first three have a 
         train_pairs: The training pairs, for the nearest text and the rarity of tokens.
         corpus: Pairs of texts like those under attack, which guided search starts from.
         limit: Pieces to evaluate, drawn with the seed; all when None.
+        max_tokens: Longest piece; if None what fits into the inverter's prefix, or what it writes.
         seed: Of the draw, of the strategies that sample and of the bootstrap.
         folder: Keeps recovered texts as they come, so that the same call goes on where it ended.
         progress: Called with (stage, done, total); the total is 0 while it is unknown.
@@ -170,7 +172,7 @@ def evaluate(  # noqa: PLR0913 - the front door; all but the first three have a 
     samples = Samples(
         texts if vectors is None else paired(texts, vectors, inverter.dimension),
         inverter.tokenizer,
-        cutting(inverter),
+        cutting(inverter, max_tokens),
         limit=limit,
         seed=seed,
         report=lambda count: report("cutting the texts", count, 0),
@@ -182,8 +184,6 @@ def evaluate(  # noqa: PLR0913 - the front door; all but the first three have a 
     bench = Bench(inverter, encoder, attacks, *known)
     ruler, notes = make_ruler(inverter.tokenizer, counts)
     notes = _first_notes(bench, samples) + notes
-    if train_pairs is None:
-        notes.append("nearest training text: not measured, no training pairs were given")
     lock = nullcontext() if folder is None else locked(folder / FOLDER)
     with lock, ExitStack() as stack:
         rows, provenance = [], {} if folder is None else bench.provenance()
@@ -293,12 +293,6 @@ def _forecast(bench: Bench, rows: list[_Row], trial: tuple[int, list[Sample]]) -
     return f"{bench.total} texts, each decoded up to {times} times: {duration(seconds)} here"
 
 
-def cutting(inverter: Inverter) -> DataSection:
-    """Find how texts were cut in training."""
-    trained = inverter.trained.get("config", {}).get("data", {})
-    return DataSection.model_validate({"length": inverter.length, **trained})
-
-
 def _attack_mask(attack: Attack | None, texts: int, seed: int) -> NDArray[np.bool_]:
     """Choose the texts of a row: all, or as many as its attack is limited to, by the seed."""
     mask = np.ones(texts, dtype=bool)
@@ -396,6 +390,8 @@ class _Groups:
 def _conclude(
     bench: Bench, rows: list[_Row], examples: list[Example], notes: list[str], stored: bool
 ) -> Evaluation:
+    if bench.pairs is None:
+        notes = [*notes, "nearest training text: not measured, no training pairs were given"]
     weights = draw_blocks(block_count(bench.total), bench.seed)
     figures = {row.name: row.figures(("", ""), weights) for row in rows}
     breakdowns: dict[str, dict[str, dict[str, Figures]]] = {}

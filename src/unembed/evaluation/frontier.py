@@ -22,10 +22,9 @@ from unembed.encoders.oracle import Corpus
 from unembed.errors import ConfigError, require_callable, require_kind, require_whole
 from unembed.evaluation.bootstrap import Figure, draw_blocks
 from unembed.evaluation.cache import RowCache, as_folder, settings_digest
-from unembed.evaluation.evaluate import cutting
 from unembed.evaluation.metrics import COLUMNS, Recovery, Ruler, make_ruler
 from unembed.evaluation.rows import Attack, Bench, ProgressFn, Spec, cosines_of, name_attacks
-from unembed.evaluation.samples import Passage, Sample, Samples
+from unembed.evaluation.samples import Passage, Sample, Samples, cutting
 from unembed.inverter import Inverter
 from unembed.vectors.invert import as_inverter
 
@@ -128,7 +127,7 @@ def measure_frontier(  # noqa: PLR0913 - as `evaluate`
         for spec, attack in ((one, next(iter(name_attacks(one, steps).values()))) for one in specs)
     }
     samples = Samples(texts, inverter.tokenizer, cutting(inverter))
-    chosen, shares = draw_by_length(samples, inverter.length, limit, seed)
+    chosen, shares = draw_by_length(samples, cutting(inverter).length, limit, seed)
     bench = Bench(inverter, encoder, attacks, None, None, seed, report, len(samples), corpus)
     ruler, notes = make_ruler(inverter.tokenizer, None)
     provenance = {} if folder is None else bench.provenance()

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain, islice, repeat
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,12 +37,31 @@ from unembed.files import count_lines, file_format, text_files
 from unembed.tokenizer import TextTokenizer
 from unembed.vectors.read import VectorFile
 
+if TYPE_CHECKING:
+    from unembed.inverter import Inverter
+
 LABELS, LENGTH = ("domain", "lang"), "length"
 _LENGTHS = ((1, 3), (4, 8), (9, 16), (17, 24), (25, 32))  # tokens, both ends included
 _REPORT_EVERY = 500
 _MOST_CORPUS = 200_000
 
 Labels = dict[str, str]
+
+
+def cutting(inverter: Inverter, max_tokens: int | None = None) -> DataSection:
+    """Find how texts are cut: as in training, into pieces of at most so many tokens.
+
+    When not given, that is what fits into the inverter's prefix, where it has one.
+
+    Raises:
+        ConfigError: More tokens than it writes.
+    """
+    spec = inverter.spec.with_length(max_tokens)
+    trained = inverter.trained.get("config", {}).get("data", {})
+    data = DataSection.model_validate({"length": inverter.length, **trained})
+    length = spec.prefix or data.length if max_tokens is None else max_tokens + 1
+    least = min(data.min_tokens, length - 1)
+    return data.model_copy(update={"length": length, "min_tokens": least})
 
 
 @dataclass(frozen=True)
@@ -382,28 +401,9 @@ def make_example(
         index=index,
         row=row,
         f1=token_set_f1(original, recovered),
-        tokens=list(zip(pieces_of(recovered, tokenizer), marks, strict=True)),
+        tokens=list(zip(tokenizer.pieces(recovered), marks, strict=True)),
         labels=sample.labels,
     )
-
-
-def pieces_of(ids: Sequence[int], tokenizer: TextTokenizer) -> list[str]:
-    """The characters that each token adds to the decoded text, spaces included.
-
-    A token that ends inside a character adds nothing; the one that completes it adds it.
-    """
-    pieces, before = [], ""
-    for decoded in tokenizer.decode([ids[: stop + 1] for stop in range(len(ids))]):
-        text = decoded.rstrip("\ufffd")
-        if before.startswith(text):  # half a character can take finished ones with it
-            pieces.append("")
-            continue
-        shared = 0
-        while shared < min(len(before), len(text)) and before[shared] == text[shared]:
-            shared += 1
-        pieces.append(text[shared:])
-        before = text
-    return pieces
 
 
 def draw_indices(texts: int, seed: int) -> set[int]:

@@ -426,6 +426,7 @@ def start_from(name: str, denoiser: Denoiser, pairs: Pairs) -> None:
     length, layers = max(theirs.length, ours.length), max(theirs.layers, ours.layers)
     feedback = ours.feedback or theirs.feedback
     enlarged = replace(theirs, length=length, layers=layers, feedback=feedback, guidance=0.0)
+    enlarged = replace(enlarged, prefix=ours.prefix)
     for what, expected, actual in (
         ("sizes", ours, enlarged),
         ("a tokenizer with digest", pairs.tokenizer.digest, inverter.tokenizer.digest),

@@ -185,6 +185,7 @@ def fit_guidance(
     xy = torch.zeros(width, plain.sizes.hidden, dtype=torch.float64)
     for start in range(0, len(rows), _FITTED_AT_ONCE):
         ids, vectors = pairs.rows(rows[start : start + _FITTED_AT_ONCE])
+        ids = ids[:, : spec.prefix or spec.length]
         x0 = torch.from_numpy(ids.astype(np.int64))
         e = F.normalize(torch.from_numpy(vectors.astype(np.float32)), dim=1)
         # Masks

@@ -41,7 +41,13 @@ from unembed.training.metrics_log import (
     product_rate,
     step_operations,
 )
-from unembed.training.step import TrainState, learning_rate, make_state, train_step
+from unembed.training.step import (
+    LONG_SHARE,
+    TrainState,
+    learning_rate,
+    make_state,
+    train_step,
+)
 from unembed.training.validation import decode_held_out, validate
 
 if TYPE_CHECKING:
@@ -279,6 +285,9 @@ def _write(log: MetricsLog | None, record: dict[str, float]) -> None:
 def _clock(state: TrainState, progress: Progress) -> Clock:
     """Make a clock that knows what a step takes and what this machine can do."""
     sizes, settings = state.denoiser.sizes, state.config.training
+    if sizes.prefix:
+        mean = sizes.prefix + LONG_SHARE * (sizes.length - sizes.prefix)
+        sizes = replace(sizes, length=round(mean))
     masked = state.samples * sizes.length * mean_mask_ratio(state.schedule)
     counts = state.pairs.token_counts
     padding = float(counts[state.pairs.tokenizer.pad_id] / counts.sum())

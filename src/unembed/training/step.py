@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +27,7 @@ from unembed.diffusion import (
     make_schedule,
     mean_mask_ratio,
 )
+from unembed.errors import TrainingError
 from unembed.training.batch import (
     RowReader,
     add_feedback,
@@ -42,6 +43,8 @@ from unembed.training.loss import CandidateSampler, ChunkedCrossEntropy, LossGua
 if TYPE_CHECKING:
     from unembed.config import Config, TrainingSection
     from unembed.encoders.base import Encoder
+
+LONG_SHARE = 0.25  # of the steps, where there is a prefix: those of texts that go on behind it
 
 _TABLE = "token_table.weight"
 
@@ -65,6 +68,7 @@ class TrainState:
         facts: What must match when a saved state is loaded.
         sampler: Draws the tokens that a step scores; all of them when None.
         encoder: Embeds the hypotheses of ``training.feedback``.
+        long_rows: Rows of the texts that go on behind the denoiser's prefix, where it has one.
     """
 
     config: Config
@@ -81,6 +85,7 @@ class TrainState:
     facts: dict[str, Any]
     sampler: CandidateSampler | None = None
     encoder: Encoder | None = None
+    long_rows: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
 
     @property
     def compute(self) -> Compute:
@@ -121,7 +126,28 @@ def make_state(
         facts=facts,
         sampler=make_sampler(pairs, settings),
         encoder=encoder,
+        long_rows=long_rows(pairs, denoiser.sizes.prefix, settings.validation_pairs),
     )
+
+
+def long_rows(pairs: Pairs, prefix: int, held_out: int) -> NDArray[np.int64]:
+    """Find the rows to train on of the texts that go on behind a prefix; none without one.
+
+    Raises:
+        TrainingError: There is a prefix, and no such text.
+    """
+    if not prefix:
+        return np.zeros(0, np.int64)
+    ends = [shard[:, prefix : prefix + 1] == pairs.tokenizer.pad_id for shard in pairs.tokens]
+    rows = np.flatnonzero(~np.concatenate([of_shard.all(axis=1) for of_shard in ends]))
+    rows = rows[rows >= held_out]
+    if not len(rows):
+        raise TrainingError(
+            f"pairs of texts of at least denoiser.prefix = {prefix} tokens",
+            "none",
+            "Prepare longer pieces (data.length), or set denoiser.prefix to 0",
+        )
+    return rows
 
 
 def make_sampler(pairs: Pairs, settings: TrainingSection) -> CandidateSampler | None:
@@ -184,8 +210,15 @@ def draw_batch(
     local = state.processes.local_slice(size)
 
     # Pairs
-    order = training_rows(first, size, len(state.pairs) - held_out, settings.seed)
-    x0, embedding = state.rows(order[local] + held_out)  # [b, L], [b, D]
+    order = training_rows(first, size, len(state.pairs) - held_out, settings.seed) + held_out
+    prefix = state.denoiser.sizes.prefix
+    is_long = prefix and torch.rand((), generator=generator) < LONG_SHARE
+    if is_long:
+        choice = torch.randint(len(state.long_rows), (size,), generator=generator)
+        order = state.long_rows[choice.numpy()]
+    x0, embedding = state.rows(order[local])  # [b, L], [b, D]
+    if prefix and not is_long:
+        x0 = x0[:, :prefix]
 
     # Masks: the forward process
     min_count, padding = 0, None

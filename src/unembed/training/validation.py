@@ -46,7 +46,7 @@ def validate(
     sums = dict.fromkeys(("loss", "positions", "hits", "masked", "full", "content"), 0.0)
     for start in range(0, total, _BATCH):
         tokens, vectors = pairs.rows(np.arange(start, min(start + _BATCH, total)))
-        x0 = torch.from_numpy(tokens)
+        x0 = torch.from_numpy(tokens[:, : denoiser.sizes.prefix or None])
         embedding = torch.from_numpy(vectors).to(compute.device)
         batch = corrupt_batch(x0, schedule, weight, tokenizer.mask_id, generator)
         content = x0 != tokenizer.pad_id
@@ -114,6 +114,7 @@ def decode_held_out(
     schedule = make_schedule(config.diffusion.schedule, config.diffusion.rate)
     tokens, vectors = pairs.rows(np.arange(count))
     ids = pairs.tokenizer
+    tokens = tokens[:, : denoiser.sizes.prefix or None]
     spec = SequenceSpec(tokens.shape[1], ids.mask_id, schedule, ids.end_id, ids.pad_id)
     decoding = Decoding()
     penalised = with_processors(denoiser, [RepetitionPenalty(spec)])
