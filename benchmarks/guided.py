@@ -201,9 +201,8 @@ def main() -> None:
                 notes.append(f"without {part}: {note}")
             for variant in arguments.language_model:
                 weight, proposals = variant.split("/")
-                prior = LanguagePrior(
-                    load_language_model(), inverter.tokenizer, float(weight), int(proposals)
-                )
+                model = load_language_model(inverter.compute.dtype)
+                prior = LanguagePrior(model, inverter.tokenizer, float(weight), int(proposals))
                 with language_prior(prior):
                     given = pieces, inverter, encoder, marks
                     left, note = measure(name, options, *given)
