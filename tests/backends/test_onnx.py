@@ -42,6 +42,26 @@ def exported(tmp_path_factory):
     return folder
 
 
+def test_a_denoiser_with_a_prefix_is_exported_for_both_lengths(exported, tmp_path):
+    encoder = FakeEncoder()
+    sizes = preset("tiny", vocab_size=encoder.tokenizer.size, embedding_dim=32, length=12, prefix=5)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = Denoiser(sizes)
+        with torch.no_grad():
+            for parameter in network.parameters():
+                parameter.normal_(std=0.2)
+            network.output_bias[[encoder.tokenizer.end_id, encoder.tokenizer.pad_id]] += 5.0
+    process = {"schedule": "log-linear", "rate": 5.0}
+    Inverter(network, encoder.tokenizer, encoder.identity, process).save_pretrained(tmp_path)
+    vectors = torch.randn(20, 32, generator=torch.Generator().manual_seed(1))
+    plain = Inverter.from_pretrained(tmp_path).invert(vectors)
+    assert {len(one.token_ids) > 4 for one in plain} == {True, False}
+    export_folder(tmp_path, tmp_path / FILE)
+    other = Inverter.from_pretrained(tmp_path)
+    assert [r.token_ids for r in other.invert(vectors)] == [r.token_ids for r in plain]
+
+
 def test_export_folder_says_which_pytorch_cannot(tmp_path, monkeypatch):
     encoder = FakeEncoder()
     sizes = preset("tiny", vocab_size=encoder.tokenizer.size, embedding_dim=32, length=8, layers=1)

@@ -44,6 +44,7 @@ def export_onnx(denoiser: Denoiser, folder: Path, out: Path) -> None:
         torch.arange(3),
     )
     batch, count = (torch.export.Dim(name, max=_MOST) for name in "BM")
+    tokens = {0: batch, 1: torch.export.Dim("L", max=sizes.length)} if sizes.prefix else {0: batch}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's, about itself
         try:
@@ -53,7 +54,7 @@ def export_onnx(denoiser: Denoiser, folder: Path, out: Path) -> None:
                 dynamo=True,
                 input_names=list(_INPUTS),
                 output_names=["logits"],
-                dynamic_shapes=({0: batch}, {0: batch}, {0: batch}, {0: count}),
+                dynamic_shapes=(tokens, {0: batch}, {0: batch}, {0: count}),
                 verbose=False,
             )
         except torch.onnx.OnnxExporterError as error:

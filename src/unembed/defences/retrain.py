@@ -97,7 +97,7 @@ def retrain(
 def _targets(
     inverter: Inverter, texts: Sequence[str]
 ) -> tuple[np.ndarray[tuple[int], np.dtype[np.int64]], torch.Tensor]:
-    """Index of the texts that fit, and their token sequences [N, L]."""
+    """Index of the texts that fit, and their token sequences [N, L]; of a prefix only its part."""
     contents = inverter.tokenizer.encode(texts)
     rows = np.array([i for i, ids in enumerate(contents) if 0 < len(ids) < inverter.length])
     if not len(rows):
@@ -107,7 +107,7 @@ def _targets(
             "Pass a --corpus, or leave A2 out",
         )
     packed = inverter.tokenizer.pack([contents[i] for i in rows], inverter.length)
-    return rows, torch.from_numpy(packed.astype(np.int64))
+    return rows, torch.from_numpy(packed.astype(np.int64))[:, : inverter.spec.prefix or None]
 
 
 def _place(folder: Path, name: str, vectors: Vectors, seed: int) -> Path:
