@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
 
-from unembed.errors import ConfigError, DataError
+from unembed.errors import DataError, require_path
 from unembed.evaluation.metrics import Recovery
 from unembed.files import locked
 
@@ -29,8 +29,7 @@ def settings_digest(settings: dict[str, Any]) -> str:
 
 def as_folder(folder: Any) -> Path | None:
     """The folder to keep things in; raises ConfigError for what is no path."""
-    if folder is not None and not isinstance(folder, (str, Path)):
-        raise ConfigError("folder as a path", f"{folder!r:.80}", "Correct folder")
+    require_path(folder=folder)
     return None if folder is None else Path(folder)
 
 
