@@ -97,8 +97,8 @@ def load_language_model(dtype: torch.dtype = torch.float32) -> LanguageModel:
     folder = Path(spec.origin).parent  # it is not imported: it needs a framework of its own
     tokenizer: Any = AutoTokenizer.from_pretrained(folder, gguf_file=_LM_FILE)
     loader: Any = AutoModelForCausalLM
-    network = loader.from_pretrained(folder, gguf_file=_LM_FILE, dtype=dtype).eval()
-    return LanguageModel(network, tokenizer, tokenizer.convert_tokens_to_ids(_START))
+    network = loader.from_pretrained(folder, gguf_file=_LM_FILE, dtype=torch.float32).eval()
+    return LanguageModel(network.to(dtype), tokenizer, tokenizer.convert_tokens_to_ids(_START))
 
 
 @dataclass(frozen=True)
