@@ -48,11 +48,26 @@ class LanguageModel:
     tokenizer: Any
     start: int
 
+    def new_cache(self) -> Any:
+        """Make a place for keys and values that `next_logits` fills, of no text yet."""
+        from transformers import DynamicCache
+
+        return DynamicCache()
+
     @torch.no_grad()
-    def next_logits(self, tokens: Tensor) -> Tensor:
-        """Logits [B, V] in float32 of the token behind texts of one length, ids [B, n]."""
+    def next_logits(self, tokens: Tensor, cache: Any) -> Tensor:
+        """Predict the token behind texts of one length.
+
+        Args:
+            tokens: Their ids [B, n].
+            cache: Keys and values of the first of them, B rows, or of none; has all afterwards.
+
+        Returns:
+            Logits [B, V] in float32.
+        """
         starts = torch.full((len(tokens), 1), self.start)
-        logits: Tensor = self.network(torch.cat([starts, tokens], dim=1), logits_to_keep=1).logits
+        new = torch.cat([starts, tokens], dim=1)[:, cache.get_seq_length() :]
+        logits: Tensor = self.network(new, past_key_values=cache, logits_to_keep=1).logits
         return logits[:, -1].float()
 
     @torch.no_grad()

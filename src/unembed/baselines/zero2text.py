@@ -144,14 +144,14 @@ class _Search:
     def recover(self, row: int) -> list[int]:
         """Recover one text; the ids of the nearest one that was embedded."""
         settings = self.settings
-        beams = torch.zeros(1, 0, dtype=torch.long)
+        beams, cache = torch.zeros(1, 0, dtype=torch.long), self.model.new_cache()
         pool: _Pool | None = None
         weights: Floats | None = None
         confidence = 0.0
         nearest: tuple[float, list[int]] = (-2.0, [])
         for place in range(settings.tokens):
             # Candidates of all beams, their likelihood and local vectors
-            extended, likelihood, owners = self.propose(beams, place)
+            extended, likelihood, owners = self.propose(beams, place, cache)
             texts = [text.strip() for text in self.model.tokenizer.batch_decode(extended)]
             ids = [tokens[: self.longest] for tokens in self.oracle.ids_of(texts)]
             local = self.embed([text or "." for text in texts])
@@ -183,7 +183,9 @@ class _Search:
             cosines = self.cosines(row, _unit(local @ weights))
             cosines[chosen] = true
             order = np.argsort(-(_z(likelihood) + confidence * _z(cosines)), kind="stable")
-            beams = extended[torch.from_numpy(order[: settings.beams].copy())]
+            best_of_all = torch.from_numpy(order[: settings.beams].copy())
+            beams = extended[best_of_all]
+            cache.reorder_cache(torch.from_numpy(owners)[best_of_all])
         return nearest[1]
 
     def cosines(self, row: int, vectors: Floats) -> Floats:
@@ -191,13 +193,17 @@ class _Search:
         result: Floats = vectors @ self.oracle.target(row).astype(np.float64)
         return result
 
-    def propose(self, beams: Tensor, place: int) -> tuple[Tensor, Floats, NDArray[np.int64]]:
+    def propose(
+        self, beams: Tensor, place: int, cache: Any
+    ) -> tuple[Tensor, Floats, NDArray[np.int64]]:
         """Extend each beam [b, n] by its likeliest tokens that are unlike one another.
+
+        The cache is that of `LanguageModel.next_logits`.
 
         Returns:
             Extended texts [N, n + 1], the log-probability of the token [N], the beam of each [N].
         """
-        logits = self.model.next_logits(beams) + _plain_text(self.model, place == 0)
+        logits = self.model.next_logits(beams, cache) + _plain_text(self.model, place == 0)
         log_p = logits.log_softmax(dim=-1)
         table, wanted = self.model.token_table, self.settings.candidates
         extended, values, owners = [], [], []
