@@ -31,7 +31,7 @@ from unembed.data.readers import (
 )
 from unembed.encoders.base import is_unicode
 from unembed.encoders.vectors import as_unit_vectors
-from unembed.errors import DataError
+from unembed.errors import DataError, require_number, require_whole
 from unembed.evaluation.metrics import Recovery, token_set_f1
 from unembed.files import count_lines, file_format, text_files
 from unembed.tokenizer import TextTokenizer
@@ -51,15 +51,15 @@ Labels = dict[str, str]
 def cutting(inverter: Inverter, max_tokens: int | None = None) -> DataSection:
     """Find how texts are cut: as in training, into pieces of at most so many tokens.
 
-    When not given, that is what fits into the inverter's prefix, where it has one.
-
-    Raises:
-        ConfigError: More tokens than it writes.
+    When not given, that is what fits into the inverter's prefix, where it has one. Raises
+    ConfigError for more tokens than it writes.
     """
-    spec = inverter.spec.with_length(max_tokens)
     trained = inverter.trained.get("config", {}).get("data", {})
     data = DataSection.model_validate({"length": inverter.length, **trained})
-    length = spec.prefix or data.length if max_tokens is None else max_tokens + 1
+    length = inverter.spec.prefix or data.length
+    if max_tokens is not None:
+        require_number(max_tokens=(max_tokens, 1, inverter.length - 1))
+        length = require_whole(max_tokens=(max_tokens, 1))[0] + 1
     least = min(data.min_tokens, length - 1)
     return data.model_copy(update={"length": length, "min_tokens": least})
 
