@@ -365,7 +365,7 @@ def test_cutting_is_that_of_training_or_of_a_prefix_or_as_long_as_asked(inverter
     assert cutting(inverter, 6).length == 7
     assert (cutting(inverter, 2).length, cutting(inverter, 2).min_tokens) == (3, 2)
     for wrong in (12, 0, 2.5, "3"):
-        with pytest.raises(ConfigError, match="max_tokens as a .*Correct max_tokens"):
+        with pytest.raises(ConfigError, match=r"max_tokens as a .*Correct max_tokens"):
             cutting(inverter, wrong)
     other = copy.copy(inverter)
     other.denoiser = Denoiser(replace(inverter.denoiser.sizes, prefix=8))
