@@ -146,8 +146,8 @@ class LocalEmbedder:
 def load_local_embedder(dtype: torch.dtype = torch.float32) -> LocalEmbedder:
     """Load paraphrase-MiniLM-L3-v2, which has the tokenizer of all-MiniLM-L6-v2.
 
-    Its package has an ONNX file; in PyTorch it runs in any format, and in bfloat16 four times as
-    fast where a processor multiplies that.
+    Its package has an ONNX file; in PyTorch it runs in any format, and in bfloat16 two to four
+    times as fast where a processor multiplies that.
 
     Raises:
         ConfigError: The extra ``lm`` is not installed.

@@ -409,7 +409,7 @@ def start_from(name: str, denoiser: Denoiser, pairs: Pairs) -> None:
 
     The run may be of longer texts and of more blocks than the inverter: positions it lacks start as
     its last one, and blocks it lacks as the identity. Feedback that it lacks says nothing at first.
-    Its guidance is left out: that is fitted to trained weights.
+    Its guidance is left out: that is fitted to trained weights. The prefix is the run's.
 
     Args:
         name: Shipped name, folder or Hub repository.
@@ -424,9 +424,14 @@ def start_from(name: str, denoiser: Denoiser, pairs: Pairs) -> None:
     pairs.encoder.require_same(inverter.encoder, "training.start_from")
     ours, theirs = denoiser.sizes, inverter.denoiser.sizes
     length, layers = max(theirs.length, ours.length), max(theirs.layers, ours.layers)
-    feedback = ours.feedback or theirs.feedback
-    enlarged = replace(theirs, length=length, layers=layers, feedback=feedback, guidance=0.0)
-    enlarged = replace(enlarged, prefix=ours.prefix)
+    enlarged = replace(
+        theirs,
+        length=length,
+        layers=layers,
+        feedback=ours.feedback or theirs.feedback,
+        guidance=0.0,
+        prefix=ours.prefix,
+    )
     for what, expected, actual in (
         ("sizes", ours, enlarged),
         ("a tokenizer with digest", pairs.tokenizer.digest, inverter.tokenizer.digest),
