@@ -423,11 +423,10 @@ def start_from(name: str, denoiser: Denoiser, pairs: Pairs) -> None:
     inverter = Inverter.from_pretrained(name)
     pairs.encoder.require_same(inverter.encoder, "training.start_from")
     ours, theirs = denoiser.sizes, inverter.denoiser.sizes
-    length, layers = max(theirs.length, ours.length), max(theirs.layers, ours.layers)
     enlarged = replace(
         theirs,
-        length=length,
-        layers=layers,
+        length=max(theirs.length, ours.length),
+        layers=max(theirs.layers, ours.layers),
         feedback=ours.feedback or theirs.feedback,
         guidance=0.0,
         prefix=ours.prefix,
