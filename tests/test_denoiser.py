@@ -141,6 +141,37 @@ def test_denoiser_the_output_bias_starts_at_log_frequencies():
     assert float(ratio) == pytest.approx(40.5 / 4.5, rel=1e-4)
 
 
+def test_denoiser_the_direct_path_starts_from_pairs():
+    """Vectors that say which words are in a text: then the path alone tells the words apart."""
+    generator = torch.Generator().manual_seed(0)
+    network = Denoiser(TINY)
+    network.start_from_words(torch.randn(50, TINY.hidden, generator=generator))
+    x0 = torch.randint(1, 50, (600, 6), generator=generator)
+    x0[::2, 3:] = 0  # padding
+    directions = torch.randn(50, TINY.embedding_dim, generator=generator)
+    e = F.normalize((directions[x0] * (x0 > 0)[..., None]).sum(dim=1), dim=1)
+    network.start_from_pairs(x0[:500], e[:500], pad_id=0)
+
+    def loss(vectors):
+        shift = network.embedding_shift(vectors * TINY.embedding_dim**0.5)
+        logits = (shift @ network.token_table.weight.T).repeat_interleave(6, dim=0)
+        return F.cross_entropy(logits[:, 1:], x0[500:].flatten() - 1, ignore_index=-1).item()
+
+    assert network.embedding_shift.weight.any()
+    assert loss(e[500:]) < loss(torch.zeros_like(e[500:])) - 0.3
+    assert loss(e[500:].roll(1, dims=0)) > loss(torch.zeros_like(e[500:]))
+
+
+@pytest.mark.parametrize("count", [1, 3, 500])
+def test_denoiser_the_direct_path_stays_at_zero_where_pairs_say_nothing(count):
+    generator = torch.Generator().manual_seed(1)
+    network = Denoiser(TINY)
+    x0 = torch.full((count, 4), 7)
+    e = F.normalize(torch.randn(count, TINY.embedding_dim, generator=generator), dim=1)
+    network.start_from_pairs(x0, e, pad_id=0)
+    assert network.embedding_shift.weight.abs().max() < 1e-4
+
+
 def test_denoiser_feedback_says_nothing_at_first_and_nothing_where_there_is_no_hypothesis(trained):
     tokens, embedding, t = inputs()
     hypothesis = F.normalize(torch.randn(3, 16, generator=torch.Generator().manual_seed(2)), dim=1)

@@ -130,7 +130,7 @@ class DenoiserSection(Section):
         heads: Attention heads; must divide ``hidden``.
         feed_forward: Width of each block's feed-forward layer.
         prefix: Positions at the beginning that three of four steps train on alone; 0: none does.
-        token_table: Start the token table from the encoder's word embeddings, or at random.
+        token_table: Start it from the encoder's words, and the direct path from pairs; or random.
     """
 
     hidden: Positive = 768

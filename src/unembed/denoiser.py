@@ -21,6 +21,9 @@ from torch import Tensor, nn
 
 from unembed.errors import CheckpointError
 
+# The direct path in closed form: ridges, pairs kept apart, lengths of the step
+_RIDGE_TABLE, _RIDGE_PAIRS, _KEPT_APART = 0.1, 0.1, 128
+_LENGTHS = (0.0, 0.125, 0.1768, 0.25, 0.3536, 0.5, 0.7071, 1.0)
 _TIMESTEP_FEATURES = 256
 _STRONGEST = 10.0  # guidance
 
@@ -329,6 +332,45 @@ class Denoiser(nn.Module):
         """
         smoothed = counts.to(self.output_bias) + 0.5
         self.output_bias.copy_((smoothed / smoothed.sum()).log())
+
+    @torch.no_grad()
+    def start_from_pairs(self, tokens: Tensor, embedding: Tensor, pad_id: int) -> None:
+        """Start the direct path from embeddings to words, in closed form.
+
+        Alone it predicts softmax(T W e + log p) for the words of a text, with the token table T and
+        their frequencies p. From W = 0 a step of Newton's method towards a text's own words y is
+        s = H^-1 T'(y - p), H = T'(diag p - p p')T; W is the ridge regression of s on e, as long as
+        serves pairs best that it was not made from, since far away the step is wrong. A path that
+        serves none stays at zero.
+
+        Args:
+            tokens: Clean ids [N, L].
+            embedding: Their unit vectors [N, D].
+            pad_id: Id of the padding token.
+        """
+        table, scaled = self.token_table.weight, embedding * self.sizes.embedding_dim**0.5
+        content = (tokens != pad_id).to(table)  # [N, L]
+        share = content / content.sum(dim=1, keepdim=True).clamp(min=1.0)
+        p = torch.bincount(tokens.flatten(), share.flatten(), self.sizes.vocab_size) / len(tokens)
+        mean = p @ table  # T'p, [H]
+        hessian = (table * p[:, None]).T @ table - torch.outer(mean, mean)
+        spread = hessian.diagonal().mean().clamp(min=1e-12)
+        hessian += _RIDGE_TABLE * spread * torch.eye(len(mean))
+        words = F.embedding_bag(tokens, table, per_sample_weights=share, mode="sum")
+        count = min(_KEPT_APART, len(tokens) // 4)
+        apart, fitted = slice(None, count), slice(count, None)
+        steps = torch.linalg.solve(hessian, (words - mean)[fitted].T)  # s, [H, N]
+        e = scaled[fitted]  # [N, D]
+        gram = e.T @ e + _RIDGE_PAIRS * len(e) / e.shape[1] * torch.eye(e.shape[1])
+        path = torch.linalg.solve(gram, e.T @ steps.T).T  # W, [H, D]
+
+        losses, bias = {}, (p + 1e-7).log()
+        for length in _LENGTHS:
+            logits = F.linear(length * (scaled[apart] @ path.T), table, bias)
+            terms = logits.log_softmax(dim=1).gather(1, tokens[apart]) * share[apart]
+            losses[length] = -float(terms.sum())
+        best = min(losses, key=losses.__getitem__)
+        self.embedding_shift.weight.copy_(best * path)
 
 
 def parameter_counts(denoiser: nn.Module) -> tuple[int, int]:

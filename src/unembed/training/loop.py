@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from unembed.data.pairs import Pairs
@@ -52,6 +53,8 @@ from unembed.training.validation import decode_held_out, validate
 
 if TYPE_CHECKING:
     from unembed.config import Config
+
+_SOLVED_PAIRS = 30_000  # from which the direct path starts
 
 
 def train(  # noqa: C901, PLR0915 - a loop is read in one piece, under its headings
@@ -237,13 +240,18 @@ def initial_state(
             "Raise it or start fewer processes",
         )
 
-    # The token table starts from an inverter's, from the encoder's words, or at random
+    # The table starts from an inverter's, from the encoder's words and then the direct path from
+    # pairs, or at random
     denoiser = make_denoiser(config, pairs)
     denoiser.start_from_frequencies(torch.from_numpy(pairs.token_counts))
     if settings.start_from is not None:
         start_from(settings.start_from, denoiser, pairs)
     elif words is not None:
         denoiser.start_from_words(torch.from_numpy(pairs.tokenizer.rows_of(words)))
+        last = min(len(pairs), settings.validation_pairs + _SOLVED_PAIRS)
+        tokens, vectors = pairs.rows(np.arange(settings.validation_pairs, last))
+        x0, e = torch.from_numpy(tokens.astype(np.int64)), torch.from_numpy(vectors).float()
+        denoiser.start_from_pairs(x0, F.normalize(e, dim=1), pairs.tokenizer.pad_id)
 
     facts = {
         "config": _portable(config),
