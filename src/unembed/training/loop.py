@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from unembed.data.pairs import Pairs
@@ -249,9 +248,8 @@ def initial_state(
     elif words is not None:
         denoiser.start_from_words(torch.from_numpy(pairs.tokenizer.rows_of(words)))
         last = min(len(pairs), settings.validation_pairs + _SOLVED_PAIRS)
-        tokens, vectors = pairs.rows(np.arange(settings.validation_pairs, last))
-        x0, e = torch.from_numpy(tokens.astype(np.int64)), torch.from_numpy(vectors).float()
-        denoiser.start_from_pairs(x0, F.normalize(e, dim=1), pairs.tokenizer.pad_id)
+        x0, e = map(torch.from_numpy, pairs.rows(np.arange(settings.validation_pairs, last)))
+        denoiser.start_from_pairs(x0, e, pairs.tokenizer.pad_id)
 
     facts = {
         "config": _portable(config),
