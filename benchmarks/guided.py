@@ -57,7 +57,7 @@ PARTS: dict[str, tuple[ModuleType | None, str, Any]] = {
 
 
 @dataclass
-class Found:
+class Hypothesis:
     """The nearest hypothesis of one text after some calls."""
 
     calls: int
@@ -69,7 +69,7 @@ class Curve:
     """Listens to a search and remembers the nearest hypothesis at each number of calls."""
 
     def __init__(self, marks: Sequence[int], count: int) -> None:
-        self.at: dict[int, list[Found | None]] = {mark: [None] * count for mark in marks}
+        self.at: dict[int, list[Hypothesis | None]] = {mark: [None] * count for mark in marks}
 
     def __call__(self, row: int, tokens: Sequence[int], cosine: float, calls: int) -> None:
         """A text that was embedded counts for every mark that it is within."""
@@ -78,9 +78,9 @@ class Curve:
             if calls > mark:
                 continue
             if known is None or cosine > known.cosine:
-                best[row] = Found(calls, list(tokens), cosine)
+                best[row] = Hypothesis(calls, list(tokens), cosine)
             else:
-                best[row] = Found(calls, known.tokens, known.cosine)
+                best[row] = Hypothesis(calls, known.tokens, known.cosine)
 
 
 def held_out(texts: Path, inverter: Inverter, first: int, count: int) -> list[Piece]:
@@ -94,7 +94,7 @@ def held_out(texts: Path, inverter: Inverter, first: int, count: int) -> list[Pi
 
 
 def values_of(
-    pieces: Sequence[Piece], hypotheses: Sequence[Found | None], inverter: Inverter
+    pieces: Sequence[Piece], hypotheses: Sequence[Hypothesis | None], inverter: Inverter
 ) -> NDArray[np.float64]:
     """Metrics of each text [4, N], as in `_METRICS`."""
     columns = []
