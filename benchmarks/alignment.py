@@ -82,9 +82,9 @@ def inverting(options: argparse.Namespace) -> None:
     vectors = aligned.map_vectors(x)
     times: dict[str, list[float]] = {"plain": [], "aligned": []}
     for _ in range(options.rounds + 1):
-        for name, reader, given in (("plain", inverter, vectors), ("aligned", aligned, x)):
+        for name, reader, inputs in (("plain", inverter, vectors), ("aligned", aligned, x)):
             began = time.process_time()
-            reader.invert(given)
+            reader.invert(inputs)
             times[name].append(time.process_time() - began)
     ratios = [a / p for a, p in zip(times["aligned"][1:], times["plain"][1:], strict=True)]
     began = time.process_time()

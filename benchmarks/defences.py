@@ -46,20 +46,20 @@ def main() -> None:
     attackers: list[Attacker] = [Unaware(), Denoising()]
     attackers += [Realignment(int(count)) for count in arguments.pairs.split(",")]
     order = np.random.default_rng(0).permutation(len(records))
-    held, rest = order[:HELD_OUT], order[HELD_OUT:]
+    targets, rest = order[:HELD_OUT], order[HELD_OUT:]
     plain = rank(parse_defences("none")[0], queries, records.vectors, records.vectors)
     measure = utilities(records.ids, queries, plain)
     print("| defence |", " | ".join([*(a.name for a in attackers), *measure(plain)]), "|")
     for defence in parse_defences(arguments.defences):
         recipe = copy.deepcopy(defence)
         defence.fit(records.vectors, np.random.default_rng(1))
-        stored = defence.apply(records.vectors, np.random.default_rng(2))
+        outputs = defence.apply(records.vectors, np.random.default_rng(2))
         case = Case(
-            defence, recipe, stored, stored[held], records.vectors[rest], stored[rest],
+            defence, recipe, outputs, outputs[targets], records.vectors[rest], outputs[rest],
             records.vectors[rest], EncoderIdentity("", None, dimension, "", ""), 0,
         )  # fmt: skip
-        cells = [show(reached(attacker, case, records.vectors[held])) for attacker in attackers]
-        values = measure(rank(defence, queries, stored, records.vectors))
+        cells = [show(reached(attacker, case, records.vectors[targets])) for attacker in attackers]
+        values = measure(rank(defence, queries, outputs, records.vectors))
         cells += [show(summarise(each)) for each in values.values()]
         print(f"| {defence} |", " | ".join(cells), "|", flush=True)
 

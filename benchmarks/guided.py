@@ -74,13 +74,13 @@ class Curve:
     def __call__(self, row: int, tokens: Sequence[int], cosine: float, calls: int) -> None:
         """A text that was embedded counts for every mark that it is within."""
         for mark, best in self.at.items():
-            known = best[row]
+            before = best[row]
             if calls > mark:
                 continue
-            if known is None or cosine > known.cosine:
+            if before is None or cosine > before.cosine:
                 best[row] = Hypothesis(calls, list(tokens), cosine)
             else:
-                best[row] = Hypothesis(calls, known.tokens, known.cosine)
+                best[row] = Hypothesis(calls, before.tokens, before.cosine)
 
 
 def held_out(texts: Path, inverter: Inverter, first: int, count: int) -> list[Piece]:
@@ -149,14 +149,14 @@ def cells(values: NDArray[np.float64], sign: str = "") -> list[str]:
 
 
 def without(
-    part: str, options: dict[str, Any], pieces: Sequence[Piece], *given: Any
+    part: str, options: dict[str, Any], pieces: Sequence[Piece], *rest: Any
 ) -> tuple[dict[int, tuple[NDArray[np.float64], float]], str]:
     """`measure` guided search without one of its parts."""
     module, name, value = PARTS[part]
     if module is None:
-        return measure("guided-search", options | {name: value}, pieces, *given)
+        return measure("guided-search", options | {name: value}, pieces, *rest)
     with patch.object(module, name, value):
-        return measure("guided-search", options, pieces, *given)
+        return measure("guided-search", options, pieces, *rest)
 
 
 def main() -> None:
@@ -188,14 +188,14 @@ def main() -> None:
     for name, options, calls in plans:
         marks = [m for m in (1, 50, 100, 300, 1000, 3000) if m < calls] + [calls]
         results, note = measure(name, options, pieces, inverter, encoder, marks)
-        table += [[name, str(m), f"{made:.1f}", *cells(v)] for m, (v, made) in results.items()]
+        table += [[name, str(m), f"{mean:.1f}", *cells(v)] for m, (v, mean) in results.items()]
         notes.append(f"{name}, {calls} calls: {note}")
         if name == "guided-search":
             for part in arguments.without:
-                left, note = without(part, options, pieces, inverter, encoder, marks)
+                outcome, note = without(part, options, pieces, inverter, encoder, marks)
                 table += [
-                    [f"without {part}", str(m), f"{made:.1f}", *cells(v - results[m][0], "+")]
-                    for m, (v, made) in left.items()
+                    [f"without {part}", str(m), f"{mean:.1f}", *cells(v - results[m][0], "+")]
+                    for m, (v, mean) in outcome.items()
                     if m > 1
                 ]
                 notes.append(f"without {part}: {note}")
@@ -204,16 +204,16 @@ def main() -> None:
                 model = load_language_model(inverter.compute.dtype)
                 prior = LanguagePrior(model, inverter.tokenizer, float(weight), int(proposals))
                 with language_prior(prior):
-                    given = pieces, inverter, encoder, marks
-                    left, note = measure(name, options, *given)
+                    setup = pieces, inverter, encoder, marks
+                    outcome, note = measure(name, options, *setup)
                 table += [
                     [
                         f"with SmolLM2 {variant}",
                         str(m),
-                        f"{made:.1f}",
+                        f"{mean:.1f}",
                         *cells(v - results[m][0], "+"),
                     ]
-                    for m, (v, made) in left.items()
+                    for m, (v, mean) in outcome.items()
                     if m > 1
                 ]
                 notes.append(f"with SmolLM2 {variant}: {note}")

@@ -33,8 +33,8 @@ from unembed.evaluation.samples import PassageFile, Sample, Samples, cutting
 from unembed.inverter import Inverter
 from unembed.training.export import inverter_from_run
 
-Marked = dict[int, Recovery]  # encoder calls at most → what came back
-RecoverFn = Callable[[int, list[Sample]], list[Marked]]  # index of the first, texts
+ByCalls = dict[int, Recovery]  # encoder calls at most → what came back
+RecoverFn = Callable[[int, list[Sample]], list[ByCalls]]  # index of the first, texts
 
 
 class Systems:
@@ -44,12 +44,12 @@ class Systems:
         self.texts, self.pairs_folder, self.work, self.dtype = texts, pairs, work, dtype
         self.encoder: Encoder = load_encoder(compute=choose_compute("cpu", "float32"))
         self.shipped = Inverter.from_pretrained("minilm").to("cpu", dtype)
-        cut = cutting(self.shipped)
-        samples = Samples(PassageFile(texts), self.shipped.tokenizer, cut)
-        chosen, self.shares = draw_by_length(samples, cut.length, PER_LENGTH, 0)
-        turns = zip(*chosen.values(), strict=True)  # the first 64 are 16 of each length
+        settings = cutting(self.shipped)
+        samples = Samples(PassageFile(texts), self.shipped.tokenizer, settings)
+        buckets, self.shares = draw_by_length(samples, settings.length, PER_LENGTH, 0)
+        turns = zip(*buckets.values(), strict=True)  # the first 64 are 16 of each length
         self.samples = [sample for turn in turns for sample in turn]
-        self.buckets = [name for _ in range(PER_LENGTH) for name in chosen]
+        self.buckets = [name for _ in range(PER_LENGTH) for name in buckets]
 
     def vectors(self, samples: Sequence[Sample]) -> NDArray[np.float32]:
         """Unit vectors [N, D] of some texts."""
@@ -80,19 +80,21 @@ class Systems:
     def invert(self, which: str, decoding: str, marks: Sequence[int] = ()) -> RecoverFn:
         """Ours; with marks the nearest text after so many calls each."""
 
-        def recover(first: int, samples: list[Sample]) -> list[Marked]:
+        def recover(first: int, samples: list[Sample]) -> list[ByCalls]:
             inverter, vectors = getattr(self, which), self.vectors(samples)
             parsed = Decoding.parse(decoding)
             if marks:
                 parsed = replace(parsed, encoder_calls=max(marks))
-            seen: list[list[tuple[int, float, list[int]]]] = [[] for _ in samples]
+            history: list[list[tuple[int, float, list[int]]]] = [[] for _ in samples]
             began = time.process_time()
             results = inverter.invert(
                 vectors,
                 decoding=parsed,
                 encoder=self.encoder if parsed.encoder_calls else None,
                 first_index=first,
-                on_call=lambda row, ids, cosine, spent: seen[row].append((spent, cosine, [*ids])),
+                on_call=lambda row, ids, cosine, spent: history[row].append(
+                    (spent, cosine, [*ids])
+                ),
             )
             each = (time.process_time() - began) * 1000 / len(samples)
             if not marks:
@@ -107,7 +109,7 @@ class Systems:
                     mark: self._nearest(calls, mark, r.passes if mark == max(marks) else None, each)
                     for mark in marks
                 }
-                for r, calls in zip(results, seen, strict=True)
+                for r, calls in zip(results, history, strict=True)
             ]
 
         return recover
@@ -125,7 +127,7 @@ class Systems:
 
     def searched(self, folder: Path) -> RecoverFn:
         """Ours, as ``unembed evaluate --frontier --out FOLDER`` has recovered the same texts."""
-        known: dict[str, Marked] = {}
+        recoveries: dict[str, ByCalls] = {}
         for path in sorted((folder / "decoded").glob("frontier-guided-search-*.jsonl")):
             first, *lines = path.read_text(encoding="utf-8").splitlines()
             settings = json.loads(first)["settings"]
@@ -134,22 +136,23 @@ class Systems:
             for k, line in enumerate(map(json.loads, lines)):
                 mark = settings["marks"][k % len(settings["marks"])]
                 text = line.pop("original")
-                known.setdefault(text, {})[mark] = Recovery(**line)
+                recoveries.setdefault(text, {})[mark] = Recovery(**line)
         return lambda first, samples: [
-            {mark: one for mark, one in known[sample.text].items() if mark} for sample in samples
+            {mark: one for mark, one in recoveries[sample.text].items() if mark}
+            for sample in samples
         ]
 
     def left_to_right(self, beams: int) -> RecoverFn:
         """Vec2Text's inverter alone."""
 
-        def recover(first: int, samples: list[Sample]) -> list[Marked]:
+        def recover(first: int, samples: list[Sample]) -> list[ByCalls]:
             vectors, network = self.vectors(samples), self.network(BASE)
             began = time.process_time()
             tokens, _ = write_texts(
                 network, self.shipped.tokenizer, torch.from_numpy(vectors), beams=beams
             )
             each = (time.process_time() - began) * 1000 / len(samples)
-            return self._marked(tokens[:, 0].tolist(), vectors, 0, each)
+            return self._recoveries(tokens[:, 0].tolist(), vectors, 0, each)
 
         return recover
 
@@ -157,12 +160,12 @@ class Systems:
         """Vec2Text with its corrector; steps by the calls at most that they take."""
         assert all(calls_at_most(s, beams) == calls for calls, s in steps.items())
 
-        def recover(first: int, samples: list[Sample]) -> list[Marked]:
+        def recover(first: int, samples: list[Sample]) -> list[ByCalls]:
             vectors, ids = self.vectors(samples), self.shipped.tokenizer
             began = time.process_time()
             rounds = self.vec2text.correct(vectors, max(steps.values()), beams)
             each = (time.process_time() - began) * 1000 / len(samples)
-            marked: list[Marked] = [{} for _ in samples]
+            recoveries: list[ByCalls] = [{} for _ in samples]
             for calls, step in steps.items():
                 result, last = rounds[step], step == max(steps.values())
                 rows = result.tokens.tolist()
@@ -171,17 +174,17 @@ class Systems:
                     spent, cosine = int(result.calls[k]), float(result.cosines[k])
                     passes = result.passes if last else None
                     time_spent = each if last else None
-                    marked[k][calls] = Recovery(
+                    recoveries[k][calls] = Recovery(
                         text, content, None, passes, spent, time_spent, cosine
                     )
-            return marked
+            return recoveries
 
         return recover
 
     def zero2text(self, settings: Zero2Text) -> RecoverFn:
         """Zero2Text."""
 
-        def recover(first: int, samples: list[Sample]) -> list[Marked]:
+        def recover(first: int, samples: list[Sample]) -> list[ByCalls]:
             vectors = self.vectors(samples)
             calls = settings.calls_at_most
             began = time.process_time()
@@ -191,18 +194,18 @@ class Systems:
                 encoder=self.encoder,
             )
             each = (time.process_time() - began) * 1000 / len(samples)
-            marked: list[Marked] = []
+            recoveries: list[ByCalls] = []
             for r in results:
                 facts = r.passes, r.encoder_calls, each, r.cosine
-                marked.append({calls: Recovery(r.text, r.token_ids, None, *facts)})
-            return marked
+                recoveries.append({calls: Recovery(r.text, r.token_ids, None, *facts)})
+            return recoveries
 
         return recover
 
     def leaked(self, count: int, published: bool) -> RecoverFn:
         """Vectors of paraphrase-MiniLM-L3-v2 through a map from leaked pairs, then our decoder."""
 
-        def recover(first: int, samples: list[Sample]) -> list[Marked]:
+        def recover(first: int, samples: list[Sample]) -> list[ByCalls]:
             embed = load_local_embedder()
             ids, y = self.pairs.rows(np.arange(count))
             x = embed(self.pairs.tokenizer.decode(ids.tolist()))
@@ -212,9 +215,9 @@ class Systems:
             alignment = (
                 fit_pseudo_inverse(x, y, target) if published else fit_alignment(sums, target)
             )
-            mapped = alignment(embed([sample.text for sample in samples]))
+            vectors = alignment(embed([sample.text for sample in samples]))
             began = time.process_time()
-            results = self.shipped.invert(mapped)
+            results = self.shipped.invert(vectors)
             each = (time.process_time() - began) * 1000 / len(samples)
             texts = [result.text for result in results]
             cosines = cosines_of(self.encoder, texts, self.vectors(samples))
@@ -228,38 +231,38 @@ class Systems:
     def floor(self, kind: str) -> RecoverFn:
         """What guessing gives: another text's vector, none, the nearest text, the mean vector."""
 
-        def recover(first: int, samples: list[Sample]) -> list[Marked]:
+        def recover(first: int, samples: list[Sample]) -> list[ByCalls]:
             vectors = self.vectors(samples)
-            inverter, given = self.shipped, vectors
+            inverter, inputs = self.shipped, vectors
             if kind == "nearest":
                 rows, _ = nearest_pairs(self.pairs, vectors, lambda done: None)
-                return self._marked(rows, vectors, None, None)
+                return self._recoveries(rows, vectors, None, None)
             if kind == "shuffled":
-                given = vectors[derangement(len(samples))]
+                inputs = vectors[derangement(len(samples))]
             elif kind == "unconditional":
                 inverter = unconditional(inverter)
             else:
                 mean = self.pairs.rows(np.arange(4096))[1].mean(axis=0)
-                given = np.tile(mean, (len(samples), 1))
-            rows = [result.token_ids for result in inverter.invert(given)]
-            return self._marked(rows, vectors, None, None)
+                inputs = np.tile(mean, (len(samples), 1))
+            rows = [result.token_ids for result in inverter.invert(inputs)]
+            return self._recoveries(rows, vectors, None, None)
 
         return recover
 
-    def _marked(
+    def _recoveries(
         self,
         rows: Sequence[list[int]],
         vectors: NDArray[np.float32],
         passes: int | None,
         each: float | None,
-    ) -> list[Marked]:
+    ) -> list[ByCalls]:
         """Texts of token ids, without a call; as many passes as tokens where they are 0."""
         ids = self.shipped.tokenizer
         texts = ids.decode(rows)
         cosines = cosines_of(self.encoder, texts, vectors)
-        marked: list[Marked] = []
+        recoveries: list[ByCalls] = []
         for row, text, cosine in zip(rows, texts, cosines, strict=True):
             content = [row[place] for place in ids.content_positions(row)]
             count = len(content) + 1 if passes == 0 and each is not None else passes
-            marked.append({0: Recovery(text, content, None, count, 0, each, cosine)})
-        return marked
+            recoveries.append({0: Recovery(text, content, None, count, 0, each, cosine)})
+        return recoveries

@@ -139,10 +139,10 @@ def run_plan(plan: Plan, systems: Systems) -> None:
             continue
         batch = samples[first : first + plan.batch]
         began = time.perf_counter()
-        marked = plan.recover(first, batch)
+        recoveries = plan.recover(first, batch)
         rows = [
             {"original": sample.text, "marks": {k: asdict(v) for k, v in one.items()}}
-            for sample, one in zip(batch, marked, strict=True)
+            for sample, one in zip(batch, recoveries, strict=True)
         ]
         with atomic(path) as temporary:
             temporary.write_text(json.dumps(rows), encoding="utf-8")
@@ -216,8 +216,8 @@ def print_tables(plans: Sequence[Plan], systems: Systems, partial: bool = False)
             figures = figures_of(some, systems)
             cells = " | ".join(_spell(metric, figures[metric]) for metric in METRICS)
             print(f"| {name.removesuffix(', long')} | {mark} | {len(some)} | {cells} |")
-            known = {metric: figure and asdict(figure) for metric, figure in figures.items()}
-            everything.append({"system": name, "access": access, "calls": mark, "figures": known})
+            values = {metric: figure and asdict(figure) for metric, figure in figures.items()}
+            everything.append({"system": name, "access": access, "calls": mark, "figures": values})
     if missing:
         print(f"\nNot whole{'' if partial else ', left out'}: " + "; ".join(missing) + ".")
     with atomic(systems.work / "figures.json") as temporary:
@@ -270,8 +270,8 @@ def main() -> None:
         return
     plans = make_plans(systems, arguments.frontier)
     for plan in [] if arguments.table else plans:
-        wanted = arguments.only is None or any(plan.name.startswith(o) for o in arguments.only)
-        if wanted and all(path.is_file() for path in plan.needs):
+        matches = arguments.only is None or any(plan.name.startswith(o) for o in arguments.only)
+        if matches and all(path.is_file() for path in plan.needs):
             run_plan(plan, systems)
     print_tables(plans, systems, arguments.partial)
 

@@ -40,18 +40,18 @@ class LanguagePrior:
     ) -> None:
         self._model, self._weight, self._proposals = model, weight, proposals
         self._names = ids.token_strings(range(ids.size))
-        spelled = [self._spell(name) for name in self._names]
+        spellings = [self._spell(name) for name in self._names]
         # Of a word's first piece the language model's first token; -1 for what is inside a word
         self._first = np.array(
             [
                 -1 if name.startswith(_INSIDE) or k in ids.special_ids else tokens[0]
-                for k, (name, tokens) in enumerate(zip(self._names, spelled, strict=True))
+                for k, (name, tokens) in enumerate(zip(self._names, spellings, strict=True))
             ]
         )
         # The language model's tokens that are whole words of ours
         self._ours = {
             tokens[0]: k
-            for k, tokens in enumerate(spelled)
+            for k, tokens in enumerate(spellings)
             if len(tokens) == 1 and self._first[k] >= 0
         }
 
@@ -86,11 +86,11 @@ class LanguagePrior:
             first = self._first[fillers[place]]
             gains = np.where(first >= 0, line[first] - line[own], 0.0)
             values[place] += self._weight * gains
-            lowest, known = scores.filler_scores[place].min(), set(fillers[place].tolist())
+            lowest, filler_ids = scores.filler_scores[place].min(), set(fillers[place].tolist())
             column = 0
             for token in np.argsort(-line)[: 4 * self._proposals].tolist():
                 word = self._ours.get(token)
-                if word is None or word in known or column == self._proposals:
+                if word is None or word in filler_ids or column == self._proposals:
                     continue
                 extra[place, column] = word
                 extra_values[place, column] = lowest + self._weight * (line[token] - line[own])

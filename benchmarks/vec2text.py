@@ -129,17 +129,20 @@ class Batches:
         """Tokens, vectors, places to score and their targets of a step, and the vocabulary's."""
         settings, pairs = self._settings, self._pairs
         size, held_out = settings.pairs_a_pass, settings.validation_pairs
-        first, given = step * size, None
+        first, feedback = step * size, None
         if self._hypotheses is not None:  # gone through again and again
             first %= len(self._hypotheses[0]) // size * size
-            given = [torch.from_numpy(array[first : first + size]) for array in self._hypotheses]
+            feedback = [torch.from_numpy(array[first : first + size]) for array in self._hypotheses]
         rows = training_rows(first, size, len(pairs) - held_out, settings.seed) + held_out
         ids, vectors = pairs.rows(rows)
         x, e = torch.from_numpy(ids), torch.from_numpy(vectors)
         index = (x != pairs.tokenizer.pad_id).flatten().nonzero()[:, 0]
         targets = x.flatten()[index]
-        if given is not None:
-            x, e = torch.cat([given[0].long(), x], dim=1), torch.cat([e, given[1].float()], dim=1)
+        if feedback is not None:
+            x, e = (
+                torch.cat([feedback[0].long(), x], dim=1),
+                torch.cat([e, feedback[1].float()], dim=1),
+            )
         candidates = None
         if self._sampler is not None:
             candidates = self._sampler.draw(targets, step_generator(settings.seed, step))
@@ -229,8 +232,8 @@ def write_hypotheses(
         tokens = torch.cat(parts).numpy()
         embeddings = np.zeros((len(tokens), vectors.shape[1]), np.float32)
         texts = ids.decode(tokens.tolist())
-        seen = [k for k, text in enumerate(texts) if text.strip()]
-        embeddings[seen] = encoder.encode([texts[k] for k in seen])
+        indices = [k for k, text in enumerate(texts) if text.strip()]
+        embeddings[indices] = encoder.encode([texts[k] for k in indices])
         for name, array in (("embeddings", embeddings.astype(np.float16)), ("tokens", tokens)):
             kind = array.astype(np.uint16) if name == "tokens" else array
             target = path.with_name(f"{name}-{first // _CHUNK:05d}.npy")
@@ -262,8 +265,8 @@ def start_base(pairs: Pairs, slots: int, start: Path) -> LeftToRight:
     """Start the inverter from what `save_start` saved."""
     sizes = pairs.tokenizer.size, pairs.encoder.dimension, pairs.tokens[0].shape[1]
     network = LeftToRight(PrefixSizes(*sizes, slots=slots))
-    known = Inverter.from_pretrained(start).denoiser.state_dict()
-    network.load_state_dict({name: known[name] for name in _SHARED}, strict=False)
+    weights = Inverter.from_pretrained(start).denoiser.state_dict()
+    network.load_state_dict({name: weights[name] for name in _SHARED}, strict=False)
     return network
 
 
@@ -271,8 +274,8 @@ def start_corrector(base: LeftToRight, slots: int) -> LeftToRight:
     """Start a corrector from the inverter, where it has the same parts."""
     sizes = PrefixSizes(**{**asdict(base.sizes), "corrector": True, "slots": slots})
     network = LeftToRight(sizes)
-    own, known = network.state_dict(), base.state_dict()
-    same = {n: v for n, v in known.items() if n in own and own[n].shape == v.shape}
+    own, source = network.state_dict(), base.state_dict()
+    same = {n: v for n, v in source.items() if n in own and own[n].shape == v.shape}
     network.load_state_dict(same, strict=False)
     with torch.no_grad():
         network.hypothesis_positions.copy_(base.positions)

@@ -24,7 +24,7 @@ from unembed.data.pieces import LONGEST, SHORTEST, chunks_of
 from unembed.data.readers import read_texts
 from unembed.device import choose_compute
 from unembed.encoders.sentence import load_encoder
-from unembed.vectors.words import COMMON, COUNTED, WordProbe, occurrences, words_of
+from unembed.vectors.words import COMMON, TEXTS_PER_PAIR, WordProbe, occurrences, words_of
 
 BUCKETS = ((24, 47), (48, 95), (96, 190))  # words
 NEAREST = 10  # texts, weighted by their cosine
@@ -48,12 +48,10 @@ def scores_of(
         totals: Distinct words of each text, known or not [N].
     """
     rows = []
-    for row, known, total in zip(scores, there, totals.tolist(), strict=True):
+    for row, mask, total in zip(scores, there, totals.tolist(), strict=True):
         ranking = np.argsort(-row, kind="stable")
-        ten, fifty = known[ranking[:10]].sum(), known[ranking[:50]].sum()
-        rows.append(
-            [average_precision(ranking, known, total), ten / total, fifty / total, ten / 10]
-        )
+        ten, fifty = mask[ranking[:10]].sum(), mask[ranking[:50]].sum()
+        rows.append([average_precision(ranking, mask, total), ten / total, fifty / total, ten / 10])
     return np.array(rows, dtype=np.float64)
 
 
@@ -80,7 +78,7 @@ def calibration(p: NDArray[np.float32], there: NDArray[np.bool_]) -> tuple[float
 
 def nearest_scores(
     vectors: NDArray[np.float32],
-    known: NDArray[np.float32],
+    text_vectors: NDArray[np.float32],
     texts: Sequence[str],
     probe: WordProbe,
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -88,7 +86,7 @@ def nearest_scores(
     index = {word: place for place, word in enumerate(probe.words)}
     one = np.tile(1e-3 * probe.base_rates, (len(vectors), 1))
     ten = one.copy()
-    for row, cosines in enumerate(vectors @ known.T):
+    for row, cosines in enumerate(vectors @ text_vectors.T):
         order = np.argsort(-cosines)[:NEAREST]
         for rank, place in enumerate(order.tolist()):
             words = [index[word] for word in words_of(texts[place]) if word in index]
@@ -159,8 +157,8 @@ def main() -> None:
     rankings = {"word probe": p, "floor: word frequency": np.tile(probe.base_rates, (len(p), 1))}
     if options.train is not None:  # the draw of `unembed words --fit`
         count = options.nearest
-        drawn = chunks_of(list(read_texts(options.train, "text")), COUNTED * count, seed=0)
-        others = drawn[:count]
+        pool = chunks_of(list(read_texts(options.train, "text")), TEXTS_PER_PAIR * count, seed=0)
+        others = pool[:count]
         one, ten = nearest_scores(vectors, encoder.encode(others), others, probe)
         rankings["floor: nearest training text"] = one
         rankings[f"floor: {NEAREST} nearest, by cosine"] = ten
@@ -179,9 +177,9 @@ def main() -> None:
     print(f"\ncalibration error {error:.5f} over {p.size} probabilities\n")
     print_table(["probability", "how many", "mean", "share that occurs"], bins)
     own = [words_of(text) for text in texts]
-    known = sum(len(words & set(probe.words)) for words in own) / sum(map(len, own))
+    share = sum(len(words & set(probe.words)) for words in own) / sum(map(len, own))
     print(
-        f"\n{len(probe.words)} words, {len(common)} of them common; {known:.3f} of the texts' own"
+        f"\n{len(probe.words)} words, {len(common)} of them common; {share:.3f} of the texts' own"
     )
 
 

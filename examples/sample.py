@@ -30,12 +30,12 @@ def sample(embedding: torch.Tensor) -> str:
     mask_id, end_id, pad_id = ids["mask_id"], ids["end_id"], ids["pad_id"]
 
     # The denoiser: int8 weights, each row of a matrix with its own scale
-    stored = load_file(WEIGHTS / "model.safetensors")
-    whole = [name for name, tensor in stored.items() if tensor.dtype == torch.int8]
-    scales = {name: stored.pop(f"{name}_scale") for name in whole}
+    tensors = load_file(WEIGHTS / "model.safetensors")
+    whole = [name for name, tensor in tensors.items() if tensor.dtype == torch.int8]
+    scales = {name: tensors.pop(f"{name}_scale") for name in whole}
     weights = {
         name: tensor.float() * scales[name][:, None] if name in scales else tensor.float()
-        for name, tensor in stored.items()
+        for name, tensor in tensors.items()
     }
     denoiser = Denoiser(DenoiserSizes(**config["denoiser_sizes"])).eval()
     denoiser.load_state_dict(weights)

@@ -11,7 +11,7 @@ def test_a_message_stays_short_whatever_a_name_is():
 def test_a_message_says_what_was_expected_what_was_found_and_what_to_do():
     error = errors.DataError("a text file", "nothing at x.txt", "Correct the path")
     assert str(error) == "expected a text file; found nothing at x.txt. Correct the path."
-    assert (error.expected, error.found, error.fix) == (
+    assert (error.expected, error.actual, error.fix) == (
         "a text file",
         "nothing at x.txt",
         "Correct the path",

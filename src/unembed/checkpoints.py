@@ -41,7 +41,7 @@ FORMATS = {"float16": torch.float16, "bfloat16": torch.bfloat16, "int8": torch.i
 _SHARDS = "model-*-of-*.safetensors"
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 _LARGEST_SIZE = 1 << 31  # of a network, in any direction
-_SHOWN = 400  # letters of a fault
+_MOST_CHARS = 400  # letters of a fault
 _SCALE = "_scale"
 _LARGEST = 127  # of int8, symmetric: -128 is left out
 _MATRIX = 2  # dimensions
@@ -191,8 +191,8 @@ def load_checkpoint(folder: Path) -> Checkpoint:
         settings = _Settings.model_validate(config)
         sizes = DenoiserSizes.from_dict(settings.denoiser_sizes)
         _require_fitting(settings, sizes)
-        stored = settings.encoder_fingerprint
-        fingerprint = None if stored is None else Fingerprint.from_dict(stored)
+        entry = settings.encoder_fingerprint
+        fingerprint = None if entry is None else Fingerprint.from_dict(entry)
         card, curves = (
             read_bounded(path) if path.is_file() else None
             for path in (folder / CARD, folder / CURVES)
@@ -237,8 +237,8 @@ def _first_line(error: Exception) -> str:
     """A validation error by its first fault, another as it is, in one line of some length."""
     if isinstance(error, ValidationError):
         first = error.errors(include_url=False, include_input=False)[0]
-        return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"[:_SHOWN]
-    return " ".join(str(error).split())[:_SHOWN] or type(error).__name__
+        return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"[:_MOST_CHARS]
+    return " ".join(str(error).split())[:_MOST_CHARS] or type(error).__name__
 
 
 def _load_denoiser(folder: Path, sizes: DenoiserSizes) -> Denoiser:
@@ -306,7 +306,7 @@ def pack(state: Mapping[str, Tensor], number_format: str) -> dict[str, Tensor]:
     return packed
 
 
-def unpack(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def unpack(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors that were stored → float32 weights.
 
     Raises:
@@ -314,15 +314,15 @@ def unpack(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
         ValueError: Scales of another shape, or numbers that are no weights.
     """
     weights = {}
-    for name, tensor in stored.items():
+    for name, tensor in tensors.items():
         if tensor.dtype == torch.int8:
-            scales = stored[name + _SCALE]
+            scales = tensors[name + _SCALE]
             if tensor.ndim != _MATRIX or scales.shape != tensor.shape[:1]:
                 raise ValueError(f"{name} of shape {[*tensor.shape]}, scales {[*scales.shape]}")
             weights[name] = tensor.float() * scales.float()[:, None]
         elif tensor.dtype not in _FLOATS:
             raise ValueError(f"{name} in {str(tensor.dtype).removeprefix('torch.')}")
-        elif not (name.endswith(_SCALE) and name.removesuffix(_SCALE) in stored):
+        elif not (name.endswith(_SCALE) and name.removesuffix(_SCALE) in tensors):
             weights[name] = tensor.float()
     return weights
 
@@ -414,7 +414,7 @@ def load_weights(folder: Path) -> dict[str, Tensor]:
         CheckpointError: A file is missing or damaged, or the index does not fit the files.
     """
     where = folder / (INDEX if (folder / INDEX).is_file() else WEIGHTS)
-    stored: dict[str, Tensor] = {}
+    weights: dict[str, Tensor] = {}
     try:
         shards = _shard_names(folder) if where.name == INDEX else {WEIGHTS: set[str]()}
         for name, expected in shards.items():
@@ -422,8 +422,8 @@ def load_weights(folder: Path) -> dict[str, Tensor]:
             tensors = load_file(require_weights(where))
             if expected and set(tensors) != expected:
                 raise ValueError(f"other tensors than {INDEX} lists")
-            stored.update(tensors)
-        return unpack(stored)
+            weights.update(tensors)
+        return unpack(weights)
     except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(
             f"whole weights in {where}", f"{type(error).__name__}: {error}", "Copy the file again"

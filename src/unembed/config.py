@@ -15,7 +15,7 @@ from unembed.errors import ConfigError
 from unembed.files import as_path, is_file, read_bounded
 
 _MOST_BYTES = 1 << 16  # of a configuration file
-_SHOWN = 200  # letters of a value in a message
+_MOST_CHARS = 200  # letters of a value in a message
 
 Positive = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -357,7 +357,7 @@ def _load_yaml(text: str) -> Any:
 
 def _shorten(value: object) -> str:
     text = repr(value)
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]} …"
+    return text if len(text) <= _MOST_CHARS else f"{text[:_MOST_CHARS]} …"
 
 
 def validate_config(data: dict[str, Any], where: str) -> Config:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from unembed.errors import CheckpointError
 
 # The direct path in closed form: ridges, pairs kept apart, lengths of the step
-_RIDGE_TABLE, _RIDGE_PAIRS, _KEPT_APART = 0.1, 0.1, 128
+_RIDGE_TABLE, _RIDGE_PAIRS, _MOST_APART = 0.1, 0.1, 128
 _LENGTHS = (0.0, 0.125, 0.1768, 0.25, 0.3536, 0.5, 0.7071, 1.0)
 _TIMESTEP_FEATURES = 256
 _STRONGEST = 10.0  # guidance
@@ -357,10 +357,10 @@ class Denoiser(nn.Module):
         spread = hessian.diagonal().mean().clamp(min=1e-12)
         hessian += _RIDGE_TABLE * spread * torch.eye(len(mean))
         words = F.embedding_bag(tokens, table, per_sample_weights=share, mode="sum")
-        count = min(_KEPT_APART, len(tokens) // 4)
-        apart, fitted = slice(None, count), slice(count, None)
-        steps = torch.linalg.solve(hessian, (words - mean)[fitted].T)  # s, [H, N]
-        e = scaled[fitted]  # [N, D]
+        count = min(_MOST_APART, len(tokens) // 4)
+        apart, rest = slice(None, count), slice(count, None)
+        steps = torch.linalg.solve(hessian, (words - mean)[rest].T)  # s, [H, N]
+        e = scaled[rest]  # [N, D]
         gram = e.T @ e + _RIDGE_PAIRS * len(e) / e.shape[1] * torch.eye(e.shape[1])
         path = torch.linalg.solve(gram, e.T @ steps.T).T  # W, [H, D]
 

@@ -18,10 +18,10 @@ _MOST_CHARS = 1000  # of each part of a message
 class UnembedError(Exception):
     """Base of every error that is the input's fault rather than the program's."""
 
-    def __init__(self, expected: str, found: str, fix: str) -> None:
+    def __init__(self, expected: str, actual: str, fix: str) -> None:
         """Build the message from its three parts, each a phrase without a final full stop."""
-        self.expected, self.found, self.fix = expected, found, fix
-        parts = [_phrase(part) for part in (expected, found, fix)]
+        self.expected, self.actual, self.fix = expected, actual, fix
+        parts = [_phrase(part) for part in (expected, actual, fix)]
         super().__init__("expected {}; found {}. {}.".format(*parts))
 
 

@@ -372,15 +372,15 @@ class _Decompressed(io.RawIOBase):
 
     def __init__(self, stream: Any, path: Path) -> None:
         self._stream, self._path = stream, path
-        self._left = most_decompressed(path)
+        self._budget = most_decompressed(path)
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int:
         count = int(self._stream.readinto(buffer))
-        self._left -= count
-        if self._left < 0:
+        self._budget -= count
+        if self._budget < 0:
             raise decompression_error(self._path)
         return count
 

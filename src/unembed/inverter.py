@@ -264,7 +264,7 @@ class Inverter(
             draws = [(seed, first_index + row) for row in range(len(vectors))]
         seeds, ids = mix_seeds(draws, len(vectors)), self.tokenizer
         compute = self.compute if target is None else self.search_compute
-        spec, denoiser = self.spec.with_length(decoding.length), self._processed(decoding, compute)
+        spec, denoiser = self.spec.with_length(decoding.length), self._prepare(decoding, compute)
         if before_pass is not None:
             denoiser = with_callback(denoiser, before_pass)
         results: dict[int, Inversion] = {}
@@ -293,7 +293,7 @@ class Inverter(
         """Put the network into its fast form now, before several threads ask for it at once."""
         self._fast_denoiser(self.compute)
 
-    def _processed(self, decoding: Decoding, compute: Compute) -> DenoiserFn:
+    def _prepare(self, decoding: Decoding, compute: Compute) -> DenoiserFn:
         """The network in its fast form, with what a decoding does to its logits."""
         denoiser = self._fast_denoiser(compute)
         processors: list[LogitsProcessor] = []

@@ -262,11 +262,11 @@ class TextTokenizer:
             longest = max(map(len, tokenizer.backend.get_vocab()), default=0)
             if longest > _LONGEST_TOKEN:
                 raise ValueError(f"a token of {longest} characters")
-            known = max(tokenizer.backend.get_vocab().values(), default=-1)
+            largest = max(tokenizer.backend.get_vocab().values(), default=-1)
             used = range(tokenizer.size) if source_ids is None else source_ids
-            missing = sum(i > known for i in used) - _SPECIAL  # which may have been appended
+            missing = sum(i > largest for i in used) - _SPECIAL  # which may have been appended
             if missing > 0:
-                raise ValueError(f"{known + 1} tokens, {missing} fewer than config.json has")
+                raise ValueError(f"{largest + 1} tokens, {missing} fewer than config.json has")
             if source_ids is not None and len(source_ids) != tokenizer.size:
                 raise ValueError(f"{len(source_ids)} tokens kept of {tokenizer.size}")
             for name in ("mask_id", "pad_id", "end_id"):
@@ -304,16 +304,16 @@ class _Spelling(dict[int, tuple[int, ...]]):
 
     def __missing__(self, token: int) -> tuple[int, ...]:
         name = self._backend.id_to_token(token) or ""
-        spelled, inside = [], bool(self._prefix) and name.startswith(self._prefix)
+        ids, inside = [], bool(self._prefix) and name.startswith(self._prefix)
         name = name.removeprefix(self._prefix) if inside else name
         while name:
             match = self._longest(name, self._prefix if inside else "")
             if match is None:
-                spelled, name = list(self._unknown), ""
+                ids, name = list(self._unknown), ""
             else:
-                spelled.extend(match[0])
+                ids.extend(match[0])
                 name, inside = name[match[1] :], True
-        self[token] = tuple(spelled)
+        self[token] = tuple(ids)
         return self[token]
 
     def _longest(self, name: str, prefix: str) -> tuple[list[int], int] | None:

@@ -299,7 +299,7 @@ def test_what_kills_every_worker_does_not_go_on_for_ever(text_file, tiny_config,
                 answer = ShardWorker(job, Deadly)(task)
             except Killed:  # and another worker takes its place
                 run.deaths += 1
-        yield distributed._received(answer)
+        yield distributed._receive(answer)
 
     run.deaths = 0
     with pytest.raises(DataError, match="after 4 attempts; found its worker ended"):
@@ -317,7 +317,7 @@ def test_received_a_folder_that_is_not_shared_is_named(text_file, tiny_config, t
     def missing(job, tasks, report):
         job = distributed.replace(job, out=tmp_path / "none")
         task = distributed.asdict(next(iter(tasks)))
-        yield distributed._received(ShardWorker(job, FakeEncoder)(task))
+        yield distributed._receive(ShardWorker(job, FakeEncoder)(task))
 
     with pytest.raises(DataError, match="an --out folder that all machines share"):
         prepare_pairs(text_file, tmp_path / "out", tiny_config, FakeEncoder(), run=missing)

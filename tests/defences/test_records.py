@@ -41,9 +41,9 @@ def test_read_records_draws_the_same_for_the_same_seed(file, encoder):
 def test_read_records_holds_what_queries_should_find(file):
     wanted = {"103", "140", "159"}
     for seed in range(5):
-        records = read_records(file, 5, seed, wanted=wanted)
+        records = read_records(file, 5, seed, relevant=wanted)
         assert wanted <= set(records.ids) and len(records) == 5
-    assert wanted <= set(read_records(file, 2, 0, wanted=wanted).ids)
+    assert wanted <= set(read_records(file, 2, 0, relevant=wanted).ids)
 
 
 def test_read_records_leaves_out_what_cannot_be_used_and_counts_it(tmp_path, encoder):
@@ -71,7 +71,7 @@ def test_read_records_names_records_by_the_column_that_is_given(tmp_path, encode
     path = write(
         tmp_path / "v.parquet", key=names, text=texts, embedding=encoder.encode(texts).tolist()
     )
-    ids = read_records(path, 10, 0, id_column="key", wanted={"k3"}).ids
+    ids = read_records(path, 10, 0, id_column="key", relevant={"k3"}).ids
     assert sorted(ids) == sorted([*names[:9], "9"])
     with pytest.raises(StoreError, match="a field 'name'; found 'key'"):
         read_records(path, 10, 0, id_column="name")
@@ -84,7 +84,7 @@ def test_read_records_reads_a_store_by_its_own_ids(tmp_path, encoder):
         connection.execute("CREATE TABLE docs (embedding FLOAT[32], content VARCHAR)")
         rows = list(zip(encoder.encode(texts).tolist(), texts, strict=True))
         connection.executemany("INSERT INTO docs VALUES (?, ?)", rows)
-    records = read_records(tmp_path / "docs.duckdb", 12, 0, wanted={"29", "3", "none such"})
+    records = read_records(tmp_path / "docs.duckdb", 12, 0, relevant={"29", "3", "none such"})
     assert len(records) == 12 and {"29", "3"} <= set(records.ids)
     assert [texts[int(name)] for name in records.ids] == records.texts
     assert np.allclose(records.vectors, encoder.encode(records.texts), atol=1e-6)
@@ -183,8 +183,8 @@ def test_labelled_gives_the_ndcg_of_one_relevant_record(records):
         ({"sample": "4"}, "sample as a whole number of at least 1"),
         ({"sample": 0}, "sample as a whole number of at least 1"),
         ({"seed": None}, "seed as a whole number"),
-        ({"wanted": "r1"}, "wanted as ids in a set; found 'r1'"),
-        ({"wanted": None}, "wanted as ids in a set"),
+        ({"relevant": "r1"}, "relevant as ids in a set; found 'r1'"),
+        ({"relevant": None}, "relevant as ids in a set"),
         ({"id_column": 3}, "as text; found 3"),
     ],
 )
@@ -196,7 +196,7 @@ def test_read_records_refuses_settings_of_another_kind(file, options, message):
 def test_read_records_of_an_open_store_needs_the_field_of_the_ids(file):
     with open_store(file) as store, pytest.raises(UnembedError, match="opened with the field 'id'"):
         read_records(store, id_column="id")
-    assert len(read_records(file, np.int64(4), np.int64(2), wanted=[101])) == 4
+    assert len(read_records(file, np.int64(4), np.int64(2), relevant=[101])) == 4
 
 
 @pytest.mark.parametrize(

@@ -312,7 +312,7 @@ def test_load_encoder_weights_with_one_changed_byte_are_refused(packaged, tmp_pa
         file.write(bytes([last[0] ^ 1]))
     with (copy / "model.safetensors").open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    monkeypatch.setattr(sentence, "_packaged", lambda package: copy)
+    monkeypatch.setattr(sentence, "_find_package", lambda package: copy)
     message = refusal("all-MiniLM-L6-v2")
     assert f"official weights of all-MiniLM-L6-v2 (SHA-256 {ENTRY.weights_sha256})" in message
     assert f"found SHA-256 {digest} in {copy}" in message
@@ -325,7 +325,7 @@ def test_load_encoder_refuses_other_files_beside_the_weights(packaged, tmp_path,
     content = (copy / name).read_bytes() if (copy / name).exists() else b""
     (copy / name).unlink(missing_ok=True)
     (copy / name).write_bytes(content + b" ")
-    monkeypatch.setattr(sentence, "_packaged", lambda package: copy)
+    monkeypatch.setattr(sentence, "_find_package", lambda package: copy)
     assert "the official files of all-MiniLM-L6-v2" in refusal("all-MiniLM-L6-v2")
 
 

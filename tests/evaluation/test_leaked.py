@@ -70,7 +70,7 @@ def test_leaked_pairs_blocks_hand_out_every_usable_pair(texts, encoder, tmp_path
     (block,) = list(pairs.blocks())
     assert block[0] == texts
     np.testing.assert_allclose(block[1], vectors)
-    assert pairs.read == len(texts) and not pairs.left_out
+    assert pairs.row_count == len(texts) and not pairs.left_out
 
 
 def test_leaked_pairs_blocks_count_and_name_what_they_leave_out(encoder, tmp_path):
@@ -98,7 +98,7 @@ def test_leaked_pairs_blocks_count_and_name_what_they_leave_out(encoder, tmp_pat
         assert used == [good[0], good[1], good[3]]
         reasons = [reason for *_, reason in rows if reason]
         assert pairs.left_out == {reason: reasons.count(reason) for reason in reasons}
-        assert pairs.read == len(rows) == len(used) + pairs.left_out.total()
+        assert pairs.row_count == len(rows) == len(used) + pairs.left_out.total()
     assert "2 × empty text" in pairs.describe_left_out()
 
 
@@ -149,7 +149,7 @@ def test_leaked_pairs_blocks_refuse_arrays_which_have_no_texts(tmp_path):
 def test_leaked_pairs_read_a_prepared_folder(pairs_folder):
     pairs, prepared = LeakedPairs(pairs_folder), Pairs.open(pairs_folder)
     blocks = list(pairs.blocks())
-    assert pairs.read == len(prepared)
+    assert pairs.row_count == len(prepared)
     assert sum(len(texts) for texts, _ in blocks) + pairs.left_out.total() == len(prepared)
     assert pairs.source["name"] == "fake"
     assert pairs.source["fingerprint"] == prepared.fingerprint.sha256
@@ -169,7 +169,7 @@ def test_leaked_pairs_blocks_embed_texts_alone(texts, encoder, tmp_path):
     ((known, vectors),) = pairs.blocks()
     assert known == asked == texts[:5]
     np.testing.assert_allclose(vectors, encoder.encode(texts[:5]), atol=1e-6)
-    assert pairs.left_out == {"empty text": 2, "duplicate row": 1} and pairs.read == len(lines)
+    assert pairs.left_out == {"empty text": 2, "duplicate row": 1} and pairs.row_count == len(lines)
     assert pairs.source["name"] == "fake" and pairs.source["fingerprint"]
     asked.clear()
     assert [known for known, _ in pairs.blocks(3)] == [texts[:3]] == [asked]

@@ -446,5 +446,5 @@ def test_chunks_read_refuses_shapes_that_are_no_whole_numbers(tmp_path, shape):
 
 @pytest.mark.parametrize("spelling", ["[" + "1," * 1000 + "1]", "A" * 4000, "\\x" + "00" * 2000])
 def test_row_of_does_not_parse_a_text_far_too_long(monkeypatch, spelling):
-    monkeypatch.setattr(numbers, "_parsed", lambda *arguments: pytest.fail("parsed"))
+    monkeypatch.setattr(numbers, "_parse", lambda *arguments: pytest.fail("parsed"))
     assert "too long for 4 numbers" in numbers.row_of(spelling, 4)

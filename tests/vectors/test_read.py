@@ -52,7 +52,7 @@ def test_vector_file_every_format_gives_the_same_rows(tmp_path, monkeypatch, nam
     assert max(len(chunk.rows) for chunk in chunks) <= size
     assert np.array_equal(np.concatenate([chunk.vectors for chunk in chunks]), VECTORS)
     assert [row for chunk in chunks for row in chunk.rows] == list(range(10))
-    assert chunks[-1].read == 10
+    assert chunks[-1].end == 10
 
 
 def test_vector_file_takes_a_path_and_a_column_as_text(tmp_path):

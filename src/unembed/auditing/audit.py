@@ -50,7 +50,7 @@ from unembed.vectors.stores.address import open_store
 from unembed.vectors.stores.store import Store, VectorBatch
 from unembed.vectors.words import WordProbe, shipped_probes
 
-_CALLED_ROWS = 32  # records the encoder is called for
+_CALL_ROWS = 32  # records the encoder is called for
 _LEAST_PAIRS = 4
 
 
@@ -122,8 +122,8 @@ def audit(  # noqa: PLR0913 - the front door; all but the first have a default
             store = stack.enter_context(open_store(store, text_column=text_column, keep=keep))
         elif text_column is not None:
             raise _text_column_of_an_open_store()
-        kept = stack.enter_context(unfinished_folder(as_folder(folder)))
-        run = _Run(store, as_inverter(to), settings, kept, progress)
+        work_folder = stack.enter_context(unfinished_folder(as_folder(folder)))
+        run = _Run(store, as_inverter(to), settings, work_folder, progress)
         run.load_encoders(encoder)
         run.read(sample, seed, group_by)
         if corpus is not None:
@@ -245,8 +245,8 @@ class _Run:
             raise StoreError(
                 f"values of the field {group_by!r}", "none in the rows read", "Correct --group-by"
             )
-        finder, named = make_finder()
-        self.settings["sensitive_found_by"] = named
+        finder, finder_name = make_finder()
+        self.settings["sensitive_found_by"] = finder_name
         self.records = make_records(
             self.batch.ids,
             self.batch.texts or [],
@@ -308,16 +308,16 @@ class _Run:
     def _plan_calls(self, seed: int, calls: int) -> None:
         if self.home is None:
             raise ConfigError("the encoder, to be called", "none here", "Pass --encoder")
-        called = Decoding.parse(f"guided-search:encoder_calls={calls}")
+        search = Decoding.parse(f"guided-search:encoder_calls={calls}")
         attack = inversion(
             self.inverter,
-            called,
+            search,
             seed,
             encoder=self.home,
             name="inverter and encoder",
             access=WITH_CALLS.format(n=calls),
         )
-        rows = tuple(record.row for record in self.records[:_CALLED_ROWS])
+        rows = tuple(record.row for record in self.records[:_CALL_ROWS])
         self.attacks.append(
             Attack(attack.name, attack.access, attack.recover, attack.settings, rows)
         )
@@ -347,7 +347,7 @@ class _Run:
                 )
             )
         if pairs:
-            self.attacks.append(self._aligned(decoding, seed, pairs, fit))
+            self.attacks.append(self._alignment(decoding, seed, pairs, fit))
         if not self.attacks:
             raise StoreError(
                 f"vectors of {self.inverter.encoder.dimension} dimensions, which the inverter of "
@@ -356,7 +356,7 @@ class _Run:
                 "Pass --checkpoint with an inverter of that encoder, or --align with a map",
             )
 
-    def _aligned(self, decoding: Decoding, seed: int, pairs: int, fit: FitAlign | None) -> Attack:
+    def _alignment(self, decoding: Decoding, seed: int, pairs: int, fit: FitAlign | None) -> Attack:
         fit = fit or fit_pairs(self.inverter.encoder, seed)
         if self.home is None:
             raise ConfigError(
@@ -370,20 +370,20 @@ class _Run:
                 str(len(self.records)),
                 "Name the column of the texts with --text-column",
             )
-        known, rest = split_pairs(len(self.records), pairs, seed)
-        texts = [self.records[place].text for place in known]
-        rows = [self.records[place].row for place in known]
+        places, rest = split_pairs(len(self.records), pairs, seed)
+        texts = [self.records[place].text for place in places]
+        rows = [self.records[place].row for place in places]
         align: Any = fit(self.batch.vectors[rows], self.home.encode(texts))
         if not callable(align) or not hasattr(align, "describe"):
-            wanted = "fit_align to give a map, which has describe and can be called"
-            raise ConfigError(wanted, f"{align!r:.80}", "Return an Alignment")
+            expected = "fit_align to give a map, which has describe and can be called"
+            raise ConfigError(expected, f"{align!r:.80}", "Return an Alignment")
         attack = inversion(
             self.inverter,
             decoding,
             seed,
             encoder=self.home,
             align=align,
-            access=WITH_PAIRS.format(n=len(known)),
+            access=WITH_PAIRS.format(n=len(places)),
             name="inverter through pairs of the store",
         )
         others = tuple(self.records[place].row for place in rest)

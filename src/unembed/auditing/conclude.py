@@ -31,8 +31,8 @@ from unembed.vectors.stores.store import Store, VectorBatch
 
 SHUFFLED, CONSTANT = "floor: another record's recovery", "floor: one text for all"
 NEAREST = "floor: nearest other text of the corpus"  # what search gives without an inverter
-SHOWN = 20
-_SHOWN_CHARS = 1000
+_MOST_RECORDS = 20
+_MOST_CHARS = 1000
 _LEAST = 2  # records that can be scored beside a floor
 _MOST_GROUPS = 20
 _SIGNS = ".,;:!?\"'()"
@@ -93,8 +93,8 @@ class Conclusion:
         return AuditReport(
             store=self.store.facts,
             identity=self.identity,
-            read=self._read(),
-            attacks={a.name: self._described(a, recoveries, table) for a in self.attacks},
+            read=self._reading(),
+            attacks={a.name: self._describe(a, recoveries, table) for a in self.attacks},
             floors=floor_figures,
             by_length=self._broken_down(everything, lambda record: record.length),
             by_group={}
@@ -126,7 +126,7 @@ class Conclusion:
             if len(records) < _LEAST:
                 continue
             other = derangement(len(records))
-            floors[self._shuffled(attack.name)] = {
+            floors[self._shuffle_label(attack.name)] = {
                 record.row: scorer.measure(
                     record, replace(items[records[other[place]].row], cosine=None)
                 )
@@ -164,12 +164,12 @@ class Conclusion:
         ]
         return max(candidates, key=lambda s: (s.hurt, s.gain(F1), s.above(F1)), default=None)
 
-    def _shuffled(self, attack: str) -> str:
+    def _shuffle_label(self, attack: str) -> str:
         return SHUFFLED + ("" if attack == self.attacks[0].name else f" ({attack})")
 
     def _guesses(self, attack: str) -> tuple[str, str]:
         """The floors of an attack that know nothing of the vector."""
-        return self._shuffled(attack), CONSTANT
+        return self._shuffle_label(attack), CONSTANT
 
     @cached_property
     def _names(self) -> frozenset[str]:
@@ -190,7 +190,7 @@ class Conclusion:
             command=self.settings["command"],
         )
 
-    def _read(self) -> dict[str, Any]:
+    def _reading(self) -> dict[str, Any]:
         longest = self.inverter.length - 1
         return {
             "rows": len(self.batch),
@@ -202,7 +202,7 @@ class Conclusion:
             "longest_the_inverter_writes": longest,
         }
 
-    def _described(
+    def _describe(
         self,
         attack: Attack,
         recoveries: Recoveries,
@@ -254,15 +254,15 @@ class Conclusion:
         distinct = {(r.text, recoveries[name][r.row].text): r for r in reversed(order)}
         first = {record.row for record in distinct.values()}  # of equal records the first
         return [
-            self._shown(name, record, recoveries[name][record.row], scores[name][record.row])
+            self._show(name, record, recoveries[name][record.row], scores[name][record.row])
             for record in order
             if record.row in first
-        ][:SHOWN]
+        ][:_MOST_RECORDS]
 
-    def _shown(
+    def _show(
         self, attack: str, record: Record, recovery: Recovery, values: Mapping[str, Any]
     ) -> ShownRecord:
-        original = record.text[:_SHOWN_CHARS]
+        original = record.text[:_MOST_CHARS]
         has = {word.strip(_SIGNS).casefold() for word in record.text.split()}
         words = [(word, word.strip(_SIGNS).casefold() in has) for word in recovery.text.split()]
         if not self.settings["show_pii"]:

@@ -17,9 +17,9 @@ from unembed.encoders.vectors import as_unit_vectors
 from unembed.inverter import Inverter
 
 SAME = 0.99  # cosine from which a vector is taken for the encoder's own
-_COMPARED = 32
+_COMPARISONS = 32
 _ENOUGH, _GAIN = 0.9995, 0.002  # cosine at which nothing more is tried; what a trial must add
-_TRIED = 8  # texts that the trials are made with
+_TRIAL_TEXTS = 8  # texts that the trials are made with
 _POOLINGS = ("mean", "cls", "lasttoken", "max", "weightedmean")
 _CUTS = (32, 64, 128, 256, 512)  # tokens
 _UNIT = 1e-3
@@ -138,7 +138,7 @@ def _by_texts(
 ) -> Identity:
     """Compare the vectors with those of their texts; where they differ, say in what."""
     size = facts["dimension"]
-    rows = _compared(texts)
+    rows = _choose_rows(texts)
     name = encoder.identity.describe()
     if not rows:
         verdict = "unknown" if size == encoder.identity.dimension else "different"
@@ -162,7 +162,7 @@ def _by_texts(
             nearest = f"; the nearest, {', '.join(what)}, has a cosine of {reached:.3f}"
             notes.append(
                 f"{'some' if same else 'the'} vectors are not those of {encoder.identity.name}; "
-                f"tried: {trials.tried}{nearest if what else ''}"
+                f"tried: {trials.summary}{nearest if what else ''}"
             )
     return Identity(
         **facts,
@@ -180,12 +180,12 @@ def _readable(text: str | None) -> str:
     return (text or "")[:TEXT_CHARS].encode("utf-8", "replace").decode("utf-8")
 
 
-def _compared(texts: Sequence[str | None]) -> list[int]:
+def _choose_rows(texts: Sequence[str | None]) -> list[int]:
     """Rows to embed again: half of them the first ones, half the longest, which may be cut."""
     rows = [row for row, text in enumerate(texts) if _readable(text).strip()]
     longest = sorted(rows, key=lambda row: (-len(texts[row] or ""), row))
-    chosen = dict.fromkeys([*rows[: _COMPARED // 2], *longest[: _COMPARED // 2], *rows])
-    return sorted(list(chosen)[:_COMPARED])
+    selection = dict.fromkeys([*rows[: _COMPARISONS // 2], *longest[: _COMPARISONS // 2], *rows])
+    return sorted(list(selection)[:_COMPARISONS])
 
 
 @dataclass(frozen=True)
@@ -228,14 +228,14 @@ class _Trials:
         self._axes["lower"] = [True]
 
     @property
-    def tried(self) -> str:
+    def summary(self) -> str:
         """For the report."""
         return f"{len(self._axes['prompt'])} prompts, {', '.join(list(self._axes)[1:])}"
 
     def of(self, places: Sequence[int]) -> _Trials:
         """The same of eight of some texts, half of them the longest."""
-        longest = sorted(places, key=lambda i: -len(self._texts[i]))[: _TRIED // 2]
-        few = sorted(list(dict.fromkeys([*longest, *places]))[:_TRIED])
+        longest = sorted(places, key=lambda i: -len(self._texts[i]))[: _TRIAL_TEXTS // 2]
+        few = sorted(list(dict.fromkeys([*longest, *places]))[:_TRIAL_TEXTS])
         return _Trials(self._encoder, [self._texts[i] for i in few], self._vectors[few])
 
     def cosines(self, recipe: _Recipe) -> NDArray[np.float64]:
@@ -244,9 +244,9 @@ class _Trials:
             again = _embed(self._encoder, recipe, self._texts)
         except ValueError:  # no such pooling or positions
             return np.full(len(self._texts), -1.0)
-        cut = again[:, : self._vectors.shape[1]].astype(np.float64)
-        cut /= np.maximum(np.linalg.norm(cut, axis=1, keepdims=True), 1e-12)
-        result: NDArray[np.float64] = (cut * self._vectors).sum(axis=1)
+        rows = again[:, : self._vectors.shape[1]].astype(np.float64)
+        rows /= np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+        result: NDArray[np.float64] = (rows * self._vectors).sum(axis=1)
         return result
 
     def explain(self) -> tuple[_Recipe, float]:
@@ -289,6 +289,8 @@ def _embed(encoder: Encoder, recipe: _Recipe, texts: Sequence[str]) -> NDArray[n
         return encoder.encode(texts)
     if recipe.tokens is not None:
         ids = encoder.tokenizer.encode(texts)
-        cut = encoder.tokenizer.decode([tokens[: recipe.tokens] for tokens in ids])
-        texts = [short if short.strip() else text for short, text in zip(cut, texts, strict=True)]
+        starts = encoder.tokenizer.decode([tokens[: recipe.tokens] for tokens in ids])
+        texts = [
+            short if short.strip() else text for short, text in zip(starts, texts, strict=True)
+        ]
     return encoder.encode([(recipe.prompt or "") + text for text in texts])

@@ -14,7 +14,7 @@ from unembed.encoders.vectors import as_unit_vectors
 
 DUPLICATE = 0.98  # cosine from which two vectors are taken for one text
 MEMBER = 0.99
-_SHOWN = 20
+_MOST = 20  # pairs, or outliers, in a report
 _BLOCK = 512  # rows compared with all others at a time
 _FAR = 5.0  # deviations, by the median
 _MAD = 1.4826  # median absolute deviation → standard deviation of a normal distribution
@@ -70,9 +70,9 @@ def find_neighbours(
         same, cosines = labels[start + one] == labels[other], similarity[one, other]
         duplicates += len(one)
         across += int((~same).sum())
-        first = np.lexsort((-cosines, same))[:_SHOWN]
+        first = np.lexsort((-cosines, same))[:_MOST]
         columns = (same[first], -cosines[first], start + one[first], other[first])
-        pairs = sorted([*pairs, *zip(*(c.tolist() for c in columns), strict=True)])[:_SHOWN]
+        pairs = sorted([*pairs, *zip(*(c.tolist() for c in columns), strict=True)])[:_MOST]
     far = _deviations(-nearest) > _FAR if len(ids) > 1 else np.zeros(len(ids), dtype=bool)
     lengths = _deviations(np.linalg.norm(vectors, axis=1))
     strange = far | (np.abs(lengths) > _FAR)
@@ -84,7 +84,7 @@ def find_neighbours(
         duplicates=duplicates,
         across=None if groups is None else across,
         examples=[(ids[a], ids[b], round(-cosine, 4)) for _, cosine, a, b in pairs],
-        outliers=[ids[row] for row in np.flatnonzero(strange).tolist()][:_SHOWN],
+        outliers=[ids[row] for row in np.flatnonzero(strange).tolist()][:_MOST],
         members=members,
     )
 

@@ -160,9 +160,9 @@ def _ratio(
     if total == 0:
         return None
     with np.errstate(invalid="ignore", divide="ignore"):
-        drawn = (weights @ parts) / (weights @ wholes)
-    drawn = drawn[np.isfinite(drawn)]
-    low, high = np.quantile(drawn, _LEVELS)
+        ratios = (weights @ parts) / (weights @ wholes)
+    ratios = ratios[np.isfinite(ratios)]
+    low, high = np.quantile(ratios, _LEVELS)
     mean = float(parts.sum() / total)
     mean, low, high = (round(float(number), 6) for number in (mean, low, high))
     return Figure(mean, low, high, int(total))

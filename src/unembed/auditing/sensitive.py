@@ -166,9 +166,9 @@ class Masker:
         words = {w for texts in spans.values() for text in texts for w in _words(text)}
         self._words = {word.casefold() for word in words}
         self._names = frozenset(names)
-        known = "|".join(sorted(map(re.escape, spans.get("names", ())), key=len, reverse=True))
+        union = "|".join(sorted(map(re.escape, spans.get("names", ())), key=len, reverse=True))
         # A first name that begins a sentence: "Rosa" before a surname that is known
-        self._first = re.compile(rf"\b[^\W\d_a-z][^\W\d_]+(?= (?:{known})\b)") if known else None
+        self._first = re.compile(rf"\b[^\W\d_a-z][^\W\d_]+(?= (?:{union})\b)") if union else None
         self._long = sorted((t for texts in spans.values() for t in texts), key=len, reverse=True)
 
     def text(self, text: str) -> str:
@@ -196,9 +196,9 @@ def _words(text: str) -> Iterator[str]:
 
 def mask(text: str) -> str:
     """A text with its first letter left: "Maria" → "M••••"; spaces and signs stay, digits go."""
-    shown, begun = [], False
+    signs, past_first = [], False
     for sign in text:
-        keep = not sign.isalnum() or (not begun and sign.isalpha())
-        shown.append(sign if keep else _MASK)
-        begun = begun or sign.isalnum()
-    return "".join(shown)
+        keep = not sign.isalnum() or (not past_first and sign.isalpha())
+        signs.append(sign if keep else _MASK)
+        past_first = past_first or sign.isalnum()
+    return "".join(signs)

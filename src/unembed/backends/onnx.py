@@ -108,8 +108,8 @@ class OnnxDenoiser:
         """See `unembed.denoiser.Denoiser.forward`; logits float32 [M, V]."""
         index = positions.flatten().nonzero()[:, 0]
         inputs = (tokens, embedding.float(), t.float(), index)
-        named = {n: x.contiguous().numpy() for n, x in zip(_INPUTS, inputs, strict=True)}
-        return torch.from_numpy(self._session.run(None, named)[0])
+        arrays = {n: x.contiguous().numpy() for n, x in zip(_INPUTS, inputs, strict=True)}
+        return torch.from_numpy(self._session.run(None, arrays)[0])
 
 
 def onnx_is_here() -> bool:

@@ -233,8 +233,8 @@ class LeftToRight(nn.Module):
 def _prefix_mask(prefix: int, total: int) -> Tensor:
     """Additive mask [T, T]: the prefix is seen by all, a text by what follows."""
     places = torch.arange(total)
-    seen = (places[None] < prefix) | (places[None] <= places[:, None])
-    return torch.zeros(total, total).masked_fill(~seen, -torch.inf)
+    visible = (places[None] < prefix) | (places[None] <= places[:, None])
+    return torch.zeros(total, total).masked_fill(~visible, -torch.inf)
 
 
 @torch.no_grad()

@@ -77,9 +77,9 @@ class Vec2Text:
             count = survivors.shape[1]
             owners = [row for row in rows for _ in range(count)]
             hypotheses = survivors.flatten(0, 1)  # [B S, L]
-            known = torch.from_numpy(oracle.vectors(owners, hypotheses))
-            given = torch.cat([e[owners], known], dim=1)
-            texts, _ = write_texts(self.corrector, self.ids, given, hypotheses, beams)
+            estimates = torch.from_numpy(oracle.vectors(owners, hypotheses))
+            condition = torch.cat([e[owners], estimates], dim=1)
+            texts, _ = write_texts(self.corrector, self.ids, condition, hypotheses, beams)
             texts = texts.view(len(rows), count * beams, -1)
             passes += count
             # The nearest of them go on, the nearest of all so far is the result

@@ -162,26 +162,26 @@ class _Search:
             if weights is not None:
                 score = score + confidence * _z(self.cosines(row, _unit(local @ weights)))
             count = _FIRST * settings.queries if place == 0 else settings.queries_at(place)
-            chosen = _best_of_each(score, owners, count)
-            true = self.oracle([row] * len(chosen), [ids[k] for k in chosen]).numpy()
-            answered = np.isfinite(true) & (true > -1.0)
-            chosen, true = chosen[answered], true[answered]
-            if not len(chosen):
+            picks = _best_of_each(score, owners, count)
+            true = self.oracle([row] * len(picks), [ids[k] for k in picks]).numpy()
+            valid = np.isfinite(true) & (true > -1.0)
+            picks, true = picks[valid], true[valid]
+            if not len(picks):
                 break
             best = int(true.argmax())
-            nearest = max(nearest, (float(true[best]), ids[int(chosen[best])]))
+            nearest = max(nearest, (float(true[best]), ids[int(picks[best])]))
             # The map, and how well the one before it predicted
-            y = self.oracle.vectors([row] * len(chosen), [ids[k] for k in chosen])
+            y = self.oracle.vectors([row] * len(picks), [ids[k] for k in picks])
             if not pool.xy.size:
                 pool.xy = np.zeros((local.shape[1], y.shape[1]))
-            pool.add(local[chosen], y)
+            pool.add(local[picks], y)
             before, weights = weights, pool.fit()
-            judged = weights if before is None else before
-            confidence = float((_unit(local[chosen] @ judged) * y).sum(axis=1).mean())
+            matrix = weights if before is None else before
+            confidence = float((_unit(local[picks] @ matrix) * y).sum(axis=1).mean())
             confidence *= _FIRST_CONFIDENCE if before is None else 1.0
             # Score again: true cosines where they are known
             cosines = self.cosines(row, _unit(local @ weights))
-            cosines[chosen] = true
+            cosines[picks] = true
             order = np.argsort(-(_z(likelihood) + confidence * _z(cosines)), kind="stable")
             best_of_all = torch.from_numpy(order[: settings.beams].copy())
             beams = extended[best_of_all]
@@ -205,11 +205,11 @@ class _Search:
         """
         logits = self.model.next_logits(beams, cache) + _plain_text(self.model, place == 0)
         log_p = logits.log_softmax(dim=-1)
-        table, wanted = self.model.token_table, self.settings.candidates
+        table, count = self.model.token_table, self.settings.candidates
         extended, values, owners = [], [], []
         for owner, line in enumerate(log_p):
-            top = line.topk(min(_SURPLUS * wanted, int(line.isfinite().sum())))
-            places = _unlike(table[top.indices], self.settings.likeness, wanted)
+            top = line.topk(min(_SURPLUS * count, int(line.isfinite().sum())))
+            places = _unlike(table[top.indices], self.settings.likeness, count)
             tokens = top.indices[places]
             extended.append(torch.cat([beams[owner].expand(len(tokens), -1), tokens[:, None]], 1))
             values.append(top.values[places])

@@ -153,12 +153,14 @@ def align(
         )
     alignment.save(out)
     if as_json:
-        facts = {"out": str(out), "read": leaked.read, "left_out": alignment.left_out}
+        facts = {"out": str(out), "read": leaked.row_count, "left_out": alignment.left_out}
         sys.stdout.write(to_json({**describe(alignment), **facts}) + "\n")
     else:
         show_alignment(alignment, out)
     if alignment.left_out:
-        typer.echo(f"note: of {leaked.read} rows left out: {leaked.describe_left_out()}", err=True)
+        typer.echo(
+            f"note: of {leaked.row_count} rows left out: {leaked.describe_left_out()}", err=True
+        )
     warn(alignment)
 
 

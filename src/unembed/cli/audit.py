@@ -14,7 +14,7 @@ from unembed.cli.options import (
     CheckpointOption,
     DeviceOption,
     SeedOption,
-    given,
+    is_given,
     make_inverter,
     refuse_idle,
 )
@@ -190,7 +190,7 @@ def _command(context: typer.Context) -> str:
     words = ["unembed", "audit", context.params["store"]]
     for parameter in context.command.params:
         name = parameter.name or ""
-        if name not in ("store", *_NOT_FINDING) and given(context, name):
+        if name not in ("store", *_NOT_FINDING) and is_given(context, name):
             value = context.params[name]
             words += [parameter.opts[0], *([] if value is True else [str(value)])]
     return shlex.join(words)
@@ -246,10 +246,10 @@ def _open(
 def _show_facts(store: Store, rows: int | None = None) -> None:
     """What is there, how many rows would be read, and what not."""
     for name, value in store.facts.to_dict().items():
-        shown: Any = "; ".join(value) if isinstance(value, list) else value
+        text: Any = "; ".join(value) if isinstance(value, list) else value
         label = "normalised by the store" if name == "normalised" else name.replace("_", " ")
-        if shown not in (None, ""):
-            typer.echo(f"{label}: {shown}")
+        if text not in (None, ""):
+            typer.echo(f"{label}: {text}")
     if rows is not None:
         typer.echo(f"would read: at most {rows} rows")
     typer.echo("nothing is written to the store")

@@ -147,8 +147,8 @@ def defend(
         if queries is not None:
             users = read_queries(queries, model, inverter.encoder.dimension)
         labels = [] if users is None else users.relevant or []
-        wanted = frozenset[str]().union(*labels)
-        records = read_records(opened, sample, seed, id_column=field, wanted=wanted)
+        relevant = frozenset[str]().union(*labels)
+        records = read_records(opened, sample, seed, id_column=field, relevant=relevant)
     with StageDisplay() as display, interruptible("the same command goes on from there"):
         report = run(
             records,

@@ -118,7 +118,7 @@ class CollectDisplay(_Display):
     def update(self, progress: CollectProgress) -> None:
         """Show how far the collection is."""
         self.start()
-        self.bar.update(self.task, completed=progress.samples, read=progress.read)
+        self.bar.update(self.task, completed=progress.samples, read=progress.texts)
 
     def finish(self, count: int) -> None:
         """Show that all are there; progress comes now and then only."""
@@ -282,7 +282,7 @@ def stream_inversions(
     """Print one recovered text a line, or a JSON array of recoveries, as they come."""
     from unembed.vectors.output import named_columns
 
-    begun = False
+    is_open = False
     for chunk, inversions in stream:
         show_notes(source)
         for index, item in enumerate(inversions):
@@ -292,11 +292,11 @@ def stream_inversions(
             columns = {name: values[index] for name, values in chunk.columns.items()}
             record = {"row": chunk.rows[index], **asdict(item)} | named_columns(columns)
             text = to_json(record).replace("\n", "\n  ")
-            sys.stdout.write(f"{',' if begun else '['}\n  {text}")
-            begun = True
+            sys.stdout.write(f"{',' if is_open else '['}\n  {text}")
+            is_open = True
         sys.stdout.flush()
     if as_json:
-        sys.stdout.write("\n]\n" if begun else "[]\n")
+        sys.stdout.write("\n]\n" if is_open else "[]\n")
 
 
 def show_notes(source: VectorFile) -> None:

@@ -145,9 +145,11 @@ def evaluate(
     # The inverter and its encoder
     inverter = make_inverter(checkpoint, None, device, dtype).aligned(align)
     warn(inverter.alignment)
-    needed = source is None or encoder is not None or _ask_encoder(specs, steps) or bool(counts)
+    needs_encoder = (
+        source is None or encoder is not None or _ask_encoder(specs, steps) or bool(counts)
+    )
     where = encoder_settings(inverter, encoder) | api_settings(api_base, max_calls, price)
-    model = _encoder(context, inverter, needed, where, device, trust_remote_code)
+    model = _encoder(context, inverter, needs_encoder, where, device, trust_remote_code)
 
     # The curve of leaked pairs, the frontier of encoder calls, or the report
     task = _Task(inverter, model, limit, out, folder, as_json, max_tokens)
@@ -384,7 +386,7 @@ def _ask_encoder(specs: str | list[str], steps: int | None) -> bool:
 def _encoder(
     context: typer.Context,
     inverter: unembed.Inverter,
-    needed: bool,
+    needs_encoder: bool,
     where: dict[str, Any],
     device: str,
     trust: bool,
@@ -394,7 +396,7 @@ def _encoder(
         model = make_encoder(where, device, trust)
         inverter.require_encoder(model)
     except EncoderError as error:
-        if needed:
+        if needs_encoder:
             raise
         note(f"the encoder is not at hand, so no cosine is measured: {error}")
         return None

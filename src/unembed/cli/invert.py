@@ -40,8 +40,8 @@ from unembed.cli.options import (
     VerboseOption,
     api_settings,
     encoder_settings,
-    given,
     interruptible,
+    is_given,
     make_encoder,
     make_inverter,
     note,
@@ -168,11 +168,11 @@ def _refuse_all_idle(context: typer.Context, text: str | None, out: Path | None)
         refuse_idle(context, "with --embedding only", "--text", *_OF_FILES)
     if out is not None:
         refuse_idle(context, "without --out only", "--out", "as_json")
-    if given(context, "checkpoint"):
+    if is_given(context, "checkpoint"):
         refuse_idle(context, "without --checkpoint only", "--checkpoint", "config")
-    if given(context, "key"):
+    if is_given(context, "key"):
         refuse_idle(context, "without --key only", "--key, which says the same", "column")
-    if given(context, "as_json"):
+    if is_given(context, "as_json"):
         refuse_idle(context, "without --json only", "--json", "watch")
 
 

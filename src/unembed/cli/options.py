@@ -225,18 +225,18 @@ _LINES = (f"{name}: {options}" for name, options in STRATEGY_OPTIONS.items())
 STRATEGIES_EPILOG = "\n\n".join((_HEADING, *_LINES))
 
 
-def given(context: typer.Context, name: str) -> bool:
+def is_given(context: typer.Context, name: str) -> bool:
     """Whether the user gave the option of a parameter, whatever its value."""
     source = context.get_parameter_source(name)
     return source is not None and source.name == "COMMANDLINE"
 
 
-def refuse_idle(context: typer.Context, needed: str, actual: str, *names: str) -> None:
+def refuse_idle(context: typer.Context, condition: str, actual: str, *names: str) -> None:
     """Refuse options that have no effect without another, or beside it.
 
     Args:
         context: Of the command.
-        needed: What they need: ``with --embedding only``.
+        condition: What they need: ``with --embedding only``.
         actual: What is there in its place.
         *names: Of their parameters.
 
@@ -245,15 +245,15 @@ def refuse_idle(context: typer.Context, needed: str, actual: str, *names: str) -
     """
     flags = {parameter.name: parameter.opts[0] for parameter in context.command.params}
     for name in names:
-        if given(context, name):
-            raise ConfigError(f"{flags[name]} {needed}", actual, "Leave it out")
+        if is_given(context, name):
+            raise ConfigError(f"{flags[name]} {condition}", actual, "Leave it out")
 
 
 def note_idle(context: typer.Context, why: str, *names: str) -> None:
     """Note options that have no effect here, but may stand in a command that is used often."""
     flags = {parameter.name: parameter.opts[0] for parameter in context.command.params}
     for name in names:
-        if given(context, name):
+        if is_given(context, name):
             note(f"{flags[name]} has no effect: {why}")
 
 

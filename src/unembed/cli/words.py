@@ -19,12 +19,12 @@ from unembed.cli.options import (
     TrustOption,
     VectorColumnOption,
     VectorsOption,
+    is_given,
     make_encoder,
     note_idle,
     opened,
     refuse_idle,
 )
-from unembed.cli.options import given as is_given
 
 if TYPE_CHECKING:
     from unembed.vectors.words import Word, WordProbe
@@ -74,22 +74,22 @@ def words(
     from unembed.errors import ConfigError
 
     inputs = {"--text": text, "--embedding": embedding, "--fit": fit}
-    given = [name for name, value in inputs.items() if value is not None]
-    if len(given) != 1:
-        found = " and ".join(given) or "none"
-        raise ConfigError("one of --text, --embedding and --fit", found, "Pass one of them")
-    _refuse_idle(context, given[0])
+    flags = [name for name, value in inputs.items() if value is not None]
+    if len(flags) != 1:
+        actual = " and ".join(flags) or "none"
+        raise ConfigError("one of --text, --embedding and --fit", actual, "Pass one of them")
+    _refuse_idle(context, flags[0])
     if fit is not None:
         if out is None:
             raise ConfigError("--out FOLDER with --fit", "none", "Say where the probe is to be")
         name = key or column
-        stored = None if name is None else (name, encoder or "unknown", skip_bad)
+        source = None if name is None else (name, encoder or "unknown", skip_bad)
         kind = {"name": encoder or "all-MiniLM-L6-v2", "revision": None, "prompt": None}
 
         def make() -> Any:
             return make_encoder(kind, device, trust_remote_code, "auto")
 
-        _fit(fit, text_column, out, limit, seed, stored, make)
+        _fit(fit, text_column, out, limit, seed, source, make)
         return
     from unembed.vectors.words import WordProbe
 
@@ -156,7 +156,7 @@ def _fit(
     out: Path,
     limit: int,
     seed: int,
-    stored: tuple[str, str, bool] | None,
+    source: tuple[str, str, bool] | None,
     make: Callable[[], Any],
 ) -> None:
     """Learn a probe from texts that are embedded here, or from stored vectors."""
@@ -164,16 +164,16 @@ def _fit(
     from unembed.data.pieces import chunks_of
     from unembed.data.readers import read_texts
     from unembed.files import make_folder
-    from unembed.vectors.words import COUNTED, fit_words
+    from unembed.vectors.words import TEXTS_PER_PAIR, fit_words
 
     model: Any = None
     corpus: list[str] = []
-    if stored is not None:
-        identity, chunks, vectors = _stored_pairs(texts, text_column, *stored, limit, seed)
+    if source is not None:
+        identity, chunks, vectors = _stored_pairs(texts, text_column, *source, limit, seed)
     else:
         passages = list(read_texts(texts, text_column))
-        model, drawn = make(), chunks_of(passages, COUNTED * limit, seed)
-        chunks, corpus = drawn[:limit], drawn[limit:]
+        model, pool = make(), chunks_of(passages, TEXTS_PER_PAIR * limit, seed)
+        chunks, corpus = pool[:limit], pool[limit:]
     make_folder(out, keep=False)  # before what takes long
     with StageDisplay() as display:
         if model is not None:

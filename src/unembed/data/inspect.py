@@ -113,8 +113,8 @@ def inspect_pairs(
     if "vocabulary" in manifest:
         vocabulary["before_trimming"] = manifest["vocabulary"]["before"]
     names = [name for shard in manifest["shards"] for name in shard["sha256"]]
-    named = None if source is None else named_languages(source, manifest, lang_column)
-    languages, languages_are = named or detected_languages(texts) or (None, "not known")
+    by_column = None if source is None else named_languages(source, manifest, lang_column)
+    languages, languages_are = by_column or detected_languages(texts) or (None, "not known")
     return Inspection(
         pairs=len(pairs),
         shards=len(manifest["shards"]),
@@ -213,8 +213,8 @@ def named_languages(
         )
     passages = sum(shard["passages"] for shard in manifest["shards"])
     counts = Counter(islice(read_texts(source, column), passages))
-    named = {lang or "(none)": count for lang, count in counts.most_common()}
-    return named, f"passages, by the column {column!r} of {source.name}"
+    languages = {lang or "(none)": count for lang, count in counts.most_common()}
+    return languages, f"passages, by the column {column!r} of {source.name}"
 
 
 def detected_languages(texts: Sequence[str]) -> tuple[dict[str, int], str] | None:

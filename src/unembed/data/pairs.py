@@ -299,13 +299,13 @@ def difference(expected: Any, actual: Any) -> tuple[str, str]:
         keys = [key for key in {**expected, **actual} if expected.get(key) != actual.get(key)]
         expected, actual = ({key: side.get(key) for key in keys} for side in (expected, actual))
     first, second = (
-        text if len(text := _spelled(side)) < _MOST_CHARS else f"{text[:_MOST_CHARS]} …"
+        text if len(text := _spell(side)) < _MOST_CHARS else f"{text[:_MOST_CHARS]} …"
         for side in (expected, actual)
     )
     return first, second
 
 
-def _spelled(side: Any) -> str:
+def _spell(side: Any) -> str:
     """A setting for readers: of a mapping ``name mine.txt, bytes 12``, digests only if alone."""
     if not isinstance(side, dict):
         return str(side)

@@ -92,7 +92,7 @@ def cut_pieces(
     dropped = Counter() if dropped is None else dropped
     spans: list[str] = []
     sections = _sections(passages, first_index, dropped)
-    for index, passage, encoding in _encoded(sections, tokenizer):
+    for index, passage, encoding in _encode(sections, tokenizer):
         draw = zlib.crc32(f"{settings.seed}:{index}".encode()) / 2**32
         packed = draw < settings.pack
         layout = _layout(passage, encoding, tokenizer)
@@ -144,7 +144,7 @@ def _stretches(passage: str) -> Iterator[str]:
     yield passage[start:]
 
 
-def _encoded(
+def _encode(
     sections: Iterable[tuple[int, str]], tokenizer: TextTokenizer
 ) -> Iterator[tuple[int, str, Encoding]]:
     """Add the tokens, a bounded number of characters at a time: they take a hundred times more."""
@@ -318,12 +318,12 @@ def chunks_of(passages: Sequence[str], limit: int, seed: int) -> list[str]:
                 length = sum(len(chunk) >= least for least in _BUCKETS) - 1
                 buckets[length].append(passage if len(chunk) == len(words) else " ".join(chunk))
     rng = np.random.default_rng(seed)
-    drawn: list[str] = []
+    chunks: list[str] = []
     for place, bucket in enumerate(sorted(buckets, key=len)):  # what one lacks, others may give
-        count = min(len(bucket), (limit - len(drawn)) // (len(buckets) - place))
-        drawn += [bucket[i] for i in rng.permutation(len(bucket))[:count].tolist()]
-    if not drawn:
+        count = min(len(bucket), (limit - len(chunks)) // (len(buckets) - place))
+        chunks += [bucket[i] for i in rng.permutation(len(bucket))[:count].tolist()]
+    if not chunks:
         raise DataError(
             f"passages of at least {SHORTEST} words", "none", "Use longer texts, such as chunks"
         )
-    return [drawn[i] for i in rng.permutation(len(drawn)).tolist()]
+    return [chunks[i] for i in rng.permutation(len(chunks)).tolist()]

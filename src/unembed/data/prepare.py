@@ -101,7 +101,7 @@ def prepare_pairs(
     job = _job(source, out, column, config.data, encoder)
     with locked(out):
         job, manifest = _open_manifest(job)
-        damaged = list(_damaged(job, manifest)) if verify else []
+        damaged = list(_repairs(job, manifest)) if verify else []
         if damaged or not manifest["complete"]:
             job = _prove_encoder(job, encoder, manifest)
             _begin(job, manifest)
@@ -139,15 +139,15 @@ def _require_room(encoder: Encoder, most: int | None, tokens: int) -> None:
 
 def _open_manifest(job: Job) -> tuple[Job, dict[str, Any]]:
     """The folder's manifest: the one found, if it describes this very preparation, or a new one."""
-    stored = read_manifest(job.out) if (job.out / MANIFEST).exists() else None
-    counted = None
+    manifest = read_manifest(job.out) if (job.out / MANIFEST).exists() else None
+    vocabulary = None
     if job.settings.vocabulary.min_count is not None:
-        if stored is None:
-            token_ids, counted = _count_vocabulary(job)
+        if manifest is None:
+            token_ids, vocabulary = _count_vocabulary(job)
             job = replace(job, tokenizer=job.tokenizer.trim(token_ids))
-        elif "kept" in stored["tokenizer"]:  # else it is refused below
-            job = replace(job, tokenizer=job.tokenizer.trim(ids_of(stored["tokenizer"]["kept"])))
-    described: dict[str, Any] = {
+        elif "kept" in manifest["tokenizer"]:  # else it is refused below
+            job = replace(job, tokenizer=job.tokenizer.trim(ids_of(manifest["tokenizer"]["kept"])))
+    description: dict[str, Any] = {
         "format": FORMAT,
         "encoder": job.identity.to_dict(),
         "tokenizer": {"digest": job.tokenizer.digest, **job.tokenizer.ids_to_dict()},
@@ -159,21 +159,21 @@ def _open_manifest(job: Job) -> tuple[Job, dict[str, Any]]:
         },
         "pieces": job.settings.model_dump(),
     }
-    if stored is None:
-        trimmed = {} if counted is None else {"vocabulary": counted}
-        begun = {"cutter": CUTTER, "round_trip": True, "complete": False, "shards": []}
-        return job, {**described, **trimmed, **begun}
-    if is_outdated(stored, job.tokenizer):
+    if manifest is None:
+        extra = {} if vocabulary is None else {"vocabulary": vocabulary}
+        state = {"cutter": CUTTER, "round_trip": True, "complete": False, "shards": []}
+        return job, {**description, **extra, **state}
+    if is_outdated(manifest, job.tokenizer):
         raise DataError(
             f"pieces in {job.out} that end where sentences end",
             "pairs made with an older cutter, which put a token of the next sentence behind them",
             "Choose another --out folder, or delete this one",
         )
-    described["source"] = _without_missing_digest(described["source"], stored["source"])
-    if EncoderIdentity.from_dict(stored["encoder"]).key == job.identity.key:
-        described["encoder"] = stored["encoder"]  # wherever it is now
-    for key, value in described.items():
-        current = piece_settings(stored) if key == "pieces" else stored.get(key)
+    description["source"] = _without_missing_digest(description["source"], manifest["source"])
+    if EncoderIdentity.from_dict(manifest["encoder"]).key == job.identity.key:
+        description["encoder"] = manifest["encoder"]  # wherever it is now
+    for key, value in description.items():
+        current = piece_settings(manifest) if key == "pieces" else manifest.get(key)
         if current != value:
             expected, actual = difference(value, current)
             raise DataError(
@@ -181,12 +181,12 @@ def _open_manifest(job: Job) -> tuple[Job, dict[str, Any]]:
                 actual,
                 "Choose another --out folder, or delete this one",
             )
-    return replace(job, round_trip=stored.get("round_trip", False)), stored
+    return replace(job, round_trip=manifest.get("round_trip", False)), manifest
 
 
-def _without_missing_digest(source: dict[str, Any], stored: Any) -> dict[str, Any]:
+def _without_missing_digest(source: dict[str, Any], entry: Any) -> dict[str, Any]:
     """The source, of which an older version kept the name and size but not the digest."""
-    if isinstance(stored, dict) and DIGEST not in stored:
+    if isinstance(entry, dict) and DIGEST not in entry:
         return {key: value for key, value in source.items() if key != DIGEST}
     return source
 
@@ -270,7 +270,7 @@ def _totals(shards: list[dict[str, Any]]) -> PrepareProgress:
     return PrepareProgress(passages, pairs, len(shards))
 
 
-def _damaged(job: Job, manifest: dict[str, Any]) -> Iterator[ShardTask]:
+def _repairs(job: Job, manifest: dict[str, Any]) -> Iterator[ShardTask]:
     """The shards to make again, with what their tokens must come out as."""
     shards = manifest["shards"]
     for index in damaged_shards(job.out, manifest):
@@ -318,16 +318,16 @@ def count_tokens(
         progress: Called after each batch with the passages read and the pieces counted.
     """
     counts = np.zeros(tokenizer.size, dtype=np.int64)
-    first, counted, iterator = 0, 0, iter(texts)
+    first, total, iterator = 0, 0, iter(texts)
     for batch in _batches(iterator):
         # Whether pieces decode back takes as long to find out as the rest, and hardly counts
         pieces = cut_pieces(batch, tokenizer, settings, first, round_trip=False)
         ids = [token for piece in pieces for token in piece.token_ids]
         counts += np.bincount(ids, minlength=tokenizer.size)
-        first, counted = first + len(batch), counted + len(pieces)
+        first, total = first + len(batch), total + len(pieces)
         if progress is not None:
-            progress(first, counted)
-        if limit is not None and counted >= limit:
+            progress(first, total)
+        if limit is not None and total >= limit:
             break
     return counts
 

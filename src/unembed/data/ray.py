@@ -217,7 +217,7 @@ def _make_on_ray(
             while task.index not in finished:
                 row = next(rows)
                 finished[row["index"]] = row
-            yield _received(finished.pop(task.index))
+            yield _receive(finished.pop(task.index))
     except ray.exceptions.RayError as error:
         lines = [line for line in str(error).splitlines() if line.strip()] or [repr(error)]
         raise DataError(
@@ -244,7 +244,7 @@ def _dataset(ray: Any, share: Share, load: Load, job: Job, todo: list[ShardTask]
     )
 
 
-def _received(row: dict[str, Any]) -> MadeShard:
+def _receive(row: dict[str, Any]) -> MadeShard:
     if row["error"]:
         name, *parts = json.loads(row["error"])
         raise getattr(errors, name)(*parts)
@@ -277,7 +277,7 @@ class ShardWorker:
         try:
             shard = self._make(task)
         except UnembedError as error:
-            parts = [type(error).__name__, error.expected, error.found, error.fix]
+            parts = [type(error).__name__, error.expected, error.actual, error.fix]
             return {**answer, "error": json.dumps(parts)}
         return {**answer, "entry": json.dumps(shard.entry)}
 

@@ -76,20 +76,20 @@ class BestOf:
         best = Sequential()(denoiser, embedding, spec, steps=steps)
         rows = list(range(len(embedding)))
         cosines = oracle(rows, best.tokens).to(embedding.device)
-        drawn, shown = 1, spec.masked(len(rows), torch.device("cpu"))
+        sample_count, previous = 1, spec.masked(len(rows), torch.device("cpu"))
         sampler = Euler(self.temperature, self.top_p)
         index = 0
         while True:
             open_rows = [
                 row for row in rows if cosines[row] < self.stop_cosine and oracle.remaining(row) > 0
             ]
-            count = min(_TOGETHER, self.samples - drawn)
+            count = min(_TOGETHER, self.samples - sample_count)
             finished = not open_rows or count < 1
             index += 1
             if on_step is not None:
-                total = index if finished else index - (drawn - self.samples) // _TOGETHER
-                on_step(best_so_far(best, shown, (index, total), cosines, oracle.calls))
-                shown = best.tokens.cpu().clone()
+                total = index if finished else index - (sample_count - self.samples) // _TOGETHER
+                on_step(best_so_far(best, previous, (index, total), cosines, oracle.calls))
+                previous = best.tokens.cpu().clone()
             if finished:
                 calls = oracle.calls.to(embedding.device)
                 return replace(best, encoder_calls=calls, cosines=cosines)
@@ -104,7 +104,7 @@ class BestOf:
             )
             scores = oracle(where.tolist(), samples.tokens).to(embedding.device)
             best, cosines = keep_better(best, cosines, samples, scores, where)
-            drawn += count
+            sample_count += count
 
 
 def _child(generator: torch.Generator) -> torch.Generator:
@@ -140,7 +140,7 @@ def keep_better(
 
 
 def best_so_far(
-    best: Decoded, shown: Tensor, place: tuple[int, int], cosines: Tensor, calls: Tensor
+    best: Decoded, previous: Tensor, place: tuple[int, int], cosines: Tensor, calls: Tensor
 ) -> DecodingStep:
     """Show the best text of each row so far, at a place (index, total), to a live display."""
     tokens = best.tokens.cpu().clone()
@@ -149,7 +149,7 @@ def best_so_far(
         place[1],
         tokens,
         best.confidences.cpu().clone(),
-        tokens != shown,
+        tokens != previous,
         torch.zeros(len(tokens)),
         cosines.cpu().clone(),
         calls.clone(),

@@ -118,10 +118,10 @@ def search_lengths(
         ends, places = (x[useful].view(len(embedding), -1) for x in (ends, places))
 
     # One hypothesis for each
-    repeated = embedding.repeat_interleave(count, dim=0)
-    blank = spec.masked(len(repeated), embedding.device)
+    vectors = embedding.repeat_interleave(count, dim=0)
+    blank = spec.masked(len(vectors), embedding.device)
     tokens = spec.with_end(blank, places[:, :count].reshape(-1))
-    state = DenoisingState(repeated, spec, tokens, end_given=True)
+    state = DenoisingState(vectors, spec, tokens, end_given=True)
     assert spec.end_id is not None
     at_end = state.tokens == spec.end_id
     state.confidences = torch.where(at_end, ends[:, :count].reshape(-1, 1).exp(), state.confidences)
@@ -144,8 +144,8 @@ def _likeliest(
     state: DenoisingState, at_end: Tensor, count: int, on_step: OnStep | None, index: int
 ) -> Decoded:
     """Of each ``count`` hypotheses in a row take the one with the best mean log-probability."""
-    read = at_end.flip(1).cumsum(dim=1).flip(1) > 0  # up to the end, included
-    score = (state.confidences.clamp_min(1e-30).log() * read).sum(dim=1) / read.sum(dim=1)
+    content = at_end.flip(1).cumsum(dim=1).flip(1) > 0  # up to the end, included
+    score = (state.confidences.clamp_min(1e-30).log() * content).sum(dim=1) / content.sum(dim=1)
     best = score.view(-1, count).argmax(dim=1)
     rows = (torch.arange(len(best), device=best.device) * count + best).repeat_interleave(count)
     state.tokens, state.confidences = state.tokens[rows], state.confidences[rows]

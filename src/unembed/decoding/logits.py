@@ -56,24 +56,24 @@ def with_processors(denoiser: DenoiserFn, processors: Sequence[LogitsProcessor])
     if not processors:
         return denoiser
 
-    def processed(tokens: Tensor, embedding: Tensor, t: Tensor, positions: Tensor) -> Tensor:
+    def denoise(tokens: Tensor, embedding: Tensor, t: Tensor, positions: Tensor) -> Tensor:
         inputs = DenoiserInputs(tokens, embedding, t, positions)
         logits = denoiser(tokens, embedding, t, positions).float()
         for process in processors:
             logits = process(logits, inputs)
         return logits
 
-    return processed
+    return denoise
 
 
 def with_callback(denoiser: DenoiserFn, before_pass: Callable[[], None]) -> DenoiserFn:
     """Call something before every pass of a denoiser; what it raises ends the work."""
 
-    def watched(tokens: Tensor, embedding: Tensor, t: Tensor, positions: Tensor) -> Tensor:
+    def denoise(tokens: Tensor, embedding: Tensor, t: Tensor, positions: Tensor) -> Tensor:
         before_pass()
         return denoiser(tokens, embedding, t, positions)
 
-    return watched
+    return denoise
 
 
 @dataclass(frozen=True)

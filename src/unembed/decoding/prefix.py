@@ -52,11 +52,11 @@ def split_by_prefix(
         goes_on, passes = torch.full((batch,), spec.content >= spec.prefix), 0
     else:
         goes_on, passes = _end_probability(denoiser, embedding, spec).cpu() < 0.5, 1  # noqa: PLR2004
-    shown = None if on_step is None else _Steps(on_step, spec, batch)
+    display = None if on_step is None else _Steps(on_step, spec, batch)
     for is_long, length in ((False, spec.prefix), (True, spec.length)):
         rows = (goes_on == is_long).nonzero()[:, 0]
         if len(rows):
-            own = None if shown is None else shown.of(rows)
+            own = None if display is None else display.of(rows)
             yield Part(rows.tolist(), replace(spec, length=length, prefix=0), own, passes)
 
 

@@ -47,8 +47,8 @@ class SteeredVectors:
         self, rows: Sequence[int], denoiser: DenoiserFn, spec: SequenceSpec, steps: int
     ) -> Decoded:
         """Decode some of them greedily, from unit vectors."""
-        given = F.normalize(self._steered[list(rows)], dim=1)
-        return Sequential()(denoiser, given, spec, steps=steps)
+        vectors = F.normalize(self._steered[list(rows)], dim=1)
+        return Sequential()(denoiser, vectors, spec, steps=steps)
 
     def update(self, rows: Sequence[int], vectors: NDArray[np.float32]) -> None:
         """Move some of them, given the embeddings ê [N, D] of the texts decoded last."""
@@ -101,7 +101,7 @@ class Residual:
         idle, index = [0] * len(rows), 0
         best: Decoded | None = None
         cosines = torch.full((len(rows),), -torch.inf)
-        shown = spec.masked(len(rows), torch.device("cpu"))
+        previous = spec.masked(len(rows), torch.device("cpu"))
         while True:
             # Decode from the steered vectors, embed
             texts = steered.decode(rows, denoiser, spec, steps)
@@ -125,9 +125,9 @@ class Residual:
             ]
             index += 1
             if on_step is not None:
-                left = max((oracle.remaining(row) for row in rows), default=0)
-                step = best_so_far(best, shown, (index, index + left), cosines, oracle.calls)
-                shown = step.tokens
+                budget = max((oracle.remaining(row) for row in rows), default=0)
+                step = best_so_far(best, previous, (index, index + budget), cosines, oracle.calls)
+                previous = step.tokens
                 on_step(step)
             if not rows:
                 calls, cosines = (x.to(embedding.device) for x in (oracle.calls, cosines))

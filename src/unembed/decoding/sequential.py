@@ -212,9 +212,9 @@ def _decode(
 
 
 def _predict(
-    state: DenoisingState, denoiser: DenoiserFn, read: Reader, fixes: bool
+    state: DenoisingState, denoiser: DenoiserFn, reader: Reader, fixes: bool
 ) -> tuple[Tensor, ...]:
     """Read the logits of the masked positions, [M] each; first fix the length where asked."""
     if fixes:
-        return predict_with_length(state, denoiser, read)
-    return state.predict(denoiser, state.masked, read)
+        return predict_with_length(state, denoiser, reader)
+    return state.predict(denoiser, state.masked, reader)

@@ -129,11 +129,11 @@ def parse_pairs(pairs: Any) -> list[int]:
     return sorted(set(counts))
 
 
-def fit_width(stored: Vectors, dimension: int) -> Vectors:
+def fit_width(vectors: Vectors, dimension: int) -> Vectors:
     """Vectors cut or filled up with zeros to D numbers, of unit length."""
-    width = min(stored.shape[1], dimension)
-    rows = np.zeros((len(stored), dimension), np.float32)
-    rows[:, :width] = stored[:, :width]
+    width = min(vectors.shape[1], dimension)
+    rows = np.zeros((len(vectors), dimension), np.float32)
+    rows[:, :width] = vectors[:, :width]
     rows[~rows.any(axis=1), 0] = 1.0
     return unit(rows)
 
@@ -169,13 +169,13 @@ def _undo(case: Case) -> Estimate:
         return wiener(case.public, sigma)
     if isinstance(case.defence, Permutation):
         order = match_unpaired(case.store, case.public)
-        return lambda stored: unit(stored[:, order])
+        return lambda vectors: unit(vectors[:, order])
     simulated = case.simulate()
     alignment = _align(simulated, case.public, case)
     inverse = case.own.invert(simulated)
     if inverse is None or mean_cosine(inverse, case.public) + _GAIN < alignment.cosine:
         return alignment
-    return lambda stored: unit(_not_none(case.own.invert(stored)))
+    return lambda vectors: unit(_not_none(case.own.invert(vectors)))
 
 
 def _not_none(vectors: Vectors | None) -> Vectors:
@@ -202,7 +202,7 @@ def wiener(public: Vectors, sigma: float) -> Estimate:
     covariance = np.cov(rows, rowvar=False)
     gain = np.linalg.solve(covariance + sigma**2 * np.eye(dimension), covariance)
     length = np.sqrt(1.0 + sigma**2 * dimension)  # of y, about
-    return lambda stored: unit(mean + (stored.astype(np.float64) * length - mean) @ gain)
+    return lambda vectors: unit(mean + (vectors.astype(np.float64) * length - mean) @ gain)
 
 
 def match_unpaired(store: Vectors, public: Vectors) -> NDArray[np.int64]:
@@ -285,8 +285,8 @@ class Realignment:
         for fit in self._methods(case):
             if len(x) < _LEAST_CHECKED:
                 break
-            cut = 3 * len(x) // 4
-            score = mean_cosine(fit(x[:cut], y[:cut])(x[cut:]), y[cut:])
+            count = 3 * len(x) // 4
+            score = mean_cosine(fit(x[:count], y[:count])(x[count:]), y[count:])
             if score > cosine:
                 best, cosine = fit(x, y), score
         return best(case.held_out)
@@ -319,7 +319,7 @@ def match_dimensions(x: Vectors, y: Vectors) -> Estimate:
         for rows in (x.astype(np.float64), y.astype(np.float64))
     ]
     _, order = linear_sum_assignment(standard[1].T @ standard[0], maximize=True)
-    return lambda stored: unit(stored[:, order])
+    return lambda vectors: unit(vectors[:, order])
 
 
 def code_centroids(quantiser: ProductQuantisation, x: Vectors, y: Vectors) -> Estimate:
@@ -340,8 +340,8 @@ def code_centroids(quantiser: ProductQuantisation, x: Vectors, y: Vectors) -> Es
         np.add.at(counts[m], codes[:, m], 1.0)
     tables /= counts[:, :, None]
 
-    def estimate(stored: Vectors) -> Vectors:
-        own = quantiser.codes(stored)
+    def estimate(vectors: Vectors) -> Vectors:
+        own = quantiser.codes(vectors)
         return unit(np.concatenate([t[own[:, m]] for m, t in enumerate(tables)], axis=1))
 
     return estimate

@@ -45,7 +45,7 @@ from unembed.defences.records import Queries, Records, as_queries, as_records, o
 from unembed.defences.result import NEEDS_PAIRS, DefenceReport, DefenceRow
 from unembed.defences.retrain import retrain
 from unembed.defences.utility import OVERLAP, Ranking, rank, relative_loss, utilities
-from unembed.defences.write import fit_and_apply, rewritten, try_out
+from unembed.defences.write import fit_and_apply, rewrite, try_out
 from unembed.encoders import as_encoder
 from unembed.encoders.base import Encoder
 from unembed.errors import (
@@ -136,8 +136,8 @@ def defend(  # noqa: PLR0913 - the front door; all but the first have a default
         require_texts(source, corpus_column)
     required = [each for each in selection if not (lenient and str(each) in ALL)]
     try_out(required, records.vectors, model is not None)
-    with unfinished_folder(keep_in) as kept:
-        run = Comparison(records, inverter, model, kept, progress or _silent, seed)
+    with unfinished_folder(keep_in) as work_folder:
+        run = Comparison(records, inverter, model, work_folder, progress or _silent, seed)
         run.split(held_out, max(counts) if "R" in names else 0)
         run.read_corpus(source, corpus_column, overlap)
         run.plan(names, counts, decoding, minutes)
@@ -262,9 +262,15 @@ class Comparison:
             self.access[label] = (
                 f"a corpus with some of the store's texts, the encoder, and what {whose[-1]} has"
             )
-        held = self.records.part(self.held_out)
+        targets = self.records.part(self.held_out)
         self.meter = LeakMeter(
-            self.inverter, decoding, held.ids, held.texts, self.seed, self.folder, self.progress
+            self.inverter,
+            decoding,
+            targets.ids,
+            targets.texts,
+            self.seed,
+            self.folder,
+            self.progress,
         )
 
     def set_queries(self, queries: Queries | None) -> None:
@@ -329,14 +335,14 @@ class Comparison:
     def _row(self, defence: Defence) -> DefenceRow:
         name, recipe = str(defence), copy.deepcopy(defence)
         clean = self._clean(defence)
-        stored = fit_and_apply(defence, clean, self.seed)
+        store = fit_and_apply(defence, clean, self.seed)
         case = Case(
             defence,
             recipe,
-            stored,
-            stored[self.held_out],
+            store,
+            store[self.held_out],
             self.public.vectors,
-            stored[self.pairs],
+            store[self.pairs],
             self.records.vectors[self.pairs],
             self.inverter.encoder,
             self.seed,
@@ -349,15 +355,15 @@ class Comparison:
             if not self.floors:
                 self._set_floors(recoveries)
         if self.minutes is not None and not defence.identity:
-            scores["A2"] = self._retrained(case, name)
-        scores |= self._looked_up(estimates)
+            scores["A2"] = self._retrain(case, name)
+        scores |= self._look_up(estimates)
         f1 = {attacker: np.array(each[F1], float) for attacker, each in scores.items()}
         strongest = max(f1, key=lambda n: f1[n].mean())
         apart = [n for n in f1 if not n.startswith(NEEDS_PAIRS)]
         share, identifier = identify(estimates, self.records.vectors, self.held_out, self.seed)
         # Utility
-        same = stored.shape == clean.shape
-        ranking = rank(defence, self.queries, stored, clean)
+        same = store.shape == clean.shape
+        ranking = rank(defence, self.queries, store, clean)
         plain = ranking if self._plain is None else self._plain[0]
         values = utilities(self.records.ids, self.queries, plain)(ranking)
         self.metric = next(iter(values))
@@ -376,15 +382,15 @@ class Comparison:
             identifier=identifier,
             utility={metric: summarise(v, self.seed) for metric, v in values.items()},
             loss=relative_loss(plain_values, values[self.metric], self.seed),
-            cosine=mean_cosine(stored, self.records.vectors) if same else None,
-            bytes_each=defence.bytes_each(stored.shape[1]),
+            cosine=mean_cosine(store, self.records.vectors) if same else None,
+            bytes_each=defence.bytes_each(store.shape[1]),
             milliseconds=round(ranking.milliseconds, 3),
             notes=[_RERANKED] if defence.rerank else [],
         )
 
     def _clean(self, defence: Defence) -> Vectors:
         """The encoder's vectors of what the defence embeds."""
-        texts = rewritten(defence, self.records.texts)
+        texts = rewrite(defence, self.records.texts)
         if texts is None:
             return self.records.vectors
         vectors = self._encode(texts, f"embedding for {defence}")
@@ -406,7 +412,7 @@ class Comparison:
             estimates["U"] = fit_width(case.held_out, case.dimension)
         return estimates
 
-    def _retrained(self, case: Case, name: str) -> Scores:
+    def _retrain(self, case: Case, name: str) -> Scores:
         assert self.minutes is not None
         inverter = retrain(
             self.inverter,
@@ -420,7 +426,7 @@ class Comparison:
         )
         return self.meter.score(self.meter.decode(case.undo(case.held_out), inverter))
 
-    def _looked_up(self, estimates: dict[str, Vectors]) -> dict[str, Scores]:
+    def _look_up(self, estimates: dict[str, Vectors]) -> dict[str, Scores]:
         """L: the corpus searched with the best estimate that needs no pair, and with the best."""
         scores = {}
         for label, names in self.lookups.items():

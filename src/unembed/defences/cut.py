@@ -54,6 +54,6 @@ class Cut(Defence):
         """Coordinates along the directions, scaled to unit length."""
         return unit(vectors @ self.directions)
 
-    def invert(self, stored: Vectors) -> Vectors:
+    def invert(self, rows: Vectors) -> Vectors:
         """The nearest vectors that have these coordinates."""
-        return stored @ self.directions.T
+        return rows @ self.directions.T

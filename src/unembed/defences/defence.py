@@ -108,7 +108,7 @@ class Defence(ABC):
         """Turn unit vectors of queries [n, D] into what is compared with the store, [n, D']."""
         return self.apply(vectors, np.random.default_rng(0))
 
-    def invert(self, stored: Vectors) -> Vectors | None:
+    def invert(self, rows: Vectors) -> Vectors | None:
         """What the public part says of the vectors [n, D] behind stored ones; None: nothing."""
         return None
 
@@ -119,9 +119,9 @@ class Defence(ABC):
         """
         return None
 
-    def codes(self, stored: Vectors) -> NDArray[Any]:
+    def codes(self, rows: Vectors) -> NDArray[Any]:
         """Stored vectors as they lie on the disk, [n, ...]; float32 as they are by default."""
-        return stored
+        return rows
 
     def bytes_each(self, dimension: int) -> int:
         """Bytes of one stored vector of D' numbers."""
@@ -242,8 +242,8 @@ def parse_defence(text: str) -> Defence:
 
 def _require_name(text: Any) -> None:
     if not isinstance(text, str):
-        wanted = "the name of a defence, with its settings"
-        raise ConfigError(wanted, f"{type(text).__name__} {text!r:.80}", "Correct it")
+        expected = "the name of a defence, with its settings"
+        raise ConfigError(expected, f"{type(text).__name__} {text!r:.80}", "Correct it")
 
 
 def _shipped_class(name: str) -> type[Defence]:
@@ -255,10 +255,10 @@ def _shipped_class(name: str) -> type[Defence]:
 def _make(kind: type[Defence], name: str, words: Sequence[str]) -> Defence:
     values: dict[str, Any] = {}
     own: Any = kind  # a user's class need be no dataclass
-    known = {f.name: f.default for f in fields(own)} if is_dataclass(own) else {}
+    defaults = {f.name: f.default for f in fields(own)} if is_dataclass(own) else {}
     for word in words:
         key, _, value = word.partition("=")
-        values[key] = _value(name, key, value, known)
+        values[key] = _value(name, key, value, defaults)
     try:
         return kind(**values)
     except UnembedError:
@@ -269,12 +269,12 @@ def _make(kind: type[Defence], name: str, words: Sequence[str]) -> Defence:
         ) from error
 
 
-def _value(name: str, key: str, text: str, known: dict[str, Any]) -> Any:
-    if key not in known:
-        there = ", ".join(known) or "none"
+def _value(name: str, key: str, text: str, defaults: dict[str, Any]) -> Any:
+    if key not in defaults:
+        there = ", ".join(defaults) or "none"
         raise ConfigError(f"a setting of {name} ({there})", repr(key), "Correct --defences")
-    kind: Callable[[str], Any] = type(known[key])
-    if known[key] is None or known[key] is MISSING:
+    kind: Callable[[str], Any] = type(defaults[key])
+    if defaults[key] is None or defaults[key] is MISSING:
         return _literal(text)
     try:
         return _SWITCH[text.lower()] if kind is bool else kind(text)
@@ -407,6 +407,6 @@ class NoDefence(Defence):
         """The same vectors."""
         return vectors
 
-    def invert(self, stored: Vectors) -> Vectors:
+    def invert(self, rows: Vectors) -> Vectors:
         """The same vectors."""
-        return stored
+        return rows

@@ -97,7 +97,7 @@ class LeakMeter:
 
     def __post_init__(self) -> None:
         self.token_ids = self.inverter.tokenizer.encode(self.texts)
-        self.decoded: dict[str, list[Recovery]] = {}
+        self.recoveries: dict[str, list[Recovery]] = {}
         self.done = self.planned = 0  # texts, for progress
 
     @property
@@ -115,10 +115,10 @@ class LeakMeter:
             "seed": self.seed,
         }
         key = repr(settings)
-        if key not in self.decoded:
+        if key not in self.recoveries:
             with RowCache(self.folder, "decoded", settings) as cache:
-                self.decoded[key] = self._through(cache, model, vectors)
-        return self.decoded[key]
+                self.recoveries[key] = self._through(cache, model, vectors)
+        return self.recoveries[key]
 
     def _through(self, cache: RowCache, model: Inverter, vectors: Vectors) -> list[Recovery]:
         recoveries: list[Recovery] = []

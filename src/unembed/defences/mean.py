@@ -24,9 +24,9 @@ class MeanRemoval(Defence):
         """Vectors without the mean."""
         return unit(vectors - self.mean)
 
-    def invert(self, stored: Vectors) -> Vectors:
+    def invert(self, rows: Vectors) -> Vectors:
         """The vectors, exactly: x = s y + mean has length 1 for one positive s."""
-        along = stored @ self.mean
+        along = rows @ self.mean
         rest = np.maximum(along**2 + 1.0 - float(self.mean @ self.mean), 0.0)
-        inverse: Vectors = (np.sqrt(rest) - along)[:, None] * stored + self.mean
+        inverse: Vectors = (np.sqrt(rest) - along)[:, None] * rows + self.mean
         return inverse

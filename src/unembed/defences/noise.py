@@ -39,9 +39,9 @@ class Gaussian(Defence):
         """The same vectors: queries need not be protected from the store."""
         return vectors
 
-    def invert(self, stored: Vectors) -> Vectors:
+    def invert(self, rows: Vectors) -> Vectors:
         """The stored vectors: all there is without knowing the noise."""
-        return stored
+        return rows
 
     def _draw(self, shape: tuple[int, ...], random: np.random.Generator) -> NDArray[np.float64]:
         return random.standard_normal(shape)

@@ -62,9 +62,9 @@ class ReplacePii(Defence):
         """The same vectors: those of the changed texts."""
         return vectors
 
-    def invert(self, stored: Vectors) -> Vectors:
+    def invert(self, rows: Vectors) -> Vectors:
         """The same vectors."""
-        return stored
+        return rows
 
 
 def replace_spans(text: str) -> str:
@@ -89,11 +89,11 @@ class Finding(NamedTuple):
 def replace_findings(text: str, findings: Iterable[Finding]) -> str:
     """Replace what was found by ``<KIND>``: the surest first, then the longest, none twice."""
     ranked = sorted(findings, key=lambda f: (-f.score, f.start - f.end))
-    chosen: list[Finding] = []
+    choice: list[Finding] = []
     for finding in ranked:
-        if all(finding.end <= other.start or other.end <= finding.start for other in chosen):
-            chosen.append(finding)
-    for start, end, kind, _ in sorted(chosen, reverse=True):
+        if all(finding.end <= other.start or other.end <= finding.start for other in choice):
+            choice.append(finding)
+    for start, end, kind, _ in sorted(choice, reverse=True):
         text = f"{text[:start]}<{kind}>{text[end:]}"
     return text
 

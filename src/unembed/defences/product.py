@@ -60,13 +60,13 @@ class ProductQuantisation(Defence):
         """The same vectors: queries are compared with centroids (asymmetric distance)."""
         return vectors
 
-    def invert(self, stored: Vectors) -> Vectors:
+    def invert(self, rows: Vectors) -> Vectors:
         """The centroids."""
-        return stored
+        return rows
 
-    def codes(self, stored: Vectors) -> NDArray[Any]:
+    def codes(self, rows: Vectors) -> NDArray[Any]:
         """Codes uint8 [n, parts]."""
-        split = np.split(stored, self.parts, axis=1)
+        split = np.split(rows, self.parts, axis=1)
         return np.stack(
             [
                 ((table**2).sum(axis=1) - 2.0 * part @ table.T).argmin(axis=1)

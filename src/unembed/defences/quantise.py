@@ -35,13 +35,13 @@ class Int8(Defence):
         """The same vectors: only the store is rounded."""
         return vectors
 
-    def invert(self, stored: Vectors) -> Vectors:
+    def invert(self, rows: Vectors) -> Vectors:
         """The values of the codes."""
-        return stored
+        return rows
 
-    def codes(self, stored: Vectors) -> NDArray[Any]:
+    def codes(self, rows: Vectors) -> NDArray[Any]:
         """Codes int8 [n, D]."""
-        steps = np.round((stored - self.middle) / self.scale)
+        steps = np.round((rows - self.middle) / self.scale)
         codes: NDArray[np.int8] = np.clip(steps, -_STEPS // 2, _STEPS // 2).astype(np.int8)
         return codes
 
@@ -65,10 +65,10 @@ class Binary(Defence):
         signs: Vectors = np.where(vectors > 0, 1.0, -1.0).astype(np.float32)
         return signs / np.float32(np.sqrt(vectors.shape[1]))
 
-    def invert(self, stored: Vectors) -> Vectors:
+    def invert(self, rows: Vectors) -> Vectors:
         """The signs."""
-        return stored
+        return rows
 
-    def codes(self, stored: Vectors) -> NDArray[Any]:
+    def codes(self, rows: Vectors) -> NDArray[Any]:
         """Bits packed in bytes, uint8 [n, D / 8]."""
-        return np.packbits(stored > 0, axis=1)
+        return np.packbits(rows > 0, axis=1)

@@ -31,7 +31,7 @@ from unembed.vectors.stores.store import BATCH, Store, VectorBatch
 ID, TEXT, RELEVANT = "id", "text", "relevant"
 _LEAST_RECORDS = 8
 _ROUNDING = 1e-6  # of a unit vector's numbers
-_DRAWN = 2  # times the sample, in place of rows that have no text, or one that came before
+_SURPLUS = 2  # times the sample, in place of rows that have no text, or one that came before
 _TABLES = (".parquet", ".jsonl", ".csv", ".tsv")
 
 
@@ -118,11 +118,11 @@ def as_records(records: Any, encoder: EncoderIdentity) -> Records:
         counts = f"{len(ids)} ids, {len(texts)} texts and {len(vectors)} vectors"
         raise DataError("an id, a text and a vector for each record", counts, "Correct records")
     if len(ids) < _LEAST_RECORDS:
-        wanted = f"at least {_LEAST_RECORDS} records with a text and a vector"
-        raise DataError(wanted, f"{len(ids)}", "Choose another file")
-    seen = set[str]()
+        expected = f"at least {_LEAST_RECORDS} records with a text and a vector"
+        raise DataError(expected, f"{len(ids)}", "Choose another file")
+    uniques = set[str]()
     for place, text in enumerate(texts):
-        fault = _fault(text if isinstance(text, str) else None, seen)
+        fault = _fault(text if isinstance(text, str) else None, uniques)
         if fault is not None:
             raise DataError(
                 "a text of its own for each record", f"{fault} at {place}", "Leave it out"
@@ -154,8 +154,8 @@ def as_queries(queries: Any, encoder: EncoderIdentity, records: int) -> Queries:
         labels = [_labels(each) for each in queries.relevant]
     for name, rows in (("relevant", labels), ("own", queries.own)):
         if rows is not None and len(rows) != len(vectors):
-            found = f"{len(vectors)} queries and {len(rows)}"
-            raise DataError(f"one {name} for each query", found, f"Correct {name}")
+            counts = f"{len(vectors)} queries and {len(rows)}"
+            raise DataError(f"one {name} for each query", counts, f"Correct {name}")
     if queries.own is not None and not all(0 <= row < records for row in queries.own):
         raise DataError(f"own: rows of {records} records", f"{queries.own}", "Correct own")
     return Queries(vectors, labels, queries.own)
@@ -188,7 +188,7 @@ def read_records(
     seed: int = 0,
     *,
     id_column: str | None = None,
-    wanted: Set[str] = frozenset(),
+    relevant: Set[str] = frozenset(),
 ) -> Records:
     """Draw records of a vector store that has texts beside the vectors.
 
@@ -201,7 +201,7 @@ def read_records(
         seed: Of the draw.
         id_column: Field that names the records, one of those that the store was opened with. Its
             own ids if not given; of files a column ``id``, else the row's number from 0.
-        wanted: Ids that are in the sample in any case: those that queries should find.
+        relevant: Ids that are in the sample in any case: those that queries should find.
 
     Raises:
         StoreError: The store cannot be read, or has no texts.
@@ -209,7 +209,7 @@ def read_records(
             with.
     """
     sample, seed = require_whole(sample=(sample, 1), seed=(seed, 0))
-    wanted = _as_ids(wanted)
+    relevant = _as_ids(relevant)
     with ExitStack() as stack:
         if not isinstance(store, Store):
             store, id_column = open_records(store, id_column=id_column)
@@ -222,23 +222,23 @@ def read_records(
                 "Name their column with --text-column",
             )
         _require_field(store, id_column)
-        there = _wanted(store, id_column, wanted)
-        drawn = store.sample(_DRAWN * sample, seed)
-    reasons, seen = Counter(store.left_out), set[str]()
+        there = _fetch(store, id_column, relevant)
+        draw = store.sample(_SURPLUS * sample, seed)
+    reasons, uniques = Counter(store.left_out), set[str]()
     rows: list[tuple[str, str, Vectors]] = []
-    for batch in [*there, drawn]:
-        for place, (name, text) in enumerate(_named(batch, id_column)):
-            if batch is drawn and len(rows) >= sample:
+    for batch in [*there, draw]:
+        for place, (name, text) in enumerate(_ids_and_texts(batch, id_column)):
+            if batch is draw and len(rows) >= sample:
                 break
-            fault = _fault(text, seen)
+            fault = _fault(text, uniques)
             if fault is None:
                 rows.append((name, str(text), batch.vectors[place]))
-            elif name not in wanted:
+            elif name not in relevant:
                 reasons[fault] += 1
     rows.sort(key=lambda row: row[0])
     order = np.random.default_rng([seed, 1]).permutation(len(rows))  # however the store lists them
     ids, texts = [rows[i][0] for i in order], [rows[i][1] for i in order]
-    vectors = np.zeros((len(rows), drawn.vectors.shape[1]))
+    vectors = np.zeros((len(rows), draw.vectors.shape[1]))
     for place, i in enumerate(order):
         vectors[place] = rows[i][2]
     return Records(ids, texts, to_unit_length(vectors, row_peaks(vectors)), dict(reasons))
@@ -263,10 +263,10 @@ def open_records(
     return open_store(address, keep=[ID], **options), ID
 
 
-def _as_ids(wanted: Any) -> frozenset[str]:
-    if not isinstance(wanted, Iterable) or isinstance(wanted, (str, bytes)):
-        raise ConfigError("wanted as ids in a set", f"{wanted!r:.80}", "Correct wanted")
-    return frozenset(map(str, wanted))
+def _as_ids(relevant: Any) -> frozenset[str]:
+    if not isinstance(relevant, Iterable) or isinstance(relevant, (str, bytes)):
+        raise ConfigError("relevant as ids in a set", f"{relevant!r:.80}", "Correct relevant")
+    return frozenset(map(str, relevant))
 
 
 def _require_field(store: Store, name: str | None) -> None:
@@ -275,21 +275,21 @@ def _require_field(store: Store, name: str | None) -> None:
         raise ConfigError(f"a store opened with the field {name!r}", "one without", fix)
 
 
-def _wanted(store: Store, id_column: str | None, wanted: Set[str]) -> list[VectorBatch]:
+def _fetch(store: Store, id_column: str | None, relevant: Set[str]) -> list[VectorBatch]:
     """The rows of some ids, as far as they are there."""
-    if not wanted:
+    if not relevant:
         return []
     if id_column is None:
-        ids = [name for name in store.ids() if name in wanted]
+        ids = [name for name in store.ids() if name in relevant]
         return [store.fetch(ids[at : at + BATCH]) for at in range(0, len(ids), BATCH)]
     batches = []
     for batch in store.batches():
-        rows = [i for i, value in enumerate(batch.payload[id_column]) if str(value) in wanted]
+        rows = [i for i, value in enumerate(batch.payload[id_column]) if str(value) in relevant]
         batches += [batch.take(rows)] if rows else []
     return batches
 
 
-def _named(batch: VectorBatch, id_column: str | None) -> Iterator[tuple[str, str | None]]:
+def _ids_and_texts(batch: VectorBatch, id_column: str | None) -> Iterator[tuple[str, str | None]]:
     """Id and text of each row; a row whose field of ids is empty keeps the store's own."""
     values = batch.ids if id_column is None else batch.payload[id_column]
     texts = batch.texts or [None] * len(batch)
@@ -297,14 +297,14 @@ def _named(batch: VectorBatch, id_column: str | None) -> Iterator[tuple[str, str
         yield own if value is None else str(value), text
 
 
-def _fault(text: str | None, seen: set[str]) -> str | None:
+def _fault(text: str | None, uniques: set[str]) -> str | None:
     if text is None or not text.strip():
         return "no text"
     if not is_unicode(text):
         return "text that UTF-8 cannot write"
-    if text in seen:
+    if text in uniques:
         return "text of a row before"
-    seen.add(text)
+    uniques.add(text)
     return None
 
 

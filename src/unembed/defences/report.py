@@ -243,7 +243,7 @@ def to_page(report: DefenceReport) -> str:
 
 def picture(report: DefenceReport) -> Iterator[str]:
     """The trade-off as SVG: utility kept to the right, leak upwards, a point a defence."""
-    points = [(row, f) for row in report.rows if (f := _kept(row)) is not None]
+    points = [(row, f) for row in report.rows if (f := _utility(row)) is not None]
     limit = 100.0 * (1.0 - report.budget)
     x_ticks = _ticks(min(limit, *(f.mean for _, f in points)), max(f.mean for _, f in points))
     leaks = [row.f1() for row, _ in points]
@@ -285,7 +285,7 @@ def picture(report: DefenceReport) -> Iterator[str]:
     yield "</svg>"
 
 
-def _kept(row: DefenceRow) -> Figure | None:
+def _utility(row: DefenceRow) -> Figure | None:
     """Per cent of the undefended utility that is left, the same queries compared."""
     if row.loss is None:
         return None
@@ -304,7 +304,7 @@ def _add(groups: list[tuple[float, float, list[str]]], x: float, y: float, name:
 
 def _names(groups: Sequence[tuple[float, float, list[str]]]) -> Iterator[str]:
     """Labels of groups of points where nothing else is, with a line to those that are not near."""
-    taken = [(across - 7, across + 7, up - 7, up + 7) for across, up, _ in groups]
+    boxes = [(across - 7, across + 7, up - 7, up + 7) for across, up, _ in groups]
     for across, up, names in sorted(groups, key=lambda group: group[1]):
         more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
         text = ", ".join(names[:_MOST_NAMES]) + more
@@ -319,10 +319,10 @@ def _names(groups: Sequence[tuple[float, float, list[str]]]) -> Iterator[str]:
             if _LEFT < low < _WIDTH - size
             and y - _LINE > _TOP
             and y < _HEIGHT - _BOTTOM
-            and all(b < low or a > low + size or d < y - _LINE or c > y for a, b, c, d in taken)
+            and all(b < low or a > low + size or d < y - _LINE or c > y for a, b, c, d in boxes)
         ]
         low, y, anchor = (free or places)[0]
-        taken.append((low, low + size, y - _LINE, y))
+        boxes.append((low, low + size, y - _LINE, y))
         end = low if anchor == "start" else low + size
         if abs(y - up) > _LINE:
             yield _line("link", across, up, end, y - 4)

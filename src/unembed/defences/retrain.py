@@ -69,7 +69,7 @@ def retrain(
     device, last_save, mask_id = model.compute.device, seconds, inverter.tokenizer.mask_id
     padding = ScoredPadding(inverter.tokenizer.pad_id, _PADDING)
     while seconds < 60.0 * minutes:
-        begun = time.process_time()
+        start_time = time.process_time()
         # A batch, its masks, its vectors
         generator = step_generator(seed, step)
         choice = torch.randint(len(rows), (min(_BATCH, len(rows)),), generator=generator)
@@ -85,7 +85,7 @@ def retrain(
             group["lr"] = _LR * min(1.0, (step + 1) / _WARMUP)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        seconds, step = seconds + time.process_time() - begun, step + 1
+        seconds, step = seconds + time.process_time() - start_time, step + 1
         progress(f"A2 against {name}", int(seconds), int(60 * minutes))
         if seconds - last_save > _SAVE_EVERY or seconds >= 60.0 * minutes:
             _save(state, denoiser, seconds, step)

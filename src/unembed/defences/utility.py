@@ -35,33 +35,33 @@ class Ranking:
     milliseconds: float
 
 
-def rank(defence: Defence, queries: Queries, stored: Vectors, exact: Vectors) -> Ranking:
+def rank(defence: Defence, queries: Queries, store: Vectors, exact: Vectors) -> Ranking:
     """Rank the records for each query as a store with this defence would, by exhaustive search.
 
     Args:
         defence: Fitted.
         queries: Of unit vectors [Q, D].
-        stored: What the store holds [N, D'].
+        store: What the store holds [N, D'].
         exact: The vectors as the encoder made them [N, D], which only a re-ranking reads.
     """
     seconds = []
     rows = np.empty(0, np.int64)
     for _ in range(_REPEATS):
-        begun = time.perf_counter()
+        start_time = time.perf_counter()
         parts = [
-            _search(defence, queries, slice(start, start + _CHUNK), stored, exact)
+            _search(defence, queries, slice(start, start + _CHUNK), store, exact)
             for start in range(0, len(queries.vectors), _CHUNK)
         ]
-        seconds.append(time.perf_counter() - begun)
+        seconds.append(time.perf_counter() - start_time)
         rows = np.concatenate(parts)
     return Ranking(rows, 1000.0 * min(seconds) / len(queries.vectors))
 
 
 def _search(
-    defence: Defence, queries: Queries, part: slice, stored: Vectors, exact: Vectors
+    defence: Defence, queries: Queries, part: slice, store: Vectors, exact: Vectors
 ) -> NDArray[np.int64]:
     vectors = queries.vectors[part]
-    scores = defence.query(vectors) @ stored.T  # [q, N]
+    scores = defence.query(vectors) @ store.T  # [q, N]
     if queries.own is not None:
         scores[np.arange(len(vectors)), queries.own[part]] = -np.inf
     if not defence.rerank:

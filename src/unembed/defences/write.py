@@ -29,9 +29,9 @@ from unembed.files import as_path, atomic
 from unembed.vectors.stores.export import spell
 from unembed.vectors.stores.store import Store, VectorBatch, require_store
 
-_FITTED_ON = 20_000  # vectors that a defence is fitted to, the first of the store
+_FIT_ROWS = 20_000  # vectors that a defence is fitted to, the first of the store
 _ROWS = 10_000  # in memory at a time
-_TRIED = 1000  # vectors that a defence is first tried on
+_TRIAL_ROWS = 1000  # vectors that a defence is first tried on
 _SEED_BYTES = 32
 COLUMN = "embedding"
 
@@ -45,9 +45,9 @@ def fit_and_apply(defence: Defence, vectors: Vectors, seed: int) -> Vectors:
     number = zlib.crc32(str(defence).encode())  # each draws numbers of its own
     with _own_faults(defence, "applied"):
         defence.fit(vectors, np.random.default_rng([seed, 6, number]))
-        stored = np.asarray(defence.apply(vectors, np.random.default_rng([seed, 7, number])))
-    _require_vectors(defence, "vectors", stored, len(vectors))
-    return stored.astype(np.float32)
+        store = np.asarray(defence.apply(vectors, np.random.default_rng([seed, 7, number])))
+    _require_vectors(defence, "vectors", store, len(vectors))
+    return store.astype(np.float32)
 
 
 def try_out(defences: Sequence[Defence], vectors: Vectors, encodes: bool = True) -> None:
@@ -61,31 +61,31 @@ def try_out(defences: Sequence[Defence], vectors: Vectors, encodes: bool = True)
     Raises:
         ConfigError: One fails, gives something else than it should, or needs an encoder.
     """
-    few = vectors[:_TRIED].copy()
+    few = vectors[:_TRIAL_ROWS].copy()
     few.flags.writeable = False  # others read them as well
     for defence in defences:
         trial = copy.deepcopy(defence)
         with _own_faults(defence, "used on a text"):
-            rewrites = rewritten(trial, ["a text"]) is not None
+            rewrites = rewrite(trial, ["a text"]) is not None
         if rewrites and not encodes:
             raise ConfigError(
                 f"the encoder, to embed texts again for {defence}",
                 "none here",
                 "Pass --encoder, or leave the defence out",
             )
-        stored = fit_and_apply(trial, few, 0)
+        store = fit_and_apply(trial, few, 0)
         with _own_faults(defence, "used on queries and inverted"):
-            queries, inverse = np.asarray(trial.query(few)), trial.invert(stored)
-            trial.bytes_each(stored.shape[1])
+            queries, inverse = np.asarray(trial.query(few)), trial.invert(store)
+            trial.bytes_each(store.shape[1])
             sigma = trial.sigma(few.shape[1])
             if sigma is not None:
                 require_number(sigma=(sigma, 0.0, math.inf))
-        _require_vectors(defence, "queries", queries, len(few), stored.shape[1])
+        _require_vectors(defence, "queries", queries, len(few), store.shape[1])
         if inverse is not None:
             _require_vectors(defence, "inverses", inverse, *few.shape)
 
 
-def rewritten(defence: Defence, texts: Sequence[str]) -> list[str] | None:
+def rewrite(defence: Defence, texts: Sequence[str]) -> list[str] | None:
     """The texts as a defence changes them; None where it does not.
 
     Raises:
@@ -211,16 +211,16 @@ def _first(store: Store) -> Vectors:
     for batch in store.batches():
         parts.append(_units(batch))
         count += len(batch)
-        if count >= _FITTED_ON:
+        if count >= _FIT_ROWS:
             break
     if not count:
         raise StoreError(
             f"vectors in {store.facts.collection}", "none", "Choose another collection or column"
         )
-    return np.concatenate(parts)[:_FITTED_ON]
+    return np.concatenate(parts)[:_FIT_ROWS]
 
 
-def _protected(vectors: Vectors, defence: Defence) -> Iterator[Any]:
+def _protect(vectors: Vectors, defence: Defence) -> Iterator[Any]:
     noisy = defence.sigma(vectors.shape[1]) is not None
     parts = [vectors[i : i + 1] for i in range(len(vectors))] if noisy else [vectors]
     for part in parts:
@@ -230,7 +230,7 @@ def _protected(vectors: Vectors, defence: Defence) -> Iterator[Any]:
 def _table(batch: VectorBatch, defence: Defence) -> Any:
     import pyarrow as pa
 
-    codes = np.concatenate(list(_protected(_units(batch), defence)))
+    codes = np.concatenate(list(_protect(_units(batch), defence)))
     columns: dict[str, Any] = {ID: pa.array(batch.ids, pa.string())}
     for name, values in batch.payload.items():  # a field `id` of a file in place of its rows
         columns[name] = pa.array(map(spell, values), pa.string())

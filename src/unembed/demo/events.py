@@ -166,7 +166,7 @@ def align_words(original: str, recovered: str, tokenizer: TextTokenizer) -> list
         original word), and the words as they were written.
     """
     ours, theirs = split_words(original), split_words(recovered)
-    keys = _spelled(ours + theirs, tokenizer)
+    keys = _spell(ours + theirs, tokenizer)
     matcher = SequenceMatcher(None, keys[: len(ours)], keys[len(ours) :], autojunk=False)
     aligned: list[Aligned] = []
     for same, i, i_end, j, j_end in matcher.get_opcodes():
@@ -193,9 +193,9 @@ def _class_of(sign: str) -> str:
     return "sign" if name.startswith(("CJK", "HIRAGANA", "KATAKANA")) else "word"
 
 
-def _spelled(words: list[str], tokenizer: TextTokenizer) -> list[str]:
-    decoded: Iterator[str] = iter(tokenizer.decode(tokenizer.encode(words)))
-    return ["".join(next(decoded).split()).casefold() or word.casefold() for word in words]
+def _spell(words: list[str], tokenizer: TextTokenizer) -> list[str]:
+    spellings: Iterator[str] = iter(tokenizer.decode(tokenizer.encode(words)))
+    return ["".join(next(spellings).split()).casefold() or word.casefold() for word in words]
 
 
 def _kind(same: bool, original: str | None, recovered: str | None) -> str:

@@ -156,8 +156,8 @@ class Guard:
 def _length(headers: Headers) -> int | None:
     """Bytes of the body; None where they are not told, as in chunks."""
     length = headers.get("content-length", "0")
-    told = length.isascii() and length.isdecimal() and "transfer-encoding" not in headers
-    return int(length) if told else None
+    valid = length.isascii() and length.isdecimal() and "transfer-encoding" not in headers
+    return int(length) if valid else None
 
 
 class _Body:

@@ -141,7 +141,7 @@ class ServedModel:
             "search": Worker(f"{name} search", self.run, limits, metrics),
         }
 
-    def mapped(self, name: str, alignment: Alignment) -> ServedModel:
+    def with_alignment(self, name: str, alignment: Alignment) -> ServedModel:
         """The same model for vectors of another encoder, with the same workers.
 
         Raises:
@@ -444,5 +444,5 @@ def load_demo(
         name = f"{base.name} + {Path(folder).resolve().name}"
         if name in models:
             raise ConfigError("maps whose names differ", name, "Rename or leave one out")
-        models[name] = base.mapped(name, alignment)
+        models[name] = base.with_alignment(name, alignment)
     return Demo(models, limits, metrics, clients, log_texts)

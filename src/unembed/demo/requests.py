@@ -284,7 +284,7 @@ async def words(demo: Demo, body: WordsRequest, request: Request) -> WordsOut:
     loop = asyncio.get_running_loop()
     (rows,) = await loop.run_in_executor(demo.parser, find, start["embedding"])
     there = None if body.text is None else words_of(body.text)
-    listed = [
+    entries = [
         ProbableWord(
             word=row.word,
             probability=round(row.probability, 4),
@@ -295,7 +295,7 @@ async def words(demo: Demo, body: WordsRequest, request: Request) -> WordsOut:
         for row in rows
     ]
     doubt = start["doubt"]
-    return WordsOut(model=model.name, encoder=start["encoder"], words=listed, doubt=doubt)
+    return WordsOut(model=model.name, encoder=start["encoder"], words=entries, doubt=doubt)
 
 
 def invert(demo: Demo, body: InvertRequest, scope: Scope) -> PendingJob:

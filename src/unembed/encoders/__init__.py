@@ -35,10 +35,10 @@ def load_encoder(name: str | Path = "all-MiniLM-L6-v2", **options: Any) -> Encod
         raise ConfigError("the name of an encoder", f"{name!r:.80}", "Correct encoder.name")
     name = str(name)
     is_remote = name.startswith(API_PREFIX)
-    given = {key: value for key, value in options.items() if value is not None}
-    _check_options(given)
+    settings = {key: value for key, value in options.items() if value is not None}
+    _check_options(settings)
     for key in _LOCAL if is_remote else _API:
-        if key in given:
+        if key in settings:
             kind = "sentence-transformers" if is_remote else f"an API ({API_PREFIX}MODEL)"
             raise ConfigError(
                 f"{key} for an encoder of {kind} only", f"it for {name}", "Leave it out"
@@ -47,15 +47,15 @@ def load_encoder(name: str | Path = "all-MiniLM-L6-v2", **options: Any) -> Encod
         from unembed.device import Compute, choose_compute
         from unembed.encoders import sentence
 
-        if not isinstance(given.get("compute"), Compute | None):
-            given["compute"] = choose_compute(given["compute"], "float32", training=False)
-        return sentence.load_encoder(name, **given)
+        if not isinstance(settings.get("compute"), Compute | None):
+            settings["compute"] = choose_compute(settings["compute"], "float32", training=False)
+        return sentence.load_encoder(name, **settings)
     require_extra("api", "an encoder behind an API")
     from unembed.encoders.api import load_api_encoder
 
     for key in _MACHINE:  # of this machine, where nothing is computed
-        given.pop(key, None)
-    return load_api_encoder(name, **given)
+        settings.pop(key, None)
+    return load_api_encoder(name, **settings)
 
 
 def as_encoder(encoder: Any, **options: Any) -> Encoder | None:

@@ -122,8 +122,8 @@ class Alignment:
                 f"shape {list(shape)}",
                 "Use vectors of that encoder, or another --align",
             )
-        mapped = (as_unit_vectors(vectors, self.dimension) - self.source_mean) @ self.matrix
-        return _unit(mapped + self.target_mean).astype(np.float32)
+        images = (as_unit_vectors(vectors, self.dimension) - self.source_mean) @ self.matrix
+        return _unit(images + self.target_mean).astype(np.float32)
 
     def require_target(self, encoder: EncoderIdentity) -> None:
         """Refuse an inverter of another encoder than the one the map leads to.
@@ -369,12 +369,12 @@ def _ridge(sums: PairSums) -> _Candidate:
         values, q = np.linalg.eigh(xx)
     keep = values > max(values.max(), 0.0) * 1e-12  # what no pair spans gets no weight
     values, q = values[keep], q[:, keep]
-    scores, known = rows @ q, q.T @ xy  # [m, r], [r, D]
+    scores, loadings = rows @ q, q.T @ xy  # [m, r], [r, D]
     best: tuple[float, float, float, Floats] | None = None
     for penalty in _PENALTIES * (values.max() if len(values) else 1.0):
         shrunk = scores / (values + penalty)
         leverage = 1 / sums.count + (shrunk * scores).sum(axis=1)
-        misses = targets - shrunk @ known
+        misses = targets - shrunk @ loadings
         own = rows - (shrunk * values) @ q.T if square else rows  # of an identity in place of W
         for anchor in _ANCHORS if square else (0.0,):
             residual = misses - anchor * own if anchor else misses
@@ -384,7 +384,7 @@ def _ridge(sums: PairSums) -> _Candidate:
                 best = float(cosines.mean()), float(penalty), anchor, cosines
     assert best is not None
     _, penalty, anchor, cosines = best
-    matrix = q @ (known / (values + penalty)[:, None])
+    matrix = q @ (loadings / (values + penalty)[:, None])
     if anchor:
         matrix += anchor * (np.eye(len(x_mean)) - (q * (values / (values + penalty))) @ q.T)
     return _Candidate(matrix, cosines, penalty, anchor)

@@ -119,8 +119,8 @@ class ApiEncoder:
         self._lock = Lock()
         self._proved = False  # that the server is the one whose answers the cache holds
         probes = [prompt + text for text in PROBES]
-        known = self._cache.get(probes)
-        vectors = known if len(known) == len(probes) else self._embed(probes)
+        answers = self._cache.get(probes)
+        vectors = answers if len(answers) == len(probes) else self._embed(probes)
         self.identity = EncoderIdentity(
             name=API_PREFIX + name,
             revision=None,
@@ -153,8 +153,8 @@ class ApiEncoder:
         """
         prompted = [self._prompt + text for text in check_texts(texts)]
         repeats = Counter(prompted)
-        known = self._cache.get(list(repeats))
-        vectors = {text: v for text, v in known.items() if len(v) == self.identity.dimension}
+        answers = self._cache.get(list(repeats))
+        vectors = {text: v for text, v in answers.items() if len(v) == self.identity.dimension}
         self.usage.cached += len(vectors)
 
         def report(done: Sequence[str]) -> None:
@@ -199,9 +199,9 @@ class ApiEncoder:
     def _prove(self) -> None:
         """Compare one answer with the one kept, before answers of another model are put to them."""
         text = self._prompt + _CANARY
-        kept = None if self._proved else self._cache.get([text]).get(text)
-        if kept is not None:
-            cosine = least_cosine(kept[None], self._request([text]))
+        answer = None if self._proved else self._cache.get([text]).get(text)
+        if answer is not None:
+            cosine = least_cosine(answer[None], self._request([text]))
             if cosine < LEAST_COSINE:
                 raise EncoderError(
                     f"answers of {self._model} like those kept in {self._cache.path}",

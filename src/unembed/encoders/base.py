@@ -133,14 +133,14 @@ def check_texts(texts: Iterable[str]) -> list[str]:
     Raises:
         EmbeddingError: A lone string, or a text that is none, is empty or only white space.
     """
-    given: Any = texts  # from Python anything may come
-    lone = isinstance(given, (str, bytes))  # a string is a sequence of its letters
-    if lone or not isinstance(given, Iterable):
-        kind = "the lone string" if lone else type(given).__name__
+    value: Any = texts  # from Python anything may come
+    lone = isinstance(value, (str, bytes))  # a string is a sequence of its letters
+    if lone or not isinstance(value, Iterable):
+        kind = "the lone string" if lone else type(value).__name__
         raise EmbeddingError("a list of texts", f"{kind} {texts!r:.80}", "Put it into a list")
-    if isinstance(given, Mapping) or hasattr(given, "columns"):  # their names would be embedded
+    if isinstance(value, Mapping) or hasattr(value, "columns"):  # their names would be embedded
         fix = "Pass the column or the values that hold the texts"
-        raise EmbeddingError("a list of texts", f"{type(given).__name__} {texts!r:.80}", fix)
+        raise EmbeddingError("a list of texts", f"{type(value).__name__} {texts!r:.80}", fix)
     checked = list(texts)
     for index, text in enumerate(checked):
         if not isinstance(text, str):

@@ -89,7 +89,7 @@ class VectorCache:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        with self._opened() as database:
+        with self._connect() as database:
             database.execute("PRAGMA journal_mode=WAL")  # readers do not wait for a writer
             database.execute(
                 "CREATE TABLE IF NOT EXISTS vectors (text BLOB PRIMARY KEY, vector BLOB NOT NULL)"
@@ -99,7 +99,7 @@ class VectorCache:
         """The texts that are known, each with its vector."""
         by_key = {_digest(text): text for text in texts}
         vectors = {}
-        with self._opened() as database:
+        with self._connect() as database:
             for key, text in by_key.items():
                 row = database.execute("SELECT vector FROM vectors WHERE text = ?", [key])
                 for (data,) in row:
@@ -113,11 +113,11 @@ class VectorCache:
         """Keep the vectors [B, D] of texts, which are on the disk when this returns."""
         keys = map(_digest, texts)
         rows = [(k, v.astype("<f4").tobytes()) for k, v in zip(keys, vectors, strict=True)]
-        with self._opened() as database:
+        with self._connect() as database:
             database.executemany("INSERT OR REPLACE INTO vectors VALUES (?, ?)", rows)
 
     @contextmanager
-    def _opened(self) -> Iterator[sqlite3.Connection]:
+    def _connect(self) -> Iterator[sqlite3.Connection]:
         """A connection of its own for each use, of any thread; committed when the block ends."""
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)

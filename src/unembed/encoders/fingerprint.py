@@ -78,8 +78,8 @@ class Fingerprint:
         vectors = probe_vectors(encoder)
         lengths = np.linalg.norm(vectors.astype(np.float64), axis=1)
         if np.abs(lengths - 1).max() > _LENGTHS:
-            found = f"lengths from {lengths.min():.3g} to {lengths.max():.3g}"
-            raise EncoderError("an encoder of unit vectors", found, "Scale what it gives")
+            actual = f"lengths from {lengths.min():.3g} to {lengths.max():.3g}"
+            raise EncoderError("an encoder of unit vectors", actual, "Scale what it gives")
         worst = least_cosine(self.vectors, vectors)
         if not worst >= LEAST_COSINE:
             raise EncoderError(

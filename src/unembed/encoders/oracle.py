@@ -101,16 +101,16 @@ class EncoderOracle:
             again == ids for again, ids in zip(self._tokenizer.encode(texts), content, strict=True)
         ]
         gains: list[NDArray[np.float32] | None] = [None] * len(texts)
-        wanted = []
+        places = []
         for place, row in enumerate(rows):
             if content[place] and same[place] and self.remaining(row) >= _GRADIENT:
                 self._gradients[row] += 1
-                wanted.append(place)
-        if wanted:
-            targets = self._targets[[rows[place] for place in wanted]]
-            some = [texts[place] for place in wanted]
+                places.append(place)
+        if places:
+            targets = self._targets[[rows[place] for place in places]]
+            some = [texts[place] for place in places]
             for place, of_text in zip(
-                wanted, token_gains(self._encoder, some, targets), strict=True
+                places, token_gains(self._encoder, some, targets), strict=True
             ):
                 gains[place] = self._tokenizer.rows_of(of_text.T).T  # [n, V]
         return gains
@@ -146,11 +146,16 @@ class EncoderOracle:
     def _affordable(self, queries: Sequence[tuple[int, str]]) -> dict[tuple[int, str], int]:
         """The (row, text) that are new and where, each once, as far as each row's budget goes."""
         new: dict[tuple[int, str], int] = {}
-        left = {row: self.remaining(row) for row, _ in queries}
+        budgets = {row: self.remaining(row) for row, _ in queries}
         for place, (row, text) in enumerate(queries):
-            if text and text not in self._cosines[row] and (row, text) not in new and left[row] > 0:
+            if (
+                text
+                and text not in self._cosines[row]
+                and (row, text) not in new
+                and budgets[row] > 0
+            ):
                 new[row, text] = place
-                left[row] -= 1
+                budgets[row] -= 1
         return new
 
     def _embed(self, pairs: Sequence[tuple[int, str]]) -> None:

@@ -366,8 +366,8 @@ def licence_lines(name: str) -> str:
 def licence_note(name: str) -> str:
     """Say in a card what the licence depends on."""
     entry = find(name)
-    known = "is not known here: look it up" if entry is None else f"is {entry.licence}"
+    statement = "is not known here: look it up" if entry is None else f"is {entry.licence}"
     return (
         f"The token table of these weights may start from the words of `{name}`, whose licence "
-        f"{known}. It can limit what may be done with them; the code of unembed is Apache-2.0."
+        f"{statement}. It can limit what may be done with them; the code of unembed is Apache-2.0."
     )

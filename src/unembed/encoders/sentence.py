@@ -272,7 +272,7 @@ def _no_permission(entry: pipeline.CatalogEntry) -> EncoderError:
 def _require_official(entry: pipeline.CatalogEntry, folder: Path, weights: str) -> None:
     """Refuse other files than a model's authors gave, as far as the catalogue knows them."""
     checks = [("weights", entry.weights_sha256, weights)]
-    if entry.package is not None and folder == _packaged(entry.package):
+    if entry.package is not None and folder == _find_package(entry.package):
         checks.append(("files", entry.package_sha256, pipeline.settings_digest(folder)))
     for what, expected, actual in checks:
         if expected not in (None, actual):
@@ -301,7 +301,7 @@ def _resolve(
 ) -> tuple[Path, str | None]:
     """Folder with the model's files, and its commit when it came from the Hub."""
     if entry is not None and entry.package is not None and revision is None:
-        folder = _packaged(entry.package)
+        folder = _find_package(entry.package)
         if folder is not None and not name.startswith("."):  # a folder of that name is ./NAME
             return folder, None
     if is_folder(Path(name)):
@@ -329,7 +329,7 @@ def _resolve(
     return folder, folder.name
 
 
-def _packaged(package: str) -> Path | None:
+def _find_package(package: str) -> Path | None:
     """The model folder inside an installed PyPI package, if it is installed."""
     try:
         spec = importlib.util.find_spec(package.replace("-", "_"))

@@ -112,18 +112,18 @@ def read_answer(
         answer = json.loads(body)
         rows = answer["data"]
         order = [int(row.get("index", place)) for place, row in enumerate(rows)]
-        vectors = [_answered(row["embedding"]) for row in rows]
+        vectors = [_decode(row["embedding"]) for row in rows]
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
-        found = (
+        actual = (
             "HTML" if body.lstrip().startswith(b"<") else "something else" if body else "nothing"
         )
-        raise _strange("JSON with embeddings", found) from None
+        raise _strange("JSON with embeddings", actual) from None
     if sorted(order) != list(range(count)):
         raise _strange(f"{count} vectors, one for each text,", f"{len(rows)}")
     sizes = {len(vector) for vector in vectors}
     if len(sizes) > 1 or dimension not in (None, *sizes) or sizes == {0}:
-        found = " and ".join(map(str, sorted(sizes)))
-        raise _strange(f"vectors of {dimension or 'one number of'} dimensions", found)
+        actual = " and ".join(map(str, sorted(sizes)))
+        raise _strange(f"vectors of {dimension or 'one number of'} dimensions", actual)
     matrix = np.empty((count, *sizes), dtype=np.float32)
     matrix[order] = vectors
     if not np.isfinite(matrix).all() or not matrix.any(axis=1).all():
@@ -133,7 +133,7 @@ def read_answer(
     return matrix, tokens if isinstance(tokens, int) and 0 <= tokens < 1 << 53 else None
 
 
-def _answered(embedding: Any) -> NDArray[np.float32]:
+def _decode(embedding: Any) -> NDArray[np.float32]:
     if isinstance(embedding, str):
         return np.frombuffer(base64.b64decode(embedding, validate=True), "<f4").astype(np.float32)
     vector = np.asarray(embedding, dtype=np.float64)
@@ -143,9 +143,9 @@ def _answered(embedding: Any) -> NDArray[np.float32]:
         return vector.astype(np.float32)
 
 
-def _strange(expected: str, found: str) -> EncoderError:
+def _strange(expected: str, actual: str) -> EncoderError:
     return EncoderError(
-        f"{expected} in the answer of the API", found, "Check --api-base and encoder.name"
+        f"{expected} in the answer of the API", actual, "Check --api-base and encoder.name"
     )
 
 

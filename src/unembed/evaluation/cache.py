@@ -48,14 +48,14 @@ def unfinished_folder(folder: Path | None) -> Iterator[Path | None]:
     if folder is None:
         yield None
         return
-    kept = folder / UNFINISHED
+    subfolder = folder / UNFINISHED
     try:
-        kept.mkdir(mode=0o700, parents=True, exist_ok=True)
+        subfolder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise DataError(f"a folder at {folder}", str(error), "Choose another --out") from error
-    with locked(kept):
-        yield kept
-    shutil.rmtree(kept, ignore_errors=True)
+    with locked(subfolder):
+        yield subfolder
+    shutil.rmtree(subfolder, ignore_errors=True)
 
 
 class RowCache:

@@ -180,8 +180,8 @@ def evaluate(  # noqa: PLR0913 - the front door; all but the first three have a 
     counts = None
     if train_pairs is not None and train_pairs.tokenizer.digest == inverter.tokenizer.digest:
         counts = train_pairs.token_counts
-    known = train_pairs, counts, seed, report, len(samples), corpus
-    bench = Bench(inverter, encoder, attacks, *known)
+    context = train_pairs, counts, seed, report, len(samples), corpus
+    bench = Bench(inverter, encoder, attacks, *context)
     ruler, notes = make_ruler(inverter.tokenizer, counts)
     notes = _first_notes(bench, samples) + notes
     lock = nullcontext() if folder is None else locked(folder / FOLDER)
@@ -195,7 +195,7 @@ def evaluate(  # noqa: PLR0913 - the front door; all but the first three have a 
         if announce is not None:
             announce(_forecast(bench, rows, next(samples.chunks(BATCH))))
         examples = _fill(bench, rows, samples, ruler)
-    return _conclude(bench, rows, examples, notes, samples.stored)
+    return _conclude(bench, rows, examples, notes, samples.has_vectors)
 
 
 def _fill(bench: Bench, rows: list[_Row], samples: Samples, ruler: Ruler) -> list[Example]:
@@ -240,7 +240,7 @@ def _checked(
 def _first_notes(bench: Bench, samples: Samples) -> list[str]:
     """What is to be known before any figure: stored vectors that are strange, what is missing."""
     notes = []
-    if samples.stored:
+    if samples.has_vectors:
         part = Part(bench.encoder, *next(samples.chunks(_COMPARED)), bench.inverter)
         notes += _stored_notes(bench, part)
         longest = bench.inverter.length - 1
@@ -262,7 +262,7 @@ def _stored_notes(bench: Bench, part: Part) -> list[str]:
     statistics = getattr(getattr(bench.inverter, "fingerprint", None), "statistics", None)
     if alignment is not None:
         statistics, name = alignment.statistics, alignment.name
-    doubt = None if statistics is None else statistics.doubt(part.stored, name)
+    doubt = None if statistics is None else statistics.doubt(part.stored_vectors, name)
     notes = [] if doubt is None else [doubt]
     if bench.encoder is None:
         return [*notes, "cosine: not measured, there is no encoder to embed what is recovered"]
@@ -284,12 +284,12 @@ def _stored_notes(bench: Bench, part: Part) -> list[str]:
 def _forecast(bench: Bench, rows: list[_Row], trial: tuple[int, list[Sample]]) -> str:
     """How many texts are decoded how often, and how long that takes here."""
     part, seconds = Part(bench.encoder, *trial, bench.inverter), 0.0
-    decoded = dict.fromkeys((SHUFFLED, BLIND), bench.guesser) | bench.attacks
+    attacks = dict.fromkeys((SHUFFLED, BLIND), bench.guesser) | bench.attacks
     for row in rows:
-        if row.name in decoded:
-            left = int(row.mask.sum()) - row.cache.count
-            seconds += bench.seconds(part, decoded[row.name], max(0, left))
-    times = len([row for row in rows if row.name in decoded])
+        if row.name in attacks:
+            count = int(row.mask.sum()) - row.cache.count
+            seconds += bench.seconds(part, attacks[row.name], max(0, count))
+    times = len([row for row in rows if row.name in attacks])
     return f"{bench.total} texts, each decoded up to {times} times: {duration(seconds)} here"
 
 
@@ -388,7 +388,7 @@ class _Groups:
 
 
 def _conclude(
-    bench: Bench, rows: list[_Row], examples: list[Example], notes: list[str], stored: bool
+    bench: Bench, rows: list[_Row], examples: list[Example], notes: list[str], has_vectors: bool
 ) -> Evaluation:
     if bench.pairs is None:
         notes = [*notes, "nearest training text: not measured, no training pairs were given"]
@@ -405,7 +405,7 @@ def _conclude(
     settings = {
         "texts": bench.total,
         "encoder": bench.inverter.encoder.to_dict(),
-        "vectors": "stored" if stored else "embedded here",
+        "vectors": "stored" if has_vectors else "embedded here",
         **({} if alignment is None else {"alignment": alignment.describe()}),
         "strategy": first.decoding.name,
         "passes": None if passes is None else _whole(passes.mean),

@@ -127,7 +127,7 @@ def measure_frontier(  # noqa: PLR0913 - as `evaluate`
         for spec, attack in ((one, next(iter(name_attacks(one, steps).values()))) for one in specs)
     }
     samples = Samples(texts, inverter.tokenizer, cutting(inverter))
-    chosen, shares = draw_by_length(samples, cutting(inverter).length, limit, seed)
+    buckets, shares = draw_by_length(samples, cutting(inverter).length, limit, seed)
     bench = Bench(inverter, encoder, attacks, None, None, seed, report, len(samples), corpus)
     ruler, notes = make_ruler(inverter.tokenizer, None)
     provenance = {} if folder is None else bench.provenance()
@@ -135,7 +135,7 @@ def measure_frontier(  # noqa: PLR0913 - as `evaluate`
     for name, attack in attacks.items():
         reached = [mark for mark in marks if mark <= attack.decoding.encoder_calls]
         values = {}
-        for bucket, some in chosen.items():
+        for bucket, some in buckets.items():
             settings: dict[str, Any] = {
                 "attack": bench.describe(attack),
                 "marks": reached,
@@ -150,7 +150,7 @@ def measure_frontier(  # noqa: PLR0913 - as `evaluate`
                 values[bucket] = _values(search.recover_all(some, journal, show), some, ruler)
         points[name] = _figures(values, shares, reached, seed)
     facts = {
-        "texts": {bucket: len(some) for bucket, some in chosen.items()},
+        "texts": {bucket: len(some) for bucket, some in buckets.items()},
         "encoder": encoder.identity.to_dict(),
         "attacks": {name: bench.describe(attack) for name, attack in attacks.items()},
         "seed": seed,
@@ -189,18 +189,18 @@ def draw_by_length(
     which = np.searchsorted(_LOWEST, sizes, side="right") - 1
     least = int(sizes.min())
     names[0] = f"{least}-{highest[0]}" if least <= highest[0] else names[0]
-    rng, wanted = np.random.default_rng(seed), {}
+    rng, bucket_of = np.random.default_rng(seed), {}
     for number, name in enumerate(names):
         places = np.flatnonzero(which == number)
         for place in rng.permutation(places)[:limit].tolist():
-            wanted[place] = name
-    chosen: dict[str, list[Sample]] = {name: [] for name in names}
+            bucket_of[place] = name
+    buckets: dict[str, list[Sample]] = {name: [] for name in names}
     for place, sample in enumerate(samples):
-        if place in wanted:
-            chosen[wanted[place]].append(sample)
+        if place in bucket_of:
+            buckets[bucket_of[place]].append(sample)
     shares = {name: float((which == number).mean()) for number, name in enumerate(names)}
     return (
-        {name: some for name, some in chosen.items() if some},
+        {name: some for name, some in buckets.items() if some},
         {name: share for name, share in shares.items() if share},
     )
 
@@ -253,17 +253,17 @@ class _Search:
         cosines = cosines_of(self.encoder, [one.text for one in greedy], vectors)
         return [
             [
-                self._at(mark, seen)
-                if mark and seen
+                self._at(mark, history)
+                if mark and history
                 else Recovery(start.text, start.token_ids, encoder_calls=0, cosine=cosine)
                 for mark in self.marks
             ]
-            for start, cosine, seen in zip(greedy, cosines, calls, strict=True)
+            for start, cosine, history in zip(greedy, cosines, calls, strict=True)
         ]
 
-    def _at(self, mark: int, seen: Sequence[tuple[int, float, list[int]]]) -> Recovery:
+    def _at(self, mark: int, history: Sequence[tuple[int, float, list[int]]]) -> Recovery:
         """The nearest of the texts that were embedded with so many calls."""
-        affordable = [call for call in seen if call[0] <= mark]
+        affordable = [call for call in history if call[0] <= mark]
         _, cosine, ids = max(affordable, key=lambda call: call[1])
         tokenizer = self.inverter.tokenizer
         content = [ids[k] for k in tokenizer.content_positions(ids)]
@@ -295,22 +295,22 @@ def _figures(
     seed: int,
 ) -> dict[str, dict[int, dict[str, Figure | None]]]:
     """Means with intervals, of each bucket and of all weighted by their shares."""
-    means, resampled = {}, {}
+    means, replicates = {}, {}
     for number, (bucket, of_texts) in enumerate(values.items()):
         n = len(of_texts)
         flat = np.nan_to_num(of_texts.reshape(n, -1))
         means[bucket] = of_texts.mean(axis=0)
-        drawn = draw_blocks(n, seed + number) @ flat / n
-        resampled[bucket] = drawn.reshape(-1, *of_texts.shape[1:])
+        resamples = draw_blocks(n, seed + number) @ flat / n
+        replicates[bucket] = resamples.reshape(-1, *of_texts.shape[1:])
     total = sum(shares[bucket] for bucket in values)
     weights = {bucket: shares[bucket] / total for bucket in values}
     means[ALL] = np.sum([weights[b] * means[b] for b in values], axis=0)
-    resampled[ALL] = np.sum([weights[b] * resampled[b] for b in values], axis=0)
+    replicates[ALL] = np.sum([weights[b] * replicates[b] for b in values], axis=0)
     counts = {bucket: len(of_texts) for bucket, of_texts in values.items()}
     counts[ALL] = sum(counts.values())
     points: dict[str, dict[int, dict[str, Figure | None]]] = {}
     for bucket, mean in means.items():
-        low, high = np.quantile(resampled[bucket], _LEVELS, axis=0)
+        low, high = np.quantile(replicates[bucket], _LEVELS, axis=0)
         points[bucket] = {
             mark: {
                 metric: None

@@ -55,7 +55,7 @@ class LeakedPairs:
         encoder: Of texts alone (what `read_texts` reads): embeds them. None: vectors are there.
         only: Texts that may be among them; all when None.
         left_out: Rows left out, by reason, of the last time they were read.
-        read: Rows read then.
+        row_count: Rows read then.
     """
 
     path: Path
@@ -65,7 +65,7 @@ class LeakedPairs:
     encoder: Encoder | None = None
     only: frozenset[str] | None = None
     left_out: Counter[str] = field(default_factory=Counter)
-    read: int = 0
+    row_count: int = 0
 
     def blocks(self, limit: int | None = None) -> Iterator[Block]:
         """The usable pairs, a chunk at a time; no more than the first ``limit`` are embedded.
@@ -92,10 +92,10 @@ class LeakedPairs:
     def _usable(self, limit: int | None) -> Iterator[Block]:
         """Texts and vectors as they were read; those of texts alone have no dimension."""
         self.left_out.clear()
-        self.read, usable, seen = 0, 0, dict[bytes, bytes]()
+        self.row_count, usable, digests = 0, 0, dict[bytes, bytes]()
         kind = self._rows if self.encoder is None else self._texts
         for texts, vectors in self._prepared() if self._is_prepared else kind():
-            reasons = [self._fault(text, v, seen) for text, v in zip(texts, vectors, strict=True)]
+            reasons = [self._fault(t, v, digests) for t, v in zip(texts, vectors, strict=True)]
             self.left_out.update(reason for reason in reasons if reason is not None)
             good = [row for row, reason in enumerate(reasons) if reason is None]
             if self.only is not None:
@@ -109,7 +109,8 @@ class LeakedPairs:
         if not usable:
             raise EmbeddingError(
                 f"pairs of a text and a vector in {self.path}",
-                f"{self.read} rows, none usable ({self.describe_left_out() or 'an empty file'})",
+                f"{self.row_count} rows, none usable "
+                f"({self.describe_left_out() or 'an empty file'})",
                 "Correct the file, or say where they are with --text-column and --column",
             )
 
@@ -123,8 +124,8 @@ class LeakedPairs:
             identity, fingerprint = self.encoder.identity, make_fingerprint(self.encoder)
         else:
             return {}
-        known = {"name": identity.name, "encoder": identity.to_dict()}
-        return known if fingerprint is None else {**known, "fingerprint": fingerprint.sha256}
+        facts = {"name": identity.name, "encoder": identity.to_dict()}
+        return facts if fingerprint is None else {**facts, "fingerprint": fingerprint.sha256}
 
     def describe_left_out(self) -> str:
         """``3 × no text, 1 × NaN or infinity``; empty where nothing was left out."""
@@ -134,7 +135,7 @@ class LeakedPairs:
     def _is_prepared(self) -> bool:
         return self.encoder is None and (as_path(self.path) / MANIFEST).is_file()
 
-    def _fault(self, text: Any, vector: NDArray[Any], seen: dict[bytes, bytes]) -> str | None:
+    def _fault(self, text: Any, vector: NDArray[Any], digests: dict[bytes, bytes]) -> str | None:
         """Say why a pair is not used; remember the others by 8 bytes of text and of vector."""
         if not isinstance(text, str):
             return "no text" if text is None else "text that is no string"
@@ -145,15 +146,15 @@ class LeakedPairs:
         if text in self.apart_from:
             return "text that is held out"
         name, value = (hashlib.sha256(b).digest()[:8] for b in (text.encode(), vector.tobytes()))
-        if name not in seen:
-            seen[name] = value
+        if name not in digests:
+            digests[name] = value
             return None
-        return "duplicate row" if seen[name] == value else "text of a row before, other vector"
+        return "duplicate row" if digests[name] == value else "text of a row before, other vector"
 
     def _texts(self) -> Iterator[tuple[list[Any], NDArray[np.float64]]]:
         texts = read_texts(self.path, self.column)
         while chunk := list(islice(texts, _CHUNK // 4)):  # progress is shown after each
-            self.read += len(chunk)
+            self.row_count += len(chunk)
             yield chunk, np.empty((len(chunk), 0))
 
     def _rows(self) -> Iterator[tuple[list[Any], NDArray[np.float64]]]:
@@ -161,7 +162,7 @@ class LeakedPairs:
         before: Counter[str] = Counter()
         try:
             for chunk in file.chunks(vector_size(file)):
-                self.read = chunk.read
+                self.row_count = chunk.end
                 self.left_out.update(file.left_out - before)
                 before = file.left_out.copy()
                 yield chunk.columns.get(self.column, []), chunk.vectors
@@ -169,7 +170,7 @@ class LeakedPairs:
             if "--keep" not in error.fix:
                 raise
             raise EmbeddingError(
-                error.expected, error.found, "Pass --text-column with the one that holds the text"
+                error.expected, error.actual, "Pass --text-column with the one that holds the text"
             ) from error
 
     def _prepared(self) -> Iterator[tuple[list[Any], NDArray[np.float64]]]:
@@ -180,7 +181,7 @@ class LeakedPairs:
             contents = [
                 [r[i] for i in pairs.tokenizer.content_positions(r)] for r in tokens.tolist()
             ]
-            self.read = int(rows[-1]) + 1
+            self.row_count = int(rows[-1]) + 1
             yield pairs.tokenizer.decode(contents), embeddings.astype(np.float64)
 
 
@@ -318,26 +319,26 @@ def align_curve(  # noqa: PLR0913 - all but the first four have a default
     if len(texts) < 2:  # noqa: PLR2004 - shuffled needs another text
         raise DataError("at least 2 held-out texts", f"{len(texts)}", "Choose another file")
     leaked.apart_from = frozenset(texts)
-    known, x = _draw(leaked, max(counts), [seed, 0])
+    leaked_texts, x = _draw(leaked, max(counts), [seed, 0])
     if x.shape[1] != x_test.shape[1]:
         raise EmbeddingError(
             f"held-out vectors of {x.shape[1]} dimensions, as the leaked ones have",
             f"{x_test.shape[1]} in {held_out.path}",
             "Use vectors of the same encoder",
         )
-    progress("embedding the texts", 0, len(texts) + len(known))
-    y_test, y = encoder.encode(texts), encoder.encode(known)
+    progress("embedding the texts", 0, len(texts) + len(leaked_texts))
+    y_test, y = encoder.encode(texts), encoder.encode(leaked_texts)
     measure = _Measure(inverter, encoder, texts, y_test, decoding, seed)
-    sizes = sorted({min(count, len(known)) for count in counts})
+    sizes = sorted({min(count, len(leaked_texts)) for count in counts})
     total = len(sizes) + 3
     points = []
     for done, size in enumerate(sizes):
         progress("decoding", done, total)
-        alignment = (fit or _fitted(inverter))(x[:size], y[:size])
-        mapped = alignment(x_test)
-        figures, shuffled = measure(mapped)
+        alignment = (fit or _fitter(inverter))(x[:size], y[:size])
+        y_hat = alignment(x_test)
+        figures, shuffled = measure(y_hat)
         predicted = alignment.cosine if alignment.cosines else None
-        reached = float((mapped * y_test).sum(axis=1).mean())
+        reached = float((y_hat * y_test).sum(axis=1).mean())
         point = (size, alignment.method, predicted, reached, figures, shuffled, alignment.doubt())
         points.append(CurvePoint(*point))
     noise = np.random.default_rng([seed, 2]).standard_normal(y_test.shape)
@@ -356,7 +357,7 @@ def align_curve(  # noqa: PLR0913 - all but the first four have a default
         "decoding": str(decoding),
         "seed": seed,
     }
-    return AlignCurve(points, floors, settings, _notes(leaked, held_out, counts, len(known)))
+    return AlignCurve(points, floors, settings, _notes(leaked, held_out, counts, len(leaked_texts)))
 
 
 def _notes(
@@ -374,7 +375,7 @@ def _notes(
     return notes
 
 
-def _fitted(inverter: Inverter) -> Fit:
+def _fitter(inverter: Inverter) -> Fit:
     def fit(x: NDArray[np.float32], y: NDArray[np.float32]) -> Alignment:
         sums = PairSums()
         sums.add(x, y)
@@ -422,7 +423,7 @@ class _Measure:
         if with_text:
             again[with_text] = self.encoder.encode([recovered[row] for row in with_text])
         ids = [set(item.token_ids) for item in inversions]
-        wanted = [set(row) for row in self.inverter.tokenizer.encode(self.texts)]
+        target_ids = [set(row) for row in self.inverter.tokenizer.encode(self.texts)]
         results = []
         for order in (np.arange(len(recovered)), derangement(len(recovered))):
             cosines = (again[order] * self.own).sum(axis=1)
@@ -432,8 +433,8 @@ class _Measure:
                     word_f1(t, recovered[r]) for t, r in zip(self.texts, rows, strict=True)
                 ],
                 "token-set F1": [
-                    token_set_f1(sorted(w), sorted(ids[r]))
-                    for w, r in zip(wanted, rows, strict=True)
+                    token_set_f1(sorted(t), sorted(ids[r]))
+                    for t, r in zip(target_ids, rows, strict=True)
                 ],
                 "cosine": [
                     float(c) if recovered[r].strip() else None

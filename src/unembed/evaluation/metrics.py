@@ -340,8 +340,8 @@ def speller(tokenizer: TextTokenizer) -> Callable[[str], str]:
     """A span → the pattern of it, as the tokenizer spells it; empty if it spells nothing."""
 
     def pattern(span: str) -> str:
-        (spelled,) = tokenizer.decode(tokenizer.encode([span]))
-        signs = [re.escape(sign) for sign in "".join(spelled.split()).casefold()]
+        (text,) = tokenizer.decode(tokenizer.encode([span]))
+        signs = [re.escape(sign) for sign in "".join(text.split()).casefold()]
         return r"(?<!\w)" + r"\s*".join(signs) + r"(?!\w)" if signs else ""
 
     return pattern

@@ -141,15 +141,15 @@ class Part:
     inverter: Inverter
 
     @cached_property
-    def stored(self) -> NDArray[np.float32] | None:
+    def stored_vectors(self) -> NDArray[np.float32] | None:
         """Stored vectors [N, D'] of the texts, where they came with them."""
-        stored = [sample.vector for sample in self.samples if sample.vector is not None]
-        return np.stack(stored) if stored else None
+        vectors = [sample.vector for sample in self.samples if sample.vector is not None]
+        return np.stack(vectors) if vectors else None
 
     @cached_property
     def vectors(self) -> NDArray[np.float32]:
         """What is inverted: stored vectors as they are, else the embeddings of the texts [N, D]."""
-        return self.targets if self.stored is None else self.stored
+        return self.targets if self.stored_vectors is None else self.stored_vectors
 
     @cached_property
     def targets(self) -> NDArray[np.float32]:
@@ -158,8 +158,10 @@ class Part:
         Stored ones, where they are of the inverter's encoder; those of another only stand for
         what the inverter's would be, which is embedded here, or without an encoder mapped.
         """
-        if self.stored is not None and (self.inverter.alignment is None or self.encoder is None):
-            return self.inverter.map_vectors(self.stored)
+        if self.stored_vectors is not None and (
+            self.inverter.alignment is None or self.encoder is None
+        ):
+            return self.inverter.map_vectors(self.stored_vectors)
         return require_encoder(self.encoder).encode([sample.text for sample in self.samples])
 
     def some(self, places: Sequence[int]) -> Part:
@@ -176,8 +178,8 @@ class Part:
 def require_no_map(inverter: Inverter) -> None:
     """Refuse an aligned inverter where vectors of its own encoder come; raises DataError."""
     if inverter.alignment is not None:
-        wanted = f"stored vectors of {inverter.alignment.name} with the texts, for the alignment"
-        raise DataError(wanted, "texts alone", "Pass them, or leave the alignment out")
+        need = f"stored vectors of {inverter.alignment.name} with the texts, for the alignment"
+        raise DataError(need, "texts alone", "Pass them, or leave the alignment out")
 
 
 def require_encoder(encoder: Encoder | None) -> Encoder:

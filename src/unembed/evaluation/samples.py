@@ -120,9 +120,9 @@ def _labels(path: Path) -> Iterator[Labels]:
             yield from (_without_blanks(dict(zip(names, row, strict=True))) for row in rows)
     elif kind == ".jsonl":
         for line in json_lines(path):
-            yield _known_of(line.value if isinstance(line.value, dict) else {})
+            yield _labels_of(line.value if isinstance(line.value, dict) else {})
     elif kind in (".csv", ".tsv"):
-        yield from map(_known_of, csv_rows(path))
+        yield from map(_labels_of, csv_rows(path))
     else:
         yield from repeat({}, count_lines(path))
 
@@ -178,25 +178,25 @@ class StoredPassages:
         counts: Counter[str] = Counter()
         file = replace(self.source, keep=names, optional=LABELS, left_out=counts, rows_left_out={})
         passages = enumerate(iter(self.texts or ()))
-        read, passage = 0, (-1, Passage(""))
+        row_count, passage = 0, (-1, Passage(""))
         for chunk in file.chunks(self.dimension):
-            read = chunk.read
+            row_count = chunk.end
             units = as_unit_vectors(chunk.vectors, self.dimension) if chunk.rows else ()
             for index, vector in enumerate(units):
                 if self.texts is None:
                     row = {name: values[index] for name, values in chunk.columns.items()}
-                    yield Passage(self._text(row, chunk.rows[index]), _known_of(row), vector)
+                    yield Passage(self._text(row, chunk.rows[index]), _labels_of(row), vector)
                     continue
                 while passage[0] < chunk.rows[index]:
                     passage = next(passages, (-1, passage[1]))
                     if passage[0] < 0:
-                        raise self._uneven(f"fewer texts than vectors ({read} or more)")
+                        raise self._uneven(f"fewer texts than vectors ({row_count} or more)")
                 yield replace(passage[1], vector=vector)
         self.source.left_out.clear()
         self.source.left_out.update(counts)
         self.source.rows_left_out.update(file.rows_left_out)
-        if any(number >= read and item.text.strip() for number, item in passages):
-            raise self._uneven(f"more texts than the {read} vectors")
+        if any(number >= row_count and item.text.strip() for number, item in passages):
+            raise self._uneven(f"more texts than the {row_count} vectors")
 
     def _text(self, row: dict[str, Any], number: int) -> str:
         text = row[self.column]
@@ -214,14 +214,14 @@ class StoredPassages:
             )
         return text or ""
 
-    def _uneven(self, found: str) -> DataError:
+    def _uneven(self, problem: str) -> DataError:
         path = None if self.texts is None else self.texts.path
         return DataError(
-            f"a text in {path} for each vector of {self.source.path}", found, "Correct --texts"
+            f"a text in {path} for each vector of {self.source.path}", problem, "Correct --texts"
         )
 
 
-def _known_of(row: Mapping[str, object]) -> Labels:
+def _labels_of(row: Mapping[str, object]) -> Labels:
     return _without_blanks({name: row.get(name) for name in LABELS})
 
 
@@ -264,7 +264,7 @@ class Samples:
         report: Called with the number of texts read.
 
     Attributes:
-        stored: The vectors are given with the texts.
+        has_vectors: The vectors are given with the texts.
         digest: SHA-256 of all texts, labels and stored vectors.
 
     Raises:
@@ -283,7 +283,7 @@ class Samples:
     ) -> None:
         self._texts = list(texts) if isinstance(texts, Iterator) else texts
         self._tokenizer, self._settings = tokenizer, settings
-        stored = 0
+        vector_count = 0
         self._counts = array("L")  # pieces of each text
         digest = hashlib.sha256()
         for index, passage in enumerate(self._passages()):
@@ -291,22 +291,22 @@ class Samples:
             digest.update(json.dumps([passage.text, passage.labels]).encode())
             if passage.vector is not None:
                 digest.update(passage.vector.tobytes())
-                stored += 1
+                vector_count += 1
             if (index + 1) % _REPORT_EVERY == 0:
                 report(index + 1)
         report(len(self._counts))
-        self.digest, self.stored = digest.hexdigest(), stored > 0
-        if stored not in (0, len(self._counts)):
+        self.digest, self.has_vectors = digest.hexdigest(), vector_count > 0
+        if vector_count not in (0, len(self._counts)):
             raise DataError(
                 "a stored vector with each text, or with none",
-                f"{stored} with {len(self._counts)} texts",
+                f"{vector_count} with {len(self._counts)} texts",
                 "Leave the others out",
             )
         total = sum(self._counts)
         if total < 2:  # noqa: PLR2004 - the shuffled baseline needs another text
             raise DataError(
                 "at least 2 texts with a stored vector"
-                if self.stored
+                if self.has_vectors
                 else f"texts that yield at least 2 pieces of {settings.min_tokens} tokens or more",
                 str(total),
                 "Choose another file",

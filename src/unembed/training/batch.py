@@ -218,21 +218,21 @@ def draw_hypotheses(
     """
     batch, length, device = len(x0) if batch is None else batch, x0.shape[1], x0.device
     draws = torch.rand(3, batch, 1, generator=generator)[:, rows]
-    chosen, guessed, damage = send(draws, device)  # [b, 1] each
+    pick, guess, damage = send(draws, device)  # [b, 1] each
     order, other = send(torch.rand(2, batch, length, generator=generator)[:, rows], device)
     # The first tokens of a random order are wrong
     special = sorted(pairs.tokenizer.special_ids)
     content = ~torch.isin(x0, torch.tensor(special, device=device))
     count = (damage**2 * content.sum(dim=1, keepdim=True)).ceil()
     rank = order.masked_fill(~content, torch.inf).argsort(dim=1).argsort(dim=1)
-    wrong = content & (rank < count) & (chosen < share)
+    wrong = content & (rank < count) & (pick < share)
     # What stands there
     counts = torch.from_numpy(pairs.token_counts).double()
     counts[special] = 0.0
     cumulative = counts.cumsum(0).to(device)
     words = torch.searchsorted(cumulative, other * cumulative[-1], right=True)
     hypotheses = torch.where(wrong, words, x0)
-    wrong &= guessed < _GUESSED
+    wrong &= guess < _GUESSED
     blank = torch.where(content, pairs.tokenizer.mask_id, x0)
     logits = denoiser(blank, embedding, torch.ones(len(x0), device=device), wrong)
     logits[:, special] = -torch.inf
@@ -259,11 +259,11 @@ def add_feedback(
     """
     wrong = (hypotheses != x0).any(dim=1).nonzero()[:, 0]
     texts = tokenizer.decode(hypotheses[wrong].tolist())
-    seen = [k for k, text in enumerate(texts) if text.strip()]
-    known = torch.zeros_like(embedding)
-    if seen:
-        vectors = torch.from_numpy(encoder.encode([texts[k] for k in seen]))
-        known[wrong[seen]] = vectors.to(known)
-    known *= embedding.any(dim=1, keepdim=True)  # nothing is told with the null condition
+    indices = [k for k, text in enumerate(texts) if text.strip()]
+    feedback = torch.zeros_like(embedding)
+    if indices:
+        vectors = torch.from_numpy(encoder.encode([texts[k] for k in indices]))
+        feedback[wrong[indices]] = vectors.to(feedback)
+    feedback *= embedding.any(dim=1, keepdim=True)  # nothing is told with the null condition
     xt = torch.where(batch.masked | (hypotheses == x0), batch.xt, hypotheses)
-    return replace(batch, xt=xt), torch.cat([embedding, known], dim=1)
+    return replace(batch, xt=xt), torch.cat([embedding, feedback], dim=1)

@@ -116,7 +116,7 @@ def _write(
 ) -> None:
     metadata = {"progress": json.dumps(asdict(progress)), "facts": json.dumps(dict(facts))}
     metadata["digest"] = _digest(tensors, metadata)
-    with written(path), atomic(path) as temporary:
+    with guard_write(path), atomic(path) as temporary:
         write_tensors(tensors, temporary, metadata)
         if path.name == LATEST and path.exists():
             path.replace(path.with_name(PREVIOUS))
@@ -133,7 +133,7 @@ def _digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
 
 
 @contextmanager
-def written(path: Path) -> Iterator[None]:
+def guard_write(path: Path) -> Iterator[None]:
     """Surround whatever writes ``path``: a disk that refuses ends the run with a message.
 
     Raises:
@@ -269,7 +269,7 @@ def locked(run: Path, processes: Processes) -> Iterator[None]:
     require_run_folder(run)
     lock, free = FileLock(run / _LOCK, timeout=0), True
     if processes.is_main:
-        with written(run):
+        with guard_write(run):
             run.mkdir(parents=True, exist_ok=True)
             try:
                 lock.acquire()
@@ -327,7 +327,7 @@ def start_or_resume(run: Path, state: TrainState, saved: SavedState | None) -> P
             "Put --out and --data where all machines see them",
         )
     if processes.is_main:
-        with written(run / TOKENIZER):
+        with guard_write(run / TOKENIZER):
             if saved is not None and saved.path.name == PREVIOUS and (run / LATEST).exists():
                 # The next save must not put it in the place of the good one
                 (run / LATEST).replace(run / (LATEST + _DAMAGED))

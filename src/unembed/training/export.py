@@ -195,13 +195,13 @@ def fit_guidance(
         xt = torch.where(masked, spec.mask_id, x0)
         t = spec.schedule.timestep(masked.float().mean(dim=1))
         # States with the embedding and without
-        given = plain.hidden_states(xt, e, t, masked)
-        missing = plain.hidden_states(xt, torch.zeros_like(e), t, masked)
+        h_embedding = plain.hidden_states(xt, e, t, masked)
+        h_null = plain.hidden_states(xt, torch.zeros_like(e), t, masked)
         scaled = (e * e.shape[1] ** 0.5)[masked.nonzero()[:, 0]]
-        for h, condition in ((given, scaled), (missing, torch.zeros_like(scaled))):
+        for h, condition in ((h_embedding, scaled), (h_null, torch.zeros_like(scaled))):
             x = torch.cat([h, condition, torch.ones(len(h), 1)], dim=1).double()
             xx += x.T @ x
-            xy += x.T @ missing.double()
+            xy += x.T @ h_null.double()
     solution = torch.linalg.solve(xx + _RIDGE * torch.eye(width, dtype=xx.dtype), xy).float()
     guided = Denoiser(replace(plain.sizes, guidance=strength))
     weights = {"unconditional.weight": solution[:-1].T, "unconditional.bias": solution[-1]}

@@ -24,13 +24,13 @@ from unembed.training.checkpoint import (
     LATEST,
     MILESTONE,
     Progress,
+    guard_write,
     locked,
     open_pairs,
     save_state,
     saved_state,
     start_from,
     start_or_resume,
-    written,
 )
 from unembed.training.distributed import Processes, reshard
 from unembed.training.metrics_log import (
@@ -109,7 +109,7 @@ def train(  # noqa: C901, PLR0915 - a loop is read in one piece, under its headi
         # The log and the clock
         log: MetricsLog | None = None
         if processes.is_main:
-            with written(run / METRICS):
+            with guard_write(run / METRICS):
                 log = MetricsLog(
                     run / METRICS,
                     progress.step,
@@ -284,7 +284,7 @@ def _portable(config: Config) -> dict[str, Any]:
 def _write(log: MetricsLog | None, record: dict[str, float]) -> None:
     """Add to the log, in the main process."""
     if log is not None:
-        with written(log.path):
+        with guard_write(log.path):
             log.write(record)
 
 

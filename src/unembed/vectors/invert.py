@@ -172,7 +172,7 @@ def invert_to_file(
             ]
             part_file.write([row for row in rows if row["row"] > last_row])
             if progress is not None:
-                progress("inverting", chunk.read, total)
+                progress("inverting", chunk.end, total)
         part_file.finish()
     except OSError as error:
         raise EmbeddingError(
@@ -218,7 +218,7 @@ def invert_stream(
             if not part.rows or part.rows[-1] <= after:
                 yield part, []
                 continue
-            inversions = _inverted(inverter, part, {**options, "batch_size": batch_size})
+            inversions = _invert(inverter, part, {**options, "batch_size": batch_size})
             if check is not None:
                 inversions = _with_cosines(inversions, inverter.map_vectors(part.vectors), check)
             yield part, inversions
@@ -231,11 +231,11 @@ def _chunks(inverter: Inverter, source: VectorFile) -> Iterator[Chunk]:
     try:
         yield from source.chunks(inverter.dimension)
     except EmbeddingError as error:
-        if "dimensions" not in f"{error.expected} {error.found}":
+        if "dimensions" not in f"{error.expected} {error.actual}":
             raise
         whose = f"Use vectors of {name}"
         fix = whose if "Use vectors of" in error.fix else f"{whose}. {error.fix}"
-        raise EmbeddingError(error.expected, error.found, fix) from error
+        raise EmbeddingError(error.expected, error.actual, fix) from error
 
 
 def _compare(inverter: Inverter, chunk: Chunk, source: VectorFile) -> None:
@@ -261,7 +261,7 @@ def _with_cosines(
     return checked
 
 
-def _inverted(inverter: Inverter, part: Chunk, options: dict[str, Any]) -> list[Inversion]:
+def _invert(inverter: Inverter, part: Chunk, options: dict[str, Any]) -> list[Inversion]:
     """A vector draws from (seed, its row), whatever was left out before it."""
     inversions: list[Inversion] = []
     start = 0

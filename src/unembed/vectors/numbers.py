@@ -110,7 +110,7 @@ def to_floats(
     """
     kind = array.dtype
     if ranges is not None:
-        return _dequantised(array, dimension, ranges, where)
+        return _dequantise(array, dimension, ranges, where)
     truth = kind.kind == "b"
     if truth or array.shape[1] != dimension:
         bits = array
@@ -142,7 +142,7 @@ def to_floats(
         return array.astype(np.float64), sign
 
 
-def _dequantised(
+def _dequantise(
     array: NDArray[Any], dimension: int, ranges: Ranges, where: str
 ) -> tuple[NDArray[np.float64], str | None]:
     floats = array.astype(np.float64) if array.dtype.kind in "fiu" else np.full((1, 1), np.nan)
@@ -205,7 +205,7 @@ def row_of(value: Any, dimension: int) -> NDArray[Any] | str:
     if isinstance(value, str) and len(value) > _LETTERS * (dimension + 1):
         return f"a text of {len(value):,} letters, too long for {dimension} numbers"
     if isinstance(value, str):
-        value = _parsed(value, dimension)
+        value = _parse(value, dimension)
     if isinstance(value, bytes):
         value = _from_bytes(value, dimension)
     return _from_list(value, dimension) if isinstance(value, list) else _or_reason(value)
@@ -217,7 +217,7 @@ def size_of(value: Any) -> int:
         value = value[0]
     value = from_javascript(value)
     if isinstance(value, str):
-        return len(_listed(value.strip()) or ())
+        return len(_items(value.strip()) or ())
     return len(value) if isinstance(value, (list, np.ndarray)) else 0
 
 
@@ -261,10 +261,10 @@ def _from_list(value: list[Any], dimension: int) -> NDArray[Any] | str:
         return "no list of numbers"
 
 
-def _parsed(text: str, dimension: int) -> NDArray[np.float64] | bytes | str:
+def _parse(text: str, dimension: int) -> NDArray[np.float64] | bytes | str:
     """Numbers of pgvector's, PostgreSQL's or NumPy's spelling, or the bytes that a text spells."""
     text = text.strip()
-    numbers = _listed(text)
+    numbers = _items(text)
     if numbers is not None:
         if "..." in text:
             return "numbers left out with '...'"
@@ -286,7 +286,7 @@ def _parsed(text: str, dimension: int) -> NDArray[np.float64] | bytes | str:
     return "no list of numbers"
 
 
-def _listed(text: str) -> list[str] | None:
+def _items(text: str) -> list[str] | None:
     """The parts of a list in brackets, or of numbers without any; None of other text."""
     if _CALL.match(text) and "]" in text:
         text = text[text.index("[") : text.rindex("]") + 1]

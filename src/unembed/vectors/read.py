@@ -56,21 +56,21 @@ class Chunk:
     Attributes:
         rows: Index of each in the file, from 0, ascending.
         vectors: float64 [n, D], finite and not zero.
-        read: Rows of the file read so far.
+        end: Row of the file up to which it is read.
         columns: Values of the columns kept, by name, one for each vector.
     """
 
     rows: list[int]
     vectors: NDArray[np.float64]
-    read: int
+    end: int
     columns: dict[str, list[Any]] = field(default_factory=dict)
 
     def part(self, start: int, stop: int) -> Chunk:
-        """The vectors from ``start`` to ``stop``; what was read is the last of them."""
+        """The vectors from ``start`` to ``stop``; the file is read up to the last of them."""
         rows = self.rows[start:stop]
-        read = self.read if stop >= len(self.rows) else rows[-1] + 1
+        end = self.end if stop >= len(self.rows) else rows[-1] + 1
         columns = {name: values[start:stop] for name, values in self.columns.items()}
-        return Chunk(rows, self.vectors[start:stop], read, columns)
+        return Chunk(rows, self.vectors[start:stop], end, columns)
 
 
 @dataclass(frozen=True)
@@ -169,23 +169,23 @@ class VectorFile:
             EmbeddingError: The file cannot be read, holds vectors of another size or none that can
                 be inverted, or has a bad one that is not to be skipped.
         """
-        read = usable = 0
+        end = usable = 0
         for vectors, reasons, columns in self._rows(dimension):
             peaks = row_peaks(vectors)
             for row in np.flatnonzero(~np.isfinite(peaks) | (peaks == 0)).tolist():
                 reason = "only zeros" if peaks[row] == 0 else "NaN or infinity"
                 reasons.setdefault(row, reason)
             for row in sorted(reasons):
-                self._leave_out(read + row, reasons[row], dimension)
+                self._leave_out(end + row, reasons[row], dimension)
             good = [row for row in range(len(vectors)) if row not in reasons]
-            first, read, usable = read, read + len(vectors), usable + len(good)
+            first, end, usable = end, end + len(vectors), usable + len(good)
             metadata = {name: [values[row] for row in good] for name, values in columns.items()}
-            yield Chunk([first + row for row in good], vectors[good], read, metadata)
+            yield Chunk([first + row for row in good], vectors[good], end, metadata)
         if not usable:
             left_out = "; ".join(self.describe_left_out())
             raise EmbeddingError(
                 f"at least one vector that can be inverted in {self.path}",
-                f"{read} left out: {left_out}" if read else "none at all",
+                f"{end} left out: {left_out}" if end else "none at all",
                 "Correct the file, or choose another",
             )
 
@@ -252,7 +252,7 @@ class VectorFile:
         for path in self.parts():
             with _damage_as_errors(path):
                 source = self._source(path)
-                convert = partial(self._converted, dimension=dimension, path=path)
+                convert = partial(self._convert, dimension=dimension, path=path)
                 if isinstance(source, (Npy, Npz)):
                     for array in source.blocks(dimension, CHUNK):
                         nothing: list[Any] = [None] * len(array)
@@ -264,10 +264,10 @@ class VectorFile:
                     items = (
                         source.records() if isinstance(source, Json) else source.records(dimension)
                     )
-                    for block, columns in _gathered(items, dimension, self.keep):
+                    for block, columns in _gather(items, dimension, self.keep):
                         yield convert(block, columns)
 
-    def _converted(
+    def _convert(
         self,
         block: NDArray[Any] | list[Any],
         columns: dict[str, list[Any]],
@@ -294,7 +294,7 @@ class VectorFile:
         return vectors, reasons, columns
 
 
-def _gathered(
+def _gather(
     items: Iterator[tuple[Any, list[Any]]], dimension: int, keep: Sequence[str]
 ) -> Iterator[tuple[list[Any], dict[str, list[Any]]]]:
     """Records in blocks; each is turned into numbers at once, which take less room."""

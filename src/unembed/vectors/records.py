@@ -126,9 +126,9 @@ def is_missing(value: Any) -> bool:
 
 def _by_path(document: Any, key: str) -> list[Record] | None:
     if isinstance(document, list) and any(isinstance(row, dict) for row in document):
-        named = [(look_up(row, key), row) for row in document]
-        if not all(is_missing(value) for value, _ in named):
-            return [(None if is_missing(value) else value, row) for value, row in named]
+        entries = [(look_up(row, key), row) for row in document]
+        if not all(is_missing(value) for value, _ in entries):
+            return [(None if is_missing(value) else value, row) for value, row in entries]
     head, star, rest = f".{key}".partition(".*")
     value = look_up(document, head.removeprefix(".")) if head else document
     if star and isinstance(value, dict):  # by names: {"id": [...]}
@@ -286,8 +286,8 @@ class Json:
         records = self._lines() if document is None else self._records(document[0], str(self.path))
         for vector, record in records:
             values = [look_up(record, name) for name in self.keep]
-            needed = zip(self.keep, values, strict=True)
-            absent = [n for n, value in needed if is_missing(value) and n not in self.optional]
+            pairs = zip(self.keep, values, strict=True)
+            absent = [n for n, value in pairs if is_missing(value) and n not in self.optional]
             if absent and not self.skip_bad:
                 raise EmbeddingError(
                     f"the keys {', '.join(map(repr, absent))} beside each vector of {self.path}",
@@ -300,15 +300,15 @@ class Json:
         """The value of a file that is one JSON value over several lines; None for JSON lines."""
         lines = read_lines(self.path, LINE_BYTES)
         first = next((line for line in lines if line is None or line.strip()), b"")
-        named = ".json" in [suffix.lower() for suffix in self.path.suffixes]
+        has_suffix = ".json" in [suffix.lower() for suffix in self.path.suffixes]
         if first is None:
-            return self._parsed() if named else None
+            return self._parse() if has_suffix else None
         opening = first.strip()
-        if _is_json(opening) or not (named or opening in (b"[", b"{")):
+        if _is_json(opening) or not (has_suffix or opening in (b"[", b"{")):
             return None
-        return self._parsed() if opening.startswith((b"[", b"{")) else None
+        return self._parse() if opening.startswith((b"[", b"{")) else None
 
-    def _parsed(self) -> tuple[Any] | None:
+    def _parse(self) -> tuple[Any] | None:
         data = bytearray()
         for line in read_lines(self.path, _DOCUMENT_BYTES):
             data += b"\n" if line is None else line + b"\n"
@@ -353,7 +353,7 @@ class Json:
             except EmbeddingError as error:
                 if not self.skip_bad and several:  # not all are of another kind: this one is bad
                     fix = "Leave it out, or pass --skip-bad"
-                    raise EmbeddingError(error.expected, error.found, fix) from error
+                    raise EmbeddingError(error.expected, error.actual, fix) from error
                 if not self.skip_bad:
                     raise
                 yield Reason("no JSON with the key that was asked for"), None

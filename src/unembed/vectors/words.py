@@ -29,7 +29,7 @@ from unembed.files import as_path, atomic, read_json, require_weights
 FORMAT = 1
 WORDS, WEIGHTS = "words.json", "words.safetensors"
 COMMON = 0.1  # base rate from which on a word says little about a text
-COUNTED = 4  # texts in which words are counted for each one that is embedded
+TEXTS_PER_PAIR = 4  # texts in which words are counted for each one that is embedded
 _MOST_WORDS = 18_000
 _LEAST_TEXTS = 8  # that a word must be in to be learned
 _LEAST_PAIRS = 200
@@ -123,10 +123,10 @@ class WordProbe:
         """
         require_whole(top=(top, 1))
         require_switch(common=common, names=names)
-        wanted = np.ones(len(self.words), dtype=bool) if common else self.base_rates < COMMON
+        mask = np.ones(len(self.words), dtype=bool) if common else self.base_rates < COMMON
         if names:
-            wanted &= np.isin(np.arange(len(self.words)), list(self.names))
-        places = np.flatnonzero(wanted)
+            mask &= np.isin(np.arange(len(self.words)), list(self.names))
+        places = np.flatnonzero(mask)
         rows = []
         for probabilities in self.probabilities(embeddings):
             best = places[np.argsort(-probabilities[places], kind="stable")[:top]]
@@ -229,10 +229,10 @@ def shipped_probes() -> dict[str, Path]:
 
 def words_of(text: str) -> set[str]:
     """Find the distinct words of a text, case-folded, without the possessive s."""
-    return {word for word, _, _ in _spelled(text)}
+    return {word for word, _, _ in _find_words(text)}
 
 
-def _spelled(text: str) -> list[tuple[str, str, bool]]:
+def _find_words(text: str) -> list[tuple[str, str, bool]]:
     """Each word of a text: case-folded, as written, and whether it stands inside a sentence."""
     words = []
     for match in _WORD.finditer(text):
@@ -279,10 +279,10 @@ def fit_words(
     """
     _require_pairs(encoder, texts, len(vectors))
     order = np.random.default_rng(seed).permutation(len(texts))
-    held_out, fitted = np.split(order, [round(_CALIBRATION * len(texts))])
-    counted = [*(texts[i] for i in fitted), *corpus]
-    words, names, counts = _vocabulary(counted)
-    mean = vectors[fitted].mean(axis=0)
+    held_out, training = np.split(order, [round(_CALIBRATION * len(texts))])
+    passages = [*(texts[i] for i in training), *corpus]
+    words, names, counts = _vocabulary(passages)
+    mean = vectors[training].mean(axis=0)
     scale = np.float32(vectors.shape[1] ** 0.5)  # to features of about unit variance
 
     def part(rows: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
@@ -290,8 +290,8 @@ def fit_words(
         return torch.from_numpy((vectors[rows] - mean) * scale), torch.from_numpy(y)
 
     # Where the weights are drawn to; the penalty, on some of the words
-    (x, y), (held_x, held_y) = part(fitted), part(held_out)
-    rates = (torch.from_numpy(counts) / len(counted)).clamp_max(1.0 - 0.5 / len(counted)).float()
+    (x, y), (held_x, held_y) = part(training), part(held_out)
+    rates = (torch.from_numpy(counts) / len(passages)).clamp_max(1.0 - 0.5 / len(passages)).float()
     prior, factor = torch.zeros(len(words), x.shape[1]), 0.0
     if encode is not None:
         own = torch.from_numpy((encode(words) - mean) / scale)  # so that x · own is a cosine
@@ -318,7 +318,7 @@ def fit_words(
     statistics = VectorStatistics.measure(vectors)
     facts = {
         "pairs": len(texts),
-        "texts_counted": len(counted),
+        "texts_counted": len(passages),
         "own_embedding": factor,
         "penalty": penalty,
         "seed": seed,
@@ -354,23 +354,23 @@ def _vocabulary(texts: Sequence[str]) -> tuple[list[str], dict[int, str], NDArra
     texts_with, inside, capitals = Counter[str](), Counter[str](), Counter[str]()
     spellings: dict[str, Counter[str]] = {}
     for text in texts:
-        spelled = _spelled(text)
-        texts_with.update({word for word, _, _ in spelled})
-        for word, spelling, within in spelled:
+        matches = _find_words(text)
+        texts_with.update({word for word, _, _ in matches})
+        for word, spelling, within in matches:
             inside[word] += within
             if within and spelling[0].isupper():
                 capitals[word] += 1
                 spellings.setdefault(word, Counter())[spelling] += 1
-    known = [(w, n) for w, n in texts_with.most_common(_MOST_WORDS) if n >= _LEAST_TEXTS]
-    if not known:
+    vocabulary = [(w, n) for w, n in texts_with.most_common(_MOST_WORDS) if n >= _LEAST_TEXTS]
+    if not vocabulary:
         raise DataError(f"words that {_LEAST_TEXTS} texts have", "none", "Use more texts")
-    words = [word for word, _ in known]
+    words = [word for word, _ in vocabulary]
     names = {
         place: spellings[word].most_common(1)[0][0]
         for place, word in enumerate(words)
         if 2 * capitals[word] > inside[word] and not re.match(r"i(?:'|$)", word)
     }
-    return words, names, np.array([count for _, count in known])
+    return words, names, np.array([count for _, count in vocabulary])
 
 
 def _regress(

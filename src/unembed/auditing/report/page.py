@@ -84,7 +84,7 @@ code { font-size: .85rem; overflow-wrap: anywhere; }
 
 def to_page(report: AuditReport) -> str:
     """The whole page; everything that comes from the store is escaped."""
-    store, read = report.store, report.read
+    store, reading = report.store, report.read
     return "\n".join(
         [
             '<!doctype html><html lang="en"><head><meta charset="utf-8">',
@@ -94,7 +94,7 @@ def to_page(report: AuditReport) -> str:
             f"<style>{_STYLE}</style></head><body>",
             "<h1>What this vector store gives away</h1>",
             f'<p class="soft">{_text(store.kind)} · {_text(store.collection)} · '
-            f"{store.count:,} vectors, {read['rows']:,} of them read · "
+            f"{store.count:,} vectors, {reading['rows']:,} of them read · "
             f"{_text(report.identity.encoder or 'encoder not known')}</p>",
             f'<p class="lead">{_text(headline(report))}</p>',
             *_tiles(report),
@@ -201,10 +201,10 @@ def _example(report: AuditReport) -> Iterator[str]:
 
 def _finding(finding: Finding) -> str:
     references = "; ".join(f"{name}: {', '.join(ids)}" for name, ids in finding.references.items())
-    begun = " open" if finding.severity in ("critical", "high") else ""
+    state = " open" if finding.severity in ("critical", "high") else ""
     first = finding.remedy.partition(". ")[0].rstrip(".") + "."
     return (
-        f'<details class="finding" style="--of:{_COLOURS[finding.severity]}"{begun}>'
+        f'<details class="finding" style="--of:{_COLOURS[finding.severity]}"{state}>'
         f"<summary>{_badge(finding.severity)} <strong>{_text(finding.title)}</strong>"
         f'<span class="soft">{_text(first)}</span></summary>'
         f"<p>{_text(finding.evidence)}</p>"
@@ -263,23 +263,23 @@ def _details(report: AuditReport) -> Iterator[str]:
         yield from _table(columns, unscored_rows(report))
     else:
         for title, names in METRIC_TABLES.items():
-            yield from _folded(title, ("", *names), figure_rows(report, names))
+            yield from _fold(title, ("", *names), figure_rows(report, names))
         access = ((name, attack["access"]) for name, attack in report.attacks.items())
-        yield from _folded("What each attacker has", ("", "access"), access)
+        yield from _fold("What each attacker has", ("", "access"), access)
     columns = ("", "", "records", F1, ANY)
     if report.by_length:
-        yield from _folded("By length in tokens", columns, breakdown(report.by_length))
+        yield from _fold("By length in tokens", columns, breakdown(report.by_length))
     if report.by_group:
         group = f"By {report.settings['group_by']}"
-        yield from _folded(group, columns, breakdown(report.by_group))
+        yield from _fold(group, columns, breakdown(report.by_group))
     near = f"Near-duplicates: {report.neighbours.duplicates} pairs in the sample"
     pairs = [(a, b, f"{c:.3f}") for a, b, c in report.neighbours.examples]
     if pairs:
-        yield from _folded(near, ("", "", "cosine"), pairs)
-    yield from _folded("The store", ("", ""), facts(report))
+        yield from _fold(near, ("", "", "cosine"), pairs)
+    yield from _fold("The store", ("", ""), facts(report))
 
 
-def _folded(title: str, columns: Row, rows: Iterable[Row]) -> Iterator[str]:
+def _fold(title: str, columns: Row, rows: Iterable[Row]) -> Iterator[str]:
     yield f"<details><summary>{_text(title)}</summary>"
     yield from _table(columns, rows)
     yield "</details>"

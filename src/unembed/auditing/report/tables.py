@@ -90,15 +90,15 @@ def length_note(report: AuditReport) -> str | None:
 
 def facts(report: AuditReport) -> list[Row]:
     """What the store is, a fact a row."""
-    store, identity, read = report.store, report.identity, report.read
-    left_out = "; ".join(f"{count} × {why}" for why, count in read["left_out"].items())
+    store, identity, reading = report.store, report.identity, report.read
+    left_out = "; ".join(f"{count} × {why}" for why, count in reading["left_out"].items())
     lowest, mean, highest = identity.norms
     verdict = f"verdict: {identity.verdict}"
     if identity.cosine is not None:
         verdict += f", cosine {identity.cosine:.3f} on {identity.compared} texts embedded again"
     rows = [
         ("store", f"{store.kind}, {store.collection}; this reader was tested {store.tested}"),
-        ("rows", f"{store.count:,}; read {read['rows']:,}, with text {read['with_text']:,}"),
+        ("rows", f"{store.count:,}; read {reading['rows']:,}, with text {reading['with_text']:,}"),
         ("left out", left_out or "none"),
         (
             "vectors",

@@ -95,7 +95,7 @@ class CollectSettings:
 class CollectProgress:
     """Progress of a collection: texts read, texts in shards, shards."""
 
-    read: int
+    texts: int
     samples: int
     shards: int
 
@@ -126,7 +126,7 @@ def collect_texts(
         DataError: A source cannot be read or has changed since, no text passes the filters, the
             disk is full, the folder holds something else, or another process is writing to it.
     """
-    described = _describe(sources, settings)
+    description = _describe(sources, settings)
     for path in (path for weighted in sources for path in weighted.source.paths(settings.langs)):
         require_apart(path, out)
         if path.resolve().parent == out.resolve():
@@ -136,14 +136,14 @@ def collect_texts(
                 "Choose another --out",
             )
     if out.exists():
-        _read_manifest(out, described)
+        _read_manifest(out, description)
     duplicates = Duplicates(settings.samples, settings.near_duplicates)
     tally = Tally()
     streams = open_streams(sources, settings.langs, tally)
     try:
         with locked(out):
             remove_unfinished(out)
-            manifest = _read_manifest(out, described)
+            manifest = _read_manifest(out, description)
             samples = _samples(streams, settings, duplicates, tally)
             _write_shards(out, manifest, samples, settings, tally, progress)
             manifest["counts"] = _counts(settings, tally, duplicates)
@@ -159,27 +159,27 @@ def collect_texts(
 
 
 def _describe(sources: Sequence[Weighted], settings: CollectSettings) -> dict[str, Any]:
-    described = [
+    entries = [
         {**weighted.source.describe(settings.langs), "name": name, "weight": weighted.weight}
         for name, weighted in zip(source_names(sources), sources, strict=True)
     ]
     plain = {**asdict(settings), "langs": list(settings.langs)}
-    return {"format": FORMAT, "kind": KIND, "settings": plain, "sources": described}
+    return {"format": FORMAT, "kind": KIND, "settings": plain, "sources": entries}
 
 
-def _read_manifest(out: Path, described: dict[str, Any]) -> dict[str, Any]:
+def _read_manifest(out: Path, description: dict[str, Any]) -> dict[str, Any]:
     """The folder's manifest: the one found, if it describes this very collection, or a new one."""
     path = out / MANIFEST
     if not path.exists():
-        return {**described, "complete": False, "shards": []}
+        return {**description, "complete": False, "shards": []}
     try:
         manifest = read_json(path, MANIFEST_BYTES)
     except (OSError, ValueError) as error:
         raise DataError(f"JSON in {path}", str(error), "Choose another --out folder") from error
-    for key, value in described.items():
-        stored = manifest.get(key) if isinstance(manifest, dict) else None
-        if stored != value:
-            expected, actual = difference(value, stored)
+    for key, value in description.items():
+        current = manifest.get(key) if isinstance(manifest, dict) else None
+        if current != value:
+            expected, actual = difference(value, current)
             raise DataError(
                 f"{out} to hold a collection with {key} {expected}",
                 actual,

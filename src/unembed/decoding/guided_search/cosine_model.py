@@ -97,9 +97,9 @@ class CosineModel:
         self._kernel = torch.cat([above, across])
         # Weights of the prediction
         self._best = _worth_keeping(self._cosines)
-        known = self._kernel[self._best][:, self._best].double()
-        known.diagonal().add_(_NOISE)
-        inverse = torch.linalg.inv(known)
+        kernel = self._kernel[self._best][:, self._best].double()
+        kernel.diagonal().add_(_NOISE)
+        inverse = torch.linalg.inv(kernel)
         embeddings = torch.from_numpy(self._vectors[self._best]).double()
         gram = embeddings @ embeddings.T
         dots = torch.from_numpy(self._cosines[self._best]) * (gram.diagonal() > 0)
@@ -154,15 +154,15 @@ def count_features(rows: Rows) -> Features:
 
 def _kernel(one: Features, other: Features) -> Tensor:
     """Likeness of texts [M] to others [N]: [M, N]."""
-    known, column = np.unique(other.numbers, return_inverse=True)
+    numbers, column = np.unique(other.numbers, return_inverse=True)
     count = len(other.norms)
     # How much of each feature each of the others has, [features, N]; row 0 of those it never saw
     shares = np.array([[_WORDS], [_PAIRS], [_PLACES]]) * (other.numbers > 0)
     cells = (column.reshape(other.numbers.shape) + 1) * count + np.arange(count)[:, None, None]
     weights = shares / other.norms[:, None, None]
-    table = np.bincount(cells.ravel(), weights.ravel(), (len(known) + 1) * count)
-    spot = np.searchsorted(known, one.numbers).clip(max=len(known) - 1)
-    which = np.where(known[spot] == one.numbers, spot + 1, 0).reshape(len(one.norms), -1)
+    table = np.bincount(cells.ravel(), weights.ravel(), (len(numbers) + 1) * count)
+    spot = np.searchsorted(numbers, one.numbers).clip(max=len(numbers) - 1)
+    which = np.where(numbers[spot] == one.numbers, spot + 1, 0).reshape(len(one.norms), -1)
     kernel = torch.nn.functional.embedding_bag(
         torch.from_numpy(which),
         torch.from_numpy(table.astype(np.float32).reshape(-1, count)),

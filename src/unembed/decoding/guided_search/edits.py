@@ -73,11 +73,11 @@ def apply_edits(tokens: Sequence[int], edits: Edits, length: int) -> Rows:
 
 def pack(grid: NDArray[np.int64], length: int) -> Rows:
     """Tokens of each row moved to its start: [M, W] → [M, length], nothing where they are more."""
-    filled = grid != NOTHING
-    filled &= (filled.sum(axis=1) <= length)[:, None]
+    content = grid != NOTHING
+    content &= (content.sum(axis=1) <= length)[:, None]
     rows = np.full((len(grid), length), NOTHING)
-    row, _ = filled.nonzero()
-    rows[row, (filled.cumsum(axis=1) - 1)[filled]] = grid[filled]
+    row, _ = content.nonzero()
+    rows[row, (content.cumsum(axis=1) - 1)[content]] = grid[content]
     return rows
 
 
@@ -94,9 +94,9 @@ def single_edits(scores: MaskedScores) -> Edits:
         _writes(2 * gaps, scores.inserts, scores.insert_scores + _INSERTION),
         _writes(2 * places + 1, np.full((n, 1), NOTHING), _DELETION - scores.own[:, None]),
     ]
-    slots, written, gains = (np.concatenate(column) for column in zip(*parts, strict=True))
+    slots, tokens, gains = (np.concatenate(column) for column in zip(*parts, strict=True))
     possible = gains > -np.inf  # of a small vocabulary the special tokens are among the fillers
-    return Edits(slots[possible], written[possible], gains[possible])
+    return Edits(slots[possible], tokens[possible], gains[possible])
 
 
 def _writes(
@@ -117,20 +117,20 @@ def moves(
     """
     n = len(tokens)
     places = np.arange(n + 1)
-    low, cut, high = (x.ravel() for x in np.meshgrid(places, places, places, indexing="ij"))
-    fit = (low < cut) & (cut < high) & (np.minimum(cut - low, high - cut) <= _LONGEST_MOVE)
-    low, cut, high = low[fit], cut[fit], high[fit]
+    low, mid, high = (x.ravel() for x in np.meshgrid(places, places, places, indexing="ij"))
+    fit = (low < mid) & (mid < high) & (np.minimum(mid - low, high - mid) <= _LONGEST_MOVE)
+    low, mid, high = low[fit], mid[fit], high[fit]
     if len(low) > _MOST_MOVES:
         some = np.sort(rng.permutation(len(low))[:_MOST_MOVES])
-        low, cut, high = low[some], cut[some], high[some]
+        low, mid, high = low[some], mid[some], high[some]
     # What stands at each place then [M, n]
     start, width = low[:, None], (high - low)[:, None]
-    turned = start + (places[:n] - start + (cut - low)[:, None]) % width
+    rotation = start + (places[:n] - start + (mid - low)[:, None]) % width
     within = (places[:n] >= start) & (places[:n] < high[:, None])
     rows = np.full((len(low), length), NOTHING)
-    rows[:, :n] = np.array(tokens, dtype=np.int64)[np.where(within, turned, places[:n])]
+    rows[:, :n] = np.array(tokens, dtype=np.int64)[np.where(within, rotation, places[:n])]
     own = np.append(scores.own, 0.0)  # nothing stands behind the end
-    return rows, _MOVE - own[low] - own[cut] - own[high]
+    return rows, _MOVE - own[low] - own[mid] - own[high]
 
 
 def to_rows(texts: Sequence[Sequence[int]], length: int) -> Rows:

@@ -95,9 +95,11 @@ def masked_scores(
     views = [_views(tokens, spec, rng) for tokens, rng in zip(hypotheses, rngs, strict=True)]
     counts = torch.tensor([len(sequences) for sequences, _ in views])
     which = torch.arange(len(views)).repeat_interleave(counts).to(embedding.device)
-    sequences = torch.tensor([ids for seen, _ in views for ids in seen], device=embedding.device)
+    sequences = torch.tensor(
+        [ids for copies, _ in views for ids in copies], device=embedding.device
+    )
     rows = torch.tensor([row_of(tokens, spec) for tokens in hypotheses], device=embedding.device)
-    wanted = rows[which]
+    originals = rows[which]
     slots_of_all = np.concatenate([slots for _, slots in views])
     owners = np.repeat(np.arange(len(views)), [len(slots) for _, slots in views])
     parts, done = [], 0
@@ -113,7 +115,7 @@ def masked_scores(
                 scores[masks[:, None], torch.tensor(some)] += _NATS_A_CORPUS_WORD
         done += len(scores)
         top = scores.topk(min(_FILLERS, scores.shape[1]), dim=-1)
-        own = scores.gather(1, wanted[start : start + _ROWS][part == spec.mask_id][:, None])
+        own = scores.gather(1, originals[start : start + _ROWS][part == spec.mask_id][:, None])
         parts.append([top.indices, top.values, own[:, 0]])
     ids, best, own_scores = (torch.cat(p).cpu().numpy() for p in zip(*parts, strict=True))
     results, first = [], 0
@@ -133,7 +135,7 @@ def masked_scores(
                 best[here][gap][:, :_INSERTS].astype(np.float64),
             )
         )
-    return results, [len(seen) for seen, _ in views]
+    return results, [len(copies) for copies, _ in views]
 
 
 @dataclass(frozen=True)
@@ -179,8 +181,8 @@ def infill(
     )
     state = DenoisingState(embedding, spec, torch.tensor(rows, device=embedding.device), True)
     raised = with_processors(denoiser, [Removed(state, ids, _NATS_REMOVED)])
-    for left in range(min(_INFILL_PASSES, longest), 0, -1):
-        Sequential().step(state, raised, left)
+    for passes in range(min(_INFILL_PASSES, longest), 0, -1):
+        Sequential().step(state, raised, passes)
     return [content_of(row, spec) for row in state.tokens.tolist()], state.passes.tolist()
 
 
@@ -237,8 +239,8 @@ def _add_gains(
         of_text = gains[owner]
         if of_text is not None:
             at = np.flatnonzero((owners == owner) & (slots % 2 == 1))
-            added = _NATS_A_COSINE * of_text[slots[at] // 2]
-            scores[torch.from_numpy(at)] += torch.from_numpy(added).to(scores)
+            bonus = _NATS_A_COSINE * of_text[slots[at] // 2]
+            scores[torch.from_numpy(at)] += torch.from_numpy(bonus).to(scores)
 
 
 def _views(

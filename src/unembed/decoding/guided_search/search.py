@@ -126,7 +126,7 @@ class GuidedSearch:
                 text.lengths = _LENGTH_WEIGHT * lengths
                 text.passes += 1
         steered = SteeredVectors(embedding, self.gamma)
-        searching, shown, index = texts, spec.masked(len(texts), torch.device("cpu")), 0
+        searching, last, index = texts, spec.masked(len(texts), torch.device("cpu")), 0
         while True:
             # A round: texts decoded from steered vectors first, then edits
             if index <= self.rounds:
@@ -156,13 +156,13 @@ class GuidedSearch:
             self._score(searching, denoiser, embedding, spec, oracle, drafting)
             searching = [text for text in searching if not text.finished]
             if on_step is not None:
-                left = [oracle.remaining(text.row) for text in searching]
-                rounds = max((self._rounds_left(index, calls) for calls in left), default=0)
-                step = _step(texts, shown, (index, index + rounds), oracle.calls, spec)
-                shown = step.tokens.clone()
+                budgets = [oracle.remaining(text.row) for text in searching]
+                rounds = max((self._rounds_left(index, calls) for calls in budgets), default=0)
+                step = _step(texts, last, (index, index + rounds), oracle.calls, spec)
+                last = step.tokens.clone()
                 on_step(step)
             if not searching:
-                return _decoded(texts, oracle.calls, spec, embedding)
+                return _result(texts, oracle.calls, spec, embedding)
 
     def _rounds_left(self, index: int, calls: int) -> int:
         """Rounds at most after so many, with so many calls left."""
@@ -201,14 +201,14 @@ class GuidedSearch:
             open_rows = [k for k, (text, _, _) in enumerate(jobs) if not text.finished]
             rows = [row_of(hypotheses[k], spec) for k in open_rows]
             slopes = oracle.token_gains([which[k] for k in open_rows], rows)
-            known = dict(zip(open_rows, slopes, strict=True))
-            gains = [known.get(k) for k in range(len(jobs))]
+            slope_of = dict(zip(open_rows, slopes, strict=True))
+            gains = [slope_of.get(k) for k in range(len(jobs))]
         rngs = [text.rng for text, _, _ in jobs]
         likelier = [[] if text.finished else text.likelier for text, _, _ in jobs]
         scores, passes = masked_scores(denoiser, steered, spec, hypotheses, rngs, gains, likelier)
-        for (text, tokens, _), one, spent in zip(jobs, scores, passes, strict=True):
+        for (text, tokens, _), one, cost in zip(jobs, scores, passes, strict=True):
             text.scores[tokens] = one
-            text.passes += spent
+            text.passes += cost
             if not text.finished:
                 text.make_candidates(tokens, one, spec)
 
@@ -238,27 +238,27 @@ class GuidedSearch:
         if jobs:
             owners, vectors, masked_texts, removals, lengths = zip(*jobs, strict=True)
             target = embedding[[text.row for text in owners]]
-            seen = torch.from_numpy(np.stack(vectors))
-            steered = steer(target, seen, torch.tensor(lengths), spec.feedback)
+            estimates = torch.from_numpy(np.stack(vectors))
+            steered = steer(target, estimates, torch.tensor(lengths), spec.feedback)
             results, passes = infill(denoiser, steered, spec, masked_texts, removals)
-            for text, tokens, spent in zip(owners, results, passes, strict=True):
-                text.passes += spent
-                if tokens and tokens not in text.known and tokens not in new[text.row]:
+            for text, tokens, cost in zip(owners, results, passes, strict=True):
+                text.passes += cost
+                if tokens and tokens not in text.hypotheses and tokens not in new[text.row]:
                     new[text.row].append(tokens)
         return list(new.values())
 
-    def _propose(self, text: _Text, left: int, infills: list[Tokens]) -> list[Tokens]:
+    def _propose(self, text: _Text, calls: int, infills: list[Tokens]) -> list[Tokens]:
         """Choose the texts most worth a call: infills, moves, then single edits."""
         text.learn_new()
         beam = text.nearest(self.beam, self.gain)
         text.candidates = {t: text.candidates[t] for t in beam if t in text.candidates}
-        count = min(self.proposals, left)
-        chosen = infills[:count]
+        count = min(self.proposals, calls)
+        texts = infills[:count]
         moved, edited = text.best_candidates(self.gain, count)
-        for some, most in ((moved, len(chosen) + _MOVES), (edited, count)):
-            new = [tokens for tokens in some if tokens not in chosen]
-            chosen += new[: max(min(most, count) - len(chosen), 0)]
-        return chosen
+        for some, most in ((moved, len(texts) + _MOVES), (edited, count)):
+            new = [tokens for tokens in some if tokens not in texts]
+            texts += new[: max(min(most, count) - len(texts), 0)]
+        return texts
 
 
 class _Text:
@@ -270,10 +270,10 @@ class _Text:
         self.lengths = np.zeros(spec.length + 1)  # log-probability of each number of tokens
         self.likelier: list[int] = []  # tokens of a corpus
         # Hypotheses embedded, numbered, with the passes spent when each was made
-        self.known: dict[Tokens, int] = {}
+        self.hypotheses: dict[Tokens, int] = {}
         self.cosines: list[float] = []
         self.vectors: list[NDArray[np.float32]] = []
-        self.made: list[int] = []
+        self.pass_counts: list[int] = []
         self.drafts: dict[Tokens, list[float]] = {}  # confidences of what was decoded whole
         # Of hypotheses scored, and of those that are edited now
         self.scores: dict[Tokens, MaskedScores] = {}
@@ -298,7 +298,7 @@ class _Text:
             count: How many.
             weight: Of a nat of their length's log-probability.
         """
-        texts = list(self.known)
+        texts = list(self.hypotheses)
         sizes = [len(tokens) for tokens in texts]
         worth = (np.array(self.cosines) + weight * self.lengths[sizes]).round(_DIGITS)
         order = np.argsort(-worth, kind="stable")[:count].tolist()
@@ -306,7 +306,7 @@ class _Text:
 
     def vector_of(self, tokens: Tokens) -> NDArray[np.float32]:
         """The embedding [D] of a hypothesis."""
-        return self.vectors[self.known[tokens]]
+        return self.vectors[self.hypotheses[tokens]]
 
     def read_corpus(self, texts: Sequence[Sequence[int]]) -> list[Tokens]:
         """Take texts of a corpus for hypotheses, and their words for likelier ones."""
@@ -315,17 +315,17 @@ class _Text:
 
     def learn(self, tokens: Tokens, cosine: float, vector: NDArray[np.float32]) -> None:
         """Remember what the encoder said of a new text."""
-        if tokens in self.known:
+        if tokens in self.hypotheses:
             return
-        self.known[tokens] = len(self.known)
+        self.hypotheses[tokens] = len(self.hypotheses)
         self.cosines.append(cosine)
         self.vectors.append(vector)
-        self.made.append(self.passes)
+        self.pass_counts.append(self.passes)
 
     def learn_new(self) -> None:
         """Have the model learn from what was embedded since the last time."""
         done = len(self.hashes)
-        rows = to_rows(list(self.known)[done:], self.length)
+        rows = to_rows(list(self.hypotheses)[done:], self.length)
         if len(rows):
             self.model.learn(rows, np.stack(self.vectors[done:]), np.array(self.cosines[done:]))
             self.hashes = np.append(self.hashes, hash_rows(rows))
@@ -406,7 +406,7 @@ def _embed(
 
 
 def _step(
-    texts: Sequence[_Text], shown: Tensor, place: tuple[int, int], calls: Tensor, spec: SequenceSpec
+    texts: Sequence[_Text], last: Tensor, place: tuple[int, int], calls: Tensor, spec: SequenceSpec
 ) -> DecodingStep:
     """Show the nearest hypothesis of every text to a live display."""
     rows, confidences, _ = zip(*(_best(text, spec) for text in texts), strict=True)
@@ -414,7 +414,7 @@ def _step(
     cosines = torch.tensor([text.cosine for text in texts])
     nothing = torch.zeros(len(texts))  # is masked
     return DecodingStep(
-        *place, tokens, torch.tensor(confidences), tokens != shown, nothing, cosines, calls.clone()
+        *place, tokens, torch.tensor(confidences), tokens != last, nothing, cosines, calls.clone()
     )
 
 
@@ -430,15 +430,15 @@ def _best(text: _Text, spec: SequenceSpec) -> tuple[list[int], list[float], int]
     if tokens in text.scores:
         confidences = np.exp(text.scores[tokens].own).tolist()
     confidences = [*confidences, *[1.0] * (spec.length - len(confidences))]
-    return row_of(tokens, spec), confidences, text.made[text.known[tokens]]
+    return row_of(tokens, spec), confidences, text.pass_counts[text.hypotheses[tokens]]
 
 
-def _decoded(texts: Sequence[_Text], calls: Tensor, spec: SequenceSpec, to: Tensor) -> Decoded:
-    rows, confidences, made = zip(*(_best(text, spec) for text in texts), strict=True)
+def _result(texts: Sequence[_Text], calls: Tensor, spec: SequenceSpec, to: Tensor) -> Decoded:
+    rows, confidences, passes = zip(*(_best(text, spec) for text in texts), strict=True)
     results = Decoded(
         tokens=torch.tensor(rows),
         confidences=torch.tensor(confidences),
-        order=torch.tensor(made)[:, None].expand(-1, spec.length),
+        order=torch.tensor(passes)[:, None].expand(-1, spec.length),
         passes=torch.tensor([text.passes for text in texts]),
         encoder_calls=calls,
         cosines=torch.tensor([text.cosine for text in texts]),

@@ -197,12 +197,12 @@ def _article(examples: Sequence[Example]) -> str:
     for example in examples:
         cosine = "none" if example.cosine is None else f"{example.cosine:.2f}"
         about = f"{example.row} · F1 {example.f1:.2f} · cosine {cosine}"
-        recovered = "".join(_marked(*piece) for piece in example.tokens)
+        recovered = "".join(_html_piece(*piece) for piece in example.tokens)
         lines.append(f"<p><small>{escape(about)}</small><br>{recovered}</p>")
     return "".join([*lines, "</article>"])
 
 
-def _marked(piece: str, mark: str) -> str:
+def _html_piece(piece: str, mark: str) -> str:
     tag = {"right": "b", "elsewhere": "i"}.get(mark)
     return escape(piece) if tag is None else f"<{tag}>{escape(piece)}</{tag}>"
 
@@ -334,11 +334,11 @@ def _examples(examples: Sequence[Example]) -> Iterator[str]:
     yield "| original | recovered | F1 | cosine |"
     yield "|---|---|---|---|"
     for example, cosine in zip(examples, cosines, strict=True):
-        recovered = "".join(_marked_markdown(*piece) for piece in example.tokens)
+        recovered = "".join(_markdown_piece(*piece) for piece in example.tokens)
         yield f"| {escape_markdown(example.original)} | {recovered} | {example.f1:.2f} | {cosine} |"
 
 
-def _marked_markdown(piece: str, mark: str) -> str:
+def _markdown_piece(piece: str, mark: str) -> str:
     sign = {"right": "**", "elsewhere": "*"}.get(mark, "")
     bare = piece.strip()
     if not bare or not sign:

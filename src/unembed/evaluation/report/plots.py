@@ -119,11 +119,11 @@ def _leak(ax: Any, curve: AlignCurve) -> None:
     metric = CURVE_METRICS[0]
     for label, of in (("aligned", "figures"), ("another text's vector", "shuffled")):
         points = [(p.pairs, getattr(p, of)[metric]) for p in curve.points]
-        shown = [(pairs, figure) for pairs, figure in points if figure is not None]
+        bars = [(pairs, figure) for pairs, figure in points if figure is not None]
         ax.errorbar(
-            [pairs for pairs, _ in shown],
-            [figure.mean for _, figure in shown],
-            yerr=_errors([figure for _, figure in shown]),
+            [pairs for pairs, _ in bars],
+            [figure.mean for _, figure in bars],
+            yerr=_errors([figure for _, figure in bars]),
             fmt="o-",
             capsize=3,
             label=label,
@@ -158,12 +158,12 @@ def draw_frontier(frontier: Frontier, folder: Path) -> list[str]:
     for metric, ax in zip(FRONTIER_METRICS, grid.flat, strict=True):
         for style, (name, buckets) in zip(_STYLES, frontier.points.items(), strict=False):
             for number, (bucket, marks) in enumerate(buckets.items()):
-                known = [(mark, figures[metric]) for mark, figures in marks.items()]
-                shown = [(mark, figure) for mark, figure in known if figure is not None]
+                cells = [(mark, figures[metric]) for mark, figures in marks.items()]
+                bars = [(mark, figure) for mark, figure in cells if figure is not None]
                 ax.errorbar(
-                    [mark for mark, _ in shown],
-                    [figure.mean for _, figure in shown],
-                    yerr=_errors([figure for _, figure in shown]),
+                    [mark for mark, _ in bars],
+                    [figure.mean for _, figure in bars],
+                    yerr=_errors([figure for _, figure in bars]),
                     fmt=style,
                     color=f"C{number}",
                     capsize=2,

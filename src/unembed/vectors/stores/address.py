@@ -118,8 +118,8 @@ def open_store(
     """
     where: Any = address  # from Python anything may come
     if not isinstance(where, (str, Path)) or not str(where).strip():
-        found = f"{type(address).__name__} {address!r:.80}"
-        raise StoreError(f"a store: {_FORMS}", found, "Correct the address")
+        actual = f"{type(address).__name__} {address!r:.80}"
+        raise StoreError(f"a store: {_FORMS}", actual, "Correct the address")
     require_text(collection=collection, column=column, text_column=text_column)
     require_callable(ask=ask)
     keep = [keep] if isinstance(keep, str) else list(keep or ())
@@ -159,21 +159,21 @@ def parse_address(
         bare, query = address, ""
     options = dict(parse_qsl(query, keep_blank_values=True))
     _refuse_secrets(address if colon else "", options)
-    chosen = {name: options.pop(name, None) for name in _OURS if name != "dimension"}
+    ours = {name: options.pop(name, None) for name in _OURS if name != "dimension"}
     kind = _SCHEMES.get(scheme)
     if kind is None:
-        named = scheme if scheme in _PATH_SCHEMES else None
-        if colon and named is None:
+        path_kind = scheme if scheme in _PATH_SCHEMES else None
+        if colon and path_kind is None:
             raise StoreError(f"a store: {_FORMS}", f"{scheme}://", "Correct the address")
         bare = bare.partition("://")[2] if colon else bare
-        kind = named or kind_of_path(Path(bare))
+        kind = path_kind or kind_of_path(Path(bare))
     return Address(
         kind,
         bare,
-        collection or chosen["collection"] or chosen["table"],
-        column or chosen["column"],
-        text or chosen["text"],
-        chosen["id"],
+        collection or ours["collection"] or ours["table"],
+        column or ours["column"],
+        text or ours["text"],
+        ours["id"],
         tuple(keep),
         options,
     )
@@ -184,8 +184,8 @@ def _refuse_secrets(url: str, options: dict[str, str]) -> None:
         password = urlsplit(url).password
     except ValueError as error:
         raise StoreError(f"a store: {_FORMS}", str(error), "Correct the address") from error
-    named = [name for name in options if name.lower() in _SECRET_OPTIONS and options[name]]
-    if password or named:
+    secrets = [name for name in options if name.lower() in _SECRET_OPTIONS and options[name]]
+    if password or secrets:
         raise StoreError(
             "an address without a password or key",
             "one in it, which `ps` and the shell's history show",

@@ -58,7 +58,7 @@ class DuckStore(Store):
         with self._errors():
             rows = self._connection.execute(query, [[int(name) for name in ids]]).fetchall()
         by_id = {str(row[0]): row for row in rows}
-        return self._listed([by_id[name] for name in ids if name in by_id])
+        return self._to_batch([by_id[name] for name in ids if name in by_id])
 
     def batches(self, after: str | None = None, size: int = BATCH) -> Iterator[VectorBatch]:
         """All rows as a stream; see `Store.batches`."""
@@ -68,9 +68,9 @@ class DuckStore(Store):
             cursor = self._connection.cursor()
             cursor.execute(query, [-1 if after is None else int(after)])
             while rows := cursor.fetchmany(size):
-                yield self._listed(rows)
+                yield self._to_batch(rows)
 
-    def _listed(self, rows: list[tuple[Any, ...]]) -> VectorBatch:
+    def _to_batch(self, rows: list[tuple[Any, ...]]) -> VectorBatch:
         """Rows whose vectors come as tuples."""
         return self.batch([(k, None if v is None else list(v), *rest) for k, v, *rest in rows])
 
@@ -87,27 +87,27 @@ class DuckStore(Store):
         usable = [
             t for t, columns in tables.items() if any(map(_VECTOR.fullmatch, columns.values()))
         ]
-        chosen = choose(
+        table = choose(
             usable, self._address.collection, f"a table of vectors in {place}", "?table="
         )
-        kinds = tables[chosen]
+        kinds = tables[table]
         vectors = [name for name, kind in kinds.items() if _VECTOR.fullmatch(kind)]
         column = choose(
-            vectors, self._address.column, f"a column of vectors in {chosen}", "?column="
+            vectors, self._address.column, f"a column of vectors in {table}", "?column="
         )
         others = [name for name in kinds if name not in vectors]
         text, fields = choose_fields(others, self._address.text, self._address.keep)
-        self._table = ".".join(map(quoted, chosen.split(".")))
+        self._table = ".".join(map(quoted, table.split(".")))
         self.facts = StoreFacts(
             kind="duckdb",
-            collection=chosen,
+            collection=table,
             count=self._value(f"SELECT count(*) FROM {self._table}"),
             stored_type=kinds[column],
             normalised=False,
             text=text,
             fields=fields,
             not_read=[f"column {name}" for name in vectors if name != column]
-            + [f"table {name}" for name in usable if name != chosen],
+            + [f"table {name}" for name in usable if name != table],
             authentication="none: a file",
             encryption="none: the file is readable as it is",
         )

@@ -123,24 +123,24 @@ class ElasticStore(Store):
         self._column = choose(
             vectors, self._address.column, f"a vector field in {name}", "?column="
         )
-        chosen = kinds[self._column]
-        if chosen.get("element_type") == "bit" or chosen.get("data_type") == "binary":
+        mapping = kinds[self._column]
+        if mapping.get("element_type") == "bit" or mapping.get("data_type") == "binary":
             raise StoreError(
                 f"a field of floats in {name}", f"{self._column} of bits", "Choose another field"
             )
         others = [field for field, item in kinds.items() if item["type"] not in _DENSE]
         text, others = choose_fields(others, self._address.text, self._address.keep)
-        options = chosen.get("index_options") or chosen.get("method") or {}
+        options = mapping.get("index_options") or mapping.get("method") or {}
         kind = str(options.get("type") or options.get("name") or "not indexed")
         quantised = any(word in str(options) for word in ("int8", "int4", "bbq", "sq", "pq"))
-        element = str(chosen.get("element_type") or chosen.get("data_type") or "float")
+        element = str(mapping.get("element_type") or mapping.get("data_type") or "float")
         self.facts = StoreFacts(
             kind=self._address.kind,
             collection=name,
             count=int(self._call("GET", f"/{self._index}/_count", None)["count"]),
-            dimension=int(chosen.get("dims") or chosen.get("dimension") or 0),
+            dimension=int(mapping.get("dims") or mapping.get("dimension") or 0),
             stored_type="float32" if element == "float" else element,
-            metric=chosen.get("similarity") or options.get("space_type"),
+            metric=mapping.get("similarity") or options.get("space_type"),
             normalised=False,
             lossy=None if element == "float" else f"{element} instead of 32 bits",
             index=kind + (": quantised; the original vectors are kept" if quantised else ""),

@@ -47,8 +47,8 @@ class FileStore(Store):
         size = address.options.get("dimension", "1")
         if not size.isdecimal() or address.options.keys() - {"dimension"}:
             query = "&".join(f"{name}={value}" for name, value in address.options.items())
-            wanted = "column=, text= and dimension=NUMBER behind the path of files"
-            raise StoreError(wanted, repr(query), "Correct the address")
+            expected = "column=, text= and dimension=NUMBER behind the path of files"
+            raise StoreError(expected, repr(query), "Correct the address")
         self._file = VectorFile(address.path, address.column, skip_bad=True)
         try:
             parts = self._file.parts()
@@ -59,7 +59,7 @@ class FileStore(Store):
             dimension = dimension or _dimension(parts[0], address.column)
             count = len(self._file)
         except UnembedError as error:
-            raise StoreError(error.expected, error.found, error.fix) from error
+            raise StoreError(error.expected, error.actual, error.fix) from error
         except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
             raise StoreError(
                 f"vectors in {address.path}", str(error), "Save them with numpy.save"
@@ -91,9 +91,9 @@ class FileStore(Store):
             none = np.zeros((0, self.facts.dimension), np.float32)
             return VectorBatch([], none, [] if self.facts.text else None, nothing)
         if not self._seeks:
-            chosen = set(ids)
+            selection = set(ids)
             batches = [
-                b.take([i for i, n in enumerate(b.ids) if n in chosen]) for b in self.batches()
+                b.take([i for i, n in enumerate(b.ids) if n in selection]) for b in self.batches()
             ]
             batch = VectorBatch.concatenate(batches)
             order = {name: row for row, name in enumerate(batch.ids)}

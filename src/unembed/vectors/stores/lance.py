@@ -87,7 +87,7 @@ class LanceStore(Store):
             text=text,
             fields=others,
             not_read=[f"column {name}" for name in [*vectors, *several] if name != self._column],
-            deleted=self._deleted(),
+            deleted=self._deletions(),
             authentication="none: a folder",
             encryption="none: the files are readable as they are",
         )
@@ -97,7 +97,7 @@ class LanceStore(Store):
                 exact = ": quantised; the table keeps the exact vectors"
                 self.facts.index = index.index_type + (exact if lossy else "")
 
-    def _deleted(self) -> str | None:
+    def _deletions(self) -> str | None:
         """Rows of old versions that are gone from the newest one, as far as counts tell."""
         import lance
 

@@ -139,8 +139,8 @@ class MilvusStore(Store):
 
     def _learn(self, name: str, names: list[str]) -> None:
         local = "://" not in self._address.place
-        described = self._client.describe_collection(name)
-        kinds = {f["name"]: f["type"].name for f in described["fields"]}
+        schema = self._client.describe_collection(name)
+        kinds = {f["name"]: f["type"].name for f in schema["fields"]}
         vectors = [field for field, kind in kinds.items() if kind in _TYPES]
         refused = [f for f, k in kinds.items() if k in ("BINARY_VECTOR", "SPARSE_FLOAT_VECTOR")]
         if not vectors and refused:
@@ -152,22 +152,22 @@ class MilvusStore(Store):
         self._column = choose(
             vectors, self._address.column, f"a field of vectors in {name}", "?column="
         )
-        field = next(f for f in described["fields"] if f["name"] == self._column)
-        primary = next(f for f in described["fields"] if f.get("is_primary"))
+        field = next(f for f in schema["fields"] if f["name"] == self._column)
+        primary = next(f for f in schema["fields"] if f.get("is_primary"))
         self._key, self._whole = primary["name"], primary["type"].name == "INT64"
         others = [n for n in kinds if n not in (*vectors, *refused, self._key)]
         text, others = choose_fields(others, self._address.text, self._address.keep)
         partitions = self._client.list_partitions(name)
         self._load(name)
-        stored = _TYPES[kinds[self._column]]
+        element = _TYPES[kinds[self._column]]
         self.facts = StoreFacts(
             kind="milvus",
             collection=name,
             count=int(self._client.get_collection_stats(name)["row_count"]),
             dimension=int(field["params"]["dim"]),
-            stored_type=stored,
+            stored_type=element,
             normalised=False,
-            lossy=None if stored == "float32" else f"{stored} instead of 32 bits",
+            lossy=None if element == "float32" else f"{element} instead of 32 bits",
             tenants=[] if partitions == ["_default"] else list(partitions),
             text=text,
             fields=others,

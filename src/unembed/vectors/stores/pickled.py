@@ -53,11 +53,11 @@ def read_record(data: bytes, module: str, classes: frozenset[str], where: str) -
         StoreError: It does anything else; nothing of it was run.
     """
     if len(data) > _LARGEST:
-        raise _refused(where, f"one of {len(data)} bytes")
+        raise _refusal(where, f"one of {len(data)} bytes")
     try:
         return _Walk(module, classes, where).run(data)
     except (ValueError, IndexError, KeyError, TypeError, AttributeError) as error:
-        raise _refused(where, f"a damaged one ({error})") from error
+        raise _refusal(where, f"a damaged one ({error})") from error
 
 
 class _Walk:
@@ -91,7 +91,7 @@ class _Walk:
     def _combine(self, name: str, argument: Any) -> None:
         action = getattr(self, f"_{name.lower()}", None)
         if action is None:
-            raise _refused(self._where, f"one with the opcode {name}")
+            raise _refusal(self._where, f"one with the opcode {name}")
         action(argument)
 
     def _tuple(self, size: int) -> None:
@@ -144,23 +144,23 @@ class _Walk:
     def _stack_global(self, argument: Any) -> None:
         name, module = self._stack.pop(), self._stack.pop()
         if module != self._module or name not in self._classes:
-            raise _refused(self._where, f"one that names {module}.{name}, which was not run")
+            raise _refusal(self._where, f"one that names {module}.{name}, which was not run")
         self._stack.append(_Record)
 
     def _newobj(self, argument: Any) -> None:
         arguments, kind = self._stack.pop(), self._stack.pop()
         if kind is not _Record or arguments != ():
-            raise _refused(self._where, "one that makes objects in another way")
+            raise _refusal(self._where, "one that makes objects in another way")
         self._stack.append(_Record())
 
     def _build(self, argument: Any) -> None:
         state, record = self._stack.pop(), self._stack[-1]
         if type(record) is not _Record or not isinstance(state, dict):
-            raise _refused(self._where, "one that fills objects in another way")
+            raise _refusal(self._where, "one that fills objects in another way")
         record.update(state["__dict__"])
 
 
-def _refused(where: str, what: str) -> StoreError:
+def _refusal(where: str, what: str) -> StoreError:
     return StoreError(
         f"pickles of the client's own records in {where}",
         what,

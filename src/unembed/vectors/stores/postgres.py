@@ -232,9 +232,9 @@ class PostgresStore(Store):
                 f"{target}, of the type {types[target]}",
                 f"Choose another ?column=: {', '.join(usable) or 'none has vectors'}",
             )
-        named = [n for n in usable if types[n] in ("vector", "halfvec")] or usable
+        candidates = [n for n in usable if types[n] in ("vector", "halfvec")] or usable
         return choose(
-            usable if target else named, target, f"a column of vectors in {table}", "?column="
+            usable if target else candidates, target, f"a column of vectors in {table}", "?column="
         )
 
     def _identify(self, schema: str, table: str, types: dict[str, str]) -> None:

@@ -70,16 +70,16 @@ class QdrantStore(Store):
         return self.batch([self._row(by_id[name]) for name in ids if name in by_id])
 
     def _row(self, point: Any) -> tuple[Any, ...]:
-        named = isinstance(point.vector, dict)
-        vector = point.vector.get(self._name) if named else point.vector
+        by_name = isinstance(point.vector, dict)
+        vector = point.vector.get(self._name) if by_name else point.vector
         return str(point.id), vector, *map((point.payload or {}).get, self.fields)
 
     def _learn(self, name: str, names: list[str]) -> None:
         facts = self._client.get_collection(name)
         parameters = facts.config.params
         vectors = parameters.vectors or {}
-        named = vectors if isinstance(vectors, dict) else {"": vectors}
-        usable = [n for n, v in named.items() if v.multivector_config is None]
+        by_name = vectors if isinstance(vectors, dict) else {"": vectors}
+        usable = [n for n, v in by_name.items() if v.multivector_config is None]
         if not usable:
             raise StoreError(
                 f"a collection of dense vectors, one a point, at {self._address.place}",
@@ -87,13 +87,13 @@ class QdrantStore(Store):
                 "Choose another ?collection=",
             )
         self._name = choose(usable, self._address.column, f"a vector of {name}", "?column=")
-        chosen = named[self._name]
-        kind = str(getattr(chosen.datatype, "value", chosen.datatype) or "float32")
-        metric = str(getattr(chosen.distance, "value", chosen.distance)).lower()
+        vector = by_name[self._name]
+        kind = str(getattr(vector.datatype, "value", vector.datatype) or "float32")
+        metric = str(getattr(vector.distance, "value", vector.distance)).lower()
         first, _ = self._client.scroll(name, limit=1, with_payload=True, with_vectors=False)
         names_there = sorted(first[0].payload or {}) if first else []
         text, fields = choose_fields(names_there, self._address.text)
-        quantised = facts.config.quantization_config or chosen.quantization_config
+        quantised = facts.config.quantization_config or vector.quantization_config
         encryption = "TLS"
         if self._address.place.startswith(("qdrant://", "http://")):
             encryption = "none" + (", and the key goes over it" if self._address.secret else "")
@@ -101,7 +101,7 @@ class QdrantStore(Store):
             kind="qdrant",
             collection=name,
             count=self._client.count(name, exact=True).count,
-            dimension=int(chosen.size),
+            dimension=int(vector.size),
             stored_type=kind,
             metric=metric,
             normalised=metric == "cosine",
@@ -115,7 +115,7 @@ class QdrantStore(Store):
             text=text,
             fields=fields,
             not_read=[f"collection {other}" for other in names if other != name]
-            + [f"vector {other}" for other in named if other != self._name]
+            + [f"vector {other}" for other in by_name if other != self._name]
             + [f"vector {other}: sparse" for other in parameters.sparse_vectors or {}],
             authentication="an API key" if self._address.secret else "none was needed",
             encryption=f"of the connection: {encryption}",

@@ -87,10 +87,10 @@ class QdrantFolderStore(Store):
 
     def _learn(self, name: str, collections: dict[str, Any]) -> None:
         settings = collections[name].get("vectors") or {}
-        named = settings if "size" not in settings else {"": settings}
-        usable = [n for n, s in named.items() if not s.get("multivector_config")]
+        by_name = settings if "size" not in settings else {"": settings}
+        usable = [n for n, s in by_name.items() if not s.get("multivector_config")]
         self._name = choose(usable, self._address.column, f"a dense vector in {name}", "?column=")
-        chosen = named[self._name]
+        vector = by_name[self._name]
         rows = self._connection.execute("SELECT id, rowid FROM points ORDER BY rowid").fetchall()
         self._keys = {_key(str(key), str(self._file)): row for key, row in rows}
         first = self._point(rows[0][1]) if rows else {}
@@ -100,14 +100,18 @@ class QdrantFolderStore(Store):
             kind="qdrant (local folder)",
             collection=name,
             count=len(rows),
-            dimension=int(chosen["size"]),
-            stored_type=str(chosen.get("datatype") or "float32"),
-            metric=str(chosen.get("distance", "")).lower(),
+            dimension=int(vector["size"]),
+            stored_type=str(vector.get("datatype") or "float32"),
+            metric=str(vector.get("distance", "")).lower(),
             normalised=False,  # the client scales in memory, what lies on disk is as it came
             text=text,
             fields=fields,
             not_read=[f"collection {other}" for other in collections if other != name]
-            + [f"vector {other}: several vectors a point" for other in named if other not in usable]
+            + [
+                f"vector {other}: several vectors a point"
+                for other in by_name
+                if other not in usable
+            ]
             + [f"vector {other}: sparse" for other in sparse]
             + [f"vector {other}" for other in usable if other != self._name],
             authentication="none: a folder",

@@ -75,7 +75,7 @@ class RedisStore(Store):
 
     def _learn(self) -> None:
         prefix = self._address.collection or ""
-        self._pattern = _escaped(prefix) + "*"
+        self._pattern = _escape(prefix) + "*"
         first = list(islice(self.ids(), _PEEKED))
         if not first:
             raise StoreError(
@@ -141,7 +141,7 @@ def _text(data: bytes, errors: str = "surrogateescape") -> str:
     return data.decode("utf-8", errors)
 
 
-def _escaped(prefix: str) -> str:
+def _escape(prefix: str) -> str:
     return "".join(f"\\{sign}" if sign in "*?[]\\^" else sign for sign in prefix)
 
 

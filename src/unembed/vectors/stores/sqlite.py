@@ -240,9 +240,9 @@ class _Layout:
                     where = "auxiliary"
                 elif re.search(r"partition\s+key", part, re.I):
                     where = "partition"
-                counted = where.partition("_")[0]
-                self.fields[words[0].strip("\"'`[]")] = (where, counts[counted])
-                counts[counted] += 1
+                group = where.partition("_")[0]
+                self.fields[words[0].strip("\"'`[]")] = (where, counts[group])
+                counts[group] += 1
 
     def value(
         self, connection: sqlite3.Connection, field: str, rowid: int, chunk: int, offset: int

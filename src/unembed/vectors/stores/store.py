@@ -36,7 +36,7 @@ TEXT_NAMES = (
     "_node_content",
 )
 _MOST_READ = 2  # times the sample, where rows without a usable vector are replaced
-_SHOWN = 300  # characters of a client's own message
+_MOST_CHARS = 300  # characters of a client's own message
 
 
 @dataclass(frozen=True, eq=False)
@@ -348,26 +348,26 @@ def draw_ids(ids: Iterable[str], n: int, seed: int) -> list[str]:
     return heapq.nsmallest(n, ids, key=rank)
 
 
-def choose(names: Sequence[str], wanted: str | None, what: str, option: str) -> str:
+def choose(names: Sequence[str], name: str | None, what: str, option: str) -> str:
     """The collection, table or column that was asked for, or the only one.
 
     Args:
         names: Those that are there.
-        wanted: What was asked for; None for the only one.
+        name: What was asked for; None for the only one.
         what: For the message: "a table with vectors in DB".
         option: How to name one: "?table=".
 
     Raises:
         StoreError: It is not there, or there are several or none.
     """
-    if wanted is None and len(names) == 1:
+    if name is None and len(names) == 1:
         return names[0]
-    if wanted is not None and wanted in names:
-        return wanted
+    if name is not None and name in names:
+        return name
     listing = ", ".join(map(repr, list(names)[:20])) or "none"
     raise StoreError(
-        what if wanted is None else f"{what} named {wanted!r}",
-        listing if wanted is not None or not names else f"several: {listing}",
+        what if name is None else f"{what} named {name!r}",
+        listing if name is not None or not names else f"several: {listing}",
         f"Name one with {option}" if names else "Choose another store",
     )
 
@@ -428,5 +428,5 @@ def client_errors(
             message = message.replace(secret, "***")
         remedy = fix if isinstance(fix, str) else fix(error)
         raise StoreError(
-            expected, message[:_SHOWN], remedy
+            expected, message[:_MOST_CHARS], remedy
         ) from None  # a cause may hold the secret
