@@ -76,7 +76,7 @@ $(STAMP): pyproject.toml constraints.txt hashes.txt
 	fi
 	@touch $(UNFINISHED)
 	@echo "installing (the first time takes a few minutes)"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r hashes.txt
+	@$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check --require-hashes --no-deps -r hashes.txt
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation -c constraints.txt -e '.[embedded,demo,dev]'
 	@rm -f $(UNFINISHED)
 	@touch $@
